@@ -1,0 +1,1 @@
+"""Bytes to frozen records and back; arrays to arrays. No files, no clock, no threads."""

@@ -1,0 +1,52 @@
+"""The block allocation table as one numpy array.
+
+An entry is the file sector (offset / 512) of a block's sector bitmap, its data right behind; all ones means that
+the block is not allocated. On disk the entries are 32-bit big-endian; here they are native uint32.
+
+**Source**: reference 1.6.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.format.layout import SECTOR
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNALLOCATED = 0xFFFF_FFFF
+ENTRIES_PER_SECTOR = SECTOR // 4
+
+
+def from_bytes(raw: bytes | memoryview) -> NDArray[np.uint32]:
+    """Return the entries (uint32) in a stretch of the table."""
+    return np.frombuffer(raw, dtype=">u4").astype(np.uint32)
+
+
+def to_bytes(entries: NDArray[np.uint32]) -> bytes:
+    """Return the table's bytes, padded with ones to whole sectors as Windows does."""
+    padding = -len(entries) % ENTRIES_PER_SECTOR
+    return entries.astype(">u4").tobytes() + b"\xff" * (padding * 4)
+
+
+def allocated(entries: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the indices (int64, ascending) of the entries that are allocated."""
+    return np.flatnonzero(entries != UNALLOCATED).astype(np.int64, copy=False)
+
+
+def offsets(entries: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the byte offsets (int64) of allocated entries' bitmaps; widened first, uint32 would wrap."""
+    return entries.astype(np.int64) * SECTOR
+
+
+def first_overlap(block_offsets: NDArray[np.int64], span: int) -> tuple[int, int] | None:
+    """Return the indices of two blocks of `span` bytes that share bytes, or None; O(n log n)."""
+    order = np.argsort(block_offsets, kind="stable")
+    clashes = np.flatnonzero(np.diff(block_offsets[order]) < span)
+    if not len(clashes):
+        return None
+    at = int(clashes[0])
+    return int(order[at]), int(order[at + 1])
