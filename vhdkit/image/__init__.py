@@ -1,0 +1,1 @@
+"""One image by itself: reading its structures, resolving ranges, writing sectors, creating files."""

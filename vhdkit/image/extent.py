@@ -1,0 +1,193 @@
+"""Where does each byte of a range come from?
+
+`Extents` answers as arrays, one element a stretch that has a single source, in order and without gaps. An image
+resolves a range into what it holds itself, what reads as zeros, and what it leaves to its parent; `overlay` lays
+one layer's answer over the next one's. Reading, map, convert, compare and merging all stand on it. Nothing here
+reads or opens anything.
+
+All positions are bytes in int64: a virtual disk ends below 2**41 and so does a file that a BAT can address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """What stands behind an extent."""
+
+    ZERO = 0
+    DATA = 1
+    PARENT = 2
+
+
+class Extent(NamedTuple):
+    """One stretch of the virtual disk; `file_offset` is -1 unless it is data, `depth` counts from the leaf."""
+
+    start: int
+    length: int
+    kind: Kind
+    depth: int
+    file_offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extents:
+    """Stretches as columns of equal length: int64 starts, stops and file offsets; uint8 kinds; int32 depths."""
+
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+    depth: NDArray[np.int32]
+    file_offset: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __iter__(self) -> Iterator[Extent]:
+        columns = zip(
+            self.start.tolist(),
+            (self.stop - self.start).tolist(),
+            self.kind.tolist(),
+            self.depth.tolist(),
+            self.file_offset.tolist(),
+            strict=True,
+        )
+        return (Extent(start, length, Kind(kind), depth, at) for start, length, kind, depth, at in columns)
+
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Extents:
+        """Return the chosen extents, by mask or by index."""
+        return Extents(
+            start=self.start[which],
+            stop=self.stop[which],
+            kind=self.kind[which],
+            depth=self.depth[which],
+            file_offset=self.file_offset[which],
+        )
+
+    def of(self, kind: Kind) -> Extents:
+        """Return the extents of one kind."""
+        return self.take(self.kind == kind)
+
+    def at_depth(self, depth: int) -> Extents:
+        """Return the same extents, said to lie in the layer of that depth."""
+        return Extents(
+            start=self.start,
+            stop=self.stop,
+            kind=self.kind,
+            depth=np.full(len(self), depth, np.int32),
+            file_offset=self.file_offset,
+        )
+
+    @property
+    def total(self) -> int:
+        """Bytes covered."""
+        return int((self.stop - self.start).sum())
+
+
+def single(start: int, stop: int, kind: Kind, file_offset: int = -1) -> Extents:
+    """Return one extent, or none if it is empty."""
+    return filled(
+        np.array([start] if kind is Kind.DATA else [], np.int64),
+        np.array([stop] if kind is Kind.DATA else [], np.int64),
+        np.array([file_offset] if kind is Kind.DATA else [], np.int64),
+        start,
+        stop,
+        Kind.ZERO if kind is Kind.DATA else kind,
+    )
+
+
+def filled(
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    file_offset: NDArray[np.int64],
+    first: int,
+    last: int,
+    hole: Kind,
+) -> Extents:
+    """Return the data stretches given (ascending, apart or touching), clipped to [first, last), holes filled.
+
+    Stretches that touch both on the disk and in the file become one.
+    """
+    begin = np.maximum(start, first)
+    end = np.minimum(stop, last)
+    kept = begin < end
+    begin, end, at = begin[kept], end[kept], (file_offset + (begin - start))[kept]
+    if len(begin) > 1:
+        joins = (begin[1:] == end[:-1]) & (at[1:] - at[:-1] == begin[1:] - begin[:-1])
+        heads = np.flatnonzero(np.concatenate(([True], ~joins)))
+        tails = np.append(heads[1:], len(begin)) - 1
+        begin, end, at = begin[heads], end[tails], at[heads]
+    count = len(begin)
+    # Hole, data, hole, data, ..., hole; then the empty ones go.
+    starts = np.empty(2 * count + 1, np.int64)
+    starts[0], starts[1::2], starts[2::2] = first, begin, end
+    stops = np.empty_like(starts)
+    stops[0:-1:2], stops[1::2], stops[-1] = begin, end, last
+    kinds = np.full(len(starts), hole, np.uint8)
+    kinds[1::2] = Kind.DATA
+    offsets = np.full(len(starts), -1, np.int64)
+    offsets[1::2] = at
+    whole = Extents(
+        start=starts, stop=stops, kind=kinds, depth=np.zeros(len(starts), np.int32), file_offset=offsets
+    )
+    return whole.take(starts < stops)
+
+
+def overlay(upper: Extents, lower: Extents) -> Extents:
+    """Return `upper` with everything that it leaves to its parent taken from `lower`.
+
+    Both cover the same range. The upper's own stretches stay whole; the lower's boundaries cut only what is
+    taken from it.
+    """
+    above = np.searchsorted(upper.start, lower.start, "right") - 1
+    cuts = lower.start[upper.kind[above] == Kind.PARENT]
+    start = np.union1d(upper.start, cuts)
+    above = np.searchsorted(upper.start, start, "right") - 1
+    below = np.searchsorted(lower.start, start, "right") - 1
+    through = upper.kind[above] == Kind.PARENT
+    stop = np.append(start[1:], upper.stop[-1:])
+    base = np.where(through, lower.start[below], upper.start[above])
+    offset = np.where(through, lower.file_offset[below], upper.file_offset[above])
+    return Extents(
+        start=start,
+        stop=stop,
+        kind=np.where(through, lower.kind[below], upper.kind[above]),
+        depth=np.where(through, lower.depth[below], upper.depth[above]),
+        file_offset=np.where(offset < 0, -1, offset + (start - base)),
+    )
+
+
+def concatenate(parts: list[Extents]) -> Extents:
+    """Return extents that follow one another as one."""
+    return Extents(
+        start=np.concatenate([part.start for part in parts]),
+        stop=np.concatenate([part.stop for part in parts]),
+        kind=np.concatenate([part.kind for part in parts]),
+        depth=np.concatenate([part.depth for part in parts]),
+        file_offset=np.concatenate([part.file_offset for part in parts]),
+    )
+
+
+def groups(
+    start: NDArray[np.int64], stop: NDArray[np.int64], delta: NDArray[np.int64], gap: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return (first, past last) indices of neighbours that one positioned call can serve together.
+
+    Neighbours belong together if they lie equally in the file (the same `delta` from disk to file) and the bytes
+    between them are at most `gap`: going over a small gap is cheaper than another call.
+    """
+    if not len(start):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    apart = (delta[1:] != delta[:-1]) | (start[1:] - stop[:-1] > gap)
+    heads = np.flatnonzero(np.concatenate(([True], apart)))
+    return heads, np.append(heads[1:], len(start))

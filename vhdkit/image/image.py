@@ -1,0 +1,280 @@
+"""An open image: what it holds of a range, and the changes that one image alone can make.
+
+An `Image` is one of the few mutable things here: it owns a storage, and when it is writable it knows where the
+next block goes. It never looks for a parent; `chain` does that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from vhdkit.errors import Corruption, CorruptImageError, ReadOnlyImageError
+from vhdkit.format import bat, bitmap
+from vhdkit.format.footer import DiskType, Footer
+from vhdkit.format.layout import FOOTER_SIZE, SECTOR
+from vhdkit.image import extent
+from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.image.table import Table, check_overlaps, check_placement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from vhdkit.format.header import DynamicHeader
+    from vhdkit.storage.seam import Folder, Storage
+
+
+class Layer:
+    """What a chain is made of: an image, or a raw file at its bottom."""
+
+    def __init__(self, storage: Storage, size: int, label: str) -> None:
+        self.storage = storage
+        self.size = size
+        self.label = label
+        self.broken: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        return self.storage.path
+
+    def resolve(self, offset: int, length: int) -> Extents:
+        """Return where each byte of a range inside the disk comes from."""
+        return extent.single(offset, offset + length, Kind.DATA, offset)
+
+    def mapped_sectors(self, offset: int, stop: int) -> int:
+        """Return the sectors of a range that bitmaps decide about: a bound for the extents in it."""
+        del offset, stop
+        return 0
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write file bytes; after the first failure of a write or sync nothing more is written."""
+        self.check_writable()
+        try:
+            self.storage.write_at(offset, data)
+        except OSError as error:
+            self.broken = error
+            raise
+
+    def sync(self) -> None:
+        """Make what was written durable; a failed sync may have lost it, so it ends all writing."""
+        self.check_writable()
+        try:
+            self.storage.sync()
+        except OSError as error:
+            self.broken = error
+            raise
+
+    def check_writable(self) -> None:
+        """Refuse to write to what was opened for reading, or failed before.
+
+        Raises:
+            ReadOnlyImageError: either is so.
+
+        """
+        if self.broken is not None:
+            message = f"an earlier write failed ({self.broken}); open the image anew to go on"
+            raise ReadOnlyImageError(message, path=self.path)
+        if not self.storage.writable:
+            raise ReadOnlyImageError("it was opened for reading only", path=self.path)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.storage.close()
+
+
+class RawImage(Layer):
+    """A file that is nothing but a disk's content; its last sector may be cut, and reads as if it were whole."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage, -(-storage.size() // SECTOR) * SECTOR, "raw")
+
+
+class Image(Layer):
+    """A fixed, dynamic or differencing VHD. Sizes and offsets are in bytes."""
+
+    def __init__(self, storage: Storage, metadata: Metadata) -> None:
+        footer = metadata.footer
+        super().__init__(storage, footer.current_size, footer.disk_type.label)
+        self.metadata = metadata
+        self.footer: Footer = footer
+        self.header: DynamicHeader | None = metadata.header
+        self.unique_id = footer.unique_id
+        self.disk_type = footer.disk_type
+        self.findings = metadata.findings
+        self.data_end = self.size
+        self.block_size = self.bitmap_size = self.sectors_per_block = 0
+        if self.header is not None:
+            self.block_size = self.header.block_size
+            self.bitmap_size = bitmap.bitmap_size(self.block_size)
+            self.sectors_per_block = self.block_size // SECTOR
+            self._open_table(self.header)
+
+    def _open_table(self, header: DynamicHeader) -> None:
+        self.table = Table(self.storage, header.table_offset, header.max_table_entries)
+        last = (self.size - 1) // self.block_size
+        self.data_end = check_placement(
+            self.table,
+            path=self.path,
+            header_end=self.metadata.header_end,
+            block_span=self.block_span,
+            limit=self.metadata.footer_start,
+            last=(last, self.bitmap_size + self.size - last * self.block_size),
+        )
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the disk has no blocks."""
+        return self.disk_type is DiskType.FIXED
+
+    @property
+    def is_differencing(self) -> bool:
+        """Whether what it does not hold is looked for in a parent."""
+        return self.disk_type is DiskType.DIFFERENCING
+
+    @property
+    def block_span(self) -> int:
+        """Bytes that a block takes in the file: bitmap and data."""
+        return self.bitmap_size + self.block_size
+
+    @property
+    def hole(self) -> Kind:
+        """What stands where this image holds nothing."""
+        return Kind.PARENT if self.is_differencing else Kind.ZERO
+
+    def check_overlaps(self) -> None:
+        """Refuse an image two of whose blocks share bytes; to be called before anything is written.
+
+        Raises:
+            CorruptImageError: naming the two blocks.
+
+        """
+        if not self.is_fixed:
+            check_overlaps(self.table, path=self.path, block_span=self.block_span)
+
+    def resolve(self, offset: int, length: int) -> Extents:
+        """Return where each byte of a range inside the disk comes from, by BAT and sector bitmaps.
+
+        A clear bit means zeros in a dynamic disk and the parent in a differencing one. Reads tables and bitmaps only.
+        """
+        if self.is_fixed:
+            return super().resolve(offset, length)
+        blocks, at = self.allocated(offset, offset + length)
+        row, start, stop = bitmap.runs(self.read_bitmaps(at), self.sectors_per_block)
+        base = blocks[row] * self.block_size
+        data = at[row] + self.bitmap_size + start * SECTOR
+        return extent.filled(
+            base + start * SECTOR, base + stop * SECTOR, data, offset, offset + length, self.hole
+        )
+
+    def allocated(self, offset: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the allocated blocks that touch a range: their indices and their bitmaps' file offsets."""
+        first = offset // self.block_size
+        entries = self.table.entries(first, -(-stop // self.block_size))
+        inside = bat.allocated(entries)
+        return inside + first, bat.offsets(entries[inside])
+
+    def read_bitmaps(self, offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the bitmaps at the given file offsets, one row each."""
+        rows = np.empty((len(offsets), self.bitmap_size), np.uint8)
+        for row, offset in zip(rows, offsets.tolist(), strict=True):
+            if self.storage.read_into(offset, row) < self.bitmap_size:
+                detail = "the file ends inside a sector bitmap"
+                raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=self.path, offset=offset)
+        return rows
+
+    def mapped_sectors(self, offset: int, stop: int) -> int:
+        """Return the sectors of allocated blocks in a range."""
+        if self.is_fixed:
+            return 0
+        blocks, _ = self.allocated(offset, stop)
+        return len(blocks) * min(self.sectors_per_block, (stop - offset) // SECTOR + 1)
+
+    def windows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield (indices, bitmap offsets) of all allocated blocks, a window of the table at a time."""
+        for base, entries in self.table.windows():
+            inside = bat.allocated(entries)
+            yield inside + base, bat.offsets(entries[inside])
+
+    def placements(self, count: int) -> NDArray[np.int64]:
+        """Return the file offsets (int64) that the bitmaps of the next `count` new blocks will have.
+
+        Data begin at 4 KiB boundaries, as Windows 8 and later place them; space that nothing refers to behind the last
+        block is used again.
+
+        Raises:
+            OSError: EFBIG, a BAT cannot address what lies beyond 2 TiB.
+
+        """
+        step = 4096 if self.block_size >= 4096 else SECTOR  # noqa: PLR2004
+        free = max(self.data_end, self.metadata.reserved_end)
+        first = -(-(free + self.bitmap_size) // step) * step - self.bitmap_size
+        stride = -(-self.block_span // step) * step
+        if (first + count * stride) // SECTOR >= bat.UNALLOCATED:
+            raise OSError(27, "the file would pass 2 TiB, which a BAT cannot address", self.path)
+        return first + np.arange(count, dtype=np.int64) * stride
+
+    def write_footer(self, offset: int) -> None:
+        """Write the footer so that the file ends with it, extending the file as far as needed."""
+        self.write_at(offset, self.footer.to_bytes())
+
+    def file_end_for(self, new_blocks: int) -> int:
+        """Return where the footer goes once `new_blocks` more are placed; a file never shrinks here."""
+        end = max(self.metadata.footer_start, self.data_end)
+        if new_blocks:
+            end = max(end, int(self.placements(new_blocks)[-1]) + self.block_span)
+        return -(-end // SECTOR) * SECTOR
+
+    def extend(self, new_end: int, *, reserve: bool, sync: bool) -> None:
+        """Make room for blocks up to `new_end`, where the footer goes: first the footer, then the old one's bytes.
+
+        **Order**: 1 space and footer at the new end (a cut leaves the old file, or a longer one that ends with the
+        footer; where only the length survived, the copy at offset 0 serves) · 2 sync · 3 zeros over what lay behind the
+        last block (a cut leaves unused bytes there).
+        """
+        self.check_writable()
+        old_size = self.metadata.file_size
+        if reserve and new_end + FOOTER_SIZE > old_size:
+            self.storage.reserve(old_size, new_end + FOOTER_SIZE - old_size)
+        self.write_footer(new_end)
+        if sync:
+            self.sync()
+        stale = min(old_size, new_end)
+        for at in range(self.data_end, stale, 1 << 20):
+            self.write_at(at, bytes(min(1 << 20, stale - at)))
+        self.metadata = replace(
+            self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=type(self.metadata.footer_place).TRAILING
+        )
+
+
+def open_image(folder: Folder, path: str, *, writable: bool = False, verify: bool = True) -> Image:
+    """Open one image, without its parents.
+
+    Raises:
+        CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
+        ReadOnlyImageError: it should be written and is marked read-only.
+        OSError: the file cannot be opened.
+
+    """
+    if writable and not folder.may_write(path):
+        raise ReadOnlyImageError("the file is read-only; allow writing to it first", path=path)
+    storage = folder.open(path, writable=writable)
+    try:
+        return Image(storage, read_metadata(storage, verify=verify))
+    except BaseException:
+        storage.close()
+        raise

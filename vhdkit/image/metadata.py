@@ -1,0 +1,285 @@
+"""Reading what a file says about itself: footer, dynamic header, parent locators. No BAT, no blocks.
+
+The order of trust: the trailing 512 bytes, then the 511 of software before Virtual PC 2004, then the copy at offset
+0, which only dynamic and differencing disks have. On a fixed disk offset 0 is the guest's: a guest could put a
+footer there, so the copy counts only if it says dynamic or differencing and leads to a dynamic header.
+
+**Source**: reference 1.2 to 1.5, 4.1.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn
+
+from vhdkit.errors import Corruption, CorruptImageError, Finding, UnsupportedImageError
+from vhdkit.format import layout
+from vhdkit.format.footer import DiskType, Footer
+from vhdkit.format.header import DynamicHeader
+from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
+from vhdkit.format.locator import MAX_LOCATOR_BYTES, decode_locator
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Storage
+
+_OTHER_FORMATS = {
+    b"vhdxfile": "a VHDX image",
+    b"QFI\xfb": "a qcow2 image",
+    b"KDMV": "a VMDK image",
+    b"# Disk DescriptorFile": "a VMDK descriptor",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+class FooterPlace(StrEnum):
+    """Which of the footers was believed."""
+
+    TRAILING = "trailing"
+    TRAILING_511 = "trailing-511"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentPath:
+    """A path that a locator or the name field gives; untrusted text."""
+
+    platform_code: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """What a file says about itself.
+
+    `header` is None for a fixed disk. No block may begin before `header_end`; a new one should not before
+    `reserved_end`, which adds the room that locators keep for longer paths.
+    """
+
+    path: str
+    file_size: int
+    footer: Footer
+    footer_place: FooterPlace
+    header: DynamicHeader | None
+    parent_paths: tuple[ParentPath, ...]
+    header_end: int
+    reserved_end: int
+    checksum_ok: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def footer_start(self) -> int:
+        """Where the trailing footer begins: nothing else may reach beyond; the file's end if it is lost."""
+        length = {FooterPlace.TRAILING: FOOTER_SIZE, FooterPlace.TRAILING_511: FOOTER_SIZE - 1}
+        return self.file_size - length.get(self.footer_place, 0)
+
+
+def read_metadata(storage: Storage, *, verify: bool = True) -> Metadata:
+    """Read footer, header and locators.
+
+    With `verify` false wrong checksums are put up with (and told by `checksum_ok`), so that a damaged file can at
+    least be looked at.
+
+    Raises:
+        CorruptImageError: a rule without which nothing can be read is broken.
+        UnsupportedImageError: the file is of another format, or of a version that is not known.
+
+    """
+    try:
+        return _Reader(storage, verify=verify).read()
+    except UnsupportedImageError as error:
+        error.path = error.path or storage.path
+        raise
+
+
+class _Reader:
+    """One pass over one file's structures, gathering what is odd about them."""
+
+    def __init__(self, storage: Storage, *, verify: bool) -> None:
+        self.storage = storage
+        self.verify = verify
+        self.size = storage.size()
+        self.findings: list[Finding] = []
+        self.checksum_ok = True
+
+    def read(self) -> Metadata:
+        footer, place = self._footer()
+        self._check_footer(footer, place)
+        header = None
+        paths: tuple[ParentPath, ...] = ()
+        header_end = reserved_end = 0
+        if footer.disk_type is not DiskType.FIXED:
+            header = self._header(footer)
+            self._check_table(footer, header)
+            paths, header_end, reserved_end = self._locators(footer, header)
+            header_end = max(header_end, self._batmap_end(footer, header))
+        return Metadata(
+            path=self.storage.path,
+            file_size=self.size,
+            footer=footer,
+            footer_place=place,
+            header=header,
+            parent_paths=paths,
+            header_end=header_end,
+            reserved_end=max(header_end, reserved_end),
+            checksum_ok=self.checksum_ok,
+            findings=tuple(self.findings),
+        )
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        return bytes(buffer[: self.storage.read_into(offset, buffer)])
+
+    def _note(self, corruption: Corruption, message: str) -> None:
+        self.findings.append(Finding(corruption=corruption, path=self.storage.path, message=message))
+
+    def _fail(self, corruption: Corruption, detail: str, offset: int | None = None) -> NoReturn:
+        raise CorruptImageError(corruption, detail, path=self.storage.path, offset=offset)
+
+    def _footer(self) -> tuple[Footer, FooterPlace]:
+        if self.size < FOOTER_SIZE - 1:
+            self._reject_other_formats()
+            self._fail(
+                Corruption.FILE_TOO_SHORT, f"not a VHD: {self.size} bytes are too few for a footer of {FOOTER_SIZE}"
+            )
+        first_error: CorruptImageError | None = None
+        for place, offset, raw in self._footer_places():
+            try:
+                footer = self._parse_footer(raw)
+            except CorruptImageError as error:
+                # The first footer that has a cookie but is wrong tells more than one that is not there.
+                if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
+                    first_error = error.located(self.storage.path, offset)
+                continue
+            if place is FooterPlace.COPY and not self._is_plausible_copy(footer):
+                continue
+            self._compare_copy(footer, place, raw)
+            return footer, place
+        self._reject_other_formats()
+        if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
+            self._fail(Corruption.NOT_A_VHD, "not a VHD: neither its end nor its beginning holds a footer")
+        raise first_error
+
+    def _footer_places(self) -> list[tuple[FooterPlace, int, bytes]]:
+        places = []
+        if self.size >= FOOTER_SIZE:
+            at = self.size - FOOTER_SIZE
+            places.append((FooterPlace.TRAILING, at, self._bytes(at, FOOTER_SIZE)))
+        if (self.size - (FOOTER_SIZE - 1)) % SECTOR == 0:
+            at = self.size - FOOTER_SIZE + 1
+            places.append((FooterPlace.TRAILING_511, at, self._bytes(at, FOOTER_SIZE - 1) + b"\0"))
+        if self.size >= FOOTER_SIZE + HEADER_SIZE:
+            places.append((FooterPlace.COPY, 0, self._bytes(0, FOOTER_SIZE)))
+        return places
+
+    def _parse_footer(self, raw: bytes) -> Footer:
+        footer = Footer.from_bytes(raw, verify=self.verify)
+        self.checksum_ok = layout.checksum(raw) == layout.stored_checksum(raw)
+        return footer
+
+    def _is_plausible_copy(self, footer: Footer) -> bool:
+        if footer.disk_type is DiskType.FIXED:
+            return False
+        return self._bytes(footer.data_offset, 8) == layout.HEADER_COOKIE
+
+    def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
+        if place is FooterPlace.COPY:
+            message = "the footer at its end is missing or damaged; the copy at its beginning is used"
+            self._note(Corruption.FOOTER_TRAILING_LOST, message)
+        elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
+            message = "the footer copy at its beginning differs from the footer at its end; the latter is used"
+            self._note(Corruption.FOOTER_COPY_DIFFERS, message)
+        if place is FooterPlace.TRAILING_511:
+            self._note(Corruption.FOOTER_511_BYTES, "the footer has 511 bytes, as before Virtual PC 2004")
+
+    def _reject_other_formats(self) -> None:
+        head = self._bytes(0, 32)
+        for magic, name in _OTHER_FORMATS.items():
+            if head.startswith(magic):
+                raise UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
+        extension = os.path.splitext(self.storage.path)[1].lower()  # noqa: PTH122 - paths are strings here
+        if re.fullmatch(r"\.v\d\d", extension):
+            message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"
+            raise UnsupportedImageError(message, path=self.storage.path)
+
+    def _check_footer(self, footer: Footer, place: FooterPlace) -> None:
+        size = footer.current_size
+        if size <= 0 or size % SECTOR or size > layout.MAX_VIRTUAL_SIZE:
+            detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {layout.MAX_VIRTUAL_SIZE}"
+            self._fail(Corruption.DISK_SIZE, detail)
+        if footer.saved_state:
+            self._note(Corruption.SAVED_STATE, "the disk belongs to a saved machine state; it is only read")
+        if footer.disk_type is DiskType.FIXED:
+            length = FOOTER_SIZE - (place is FooterPlace.TRAILING_511)
+            if size > self.size - length:
+                detail = f"the disk has {size} bytes, the file only {self.size - length} before its footer"
+                self._fail(Corruption.FIXED_DATA_MISSING, detail)
+
+    def _header(self, footer: Footer) -> DynamicHeader:
+        at = footer.data_offset
+        if at % SECTOR or at < FOOTER_SIZE or at + HEADER_SIZE > self.size:
+            detail = f"the dynamic header should be at {at:#x}, which is not a whole sector inside the file"
+            self._fail(Corruption.HEADER_OFFSET, detail)
+        raw = self._bytes(at, HEADER_SIZE)
+        try:
+            header = DynamicHeader.from_bytes(raw, verify=self.verify)
+        except CorruptImageError as error:
+            raise error.located(self.storage.path, at) from None
+        self.checksum_ok &= layout.checksum(raw) == layout.stored_checksum(raw)
+        return header
+
+    def _check_table(self, footer: Footer, header: DynamicHeader) -> None:
+        block = header.block_size
+        if block < SECTOR or block > layout.MAX_BLOCK_SIZE or block & (block - 1):
+            detail = f"the block size is {block}: expected a power of two from {SECTOR} to {layout.MAX_BLOCK_SIZE}"
+            self._fail(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
+        needed = -(-footer.current_size // block)
+        if header.max_table_entries < needed:
+            detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
+            self._fail(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
+        if header.max_table_entries > max(layout.MAX_TABLE_ENTRIES, needed):
+            detail = f"the BAT has {header.max_table_entries} entries, more than {layout.MAX_TABLE_ENTRIES}"
+            self._fail(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
+        at = header.table_offset
+        header_end = footer.data_offset + HEADER_SIZE
+        if at % SECTOR or at < FOOTER_SIZE or (at < header_end and at + header.table_bytes > footer.data_offset):
+            detail = f"the BAT should be at {at:#x}, which is not a sector of its own behind the footer copy"
+            self._fail(Corruption.BAT_OFFSET, detail, footer.data_offset + 16)
+        if at + header.max_table_entries * 4 > self.size:
+            detail = f"the BAT ends at {at + header.max_table_entries * 4}, the file at {self.size}"
+            self._fail(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
+
+    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], int, int]:
+        end = reserved_end = max(footer.data_offset + HEADER_SIZE, header.table_offset + header.table_bytes)
+        paths = []
+        for slot, locator in enumerate(header.locators if footer.disk_type is DiskType.DIFFERENCING else ()):
+            if not locator.is_used:
+                continue
+            length, data_end = locator.data_length, locator.data_offset + locator.data_length
+            if not 0 < length <= MAX_LOCATOR_BYTES or locator.data_offset < FOOTER_SIZE or data_end > self.size:
+                message = f"parent locator {slot} points outside of the file or is too long; it is not used"
+                self._note(Corruption.LOCATOR_UNREADABLE, message)
+                continue
+            end = max(end, -(-data_end // SECTOR) * SECTOR)
+            if locator.data_offset + locator.space <= self.size:
+                reserved_end = max(reserved_end, locator.data_offset + locator.space)
+            text = decode_locator(locator.platform_code, self._bytes(locator.data_offset, length))
+            if text is not None:
+                paths.append(ParentPath(platform_code=locator.platform_code, text=text))
+        return tuple(paths), end, reserved_end
+
+    def _batmap_end(self, footer: Footer, header: DynamicHeader) -> int:
+        """Return where blktap's map of full blocks ends, 0 if there is none (reference 3.7)."""
+        at = header.table_offset + header.table_bytes
+        raw = self._bytes(at, 512)
+        if footer.creator_application != b"tap\0" or raw[:8] != layout.BATMAP_COOKIE or len(raw) < SECTOR:
+            return 0
+        fields = layout.parse_batmap(raw)
+        if fields["key_hash"] == 1:
+            raise UnsupportedImageError("the image's blocks are encrypted by blktap", path=self.storage.path)
+        end = max(at + SECTOR, int(fields["data_offset"]) + int(fields["sectors"]) * SECTOR)
+        return end if end <= self.size else at + SECTOR

@@ -1,0 +1,293 @@
+"""Files of the operating system.
+
+`LocalStorage` uses pread, pwrite and copy_file_range; `PortableStorage` needs no more than seek, read and write,
+for systems that lack them (Windows), and is held to the same tests everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from vhdkit.storage.seam import Entry, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing_extensions import Buffer
+
+# One kernel call moves at most 2 GiB minus a page on Linux; a round number below is asked for at once.
+_CALL_BYTES = 1 << 30
+_COPY_BYTES = 8 << 20
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ETXTBSY}
+
+
+class _FileStorage:
+    """What both implementations share: everything that needs no position."""
+
+    def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._writable = writable
+        status = os.fstat(descriptor)
+        self._identity = (status.st_dev, status.st_ino)
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self._identity
+
+    @property
+    def writable(self) -> bool:
+        return self._writable
+
+    @property
+    def link_count(self) -> int:
+        return os.fstat(self._descriptor).st_nlink
+
+    @property
+    def mtime(self) -> float:
+        return os.fstat(self._descriptor).st_mtime
+
+    @property
+    def allocated_size(self) -> int:
+        status = os.fstat(self._descriptor)
+        return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def reserve(self, offset: int, length: int) -> None:
+        end = offset + length
+        if hasattr(os, "posix_fallocate") and length:
+            os.posix_fallocate(self._descriptor, offset, length)
+        elif end > self.size():
+            self.truncate(end)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+class LocalStorage(_FileStorage):
+    """An open file, by positioned calls of the kernel."""
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._descriptor, [view[done : done + _CALL_BYTES]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._descriptor, view[done : done + _CALL_BYTES], offset + done)
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        done = 0
+        if isinstance(source, LocalStorage) and hasattr(os, "copy_file_range"):
+            done = self._copy_in_kernel(source, source_offset, offset, length)
+        if done < length:
+            copy_through_memory(source, source_offset + done, self, offset + done, length - done)
+
+    def _copy_in_kernel(self, source: LocalStorage, source_offset: int, offset: int, length: int) -> int:
+        done = 0
+        while done < length:
+            try:
+                count = os.copy_file_range(
+                    source._descriptor,  # noqa: SLF001 - the same class, another open file
+                    self._descriptor,
+                    min(length - done, _CALL_BYTES),
+                    source_offset + done,
+                    offset + done,
+                )
+            except OSError as error:
+                if error.errno in _NO_KERNEL_COPY:
+                    break
+                raise
+            if not count:
+                break
+            done += count
+        return done
+
+
+class PortableStorage(_FileStorage):
+    """The same by seek, read and write under a lock."""
+
+    def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
+        super().__init__(descriptor, path, writable=writable)
+        self._lock = Lock()
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        with self._lock:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while done < len(view):
+                piece = os.read(self._descriptor, min(len(view) - done, _COPY_BYTES))
+                if not piece:
+                    break
+                view[done : done + len(piece)] = piece
+                done += len(piece)
+        return done
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        with self._lock:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while done < len(view):
+                done += os.write(self._descriptor, view[done : done + _CALL_BYTES])
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        copy_through_memory(source, source_offset, self, offset, length)
+
+
+def copy_through_memory(source: Storage, source_offset: int, target: Storage, offset: int, length: int) -> None:
+    """Copy by way of a buffer of 8 MiB; the way that works between any two storages."""
+    buffer = memoryview(bytearray(min(length, _COPY_BYTES)))
+    done = 0
+    while done < length:
+        piece = buffer[: min(length - done, _COPY_BYTES)]
+        if source.read_into(source_offset + done, piece) < len(piece):
+            raise OSError(errno.EIO, "the file ended while it was being copied", source.path)
+        target.write_at(offset + done, piece)
+        done += len(piece)
+
+
+def _allow_more_files() -> bool:
+    """Raise this process's soft limit of open files to its hard one: a chain of 1,024 layers opens as many."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
+
+
+class LocalFolder:
+    """The file system of this machine; relative paths start at the current directory."""
+
+    def __init__(self, *, portable: bool = not hasattr(os, "preadv")) -> None:
+        self._storage = PortableStorage if portable else LocalStorage
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | _OPEN_FLAGS
+        try:
+            descriptor = os.open(path, flags)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not _allow_more_files():
+                raise
+            descriptor = os.open(path, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", path)
+            return self._storage(descriptor, path, writable=writable)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def create(self, path: str) -> Storage:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON_FLAGS, 0o666)
+        return self._storage(descriptor, path, writable=True)
+
+    def publish(self, temporary: str, path: str) -> None:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            # No hard links here (FAT, some network shares). The name is checked and then taken: two processes
+            # that publish one name in the same instant could both succeed, and the later one would stay.
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            os.rename(temporary, path)  # noqa: PTH104 - paths are strings here
+        else:
+            os.unlink(temporary)  # noqa: PTH108 - the same
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)  # noqa: PTH108 - paths are strings here
+
+    def real(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def display(self, path: str) -> str:
+        try:
+            relative = os.path.relpath(path)
+        except ValueError:  # another drive of a Windows machine
+            return path
+        return relative if len(relative) < len(path) else path
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def names(self, directory: str) -> tuple[str, ...]:
+        try:
+            return tuple(sorted(os.listdir(directory)))  # noqa: PTH208 - names, not paths
+        except OSError:
+            return ()
+
+    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
+        try:
+            with os.scandir(directory) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            return
+        below = []
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    status = os.stat(entry.path, follow_symlinks=False)  # noqa: PTH116 - scandir's own lacks st_ino on Windows
+                    yield Entry(path=entry.path, size=status.st_size, identity=(status.st_dev, status.st_ino))
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+        for path in below if deep else ():
+            yield from self.walk(path)
+
+    def may_write(self, path: str) -> bool:
+        # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
+        return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)  # noqa: PTH116 - strings
+
+    def free_space(self, directory: str) -> int:
+        if hasattr(os, "statvfs"):
+            status = os.statvfs(directory)
+            return status.f_bavail * status.f_frsize
+        from shutil import disk_usage  # noqa: PLC0415 - only where statvfs is missing
+
+        return disk_usage(directory).free
+
+    def sync(self, directory: str) -> None:
+        # Windows cannot open a directory; NTFS journals names by itself.
+        if os.name == "nt":
+            return
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_COMMON_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# Without O_NONBLOCK opening a named pipe would wait for a writer for ever.
+_OPEN_FLAGS = _COMMON_FLAGS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)

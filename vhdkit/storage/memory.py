@@ -1,0 +1,169 @@
+"""Files in memory, for tests and for callers who have the bytes already."""
+
+from __future__ import annotations
+
+import errno
+import os.path
+import posixpath
+from itertools import count
+from typing import TYPE_CHECKING
+
+from vhdkit.storage.local import copy_through_memory
+from vhdkit.storage.seam import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing_extensions import Buffer
+
+    from vhdkit.storage.seam import Storage
+
+
+class MemoryFile:
+    """What a name in a `MemoryFolder` leads to: the bytes, and the number that tells files apart."""
+
+    def __init__(self, number: int, content: bytes = b"", *, mtime: float = 0.0) -> None:
+        self.number = number
+        self.content = bytearray(content)
+        self.mtime = mtime
+        self.read_only = False
+
+
+class MemoryStorage:
+    """An open file in memory."""
+
+    def __init__(self, path: str, file: MemoryFile, *, writable: bool) -> None:
+        self._path = path
+        self._file = file
+        self._writable = writable
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return (0, self._file.number)
+
+    @property
+    def writable(self) -> bool:
+        return self._writable
+
+    @property
+    def link_count(self) -> int:
+        return 1
+
+    @property
+    def mtime(self) -> float:
+        return self._file.mtime
+
+    @property
+    def allocated_size(self) -> int:
+        return len(self._file.content)
+
+    def size(self) -> int:
+        return len(self._file.content)
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        piece = memoryview(self._file.content)[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        self._check_writable()
+        data = memoryview(buffer).cast("B")
+        self.reserve(offset, len(data))
+        self._file.content[offset : offset + len(data)] = data
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        copy_through_memory(source, source_offset, self, offset, length)
+
+    def reserve(self, offset: int, length: int) -> None:
+        self._check_writable()
+        self._file.content.extend(bytes(max(0, offset + length - self.size())))
+
+    def truncate(self, size: int) -> None:
+        self._check_writable()
+        self.reserve(0, size)
+        del self._file.content[size:]
+
+    def sync(self) -> None:
+        """Memory is as stable as it gets."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
+
+
+class MemoryFolder:
+    """A file tree in memory, its paths absolute and with slashes; directories exist by being named.
+
+    >>> folder = MemoryFolder({"/vms/a.vhd": b"abc"})
+    >>> folder.open("/vms/a.vhd").size()
+    3
+    """
+
+    def __init__(self, files: dict[str, bytes] | None = None, *, free: int = 1 << 50) -> None:
+        self._numbers = count(1)
+        self._files = {
+            self.real(path): MemoryFile(next(self._numbers), content) for path, content in (files or {}).items()
+        }
+        self.free = free
+
+    def __getitem__(self, path: str) -> MemoryFile:
+        try:
+            return self._files[self.real(path)]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        file = self[path]
+        if writable and file.read_only:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return MemoryStorage(path, file, writable=writable)
+
+    def create(self, path: str) -> Storage:
+        if self.exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self._files[self.real(path)] = file = MemoryFile(next(self._numbers))
+        return MemoryStorage(path, file, writable=True)
+
+    def publish(self, temporary: str, path: str) -> None:
+        if self.exists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self._files[self.real(path)] = self._files.pop(self.real(temporary))
+
+    def remove(self, path: str) -> None:
+        self[path]
+        del self._files[self.real(path)]
+
+    def real(self, path: str) -> str:
+        return posixpath.normpath(posixpath.join("/", path))
+
+    def display(self, path: str) -> str:
+        return path
+
+    def exists(self, path: str) -> bool:
+        return self.real(path) in self._files
+
+    def names(self, directory: str) -> tuple[str, ...]:
+        return tuple(posixpath.basename(entry.path) for entry in self.walk(directory, deep=False))
+
+    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
+        top = self.real(directory).rstrip("/") + "/"
+        for path, file in sorted(self._files.items()):
+            if path.startswith(top) and (deep or "/" not in path[len(top) :]):
+                yield Entry(path=path, size=len(file.content), identity=(0, file.number))
+
+    def may_write(self, path: str) -> bool:
+        file = self._files.get(self.real(path))
+        return file is None or not file.read_only
+
+    def free_space(self, directory: str) -> int:  # noqa: ARG002 - one room for all directories
+        return self.free
+
+    def sync(self, directory: str) -> None:
+        """Memory is as stable as it gets."""

@@ -1,0 +1,135 @@
+"""The seam between the format and the machine: what a Storage and a Folder must do.
+
+Everything above this room does its I/O through these two, so that files can be local, in memory, or on a disk
+that loses power at a chosen instant. Positions are always given; there is no cursor.
+
+Durability: a write is durable once `Storage.sync` has returned after it; a name (created, replaced, removed)
+once `Folder.sync` of its directory has returned after it. Nothing may be assumed before that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A name in a directory, as `Folder.walk` yields it."""
+
+    path: str
+    size: int
+    identity: tuple[int, int]
+
+
+class Storage(Protocol):
+    """An open file (or what behaves like one).
+
+    `path` is for messages and for finding neighbours; `identity` is equal for two storages exactly if they are
+    one file; `mtime` is in Unix seconds; `allocated_size` is what it takes of the disk, in bytes.
+    """
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def identity(self) -> tuple[int, int]: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def link_count(self) -> int: ...
+    @property
+    def mtime(self) -> float: ...
+    @property
+    def allocated_size(self) -> int: ...
+
+    def size(self) -> int:
+        """Return the length in bytes."""
+        ...
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        """Fill the buffer from `offset`; return the bytes read, fewer only where the file ends."""
+        ...
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        """Write all of the buffer at `offset`, extending the file if it ends before."""
+        ...
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        """Copy bytes from another storage; they may be shared instead of copied where the file system can."""
+        ...
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Make the file at least `offset + length` long, new bytes zero, and their space really taken."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes or extend it with zeros that take no space."""
+        ...
+
+    def sync(self) -> None:
+        """Return once everything written before is on stable storage."""
+        ...
+
+    def close(self) -> None:
+        """Give the file back; closing twice is allowed."""
+        ...
+
+
+class Folder(Protocol):
+    """A place where files have names. Paths are strings as the place understands them."""
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        """Open a regular file; of a device, a pipe or a directory raise an OSError and open nothing.
+
+        A path whose last component is a symbolic link is refused: hand in what `real` returned.
+        """
+        ...
+
+    def create(self, path: str) -> Storage:
+        """Create an empty file; raise FileExistsError if the name is taken."""
+        ...
+
+    def publish(self, temporary: str, path: str) -> None:
+        """Give a finished file its name; raise FileExistsError, never replace, if the name is taken."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file's name."""
+        ...
+
+    def real(self, path: str) -> str:
+        """Return the absolute path with every symbolic link followed; the file need not exist."""
+        ...
+
+    def display(self, path: str) -> str:
+        """Return the path as a person would type it: relative if that is shorter."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether the path leads to anything."""
+        ...
+
+    def names(self, directory: str) -> tuple[str, ...]:
+        """Return the names in a directory, sorted; nothing if it cannot be listed."""
+        ...
+
+    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
+        """Yield the regular files in a directory and below it, links not followed, in a stable order."""
+        ...
+
+    def may_write(self, path: str) -> bool:
+        """Whether an existing file may be written, or names in an existing directory changed."""
+        ...
+
+    def free_space(self, directory: str) -> int:
+        """Return the bytes that this user can still write there."""
+        ...
+
+    def sync(self, directory: str) -> None:
+        """Return once every name changed in the directory before is on stable storage."""
+        ...
