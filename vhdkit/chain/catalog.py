@@ -1,0 +1,111 @@
+"""The images of some folders, and which of them is whose parent.
+
+Read for the family trees of `scan`, for the siblings that a merge would harm, and to find a parent that was moved
+or renamed by its id. One bad file never stops the rest.
+"""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.names import named_paths
+from vhdkit.errors import Corruption, CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.format import unique_id
+from vhdkit.format.footer import DiskType
+from vhdkit.format.layout import FOOTER_SIZE
+from vhdkit.image.metadata import Metadata, read_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vhdkit.storage.seam import Entry, Folder
+
+_IMAGE_EXTENSIONS = frozenset({".vhd", ".avhd", ".vud", ".vhdx", ".avhdx", ".vhds"})
+_NO_IMAGE = frozenset({Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cataloged:
+    """One image of a catalog."""
+
+    path: str
+    identity: tuple[int, int]
+    metadata: Metadata
+
+    @property
+    def unique_id(self) -> bytes:
+        """Its own id."""
+        return self.metadata.footer.unique_id
+
+    @property
+    def parent_id(self) -> bytes | None:
+        """The id that it looks for, None if it needs no parent."""
+        header = self.metadata.header
+        if self.metadata.footer.disk_type is not DiskType.DIFFERENCING or header is None:
+            return None
+        return header.parent_unique_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """Images by path and by id, and the files that should be images but do not parse."""
+
+    images: dict[str, Cataloged] = field(default_factory=dict)
+    unreadable: dict[str, VhdError | OSError] = field(default_factory=dict)
+
+    def with_id(self, wanted: bytes) -> list[Cataloged]:
+        """Return the images of that id, one a file however many names it has."""
+        found = {image.identity: image for image in reversed(self.images.values()) if image.unique_id == wanted}
+        return list(reversed(found.values()))
+
+    def parents_of(self, child: Cataloged) -> list[Cataloged]:
+        """Return the images that may be the child's parent: one if it is clear, several if ids alone must tell.
+
+        The id must fit. Of several that fit, the one that the child names wins; nothing is its own parent.
+        """
+        if child.parent_id is None:
+            return []
+        fitting = [image for image in self.with_id(child.parent_id) if image.identity != child.identity]
+        by_path = {image.path: image for image in fitting}
+        named = named_paths(child.metadata, os.path.dirname(child.path))  # noqa: PTH120
+        by_name = [by_path[path] for path in named if path in by_path][:1]
+        # A null id says nothing: then only a name can tell.
+        return by_name if by_name or child.parent_id == unique_id.NULL else fitting
+
+
+def read_catalog(folder: Folder, directories: Iterable[str], *, deep: bool = True) -> Catalog:
+    """Read every image in the directories and below them; symbolic links are not followed."""
+    catalog = Catalog()
+    for directory in dict.fromkeys(folder.real(directory) for directory in directories):
+        for path, image in read_entries(folder, folder.walk(directory, deep=deep), catalog.unreadable):
+            catalog.images[path] = image
+    return catalog
+
+
+def read_entries(
+    folder: Folder, entries: Iterable[Entry], unreadable: dict[str, VhdError | OSError]
+) -> Iterator[tuple[str, Cataloged]]:
+    """Yield (path, image) for the files that are images; note those that should be and cannot be read."""
+    for entry in entries:
+        looks_like_one = os.path.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS  # noqa: PTH122
+        if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
+            continue
+        try:
+            storage = folder.open(entry.path)
+            try:
+                metadata = read_metadata(storage)
+            finally:
+                storage.close()
+        except (VhdError, OSError) as error:
+            if looks_like_one or _is_damaged_image(error):
+                unreadable[entry.path] = error
+            continue
+        yield entry.path, Cataloged(path=entry.path, identity=entry.identity, metadata=metadata)
+
+
+def _is_damaged_image(error: VhdError | OSError) -> bool:
+    if isinstance(error, CorruptImageError):
+        return error.corruption not in _NO_IMAGE
+    return not isinstance(error, (UnsupportedImageError, OSError))
