@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.names import named_paths
-from vhdkit.errors import Corruption, CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError, VhdError
 from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import FOOTER_SIZE
-from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.image.metadata import Metadata, has_cookie, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,17 +69,19 @@ class Catalog:
             return []
         fitting = [image for image in self.with_id(child.parent_id) if image.identity != child.identity]
         by_path = {image.path: image for image in fitting}
-        named = named_paths(child.metadata, os.path.dirname(child.path))  # noqa: PTH120
+        named = named_paths(child.metadata, os.path.dirname(child.path))
         by_name = [by_path[path] for path in named if path in by_path][:1]
         # A null id says nothing: then only a name can tell.
         return by_name if by_name or child.parent_id == unique_id.NULL else fitting
 
 
-def read_catalog(folder: Folder, directories: Iterable[str], *, deep: bool = True) -> Catalog:
+def read_catalog(folder: Folder, directories: Iterable[str], *, one_device: bool = False) -> Catalog:
     """Read every image in the directories and below them; symbolic links are not followed."""
     catalog = Catalog()
     for directory in dict.fromkeys(folder.real(directory) for directory in directories):
-        for path, image in read_entries(folder, folder.walk(directory, deep=deep), catalog.unreadable):
+        entries = folder.walk(directory, one_device=one_device)
+        new = (entry for entry in entries if entry.path not in catalog.images)
+        for path, image in read_entries(folder, new, catalog.unreadable):
             catalog.images[path] = image
     return catalog
 
@@ -89,12 +91,14 @@ def read_entries(
 ) -> Iterator[tuple[str, Cataloged]]:
     """Yield (path, image) for the files that are images; note those that should be and cannot be read."""
     for entry in entries:
-        looks_like_one = os.path.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS  # noqa: PTH122
+        looks_like_one = os.path.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS
         if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
             continue
         try:
             storage = folder.open(entry.path)
             try:
+                if not looks_like_one and not has_cookie(storage):
+                    continue
                 metadata = read_metadata(storage)
             finally:
                 storage.close()

@@ -40,6 +40,7 @@ MAX_LAYERS = 1024
 # Extents of a window are bounded by the sectors that its bitmaps decide about: 128 full blocks of 2 MiB.
 _WINDOW_SECTORS = 524_288
 _WINDOW_BYTES = 32 << 30
+_WINDOW_BLOCKS = 16384
 
 
 def open_chain(
@@ -131,7 +132,7 @@ def _compare(child: Image, parent: Layer) -> Iterator[Finding]:
     if header is None:
         return
     if child.size != parent.size:
-        message = f"its disk has {child.size} bytes, that of its parent {os.path.basename(parent.path)} {parent.size}"  # noqa: PTH119
+        message = f"its disk has {child.size} bytes, that of its parent {os.path.basename(parent.path)} {parent.size}"
         yield Finding(corruption=Corruption.PARENT_SIZE, path=child.path, message=message)
     if not isinstance(parent, Image):
         return
@@ -141,7 +142,7 @@ def _compare(child: Image, parent: Layer) -> Iterator[Finding]:
     stored = header.parent_timestamp
     stamps = (parent.footer.timestamp, timestamp.from_unix(parent.storage.mtime))
     # FAT keeps even seconds; a daylight-saving hour is a known quirk (reference 2.6).
-    if stored and not any(min(abs(stored - stamp), abs(abs(stored - stamp) - 3600)) <= 2 for stamp in stamps):  # noqa: PLR2004
+    if stored and not any(min(abs(stored - stamp), abs(abs(stored - stamp) - 3600)) <= 2 for stamp in stamps):
         remembered, made, changed = (timestamp.to_datetime(stamp).isoformat() for stamp in (stored, *stamps))
         message = f"it remembers its parent as of {remembered}; the parent was made {made}, last changed {changed}"
         yield Finding(corruption=Corruption.PARENT_TIMESTAMP, path=child.path, message=message)
@@ -187,14 +188,14 @@ class Chain:
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of a range, fewer where the disk ends."""
         out = np.empty(max(0, min(length, self.size - offset)), np.uint8)
-        self.read_into(offset, out)
+        self.read_into(offset, out.data)
         return out.tobytes()
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill a buffer from an offset; return the number of bytes, fewer where the disk ends."""
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
-        out = np.frombuffer(buffer, np.uint8)
+        out = np.frombuffer(memoryview(buffer).cast("B"), np.uint8)
         count = max(0, min(len(out), self.size - offset))
         first, last = -(-offset // SECTOR) * SECTOR, (offset + count) // SECTOR * SECTOR
         if first >= last:
@@ -290,10 +291,13 @@ class ChainStream(io.RawIOBase):
 
 def windows(layers: Sequence[Layer], offset: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
-    length = _WINDOW_BYTES
+    blocks = [layer.block_size for layer in layers if isinstance(layer, Image) and layer.block_size]
+    largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
+    smallest = min(largest, SECTOR * 4096)
+    length = largest
     while offset < stop:
-        length = min(length * 2, _WINDOW_BYTES)
-        while length > SECTOR * 4096 and _mapped(layers, offset, min(stop, offset + length)) > _WINDOW_SECTORS:
+        length = min(length * 2, largest)
+        while length > smallest and _mapped(layers, offset, min(stop, offset + length)) > _WINDOW_SECTORS:
             length //= 2
         end = min(stop, offset + length)
         yield offset, end

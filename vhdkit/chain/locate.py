@@ -24,8 +24,8 @@ from vhdkit.errors import (
     Candidate,
     ChainError,
     ChainLoopError,
-    Corruption,
     CorruptImageError,
+    Corruption,
     Finding,
     ParentMismatchError,
     ParentNotFoundError,
@@ -84,7 +84,7 @@ class _Search:
         self.where = where
         self.folder = where.folder
         self.above = above
-        self.directory = os.path.dirname(self.folder.real(child.path))  # noqa: PTH120
+        self.directory = os.path.dirname(self.folder.real(child.path))
         self.candidates: list[Candidate] = []
         self.seen: set[str] = set()
         self.refused = False
@@ -144,10 +144,10 @@ class _Search:
     def _matching_case(self, directory: str, path: str) -> str:
         """Return the path, components that do not exist replaced by the only one that differs in case alone."""
         for part in path.split("/"):
-            here = os.path.join(directory, part)  # noqa: PTH118
+            here = os.path.join(directory, part)
             if part not in {"", ".", ".."} and not self.folder.exists(here):
                 alike = [name for name in self.folder.names(directory) if name.lower() == part.lower()]
-                here = os.path.join(directory, alike[0]) if len(alike) == 1 else here  # noqa: PTH118
+                here = os.path.join(directory, alike[0]) if len(alike) == 1 else here
             directory = here
         return directory
 
@@ -159,7 +159,7 @@ class _Search:
         self.seen.add(real)
         if not any(_is_inside(real, root) for root in roots):
             self.refused = True
-            option = f"--search {printable(self.folder.display(os.path.dirname(real)))}"  # noqa: PTH120
+            option = f"--search {printable(self.folder.display(os.path.dirname(real)))}"
             self._reject(clue, f"outside of the folders allowed; {option} would allow it")
             return None
         try:
@@ -197,8 +197,8 @@ class _Search:
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
         self._refuse_loop(storage)
         findings = []
-        expected = {os.path.basename(path) for path in names.named_paths(self.child.metadata, "")}  # noqa: PTH119
-        if clue.origin == _BY_ID or os.path.basename(storage.path) not in expected:  # noqa: PTH119
+        expected = {os.path.basename(path) for path in names.named_paths(self.child.metadata, "")}
+        if clue.origin == _BY_ID or os.path.basename(storage.path) not in expected:
             message = f"its parent was found by {clue.origin}: {printable(storage.path)}"
             findings.append(self._finding(Corruption.PARENT_FOUND_ELSEWHERE, message))
         if self.wanted == unique_id.NULL:
@@ -238,8 +238,9 @@ class _Search:
             return ParentRefusedError(message, path=path, candidates=candidates)
         looked_for = f"its parent, id {unique_id.big_endian(self.wanted)}"
         if self.mismatched is not None:
+            other = unique_id.big_endian(self.mismatched)
             return ParentMismatchError(
-                f"{looked_for}, was not found; what has its name has another id ({unique_id.big_endian(self.mismatched)})."
+                f"{looked_for}, was not found; what has its name has the id {other}."
                 " Find the right file and add --search FOLDER",
                 path=path,
                 expected=self.wanted,

@@ -61,7 +61,7 @@ def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[Clue]:
             top = ntpath.normpath(remote).rstrip("\\")
             if is_absolute(clue.path) and text.lower().startswith(top.lower() + "\\"):
                 rest = text[len(top) + 1 :].replace("\\", os.sep)
-                yield Clue(os.path.join(local, rest), f"{clue.origin} by --parent-map")  # noqa: PTH118
+                yield Clue(os.path.join(local, rest), f"{clue.origin} by --parent-map")
 
 
 def relative(metadata: Metadata) -> Iterator[Clue]:
@@ -81,7 +81,7 @@ def base_names(metadata: Metadata) -> Iterator[Clue]:
     for name, origin in names.items():
         yield Clue(name, f"base name of {origin}")
     for name, origin in names.items():
-        stem, extension = os.path.splitext(name)  # noqa: PTH122
+        stem, extension = os.path.splitext(name)
         if extension.lower() in _EXTENSIONS:
             for other in _EXTENSIONS:
                 if other != extension.lower():
@@ -91,4 +91,4 @@ def base_names(metadata: Metadata) -> Iterator[Clue]:
 def named_paths(metadata: Metadata, directory: str) -> Iterator[str]:
     """Yield every path, as text, that the child names relative to its directory or by base name in it."""
     for clue in (*relative(metadata), *base_names(metadata)):
-        yield os.path.normpath(os.path.join(directory, clue.path))  # noqa: PTH118
+        yield os.path.normpath(os.path.join(directory, clue.path))

@@ -21,7 +21,7 @@ UNALLOCATED = 0xFFFF_FFFF
 ENTRIES_PER_SECTOR = SECTOR // 4
 
 
-def from_bytes(raw: bytes | memoryview) -> NDArray[np.uint32]:
+def from_bytes(raw: bytes | bytearray) -> NDArray[np.uint32]:
     """Return the entries (uint32) in a stretch of the table."""
     return np.frombuffer(raw, dtype=">u4").astype(np.uint32)
 

@@ -29,9 +29,7 @@ def bitmap_size(block_size: int) -> int:
     return -(-bits // (8 * SECTOR)) * SECTOR
 
 
-def runs(
-    bitmaps: NDArray[np.uint8], sectors: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def runs(bitmaps: NDArray[np.uint8], sectors: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the runs of set bits as (row, first sector, sector past the last), in order, all int64.
 
     Bits from `sectors` on are padding and do not count. A run never crosses a row.
@@ -75,7 +73,7 @@ def set_runs(
 def count(bitmaps: NDArray[np.uint8], sectors: int) -> NDArray[np.int64]:
     """Return the number of set bits (int64, one a row) below `sectors`."""
     whole, rest = divmod(sectors, 8)
-    total = np.bitwise_count(bitmaps[:, :whole]).sum(axis=1, dtype=np.int64)
+    total: NDArray[np.int64] = np.bitwise_count(bitmaps[:, :whole]).sum(axis=1, dtype=np.int64)
     if rest:
         total += np.bitwise_count(bitmaps[:, whole] & (0xFF << (8 - rest) & 0xFF))
     return total

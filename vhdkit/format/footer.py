@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
-from vhdkit.errors import Corruption, CorruptImageError, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
 from vhdkit.format import layout
 from vhdkit.format.geometry import Geometry
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from vhdkit.errors import Corruption, CorruptImageError, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
 from vhdkit.format import layout
 from vhdkit.format.locator import ParentLocator
 

@@ -133,6 +133,15 @@ def parse_batmap(raw: bytes) -> dict[str, Any]:
     return _plain(_BATMAP.parse(raw))
 
 
+def build_batmap(fields: dict[str, Any], data_offset: int, sectors: int) -> bytes:
+    """Return the fixed part of a batmap header for a map of `sectors` zeros at `data_offset`.
+
+    The checksum of a map is the inverted sum of its bytes: all ones for a map of zeros.
+    """
+    new = {"data_offset": data_offset, "sectors": sectors, "checksum": 0xFFFF_FFFF}
+    return bytes(_BATMAP.build(fields | new))
+
+
 def _sealed(raw: bytes) -> bytes:
     at = _CHECKSUM_OFFSETS[len(raw)]
     return raw[:at] + checksum(raw).to_bytes(4, "big") + raw[at + 4 :]

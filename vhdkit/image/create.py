@@ -118,7 +118,7 @@ def creating(folder: Folder, path: str) -> Iterator[Storage]:
         storage.close()
         folder.remove(temporary)
         raise
-    folder.sync(os.path.dirname(real))  # noqa: PTH120 - paths are strings here
+    folder.sync(os.path.dirname(real))
 
 
 def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None = None) -> Footer:

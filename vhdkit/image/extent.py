@@ -137,9 +137,7 @@ def filled(
     kinds[1::2] = Kind.DATA
     offsets = np.full(len(starts), -1, np.int64)
     offsets[1::2] = at
-    whole = Extents(
-        start=starts, stop=stops, kind=kinds, depth=np.zeros(len(starts), np.int32), file_offset=offsets
-    )
+    whole = Extents(start=starts, stop=stops, kind=kinds, depth=np.zeros(len(starts), np.int32), file_offset=offsets)
     return whole.take(starts < stops)
 
 
@@ -178,16 +176,56 @@ def concatenate(parts: list[Extents]) -> Extents:
     )
 
 
+def split(extents: Extents, size: int) -> Extents:
+    """Return the extents cut at every multiple of `size`, so that none crosses one."""
+    first = extents.start // size
+    pieces = (extents.stop - 1) // size - first + 1
+    which = np.repeat(np.arange(len(extents)), pieces)
+    number = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    cell = (first[which] + number) * size
+    found = extents.take(which)
+    return _narrowed(found, np.maximum(found.start, cell), np.minimum(found.stop, cell + size))
+
+
+def intersect(extents: Extents, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Extents:
+    """Return what of the extents lies in the stretches [start, stop), which ascend and do not overlap."""
+    low = np.searchsorted(extents.stop, start, "right")
+    count = np.maximum(np.searchsorted(extents.start, stop, "left") - low, 0)
+    stretch = np.repeat(np.arange(len(start)), count)
+    which = low[stretch] + np.arange(len(stretch)) - np.repeat(np.cumsum(count) - count, count)
+    found = extents.take(which)
+    return _narrowed(found, np.maximum(found.start, start[stretch]), np.minimum(found.stop, stop[stretch]))
+
+
+def clipped(extents: Extents, first: int, last: int) -> Extents:
+    """Return what of the extents lies in [first, last)."""
+    narrow = _narrowed(extents, np.maximum(extents.start, first), np.minimum(extents.stop, last))
+    return narrow.take(narrow.start < narrow.stop)
+
+
+def _narrowed(extents: Extents, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Extents:
+    offset = extents.file_offset
+    return Extents(
+        start=start,
+        stop=stop,
+        kind=extents.kind,
+        depth=extents.depth,
+        file_offset=np.where(offset < 0, -1, offset + start - extents.start),
+    )
+
+
 def groups(
-    start: NDArray[np.int64], stop: NDArray[np.int64], delta: NDArray[np.int64], gap: int
+    start: NDArray[np.int64], stop: NDArray[np.int64], gap: int, *keys: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (first, past last) indices of neighbours that one positioned call can serve together.
 
-    Neighbours belong together if they lie equally in the file (the same `delta` from disk to file) and the bytes
+    Neighbours belong together if all their keys are equal (such as the distance from disk to file) and the bytes
     between them are at most `gap`: going over a small gap is cheaper than another call.
     """
     if not len(start):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    apart = (delta[1:] != delta[:-1]) | (start[1:] - stop[:-1] > gap)
+    apart = start[1:] - stop[:-1] > gap
+    for key in keys:
+        apart |= key[1:] != key[:-1]
     heads = np.flatnonzero(np.concatenate(([True], apart)))
     return heads, np.append(heads[1:], len(start))

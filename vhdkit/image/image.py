@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from vhdkit.errors import Corruption, CorruptImageError, ReadOnlyImageError
+from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError
 from vhdkit.format import bat, bitmap
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.table import Table, check_overlaps, check_placement
 
 if TYPE_CHECKING:
@@ -66,6 +66,15 @@ class Layer:
         self.check_writable()
         try:
             self.storage.write_at(offset, data)
+        except OSError as error:
+            self.broken = error
+            raise
+
+    def copy_from(self, source: Layer, source_offset: int, offset: int, length: int) -> None:
+        """Copy file bytes of another layer, or of this one; as `write_at` about failures."""
+        self.check_writable()
+        try:
+            self.storage.copy_from(source.storage, source_offset, offset, length)
         except OSError as error:
             self.broken = error
             raise
@@ -147,6 +156,11 @@ class Image(Layer):
         return self.disk_type is DiskType.DIFFERENCING
 
     @property
+    def has_whole_footer(self) -> bool:
+        """Whether the file ends with a valid footer of 512 bytes."""
+        return self.metadata.footer_place is FooterPlace.TRAILING
+
+    @property
     def block_span(self) -> int:
         """Bytes that a block takes in the file: bitmap and data."""
         return self.bitmap_size + self.block_size
@@ -177,9 +191,7 @@ class Image(Layer):
         row, start, stop = bitmap.runs(self.read_bitmaps(at), self.sectors_per_block)
         base = blocks[row] * self.block_size
         data = at[row] + self.bitmap_size + start * SECTOR
-        return extent.filled(
-            base + start * SECTOR, base + stop * SECTOR, data, offset, offset + length, self.hole
-        )
+        return extent.filled(base + start * SECTOR, base + stop * SECTOR, data, offset, offset + length, self.hole)
 
     def allocated(self, offset: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the allocated blocks that touch a range: their indices and their bitmaps' file offsets."""
@@ -192,7 +204,7 @@ class Image(Layer):
         """Return the bitmaps at the given file offsets, one row each."""
         rows = np.empty((len(offsets), self.bitmap_size), np.uint8)
         for row, offset in zip(rows, offsets.tolist(), strict=True):
-            if self.storage.read_into(offset, row) < self.bitmap_size:
+            if self.storage.read_into(offset, row.data) < self.bitmap_size:
                 detail = "the file ends inside a sector bitmap"
                 raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=self.path, offset=offset)
         return rows
@@ -220,7 +232,7 @@ class Image(Layer):
             OSError: EFBIG, a BAT cannot address what lies beyond 2 TiB.
 
         """
-        step = 4096 if self.block_size >= 4096 else SECTOR  # noqa: PLR2004
+        step = 4096 if self.block_size >= 4096 else SECTOR
         free = max(self.data_end, self.metadata.reserved_end)
         first = -(-(free + self.bitmap_size) // step) * step - self.bitmap_size
         stride = -(-self.block_span // step) * step
@@ -249,16 +261,18 @@ class Image(Layer):
         self.check_writable()
         old_size = self.metadata.file_size
         if reserve and new_end + FOOTER_SIZE > old_size:
-            self.storage.reserve(old_size, new_end + FOOTER_SIZE - old_size)
+            try:
+                self.storage.reserve(old_size, new_end + FOOTER_SIZE - old_size)
+            except OSError:
+                self.storage.truncate(old_size)
+                raise
         self.write_footer(new_end)
         if sync:
             self.sync()
         stale = min(old_size, new_end)
         for at in range(self.data_end, stale, 1 << 20):
             self.write_at(at, bytes(min(1 << 20, stale - at)))
-        self.metadata = replace(
-            self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=type(self.metadata.footer_place).TRAILING
-        )
+        self.metadata = replace(self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=FooterPlace.TRAILING)
 
 
 def open_image(folder: Folder, path: str, *, writable: bool = False, verify: bool = True) -> Image:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
-from vhdkit.errors import Corruption, CorruptImageError, Finding, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, Corruption, Finding, UnsupportedImageError
 from vhdkit.format import layout
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.header import DynamicHeader
@@ -57,7 +57,8 @@ class Metadata:
     """What a file says about itself.
 
     `header` is None for a fixed disk. No block may begin before `header_end`; a new one should not before
-    `reserved_end`, which adds the room that locators keep for longer paths.
+    `reserved_end`, which adds the room that locators keep for longer paths. `batmap` is where blktap's map of full
+    blocks lies, (0, 0) if there is none.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Metadata:
     parent_paths: tuple[ParentPath, ...]
     header_end: int
     reserved_end: int
+    batmap: tuple[int, int]
     checksum_ok: bool
     findings: tuple[Finding, ...]
 
@@ -76,6 +78,16 @@ class Metadata:
         """Where the trailing footer begins: nothing else may reach beyond; the file's end if it is lost."""
         length = {FooterPlace.TRAILING: FOOTER_SIZE, FooterPlace.TRAILING_511: FOOTER_SIZE - 1}
         return self.file_size - length.get(self.footer_place, 0)
+
+
+def has_cookie(storage: Storage) -> bool:
+    """Whether a footer seems to be where one could be: a glance, for telling images from a folder's other files."""
+    size = storage.size()
+    raw = bytearray(8)
+    for offset in (size - FOOTER_SIZE, size - FOOTER_SIZE + 1, 0):
+        if offset >= 0 and storage.read_into(offset, raw) == len(raw) and raw == layout.FOOTER_COOKIE:
+            return True
+    return False
 
 
 def read_metadata(storage: Storage, *, verify: bool = True) -> Metadata:
@@ -112,11 +124,13 @@ class _Reader:
         header = None
         paths: tuple[ParentPath, ...] = ()
         header_end = reserved_end = 0
+        batmap = (0, 0)
         if footer.disk_type is not DiskType.FIXED:
             header = self._header(footer)
             self._check_table(footer, header)
             paths, header_end, reserved_end = self._locators(footer, header)
-            header_end = max(header_end, self._batmap_end(footer, header))
+            batmap = self._batmap(footer, header)
+            header_end = max(header_end, batmap[1])
         return Metadata(
             path=self.storage.path,
             file_size=self.size,
@@ -126,6 +140,7 @@ class _Reader:
             parent_paths=paths,
             header_end=header_end,
             reserved_end=max(header_end, reserved_end),
+            batmap=batmap,
             checksum_ok=self.checksum_ok,
             findings=tuple(self.findings),
         )
@@ -144,7 +159,8 @@ class _Reader:
         if self.size < FOOTER_SIZE - 1:
             self._reject_other_formats()
             self._fail(
-                Corruption.FILE_TOO_SHORT, f"not a VHD: {self.size} bytes are too few for a footer of {FOOTER_SIZE}"
+                Corruption.FILE_TOO_SHORT,
+                f"not a VHD: {self.size} bytes are too few for a footer of {FOOTER_SIZE}",
             )
         first_error: CorruptImageError | None = None
         for place, offset, raw in self._footer_places():
@@ -201,7 +217,7 @@ class _Reader:
         for magic, name in _OTHER_FORMATS.items():
             if head.startswith(magic):
                 raise UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
-        extension = os.path.splitext(self.storage.path)[1].lower()  # noqa: PTH122 - paths are strings here
+        extension = os.path.splitext(self.storage.path)[1].lower()
         if re.fullmatch(r"\.v\d\d", extension):
             message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"
             raise UnsupportedImageError(message, path=self.storage.path)
@@ -241,7 +257,7 @@ class _Reader:
         if header.max_table_entries < needed:
             detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
             self._fail(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
-        if header.max_table_entries > max(layout.MAX_TABLE_ENTRIES, needed):
+        if header.max_table_entries > layout.MAX_TABLE_ENTRIES:
             detail = f"the BAT has {header.max_table_entries} entries, more than {layout.MAX_TABLE_ENTRIES}"
             self._fail(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
         at = header.table_offset
@@ -272,14 +288,14 @@ class _Reader:
                 paths.append(ParentPath(platform_code=locator.platform_code, text=text))
         return tuple(paths), end, reserved_end
 
-    def _batmap_end(self, footer: Footer, header: DynamicHeader) -> int:
-        """Return where blktap's map of full blocks ends, 0 if there is none (reference 3.7)."""
+    def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:
+        """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""
         at = header.table_offset + header.table_bytes
-        raw = self._bytes(at, 512)
+        raw = self._bytes(at, SECTOR)
         if footer.creator_application != b"tap\0" or raw[:8] != layout.BATMAP_COOKIE or len(raw) < SECTOR:
-            return 0
+            return 0, 0
         fields = layout.parse_batmap(raw)
         if fields["key_hash"] == 1:
             raise UnsupportedImageError("the image's blocks are encrypted by blktap", path=self.storage.path)
         end = max(at + SECTOR, int(fields["data_offset"]) + int(fields["sectors"]) * SECTOR)
-        return end if end <= self.size else at + SECTOR
+        return at, end if end <= self.size else at + SECTOR

@@ -1,8 +1,8 @@
 """How a child says who its parent is: ids, names, and paths that other systems' tools find it by.
 
 Pure: from paths as text to header fields and locator data. The base name goes into the name field; W2ru gets the
-path relative to the child, with backslashes and a leading `.\\` or `..\\`; W2ku gets the Windows path where one is known
-and the relative path again where none is, as blktap writes it and as its readers and Windows accept it.
+path relative to the child, with backslashes and a leading `.\\` or `..\\`; W2ku gets the Windows path where one is
+known and the relative path again where none is, as blktap writes it and as its readers and Windows accept it.
 
 **Source**: reference 2.1, 2.2, 2.6, 2.7, B2, B4.
 """
@@ -78,7 +78,7 @@ def reference_to(
     return ParentReference(
         unique_id=unique_id,
         timestamp=timestamp,
-        name=os.path.basename(parent),  # noqa: PTH119 - paths are strings here
+        name=os.path.basename(parent),
         relative_path=relative,
         windows_path=windows,
     )
@@ -90,7 +90,7 @@ def relative_windows_path(parent: str, child: str) -> str:
     >>> relative_windows_path("/vms/base.vhd", "/vms/snapshots/a.avhd")
     '..\\\\base.vhd'
     """
-    relative = os.path.relpath(parent, os.path.dirname(child)).replace(os.sep, "\\")  # noqa: PTH120
+    relative = os.path.relpath(parent, os.path.dirname(child)).replace(os.sep, "\\")
     return relative if relative.startswith("..\\") else f".\\{relative}"
 
 
@@ -100,12 +100,10 @@ def moved_windows_path(old_windows_path: str, old_parent: str, new_parent: str) 
     >>> moved_windows_path("C:\\\\vms\\\\a.avhd", "/mnt/a.avhd", "/mnt/b.vhd")
     'C:\\\\vms\\\\b.vhd'
     """
-    old_name = os.path.basename(old_parent)  # noqa: PTH119
+    old_name = os.path.basename(old_parent)
     if not is_windows_absolute(old_windows_path) or ntpath.basename(old_windows_path).lower() != old_name.lower():
         return ""
-    return ntpath.normpath(
-        ntpath.join(ntpath.dirname(old_windows_path), relative_windows_path(new_parent, old_parent))
-    )
+    return ntpath.normpath(ntpath.join(ntpath.dirname(old_windows_path), relative_windows_path(new_parent, old_parent)))
 
 
 def _windows_path(path: str, parent_map: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.errors import Corruption, CorruptImageError
+from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.format import bat
 from vhdkit.format.layout import SECTOR
 
@@ -77,14 +77,16 @@ class Table:
 def _sector_stretches(changed: NDArray[np.int64], count: int) -> Iterator[tuple[int, int]]:
     """Yield [low, high) of the entries to write: the touched sectors, small gaps between them included."""
     sectors = np.unique(changed // bat.ENTRIES_PER_SECTOR)
-    breaks = np.flatnonzero(np.diff(sectors) > 8)  # 4 KiB of table: cheaper than another call  # noqa: PLR2004
+    breaks = np.flatnonzero(np.diff(sectors) > 8)  # 4 KiB of table: cheaper than another call
     heads = np.concatenate((sectors[:1], sectors[breaks + 1]))
     tails = np.concatenate((sectors[breaks], sectors[-1:]))
     for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
         yield head * bat.ENTRIES_PER_SECTOR, min((tail + 1) * bat.ENTRIES_PER_SECTOR, count)
 
 
-def check_placement(table: Table, *, path: str, header_end: int, block_span: int, limit: int, last: tuple[int, int]) -> int:
+def check_placement(
+    table: Table, *, path: str, header_end: int, block_span: int, limit: int, last: tuple[int, int]
+) -> int:
     """Hold every allocated entry against the file and return the end of the last block.
 
     `block_span` is bitmap plus data, `limit` where blocks must end. `last` is (index, bytes needed) of the block that
@@ -102,14 +104,16 @@ def check_placement(table: Table, *, path: str, header_end: int, block_span: int
         at = bat.offsets(entries[blocks])
         low = int(np.argmin(at))
         if at[low] < header_end:
-            detail = f"block {base + int(blocks[low])} lies at {int(at[low]):#x}, inside the headers that end at {header_end:#x}"
+            where = f"block {base + int(blocks[low])} lies at {int(at[low]):#x}"
+            detail = f"{where}, inside the headers that end at {header_end:#x}"
             raise CorruptImageError(Corruption.BLOCK_IN_HEADERS, detail, path=path)
         stops = at + block_span
         if last[0] - base < len(entries):
             stops[blocks + base == last[0]] = at[blocks + base == last[0]] + last[1]
         high = int(np.argmax(stops))
         if stops[high] > limit:
-            detail = f"block {base + int(blocks[high])} ends at {int(stops[high]):#x}, behind the room for blocks, {limit:#x}"
+            where = f"block {base + int(blocks[high])} ends at {int(stops[high]):#x}"
+            detail = f"{where}, behind the room for blocks, which ends at {limit:#x}"
             raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=path)
         end = max(end, int((at + block_span).max()))
     return end

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.errors import Corruption, CorruptImageError
+from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.extent import Extents, Kind, groups
 
@@ -38,7 +38,7 @@ def read_extents(extents: Extents, layers: Sequence[Layer], first: int, out: NDA
 
 
 def _read_layer(data: Extents, layer: Layer, first: int, out: NDArray[np.uint8]) -> None:
-    heads, tails = groups(data.start, data.stop, data.file_offset - data.start, GAP)
+    heads, tails = groups(data.start, data.stop, GAP, data.file_offset - data.start)
     for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
         start, stop = int(data.start[head]) - first, int(data.stop[tail - 1]) - first
         offset = int(data.file_offset[head])
@@ -61,7 +61,7 @@ def covered(start: NDArray[np.int64], stop: NDArray[np.int64], length: int) -> N
 
 def read_exactly(layer: Layer, offset: int, buffer: NDArray[np.uint8]) -> None:
     """Read file bytes; what lies past a raw file's end is zeros, in an image its absence is corruption."""
-    got = layer.storage.read_into(offset, buffer)
+    got = layer.storage.read_into(offset, buffer.data)
     if got == len(buffer):
         return
     if layer.label != "raw":

@@ -84,7 +84,7 @@ def set_bits(
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
 ) -> None:
-    """Set the bits of sectors [start, stop) in the blocks whose bitmaps lie at `at[row]`; unchanged ones stay untouched."""
+    """Set the bits of sectors [start, stop) in the blocks whose bitmaps lie at `at[row]`; others stay untouched."""
     bitmaps = image.read_bitmaps(at)
     before = bitmaps.copy()
     bitmap.set_runs(bitmaps, row, start, stop)

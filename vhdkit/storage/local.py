@@ -17,7 +17,9 @@ from vhdkit.storage.seam import Entry, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from typing_extensions import Buffer
+
 
 # One kernel call moves at most 2 GiB minus a page on Linux; a round number below is asked for at once.
 _CALL_BYTES = 1 << 30
@@ -113,7 +115,7 @@ class LocalStorage(_FileStorage):
         while done < length:
             try:
                 count = os.copy_file_range(
-                    source._descriptor,  # noqa: SLF001 - the same class, another open file
+                    source._descriptor,
                     self._descriptor,
                     min(length - done, _CALL_BYTES),
                     source_offset + done,
@@ -222,12 +224,12 @@ class LocalFolder:
             # that publish one name in the same instant could both succeed, and the later one would stay.
             if os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
-            os.rename(temporary, path)  # noqa: PTH104 - paths are strings here
+            os.rename(temporary, path)
         else:
-            os.unlink(temporary)  # noqa: PTH108 - the same
+            os.unlink(temporary)
 
     def remove(self, path: str) -> None:
-        os.unlink(path)  # noqa: PTH108 - paths are strings here
+        os.unlink(path)
 
     def real(self, path: str) -> str:
         return os.path.realpath(path)
@@ -242,14 +244,18 @@ class LocalFolder:
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
 
+    def check_directory(self, directory: str) -> None:
+        os.scandir(directory).close()
+
     def names(self, directory: str) -> tuple[str, ...]:
         try:
-            return tuple(sorted(os.listdir(directory)))  # noqa: PTH208 - names, not paths
+            return tuple(sorted(os.listdir(directory)))
         except OSError:
             return ()
 
-    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
+    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
         try:
+            device = os.stat(directory).st_dev
             with os.scandir(directory) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
         except OSError:
@@ -257,17 +263,18 @@ class LocalFolder:
         below = []
         for entry in entries:
             with contextlib.suppress(OSError):
-                if entry.is_file(follow_symlinks=False):
-                    status = os.stat(entry.path, follow_symlinks=False)  # noqa: PTH116 - scandir's own lacks st_ino on Windows
+                # scandir's own answer lacks the file's number on Windows.
+                status = os.stat(entry.path, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
                     yield Entry(path=entry.path, size=status.st_size, identity=(status.st_dev, status.st_ino))
-                elif entry.is_dir(follow_symlinks=False):
+                elif stat.S_ISDIR(status.st_mode) and not (one_device and status.st_dev != device):
                     below.append(entry.path)
         for path in below if deep else ():
-            yield from self.walk(path)
+            yield from self.walk(path, one_device=one_device)
 
     def may_write(self, path: str) -> bool:
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
-        return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)  # noqa: PTH116 - strings
+        return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)
 
     def free_space(self, directory: str) -> int:
         if hasattr(os, "statvfs"):

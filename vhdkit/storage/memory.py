@@ -13,6 +13,7 @@ from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from typing_extensions import Buffer
 
     from vhdkit.storage.seam import Storage
@@ -149,10 +150,14 @@ class MemoryFolder:
     def exists(self, path: str) -> bool:
         return self.real(path) in self._files
 
+    def check_directory(self, directory: str) -> None:
+        """Directories exist by being named."""
+
     def names(self, directory: str) -> tuple[str, ...]:
         return tuple(posixpath.basename(entry.path) for entry in self.walk(directory, deep=False))
 
-    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
+    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
+        del one_device
         top = self.real(directory).rstrip("/") + "/"
         for path, file in sorted(self._files.items()):
             if path.startswith(top) and (deep or "/" not in path[len(top) :]):

@@ -114,12 +114,19 @@ class Folder(Protocol):
         """Whether the path leads to anything."""
         ...
 
+    def check_directory(self, directory: str) -> None:
+        """Raise the OSError that listing the directory would."""
+        ...
+
     def names(self, directory: str) -> tuple[str, ...]:
         """Return the names in a directory, sorted; nothing if it cannot be listed."""
         ...
 
-    def walk(self, directory: str, *, deep: bool = True) -> Iterator[Entry]:
-        """Yield the regular files in a directory and below it, links not followed, in a stable order."""
+    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
+        """Yield the regular files in a directory and below it, links not followed, in a stable order.
+
+        With `one_device` what is mounted below is left out.
+        """
         ...
 
     def may_write(self, path: str) -> bool:

@@ -1,0 +1,131 @@
+"""Read, merge and inspect chains of VHD and AVHD snapshot images, without a hypervisor.
+
+A snapshot of a Hyper-V, XenServer or Virtual PC machine is a differencing disk: it holds only the sectors written
+since its parent was frozen. A chain is such a leaf with everything below it; a merge folds layers into one of them.
+
+    with vhdkit.open_chain("web01_3A7F.avhd") as chain:   # leaf first, every link verified
+        chain.read(0, 512)
+        chain.open_stream()                               # a file object that others can take
+    plan = vhdkit.plan_merge("web01_3A7F.avhd")           # into= an ancestor, to= a new file; writes nothing
+    vhdkit.merge(plan)
+
+How it is built, from the bottom up: `format` turns bytes into frozen records and bitmaps into runs; `storage` is the
+one seam to the machine; `image` resolves ranges of one file, writes sectors and creates files; `chain` finds and
+verifies parents and reads through layers; `merging` plans with plain values and then does, in an order that leaves the
+leaf readable at every instant; `cli` prints. Imports point down only.
+
+The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vhdkit.chain.chain import Chain, open_chain
+    from vhdkit.chain.compare import Comparison, compare
+    from vhdkit.chain.export import convert
+    from vhdkit.chain.scan import Scan, ScannedImage, scan
+    from vhdkit.errors import (
+        Candidate,
+        ChainError,
+        ChainLoopError,
+        CorruptImageError,
+        Corruption,
+        Finding,
+        MergeError,
+        NotEnoughSpaceError,
+        ParentMismatchError,
+        ParentNotFoundError,
+        ParentRefusedError,
+        ReadOnlyImageError,
+        SiblingsError,
+        UnsupportedImageError,
+        VhdError,
+    )
+    from vhdkit.image.create import create_image
+    from vhdkit.image.extent import Extent, Extents, Kind
+    from vhdkit.image.image import Image, open_image
+    from vhdkit.merging.engine import MergeResult, Phase, Progress, merge
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.survey import plan_merge
+
+_HOMES = {
+    "vhdkit.chain.chain": ("Chain", "open_chain"),
+    "vhdkit.chain.compare": ("Comparison", "compare"),
+    "vhdkit.chain.export": ("convert",),
+    "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
+    "vhdkit.errors": (
+        "Candidate",
+        "ChainError",
+        "ChainLoopError",
+        "CorruptImageError",
+        "Corruption",
+        "Finding",
+        "MergeError",
+        "NotEnoughSpaceError",
+        "ParentMismatchError",
+        "ParentNotFoundError",
+        "ParentRefusedError",
+        "ReadOnlyImageError",
+        "SiblingsError",
+        "UnsupportedImageError",
+        "VhdError",
+    ),
+    "vhdkit.image.create": ("create_image",),
+    "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
+    "vhdkit.image.image": ("Image", "open_image"),
+    "vhdkit.merging.engine": ("MergeResult", "Phase", "Progress", "merge"),
+    "vhdkit.merging.plan": ("MergePlan",),
+    "vhdkit.merging.survey": ("plan_merge",),
+}
+
+__all__ = [
+    "Candidate",
+    "Chain",
+    "ChainError",
+    "ChainLoopError",
+    "Comparison",
+    "CorruptImageError",
+    "Corruption",
+    "Extent",
+    "Extents",
+    "Finding",
+    "Image",
+    "Kind",
+    "MergeError",
+    "MergePlan",
+    "MergeResult",
+    "NotEnoughSpaceError",
+    "ParentMismatchError",
+    "ParentNotFoundError",
+    "ParentRefusedError",
+    "Phase",
+    "Progress",
+    "ReadOnlyImageError",
+    "Scan",
+    "ScannedImage",
+    "SiblingsError",
+    "UnsupportedImageError",
+    "VhdError",
+    "compare",
+    "convert",
+    "create_image",
+    "merge",
+    "open_chain",
+    "open_image",
+    "plan_merge",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

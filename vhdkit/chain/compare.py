@@ -1,0 +1,104 @@
+"""Do two disks hold the same bytes? Chains or raw files, compared by what they show, not by how they keep it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain, open_chain, resolve, windows
+from vhdkit.chain.export import open_raw
+from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.image import extent
+from vhdkit.image.extent import Kind
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.storage.seam import Folder
+
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Whether two views are equal, and if not, the offset of the first byte that differs; both sizes in bytes.
+
+    Views of different size are equal if the rest of the larger one is zeros; `same_size` tells.
+    """
+
+    equal: bool
+    first_difference: int | None
+    size_a: int
+    size_b: int
+
+    @property
+    def same_size(self) -> bool:
+        """Whether both disks are of one size."""
+        return self.size_a == self.size_b
+
+
+def compare(
+    path_a: str,
+    path_b: str,
+    *,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    folder: Folder | None = None,
+) -> Comparison:
+    """Compare the views of two images through their chains; a file without any footer is taken as raw.
+
+    Only what either holds is read. `parent` is the parent of the first.
+
+    Raises:
+        VhdError, OSError: one of them cannot be read.
+
+    """
+    place = folder or LocalFolder()
+    with (
+        _open_view(path_a, search, parent_map or {}, parent, place) as a,
+        _open_view(path_b, search, parent_map or {}, None, place) as b,
+    ):
+        first = first_difference(a, b)
+        return Comparison(equal=first is None, first_difference=first, size_a=a.size, size_b=b.size)
+
+
+def first_difference(a: Chain, b: Chain) -> int | None:
+    """Return the first offset at which two views differ, the shorter one followed by zeros; None if there is none."""
+    size = max(a.size, b.size)
+    views = [(chain, np.empty(_PIECE, np.uint8)) for chain in (a, b)]
+    for start, stop in windows((*a.layers, *b.layers), 0, size):
+        cells = np.unique(np.concatenate([_held(chain, start, stop) for chain, _ in views]))
+        for cell in cells.tolist():
+            first, last = max(start, cell * _PIECE), min(stop, (cell + 1) * _PIECE)
+            for chain, buffer in views:
+                piece = buffer[: last - first]
+                piece[chain.read_into(first, piece.data) :] = 0
+            differing = np.flatnonzero(views[0][1][: last - first] != views[1][1][: last - first])
+            if len(differing):
+                return int(first + differing[0])
+    return None
+
+
+def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the numbers of the pieces of a window in which the chain holds data."""
+    if start >= chain.size:
+        return np.empty(0, np.int64)
+    data = resolve(chain.layers, start, min(stop, chain.size)).of(Kind.DATA)
+    return np.unique(extent.split(data, _PIECE).start // _PIECE)
+
+
+def _open_view(
+    path: str, search: Sequence[str], parent_map: Mapping[str, str], parent: str | None, folder: Folder
+) -> Chain:
+    try:
+        return open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=folder)
+    except CorruptImageError as error:
+        if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
+            raise
+        if error.path != folder.real(path):
+            raise
+    return open_raw(path, folder)

@@ -1,0 +1,191 @@
+"""Writing a disk's view into a new file: raw, fixed, or dynamic.
+
+Holes stay holes: a raw or fixed file is sparse where the chain holds nothing, and a dynamic one has no block there.
+`convert` also leaves out what is held but zero. The new file gets its name when it is whole and durable.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain, open_chain, resolve, windows
+from vhdkit.errors import VhdError
+from vhdkit.format import bat, bitmap, layout, timestamp
+from vhdkit.format.footer import DiskType
+from vhdkit.format.header import DynamicHeader
+from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
+from vhdkit.image import extent
+from vhdkit.image.create import creating, new_footer
+from vhdkit.image.extent import Kind
+from vhdkit.image.image import Image, RawImage
+from vhdkit.image.transfer import read_extents
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.storage.seam import Folder, Storage
+
+_PAGE = 4096
+_PIECE = 4 << 20
+_TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    output_format: str = "dynamic",
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    stamp: int | None = None,
+    unique_id: bytes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    folder: Folder | None = None,
+) -> int:
+    """Write what `source` shows through its chain to a new file: "raw", "fixed" or "dynamic"; return its size.
+
+    `progress` is called with (bytes done, bytes to look at).
+
+    Raises:
+        ValueError: another format is asked for.
+        FileExistsError: the destination exists; it is never replaced.
+        VhdError, OSError: from the chain or the new file, which then is gone again.
+
+    """
+    if output_format not in {"raw", "fixed", "dynamic"}:
+        raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
+    place = folder or LocalFolder()
+    with open_chain(source, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
+        if output_format == "dynamic":
+            leaf = chain.leaf
+            block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
+            return write_dynamic(
+                chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
+            )
+        with creating(place, destination) as storage:
+            storage.truncate(chain.size)
+            for start, data in _pieces(chain, progress):
+                _write_nonzero(storage, start, data)
+            if output_format == "fixed":
+                stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
+                footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
+                storage.write_at(chain.size, footer.to_bytes())
+            return storage.size()
+
+
+def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.int64], int]:
+    """Return what a dynamic image of the chain takes: bytes of the file, its blocks (int64), bytes of data held."""
+    touched, payload = [np.empty(0, np.int64)], 0
+    for window in chain.extents():
+        data = window.of(Kind.DATA)
+        payload += data.total
+        touched.append(np.unique(extent.split(data, block_size).start // block_size))
+    blocks = np.unique(np.concatenate(touched))
+    first, stride = _placement(chain.size, block_size)
+    end = first + len(blocks) * stride if len(blocks) else _table_end(chain.size, block_size)
+    return end + FOOTER_SIZE, blocks, payload
+
+
+def write_dynamic(
+    chain: Chain,
+    folder: Folder,
+    path: str,
+    block_size: int,
+    stamp: int | None = None,
+    unique_id: bytes | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    skip_zeros: bool = False,
+) -> int:
+    """Write the chain's view as a new dynamic image and return the file's size.
+
+    With `skip_zeros` blocks that hold nothing but zeros are left out.
+    """
+    stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
+    footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
+    entries = np.full(-(-chain.size // block_size), bat.UNALLOCATED, np.uint32)
+    if len(entries) > layout.MAX_TABLE_ENTRIES:
+        raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
+    header = DynamicHeader(table_offset=_TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
+    first, stride = _placement(chain.size, block_size)
+    bitmap_size = bitmap.bitmap_size(block_size)
+    ones = bitmap.full(block_size).tobytes()
+    used = 0
+    with creating(folder, path) as storage:
+        storage.truncate(first)
+        for start, data in _pieces(chain, progress):
+            block = start // block_size
+            if skip_zeros and entries[block] == bat.UNALLOCATED and not data.any():
+                continue
+            if entries[block] == bat.UNALLOCATED:
+                at = first + used * stride
+                storage.truncate(at + bitmap_size + block_size)
+                storage.write_at(at, ones)
+                entries[block] = at // SECTOR
+                used += 1
+            _write_nonzero(storage, int(entries[block]) * SECTOR + bitmap_size + start % block_size, data)
+        end = first + used * stride if used else _table_end(chain.size, block_size)
+        storage.truncate(end)
+        table = bat.to_bytes(entries)
+        storage.write_at(0, footer.to_bytes())
+        storage.write_at(FOOTER_SIZE, header.to_bytes())
+        storage.write_at(_TABLE_OFFSET, table.ljust(_table_end(chain.size, block_size) - _TABLE_OFFSET, b"\xff"))
+        storage.write_at(end, footer.to_bytes())
+        return storage.size()
+
+
+def _table_end(size: int, block_size: int) -> int:
+    return -(-(_TABLE_OFFSET + -(-size // block_size) * 4) // _PAGE) * _PAGE
+
+
+def _placement(size: int, block_size: int) -> tuple[int, int]:
+    """Return the offset of the first block's bitmap and the stride: data at 4 KiB boundaries."""
+    step = _PAGE if block_size >= _PAGE else SECTOR
+    bitmap_size = bitmap.bitmap_size(block_size)
+    first = -(-(_table_end(size, block_size) + bitmap_size) // step) * step - bitmap_size
+    return first, -(-(bitmap_size + block_size) // step) * step
+
+
+def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block."""
+    block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
+    size = min(_PIECE, block_size or layout.DEFAULT_BLOCK_SIZE)
+    buffer = np.empty(size, np.uint8)
+    for start, stop in windows(chain.layers, 0, chain.size):
+        pieces = extent.split(resolve(chain.layers, start, stop), size)
+        pieces = pieces.take(np.isin(pieces.start // size, pieces.of(Kind.DATA).start // size))
+        cells, heads = np.unique(pieces.start // size, return_index=True)
+        tails = np.append(heads[1:], len(pieces))
+        for cell, head, tail in zip(cells.tolist(), heads.tolist(), tails.tolist(), strict=True):
+            part = pieces.take(np.arange(head, tail))
+            first, last = int(part.start[0]), int(part.stop[-1])
+            out = buffer[: last - first]
+            read_extents(part, chain.layers, first, out)
+            yield first, out
+            if progress is not None:
+                progress(cell * size, chain.size)
+        if progress is not None:
+            progress(stop, chain.size)
+
+
+def _write_nonzero(storage: Storage, offset: int, data: NDArray[np.uint8]) -> None:
+    """Write what is not zero, in pages, into a file that reads as zeros there."""
+    whole = len(data) // _PAGE * _PAGE
+    used = data[:whole].reshape(-1, _PAGE).any(axis=1)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], used, [False])).astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        storage.write_at(offset + start * _PAGE, data[start * _PAGE : stop * _PAGE].data)
+    if data[whole:].any():
+        storage.write_at(offset + whole, data[whole:].data)
+
+
+def open_raw(path: str, folder: Folder) -> Chain:
+    """Open a file as nothing but a disk's content."""
+    return Chain([RawImage(folder.open(folder.real(path)))])

@@ -1,0 +1,109 @@
+"""A folder's images as family trees: who is whose child, who has lost its parent, who shares an id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.errors import VhdError
+    from vhdkit.image.metadata import Metadata
+    from vhdkit.storage.seam import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScannedImage:
+    """An image in its family: `children` are the images that read through it."""
+
+    path: str
+    metadata: Metadata
+    children: tuple[ScannedImage, ...]
+
+    @property
+    def unique_id(self) -> bytes:
+        """Its id, 16 bytes."""
+        return self.metadata.footer.unique_id
+
+    @property
+    def parent_id(self) -> bytes | None:
+        """The id of the parent that it looks for, None if it needs none."""
+        return Cataloged(path=self.path, identity=(0, 0), metadata=self.metadata).parent_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What a folder holds.
+
+    `bases` are images that need no parent, with everything above them; `orphans` need one that is not there, or is
+    there several times so that none can be chosen (`ambiguous` has the choices by the orphan's path); `duplicates` are
+    files that share an id; `unreadable` files look like images and cannot be read.
+    """
+
+    bases: tuple[ScannedImage, ...]
+    orphans: tuple[ScannedImage, ...]
+    ambiguous: Mapping[str, tuple[str, ...]]
+    duplicates: Mapping[bytes, tuple[str, ...]]
+    unreadable: Mapping[str, VhdError | OSError]
+
+
+def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = None) -> Scan:
+    """Find the images in a folder and below it and tell how they belong together; nothing stops at a bad file.
+
+    Parents may also lie in the `search` folders, whose families are told as well. Only headers are read.
+
+    Raises:
+        OSError: the folder itself cannot be read.
+
+    """
+    place = folder or LocalFolder()
+    place.check_directory(directory)
+    catalog = read_catalog(place, [directory, *search])
+    return arrange(catalog)
+
+
+def arrange(catalog: Catalog) -> Scan:
+    """Turn a catalog into family trees."""
+    children: dict[str, list[Cataloged]] = {}
+    roots: list[Cataloged] = []
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    for image in catalog.images.values():
+        parents = catalog.parents_of(image)
+        if len(parents) == 1:
+            children.setdefault(parents[0].path, []).append(image)
+            continue
+        roots.append(image)
+        if parents:
+            ambiguous[image.path] = tuple(parent.path for parent in parents)
+    placed: set[str] = set()
+    trees = [_tree(image, children, placed) for image in roots]
+    # What was not reached from a root hangs in a loop of parents; its members are told as orphans.
+    trees += [_tree(image, children, placed) for image in catalog.images.values() if image.path not in placed]
+    return Scan(
+        bases=tuple(tree for tree in trees if tree.parent_id is None),
+        orphans=tuple(tree for tree in trees if tree.parent_id is not None),
+        ambiguous=ambiguous,
+        duplicates=_duplicates(catalog),
+        unreadable=dict(catalog.unreadable),
+    )
+
+
+def _tree(image: Cataloged, children: dict[str, list[Cataloged]], placed: set[str]) -> ScannedImage:
+    placed.add(image.path)
+    below = [child for child in children.get(image.path, []) if child.path not in placed]
+    return ScannedImage(
+        path=image.path,
+        metadata=image.metadata,
+        children=tuple(_tree(child, children, placed) for child in below),
+    )
+
+
+def _duplicates(catalog: Catalog) -> dict[bytes, tuple[str, ...]]:
+    by_id: dict[bytes, dict[tuple[int, int], str]] = {}
+    for image in catalog.images.values():
+        by_id.setdefault(image.unique_id, {}).setdefault(image.identity, image.path)
+    return {key: tuple(files.values()) for key, files in by_id.items() if len(files) > 1}

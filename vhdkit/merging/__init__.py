@@ -1,0 +1,1 @@
+"""Folding layers into the one below them: plan, then do."""

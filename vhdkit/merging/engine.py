@@ -1,0 +1,245 @@
+"""Carrying out a merge plan.
+
+**Order**, with what a power cut leaves; the sources stay linked until 7, so that what is read through them is the
+same at every instant:
+
+ 1 the chain is opened again and held against the plan; nothing written yet
+ 2 room: the file is extended, its space reserved, the footer written at its new end, sync (unused space)
+ 3 a longer BAT if the disk grows (see `growth`)
+ 4 payload: sectors in place, new blocks with their bitmaps, sync (sectors that a source hides; unreferenced blocks)
+ 5 bitmaps of blocks that were there, BAT entries of new ones, sync (the same sectors, owned twice)
+ 6 the disk's new size if it grows, sync
+ 7 the children of the topmost source are relinked, each synced
+ 8 the sources are removed, those in the middle first, folders synced
+
+4 and 5 alternate in checkpoints, so that memory does not depend on the size of the merge. Running a merge again that
+was cut off before 8 copies the same sectors to the same places.
+"""
+
+from __future__ import annotations
+
+import os.path
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain
+from vhdkit.chain.export import write_dynamic
+from vhdkit.errors import MergeError, NotEnoughSpaceError
+from vhdkit.image.image import Image, Layer, RawImage, open_image
+from vhdkit.merging.growth import finish, grow_table
+from vhdkit.merging.mover import Mover
+from vhdkit.merging.relink import apply_relink
+from vhdkit.merging.survey import moves, states, target_of
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder
+
+_NO_SPACE = 28
+
+
+class Phase(StrEnum):
+    """What a merge is doing."""
+
+    RESERVING = "reserving"
+    COPYING = "copying"
+    FINISHING = "finishing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a merge is: bytes of payload done and in all."""
+
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
+    """What a merge did. Sizes in bytes, paths absolute, sources leaf first."""
+
+    sources: tuple[str, ...]
+    destination: str
+    bytes_copied: int
+    blocks_added: int
+    destination_size: int
+    seconds: float
+    removed: tuple[str, ...]
+    relinked: tuple[str, ...]
+
+
+def merge(
+    plan: MergePlan,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    folder: Folder | None = None,
+) -> MergeResult:
+    """Do what the plan says; see the module for the order of writes.
+
+    Raises:
+        MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
+            notes on it), or a file changed since it was made. Nothing was written.
+        NotEnoughSpaceError: the space could not be reserved. No sector was changed.
+        OSError: a file failed under way. The leaf reads as before; the same merge can be run again.
+
+    """
+    place = folder or LocalFolder()
+    if plan.obstacles:
+        first, *rest = plan.obstacles
+        for other in rest:
+            first.add_note(str(other))
+        raise first
+    begun = time.monotonic()
+    report = _Reporter(plan, progress)
+    if plan.is_new_file:
+        size = _write_new_file(plan, place, report)
+        relinked: list[str] = []
+        removed: list[str] = []
+    else:
+        size = _fold(plan, place, report)
+        relinked = _relink(plan, place)
+        removed = _remove(plan, place)
+    return MergeResult(
+        sources=plan.sources,
+        destination=plan.destination,
+        bytes_copied=plan.payload_bytes,
+        blocks_added=len(plan.blocks_added),
+        destination_size=size,
+        seconds=time.monotonic() - begun,
+        removed=tuple(removed),
+        relinked=tuple(relinked),
+    )
+
+
+class _Reporter:
+    """Turns the engine's steps into the caller's progress."""
+
+    def __init__(self, plan: MergePlan, progress: Callable[[Progress], None] | None) -> None:
+        self.total = plan.payload_bytes
+        self.done = 0
+        self.progress = progress
+
+    def say(self, phase: Phase) -> None:
+        if self.progress is not None:
+            self.progress(Progress(phase=phase, bytes_done=self.done, bytes_total=self.total))
+
+    def add(self, count: int) -> None:
+        self.done = min(self.total, self.done + count)
+        self.say(Phase.COPYING)
+
+
+def _open_planned(plan: MergePlan, folder: Folder) -> Chain:
+    """Open the files of the plan, whose links it has verified, and hold them against what was planned for."""
+    layers: list[Layer] = []
+    try:
+        for state in plan.layers:
+            is_raw = not state.unique_id
+            layers.append(RawImage(folder.open(state.path)) if is_raw else open_image(folder, state.path))
+        chain = Chain(layers)
+        if states(chain) != plan.layers:
+            raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
+    except BaseException:
+        for layer in layers:
+            layer.close()
+        raise
+    return chain
+
+
+def _write_new_file(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
+    with _open_planned(plan, folder) as chain:
+
+        def advance(done: int, total: int) -> None:
+            report.done = report.total * done // max(1, total)
+            report.say(Phase.COPYING)
+
+        return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=advance)
+
+
+def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
+    """Steps 1 to 6; return the size of the destination's file."""
+    depth = len(plan.sources)
+    with (
+        _open_planned(plan, folder) as chain,
+        open_image(folder, plan.destination, writable=True) as destination,
+    ):
+        if destination.storage.identity != chain.layers[depth].storage.identity:
+            raise MergeError("the destination was replaced since the merge was planned", path=plan.destination)
+        target = target_of(chain.layers, depth)
+        report.say(Phase.RESERVING)
+        mover = Mover(chain.layers, destination, plan.blocks_added, report.add)
+        places = _make_room(plan, destination, folder)
+        if destination.storage.allocated_size < destination.storage.size():
+            _reserve_holes(plan, mover, chain, folder)
+        mover.places = places[plan.blocks_moved :]
+        if plan.growth is not None:
+            grow_table(destination, plan.growth, places[: plan.blocks_moved])
+        for writes, wipes in moves(chain.layers, depth, target):
+            mover.move(writes, wipes)
+        report.say(Phase.FINISHING)
+        mover.checkpoint()
+        destination.sync()
+        if plan.grows:
+            finish(destination, plan.virtual_size)
+        return destination.storage.size()
+
+
+def _make_room(plan: MergePlan, destination: Image, folder: Folder) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Step 2; return the file offsets for the blocks that are moved and, behind them, for those that are added."""
+    if destination.is_fixed:
+        return np.empty(0, np.int64)
+    count = plan.blocks_moved + len(plan.blocks_added)
+    places = destination.placements(count)
+    if count or not destination.has_whole_footer:
+        try:
+            destination.extend(destination.file_end_for(count), reserve=True, sync=True)
+        except OSError as error:
+            raise _explained(error, plan, folder) from None
+    return places
+
+
+def _reserve_holes(plan: MergePlan, mover: Mover, chain: Chain, folder: Folder) -> None:
+    """Take the space for sectors that will be written into holes of a sparse file."""
+    depth = len(plan.sources)
+    try:
+        for writes, wipes in moves(chain.layers, depth, target_of(chain.layers, depth)):
+            mover.reserve(writes, wipes)
+    except OSError as error:
+        raise _explained(error, plan, folder) from None
+
+
+def _explained(error: OSError, plan: MergePlan, folder: Folder) -> OSError | NotEnoughSpaceError:
+    if error.errno != _NO_SPACE:
+        return error
+    free = folder.free_space(os.path.dirname(plan.destination))
+    needed = max(plan.space_needed, plan.payload_bytes)
+    return NotEnoughSpaceError(path=plan.destination, needed=needed, available=min(free, needed))
+
+
+def _relink(plan: MergePlan, folder: Folder) -> list[str]:
+    for relink in plan.relinks:
+        with open_image(folder, plan.destination) as destination:
+            mtime = destination.storage.mtime
+        apply_relink(folder, relink, parent_mtime=mtime)
+    return [relink.child for relink in plan.relinks]
+
+
+def _remove(plan: MergePlan, folder: Folder) -> list[str]:
+    """Step 8: middle layers first, for without them the topmost cannot be mistaken for what it was."""
+    removed = []
+    for path in reversed(plan.removals):
+        try:
+            folder.remove(path)
+        except OSError as error:
+            error.add_note("the merge is complete and durable; only this file could not be removed")
+            raise
+        folder.sync(os.path.dirname(path))
+        removed.append(path)
+    return list(reversed(removed))

@@ -1,0 +1,147 @@
+"""Making a dynamic or differencing disk larger: room for a longer BAT, and in the end the new size.
+
+The BAT grows where it is. Blocks that lie in its way are copied to the end of the file, their BAT entries last;
+locator data and blktap's batmap are written again behind it.
+
+**Order**: 1 the blocks' copies, sync (unused space) · 2 their BAT entries, sync (the old places are unused space) ·
+3 locator data and batmap at their new places, sync · 4 header with the new places of the locators, sync (two
+sectors: a cut inside leaves a wrong checksum) · 5 the table's new entries, all unallocated, sync · 6 header with the
+new number of entries, sync (one sector changes). The disk's size follows when everything in the new part is durable:
+`finish`: footer at the end and its copy, sync.
+
+**Source**: reference 1.6, 3.6, 3.7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.format import layout
+from vhdkit.format.geometry import Geometry
+from vhdkit.format.layout import SECTOR
+from vhdkit.image.table import Table
+from vhdkit.image.write import link_blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhdkit.format.header import DynamicHeader
+    from vhdkit.image.image import Image
+
+_LARGEST_GEOMETRY = Geometry(65535, 16, 255)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """How an image's headers will lie: `blocks` (int64) make way, `locator_offsets` are the new places by slot."""
+
+    entry_count: int
+    table_end: int
+    blocks: NDArray[np.int64]
+    batmap_bytes: int
+    locator_offsets: dict[int, int]
+
+
+def plan_growth(image: Image, new_size: int) -> Growth | None:
+    """Return what must be done before the table can have an entry for every block; None if it can already."""
+    header = image.header
+    entry_count = -(-new_size // (image.block_size or 1))
+    if header is None or entry_count <= header.max_table_entries:
+        return None
+    table_end = -(-(header.table_offset + entry_count * 4) // SECTOR) * SECTOR
+    has_batmap = image.metadata.batmap != (0, 0)
+    batmap_bytes = SECTOR + -(-entry_count // (8 * SECTOR)) * SECTOR if has_batmap else 0
+    end = table_end + batmap_bytes
+    offsets: dict[int, int] = {}
+    in_the_way = [
+        slot
+        for slot, locator in enumerate(header.locators)
+        if locator.is_used and header.table_offset < locator.data_offset < end
+    ]
+    # The new places must not touch the old ones, which count until the header is written.
+    place = max(end, image.metadata.reserved_end) if in_the_way else end
+    for slot in in_the_way:
+        offsets[slot] = place
+        place += -(-max(header.locators[slot].space, header.locators[slot].data_length) // SECTOR) * SECTOR
+    moving = [blocks[at < place] for blocks, at in image.windows()]
+    return Growth(
+        entry_count=entry_count,
+        table_end=table_end,
+        blocks=np.concatenate(moving) if moving else np.empty(0, np.int64),
+        batmap_bytes=batmap_bytes,
+        locator_offsets=offsets,
+    )
+
+
+def grow_table(image: Image, growth: Growth, places: NDArray[np.int64]) -> None:
+    """Do steps 1 to 6; `places` (int64) are the file offsets for the blocks, in room that was made already."""
+    header = image.header
+    if header is None:
+        return
+    _move_blocks(image, growth.blocks, places)
+    _write_batmap(image, growth)
+    for slot, offset in growth.locator_offsets.items():
+        locator = header.locators[slot]
+        data = bytearray(locator.data_length)
+        image.storage.read_into(locator.data_offset, data)
+        image.write_at(offset, bytes(data).ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
+    if growth.locator_offsets:
+        image.sync()
+        locators = tuple(
+            replace(entry, data_offset=growth.locator_offsets.get(slot, entry.data_offset))
+            for slot, entry in enumerate(header.locators)
+        )
+        header = replace(header, locators=locators)
+        _write_header(image, header)
+    table_at = header.table_offset + header.max_table_entries * 4
+    for at in range(table_at, growth.table_end, 1 << 20):
+        image.write_at(at, b"\xff" * min(1 << 20, growth.table_end - at))
+    image.sync()
+    header = replace(header, max_table_entries=growth.entry_count)
+    _write_header(image, header)
+    image.table = Table(image.storage, header.table_offset, header.max_table_entries)
+
+
+def finish(image: Image, new_size: int) -> None:
+    """Give the disk its new size: the footer at the end, then its copy; either is valid alone."""
+    geometry = Geometry.for_size(new_size)
+    if image.footer.geometry == _LARGEST_GEOMETRY:
+        # Some makers write the largest geometry to say that only the size counts.
+        geometry = _LARGEST_GEOMETRY
+    image.footer = replace(image.footer, current_size=new_size, geometry=geometry)
+    image.write_footer(image.metadata.footer_start)
+    image.write_at(0, image.footer.to_bytes())
+    image.sync()
+    image.size = new_size
+
+
+def _move_blocks(image: Image, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+    if not len(blocks):
+        return
+    entries = np.concatenate([image.table.entries(block, block + 1) for block in blocks.tolist()])
+    for old, new in zip((entries.astype(np.int64) * SECTOR).tolist(), places.tolist(), strict=True):
+        image.copy_from(image, old, new, image.block_span)
+    image.sync()
+    link_blocks(image, blocks, places)
+    image.sync()
+
+
+def _write_batmap(image: Image, growth: Growth) -> None:
+    """Write an empty batmap behind the longer table: a clear bit only says that the block's bitmap is to be read."""
+    if not growth.batmap_bytes:
+        return
+    old = bytearray(SECTOR)
+    image.storage.read_into(image.metadata.batmap[0], old)
+    sectors = growth.batmap_bytes // SECTOR - 1
+    header = layout.build_batmap(layout.parse_batmap(bytes(old)), growth.table_end + SECTOR, sectors)
+    image.write_at(growth.table_end, header + bytes(old[len(header) :]) + bytes(sectors * SECTOR))
+    image.sync()
+
+
+def _write_header(image: Image, header: DynamicHeader) -> None:
+    image.write_at(image.footer.data_offset, header.to_bytes())
+    image.sync()
+    image.header = header

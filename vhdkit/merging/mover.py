@@ -1,0 +1,198 @@
+"""Moving sectors into a destination: payload first, what refers to it after the next sync.
+
+Neighbouring pieces of a block become one write. In a block that the destination has, a small gap between them is
+read first and written again unchanged; in a new block the gap is zeros. A long piece that has one source is copied
+file to file, which the kernel can do without showing us the bytes.
+
+Memory: one staging buffer of 4 MiB, and until a checkpoint three numbers a piece.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.format import bat, bitmap
+from vhdkit.format.layout import SECTOR
+from vhdkit.image import extent
+from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.transfer import GAP, read_exactly, read_extents
+from vhdkit.image.write import link_blocks, set_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.image import Image, Layer
+
+_STAGING = 4 << 20
+_LONG = 256 << 10
+_CHECKPOINT_BYTES = 1 << 30
+_CHECKPOINT_PIECES = 500_000
+_BATCH_BITS = 2 << 20
+
+
+class Mover:
+    """Writes into one destination. `places` (int64) are the bitmap offsets for `added` (int64, ascending)."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        destination: Image,
+        added: NDArray[np.int64],
+        report: Callable[[int], None],
+    ) -> None:
+        self.layers = layers
+        self.destination = destination
+        self.added = added
+        self.report = report
+        self.places = np.empty(0, np.int64)
+        self._staging = np.empty(_STAGING, np.uint8)
+        self._pending: list[tuple[NDArray[np.int64], ...]] = []
+        self._pending_pieces = self._pending_bytes = 0
+
+    def move(self, writes: Extents, wipes: Extents) -> None:
+        """Write a window's sectors; a checkpoint follows when enough has gathered."""
+        pieces, at, is_new = self._pieces(writes, wipes)
+        for head, tail in self._spans(pieces, at):
+            self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
+        if self.destination.is_fixed:
+            self._gathers(len(pieces), pieces.total)
+            return
+        owned = extent.split(writes, self.destination.block_size)
+        block = owned.start // self.destination.block_size
+        base = block * self.destination.block_size
+        self._pending.append((block, (owned.start - base) // SECTOR, (owned.stop - base) // SECTOR))
+        self._gathers(len(pieces), pieces.total)
+
+    def _gathers(self, pieces: int, size: int) -> None:
+        """Count what is written and not yet durable."""
+        self._pending_pieces += pieces
+        self._pending_bytes += size
+        if self._pending_bytes >= _CHECKPOINT_BYTES or self._pending_pieces >= _CHECKPOINT_PIECES:
+            self.checkpoint()
+
+    def reserve(self, writes: Extents, wipes: Extents) -> None:
+        """Take the space of the sectors that will be written into blocks that are there already."""
+        pieces, at, is_new = self._pieces(writes, wipes)
+        for head, tail in self._spans(pieces, at):
+            if not is_new[head]:
+                first = int(at[head])
+                length = int(pieces.stop[tail - 1] - pieces.start[head])
+                self.destination.storage.reserve(first, length)
+
+    def checkpoint(self) -> None:
+        """Make the payload durable, then write what refers to it."""
+        if not self._pending_pieces:
+            return
+        block, start, stop = self._gathered()
+        self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
+        if self.destination.is_fixed:
+            self.destination.sync()
+            return
+        touched, row = np.unique(block, return_inverse=True)
+        at, is_new = self._where(touched)
+        self._begin(at, is_new, row, start, stop)
+        self.destination.sync()
+        old = ~is_new[row]
+        for chosen, rows in self._batches(row[old], len(touched)):
+            local = row[old][chosen] - rows.start
+            set_bits(self.destination, at[rows], local, start[old][chosen], stop[old][chosen])
+        if is_new.any():
+            link_blocks(self.destination, touched[is_new], at[is_new])
+
+    def _gathered(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        if not self._pending:
+            empty = np.empty(0, np.int64)
+            return empty, empty, empty
+        block, start, stop = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+        return block, start, stop
+
+    def _begin(
+        self,
+        at: NDArray[np.int64],
+        is_new: NDArray[np.bool_],
+        row: NDArray[np.int64],
+        start: NDArray[np.int64],
+        stop: NDArray[np.int64],
+    ) -> None:
+        """Write the bitmaps of new blocks: nothing refers to them before their BAT entries."""
+        image = self.destination
+        fresh = is_new[row]
+        for chosen, rows in self._batches(row[fresh], len(at)):
+            if image.is_differencing:
+                bitmaps = np.zeros((rows.stop - rows.start, image.bitmap_size), np.uint8)
+                local = row[fresh][chosen] - rows.start
+                bitmap.set_runs(bitmaps, local, start[fresh][chosen], stop[fresh][chosen])
+            else:
+                bitmaps = bitmap.full(image.block_size, rows.stop - rows.start)
+            for index in range(rows.start, rows.stop):
+                if is_new[index]:
+                    image.write_at(int(at[index]), bitmaps[index - rows.start].tobytes())
+
+    def _batches(self, row: NDArray[np.int64], count: int) -> Iterator[tuple[slice, slice]]:
+        """Yield (slice of `row`, which ascends, slice of the blocks) so that a batch's bits fit into memory."""
+        size = max(1, _BATCH_BITS // (self.destination.bitmap_size * 8))
+        for first in range(0, count, size):
+            low, high = np.searchsorted(row, [first, first + size]).tolist()
+            if low < high:
+                yield slice(low, high), slice(first, min(count, first + size))
+
+    def _where(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the bitmap offsets of blocks (ascending), and which of them the table does not have yet."""
+        if not len(blocks):
+            return np.empty(0, np.int64), np.empty(0, np.bool_)
+        first = int(blocks[0])
+        entries = self.destination.table.entries(first, int(blocks[-1]) + 1)[blocks - first]
+        at = bat.offsets(entries)
+        is_new = entries == bat.UNALLOCATED
+        at[is_new] = -1
+        if len(self.places):
+            at[is_new] = self.places[np.searchsorted(self.added, blocks[is_new])]
+        return at, is_new
+
+    def _pieces(self, writes: Extents, wipes: Extents) -> tuple[Extents, NDArray[np.int64], NDArray[np.bool_]]:
+        """Return what to write cut at blocks, the file offset of each piece, and whether its block is new."""
+        image = self.destination
+        if len(wipes):
+            both = extent.concatenate([writes, self._held(wipes)])
+            writes = both.take(np.argsort(both.start, kind="stable"))
+        if image.is_fixed:
+            pieces = extent.split(writes, _STAGING)
+            return pieces, pieces.start, np.zeros(len(pieces), np.bool_)
+        pieces = extent.split(writes, min(image.block_size, _STAGING))
+        block = pieces.start // image.block_size
+        blocks, row = np.unique(block, return_inverse=True)
+        at, is_new = self._where(blocks)
+        return pieces, at[row] + image.bitmap_size + pieces.start - block * image.block_size, is_new[row]
+
+    def _held(self, wipes: Extents) -> Extents:
+        """Return what of the zeros lies in blocks that the destination has: elsewhere it has zeros already."""
+        image = self.destination
+        if image.is_fixed:
+            return wipes
+        blocks, _ = image.allocated(int(wipes.start[0]), int(wipes.stop[-1]))
+        return extent.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
+
+    @staticmethod
+    def _spans(pieces: Extents, at: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Yield [head, tail) of the pieces that one write serves: near each other, and within the staging buffer."""
+        heads, tails = extent.groups(pieces.start, pieces.stop, GAP, at - pieces.start, pieces.start // _STAGING)
+        yield from zip(heads.tolist(), tails.tolist(), strict=True)
+
+    def _write_span(self, pieces: Extents, at: int, *, is_new: bool) -> None:
+        first, length = int(pieces.start[0]), int(pieces.stop[-1] - pieces.start[0])
+        if len(pieces) == 1 and length >= _LONG and pieces.kind[0] == Kind.DATA:
+            source = self.layers[int(pieces.depth[0])]
+            self.destination.copy_from(source, int(pieces.file_offset[0]), at, length)
+        else:
+            out = self._staging[:length]
+            if pieces.total < length and is_new:
+                out[:] = 0
+            elif pieces.total < length:
+                read_exactly(self.destination, at, out)
+            read_extents(pieces, self.layers, first, out)
+            self.destination.write_at(at, out.data)
+        self.report(pieces.total)

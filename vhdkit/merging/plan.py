@@ -1,0 +1,119 @@
+"""What a merge will do, decided with plain values and arrays before anything is touched.
+
+Source layers lie over the destination. A sector is written once, from the topmost source that holds it. Three
+things are less plain than that, all of them about disks whose sizes differ:
+
+ - A source that is shorter than those above it hides what lies below its end: zeros are written there.
+ - A destination shorter than the leaf grows, and its new part starts as zeros: what its blocks hold behind the old
+   end (stale bits, old bytes) is wiped, and where its own parent is longer, zeros are written that hide the parent.
+ - A destination longer than the leaf would have to shrink, which is refused.
+
+So every window of the disk has `writes` (sectors that the destination will own, its blocks added as needed) and
+`wipes` (zeros for blocks that it has already; nothing is added for them).
+
+**Source**: reference 3.1, 3.6, B14.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.format import bat
+from vhdkit.format.footer import DiskType
+from vhdkit.image import extent
+from vhdkit.image.extent import Extents, Kind
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vhdkit.errors import Finding, VhdError
+    from vhdkit.merging.growth import Growth
+    from vhdkit.merging.relink import Relink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerState:
+    """A file of the chain as it was when the merge was planned: if it differs later, the plan is void."""
+
+    path: str
+    identity: tuple[int, int]
+    unique_id: bytes
+    file_size: int
+    mtime: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergePlan:
+    """A merge to the byte. All sizes in bytes; paths are absolute; sources are leaf first.
+
+    `payload_bytes` is what will be written into the destination's disk, `blocks_added` (int64) the blocks that it
+    gets, `blocks_moved` those that make way for a longer BAT, `space_needed` what its file grows by. `obstacles` says
+    what stands in the way: a plan with any is not carried out.
+    """
+
+    sources: tuple[str, ...]
+    destination: str
+    is_new_file: bool
+    destination_type: DiskType
+    block_size: int
+    payload_bytes: int
+    blocks_added: NDArray[np.int64]
+    blocks_moved: int
+    virtual_size: int
+    virtual_size_before: int
+    destination_size: int
+    destination_size_before: int
+    space_needed: int
+    space_free: int
+    relinks: tuple[Relink, ...]
+    removals: tuple[str, ...]
+    keep_sources: bool
+    growth: Growth | None
+    layers: tuple[LayerState, ...]
+    search: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    obstacles: tuple[VhdError, ...]
+
+    @property
+    def grows(self) -> bool:
+        """Whether the destination's disk becomes larger."""
+        return not self.is_new_file and self.virtual_size > self.virtual_size_before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What the choice of sectors depends on: the destination's type, its size, and its parent's (0 without one)."""
+
+    disk_type: DiskType
+    size: int
+    parent_size: int
+
+
+def choose(sources: Extents, target: Target) -> tuple[Extents, Extents]:
+    """Return (writes, wipes) of a window from what the source layers say about it, in order."""
+    end = int(sources.stop[-1]) if len(sources) else 0
+    start = int(sources.start[0]) if len(sources) else 0
+    if end > target.size:
+        beyond = extent.single(max(start, target.size), end, Kind.ZERO)
+        inside = [extent.single(start, target.size, Kind.PARENT)] if start < target.size else []
+        sources = extent.overlay(sources, extent.concatenate([*inside, beyond]))
+    writes, zeros = sources.of(Kind.DATA), sources.of(Kind.ZERO)
+    if target.disk_type is not DiskType.DIFFERENCING or not len(zeros):
+        return writes, zeros
+    hiding = extent.clipped(zeros, 0, target.parent_size)
+    wipes = extent.clipped(zeros, target.parent_size, end)
+    if len(hiding):
+        both = extent.concatenate([writes, hiding])
+        writes = both.take(np.argsort(both.start, kind="stable"))
+    return writes, wipes
+
+
+def missing_blocks(writes: Extents, entries: NDArray[np.uint32], first: int, block_size: int) -> NDArray[np.int64]:
+    """Return the blocks (ascending) that the writes touch and the table lacks; `entries` begin with block `first`."""
+    pieces = extent.split(writes, block_size)
+    touched = np.unique(pieces.start // block_size)
+    missing: NDArray[np.int64] = touched[entries[touched - first] == bat.UNALLOCATED]
+    return missing

@@ -1,0 +1,135 @@
+"""Telling a child that its parent is another file now.
+
+Decided first, as bytes: which locators get which data in the room that they have, and the new header. Then done.
+
+**Order**: 1 locator data, sync (a cut leaves the old header with new names: the old parent is then found by its id) ·
+2 header, sync (a cut inside these two sectors leaves a header whose checksum is wrong).
+
+**Source**: reference 2.7, 2.8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import MergeError, ReadOnlyImageError
+from vhdkit.format import timestamp
+from vhdkit.format.header import encode_parent_name
+from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.format.locator import ParentLocator, PlatformCode
+from vhdkit.image.image import Image, open_image
+from vhdkit.image.reference import moved_windows_path, reference_to
+
+if TYPE_CHECKING:
+    from vhdkit.format.header import DynamicHeader
+    from vhdkit.image.reference import ParentReference
+    from vhdkit.storage.seam import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relink:
+    """A child that is to be relinked: from which parent to which."""
+
+    child: str
+    old_parent: str
+    new_parent: str
+    new_parent_id: bytes
+
+
+def check_relink(folder: Folder, relink: Relink) -> None:
+    """Say now what would stop the relinking later.
+
+    Raises:
+        MergeError: the new path does not fit into the child's locator.
+        ReadOnlyImageError: the child may not be written.
+
+    """
+    if not folder.may_write(relink.child):
+        raise ReadOnlyImageError("it has to be relinked, and the file is read-only", path=relink.child)
+    with open_image(folder, relink.child) as child:
+        _rewritten(child, relink, stamp=0)
+
+
+def apply_relink(folder: Folder, relink: Relink, *, parent_mtime: float) -> None:
+    """Write the new parent into the child; see the module for the order."""
+    with open_image(folder, relink.child, writable=True) as child:
+        header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
+        for offset, text in data:
+            child.write_at(offset, text)
+        child.sync()
+        child.write_at(child.footer.data_offset, header.to_bytes())
+        child.sync()
+
+
+def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:
+    """Return the new header and the locator data to write, as (file offset, bytes)."""
+    header = child.header
+    if header is None:
+        raise MergeError("a fixed disk has no parent to relink", path=child.path)
+    reference = _reference(child, relink, stamp)
+    locators, data = [], []
+    for locator in header.locators:
+        kept, content = _new_locator(child, locator, reference)
+        locators.append(kept)
+        if content:
+            data.append((kept.data_offset, content))
+    changed = replace(
+        header,
+        parent_unique_id=reference.unique_id,
+        parent_timestamp=reference.timestamp,
+        parent_name_bytes=encode_parent_name(reference.name),
+        locators=tuple(locators),
+    )
+    return changed, data
+
+
+def _reference(child: Image, relink: Relink, stamp: int) -> ParentReference:
+    texts = {path.platform_code: path.text for path in child.metadata.parent_paths}
+    old = texts.get(PlatformCode.WINDOWS_ABSOLUTE) or texts.get(PlatformCode.WINDOWS_ABSOLUTE_8BIT) or ""
+    return reference_to(
+        relink.new_parent,
+        child.path,
+        unique_id=relink.new_parent_id,
+        timestamp=stamp,
+        known_windows_path=moved_windows_path(old, relink.old_parent, relink.new_parent),
+    )
+
+
+def _new_locator(child: Image, locator: ParentLocator, reference: ParentReference) -> tuple[ParentLocator, bytes]:
+    """Return the entry and its data; one that cannot hold the new path is emptied rather than left to mislead."""
+    if not locator.is_used:
+        return locator, b""
+    content = reference.data_for(locator.platform_code)
+    room = _room(child, locator)
+    if content is not None and len(content) <= room:
+        return replace(locator, data_length=len(content)), content.ljust(min(locator.data_length, room), b"\0")
+    if content is not None and locator.platform_code == PlatformCode.WINDOWS_RELATIVE:
+        raise MergeError(
+            f"it has to be relinked to {reference.name}, and the path takes {len(content)} bytes where its locator"
+            f" has room for {room}; move the files closer together or use --to",
+            path=child.path,
+        )
+    return ParentLocator(), b""
+
+
+def _room(child: Image, locator: ParentLocator) -> int:
+    """Return the bytes at the locator's place that nothing else uses; what it claims for itself is not believed."""
+    header = child.header
+    if header is None:
+        return 0
+    begin, end = locator.data_offset, locator.data_offset + max(locator.space, locator.data_length)
+    others = [entry for entry in header.locators if entry.is_used and entry != locator]
+    taken = [
+        (0, FOOTER_SIZE),
+        (child.footer.data_offset, child.footer.data_offset + HEADER_SIZE),
+        (header.table_offset, header.table_offset + header.table_bytes),
+        *((other.data_offset, other.data_offset + other.data_length) for other in others),
+        *((int(at.min()), child.metadata.file_size) for _, at in child.windows() if len(at)),
+        (child.metadata.footer_start, child.metadata.file_size),
+        child.metadata.batmap,
+    ]
+    for start, stop in taken:
+        if start < end and begin < stop:
+            end = max(begin, start)
+    return end - begin

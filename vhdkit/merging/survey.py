@@ -1,0 +1,312 @@
+"""Looking at a chain and its surroundings for a merge: everything that can be checked is checked here.
+
+Nothing is written. What stands in the way is gathered as the plan's obstacles, all of it at once.
+"""
+
+from __future__ import annotations
+
+import os.path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.chain import Chain, open_chain, resolve, windows
+from vhdkit.chain.export import dynamic_layout
+from vhdkit.errors import (
+    CorruptImageError,
+    Finding,
+    MergeError,
+    NotEnoughSpaceError,
+    ReadOnlyImageError,
+    SiblingsError,
+    VhdError,
+)
+from vhdkit.format import layout
+from vhdkit.format.bat import UNALLOCATED
+from vhdkit.format.footer import DiskType
+from vhdkit.format.layout import FOOTER_SIZE, SECTOR
+from vhdkit.image.image import Image, Layer
+from vhdkit.merging.growth import Growth, plan_growth
+from vhdkit.merging.plan import LayerState, MergePlan, Target, choose, missing_blocks
+from vhdkit.merging.relink import Relink, check_relink
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.extent import Extents
+    from vhdkit.storage.seam import Folder
+
+
+def plan_merge(
+    path: str,
+    *,
+    into: str | None = None,
+    to: str | None = None,
+    keep_sources: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    folder: Folder | None = None,
+) -> MergePlan:
+    """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
+
+    The way parents are found is `open_chain`'s. Siblings, that is other images which read through a file that would
+    change, are looked for in the chain's folders and in `search`, and below them.
+
+    Raises:
+        MergeError: there is nothing to merge into as asked.
+        VhdError, OSError: the chain cannot be opened. Everything less is one of the plan's obstacles.
+
+    """
+    if into is not None and to is not None:
+        raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
+    place = folder or LocalFolder()
+    with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
+        if to is not None:
+            return _plan_new_file(chain, place, place.real(to), tuple(search))
+        depth = _destination_depth(chain, place, into)
+        return _Survey(chain, depth, place, tuple(search), keep_sources=keep_sources).plan()
+
+
+def moves(layers: Sequence[Layer], depth: int, target: Target) -> Iterator[tuple[Extents, Extents]]:
+    """Yield (writes, wipes) of the merge of `layers[:depth]`, a window of the disk at a time."""
+    sources = layers[:depth]
+    for start, stop in windows(layers[: depth + 1], 0, layers[0].size):
+        yield choose(resolve(sources, start, stop), target)
+
+
+def target_of(layers: Sequence[Layer], depth: int) -> Target:
+    """Return what choosing sectors needs to know of the destination at that depth."""
+    destination = layers[depth]
+    if not isinstance(destination, Image):
+        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+    below = layers[depth + 1].size if depth + 1 < len(layers) else 0
+    return Target(disk_type=destination.disk_type, size=destination.size, parent_size=below)
+
+
+def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
+    if len(chain.layers) == 1:
+        raise MergeError("it has no parent to be merged into", path=chain.path)
+    if into is None:
+        return 1
+    storage = folder.open(folder.real(into))
+    identity = storage.identity
+    storage.close()
+    for depth, layer in enumerate(chain.layers[1:], 1):
+        if layer.storage.identity == identity:
+            return depth
+    names = ", ".join(layer.path for layer in chain.layers[1:])
+    raise MergeError(f"{into} is not one of its ancestors: {names}", path=chain.path)
+
+
+class _Survey:
+    """One chain looked over for a merge of its layers above `depth` into the one there."""
+
+    def __init__(
+        self, chain: Chain, depth: int, folder: Folder, search: tuple[str, ...], *, keep_sources: bool
+    ) -> None:
+        self.chain = chain
+        self.depth = depth
+        self.folder = folder
+        self.search = search
+        self.keep_sources = keep_sources
+        self.target = target_of(chain.layers, depth)
+        self.sources = chain.layers[:depth]
+        self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
+        self.destination = self.images[-1]
+        self.obstacles: list[VhdError] = []
+
+    def plan(self) -> MergePlan:
+        self._check_files()
+        self._check_sizes()
+        relinks = self._relatives()
+        payload, added = self._measure()
+        growth = self._growth()
+        moved = 0 if growth is None else len(growth.blocks)
+        size = self.destination.storage.size()
+        size_after = self._size_after(len(added) + moved)
+        needed = max(0, size_after - size)
+        free = self.folder.free_space(os.path.dirname(self.destination.path))
+        if needed > free:
+            error = NotEnoughSpaceError(path=self.destination.path, needed=needed, available=free)
+            self.obstacles.append(error)
+        sources = tuple(layer.path for layer in self.sources)
+        return MergePlan(
+            sources=sources,
+            destination=self.destination.path,
+            is_new_file=False,
+            destination_type=self.destination.disk_type,
+            block_size=self.destination.block_size,
+            payload_bytes=payload,
+            blocks_added=added,
+            blocks_moved=moved,
+            virtual_size=max(self.chain.size, self.destination.size),
+            virtual_size_before=self.destination.size,
+            destination_size=size_after,
+            destination_size_before=size,
+            space_needed=needed,
+            space_free=free,
+            relinks=relinks,
+            removals=() if self.keep_sources else sources,
+            keep_sources=self.keep_sources,
+            growth=growth,
+            layers=states(self.chain),
+            search=self.search,
+            findings=self.chain.findings,
+            obstacles=tuple(self.obstacles),
+        )
+
+    def _check_files(self) -> None:
+        if not self.folder.may_write(self.destination.path):
+            message = "it is to be merged into, and the file is read-only; allow writing to it first"
+            self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
+        for image in self.images:
+            if image.footer.saved_state:
+                message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
+                self.obstacles.append(MergeError(message, path=image.path))
+            try:
+                image.check_overlaps()
+            except CorruptImageError as error:
+                self.obstacles.append(error)
+            directory = os.path.dirname(image.path)
+            if image is not self.destination and not self.keep_sources and not self.folder.may_write(directory):
+                message = f"it could not be removed from {directory}; use --keep-sources"
+                self.obstacles.append(ReadOnlyImageError(message, path=image.path))
+
+    def _check_sizes(self) -> None:
+        size, target = self.chain.size, self.destination
+        if size < target.size:
+            message = f"its disk of {size} bytes is smaller than that of {target.path}, {target.size}; use --to"
+            self.obstacles.append(MergeError(message, path=self.chain.path))
+        if size > target.size and target.is_fixed:
+            message = f"its disk of {size} bytes is larger than the fixed one of {target.path}, {target.size}; use --to"
+            self.obstacles.append(MergeError(message, path=self.chain.path))
+
+    def _relatives(self) -> tuple[Relink, ...]:
+        """Find the siblings, which forbid the merge, and the children of the topmost source, which are relinked."""
+        directories = [os.path.dirname(layer.path) for layer in self.chain.layers]
+        catalog = read_catalog(self.folder, directories, one_device=True)
+        beyond = read_catalog(self.folder, self.search)
+        catalog = Catalog(images=beyond.images | catalog.images)
+        own = {layer.storage.identity for layer in self.sources}
+        top = self.sources[0].storage.identity
+        changed = {layer.storage.identity for layer in self.images} - {top}
+        siblings, relinks = [], []
+        for image in catalog.images.values():
+            parents = {parent.identity for parent in catalog.parents_of(image)}
+            if image.identity in own or not parents & (changed | {top}):
+                continue
+            if parents == {top}:
+                relinks.append(self._relink(image))
+            else:
+                siblings.append(image.path)
+        if siblings:
+            changed_files = ", ".join(layer.path for layer in self.images[1:])
+            message = (
+                f"the merge would ruin {len(siblings)} other image(s) that read through {changed_files}:"
+                f" {', '.join(siblings)}. Merge them first, or use --to"
+            )
+            self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(siblings)))
+        return tuple(relinks)
+
+    def _relink(self, child: Cataloged) -> Relink:
+        relink = Relink(
+            child=child.path,
+            old_parent=self.chain.path,
+            new_parent=self.destination.path,
+            new_parent_id=self.destination.unique_id,
+        )
+        try:
+            check_relink(self.folder, relink)
+        except VhdError as error:
+            self.obstacles.append(error)
+        return relink
+
+    def _measure(self) -> tuple[int, NDArray[np.int64]]:
+        """Return the payload in bytes and the blocks that the destination lacks."""
+        payload, added = 0, [np.empty(0, np.int64)]
+        for writes, _ in moves(self.chain.layers, self.depth, self.target):
+            payload += writes.total
+            if not self.destination.is_fixed and len(writes):
+                size = self.destination.block_size
+                first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
+                entries = self.destination.table.entries(first, stop)
+                added.append(missing_blocks(writes, entries, first, size))
+        return payload, np.unique(np.concatenate(added))
+
+    def _growth(self) -> Growth | None:
+        if self.chain.size <= self.destination.size or self.destination.is_fixed:
+            return None
+        entries = -(-self.chain.size // self.destination.block_size)
+        if entries > layout.MAX_TABLE_ENTRIES:
+            message = f"{entries} blocks of {self.destination.block_size} bytes are too many; use --to"
+            self.obstacles.append(MergeError(message, path=self.destination.path))
+            return None
+        return plan_growth(self.destination, self.chain.size)
+
+    def _size_after(self, new_blocks: int) -> int:
+        if self.destination.is_fixed:
+            return self.destination.storage.size()
+        try:
+            return self.destination.file_end_for(new_blocks) + FOOTER_SIZE
+        except OSError as error:
+            self.obstacles.append(MergeError(f"{error.strerror}; use --to", path=self.destination.path))
+            return self.destination.storage.size()
+
+
+def states(chain: Chain) -> tuple[LayerState, ...]:
+    """Return the chain's files as they are now, leaf first."""
+    return tuple(
+        LayerState(
+            path=layer.path,
+            identity=layer.storage.identity,
+            unique_id=layer.unique_id if isinstance(layer, Image) else b"",
+            file_size=layer.storage.size(),
+            mtime=layer.storage.mtime,
+        )
+        for layer in chain.layers
+    )
+
+
+def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
+    """Plan to write the leaf's view into a new dynamic image; no input changes."""
+    if folder.exists(to):
+        raise FileExistsError(17, "the file exists already; a merge never replaces one", to)
+    leaf = chain.leaf
+    block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
+    size, added, payload = dynamic_layout(chain, block_size)
+    free = folder.free_space(os.path.dirname(to))
+    obstacles: list[VhdError] = []
+    if size > free:
+        obstacles.append(NotEnoughSpaceError(path=to, needed=size, available=free))
+    if size // SECTOR >= UNALLOCATED:
+        obstacles.append(MergeError("the file would pass 2 TiB, which a BAT cannot address", path=to))
+    findings: tuple[Finding, ...] = chain.findings
+    return MergePlan(
+        sources=tuple(layer.path for layer in chain.layers),
+        destination=to,
+        is_new_file=True,
+        destination_type=DiskType.DYNAMIC,
+        block_size=block_size,
+        payload_bytes=payload,
+        blocks_added=added,
+        blocks_moved=0,
+        virtual_size=chain.size,
+        virtual_size_before=0,
+        destination_size=size,
+        destination_size_before=0,
+        space_needed=size,
+        space_free=free,
+        relinks=(),
+        removals=(),
+        keep_sources=True,
+        growth=None,
+        layers=states(chain),
+        search=search,
+        findings=findings,
+        obstacles=tuple(obstacles),
+    )
