@@ -67,7 +67,7 @@ def open_chain(
     """
     place = folder or LocalFolder()
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
-    leaf = open_image(place, place.real(path), writable=writable)
+    leaf = open_image(path, writable=writable, folder=place)
     layers: list[Layer] = [leaf]
     try:
         if writable:

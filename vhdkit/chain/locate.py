@@ -143,9 +143,9 @@ class _Search:
 
     def _matching_case(self, directory: str, path: str) -> str:
         """Return the path, components that do not exist replaced by the only one that differs in case alone."""
-        for part in path.split("/"):
+        for part in (part for part in path.split("/") if part not in {"", "."}):
             here = os.path.join(directory, part)
-            if part not in {"", ".", ".."} and not self.folder.exists(here):
+            if part != ".." and not self.folder.exists(here):
                 alike = [name for name in self.folder.names(directory) if name.lower() == part.lower()]
                 here = os.path.join(directory, alike[0]) if len(alike) == 1 else here
             directory = here
@@ -224,7 +224,10 @@ class _Search:
 
     def _mismatch(self, found: bytes) -> str:
         self.mismatched = self.mismatched or found
-        return f"its id is {unique_id.big_endian(found)}, expected {unique_id.big_endian(self.wanted)}"
+        return f"its id is {self._shown(found)}, expected {self._shown(self.wanted)}"
+
+    def _shown(self, value: bytes) -> str:
+        return unique_id.display(value, self.child.footer.creator_application)
 
     def _failure(self) -> ChainError:
         for clue in names.texts(self.child.metadata):
@@ -236,9 +239,9 @@ class _Search:
         if self.wanted == unique_id.NULL:
             message = "its parent has no id: it is a raw file, which is read only if --parent names it"
             return ParentRefusedError(message, path=path, candidates=candidates)
-        looked_for = f"its parent, id {unique_id.big_endian(self.wanted)}"
+        looked_for = f"its parent, id {self._shown(self.wanted)}"
         if self.mismatched is not None:
-            other = unique_id.big_endian(self.mismatched)
+            other = self._shown(self.mismatched)
             return ParentMismatchError(
                 f"{looked_for}, was not found; what has its name has the id {other}."
                 " Find the right file and add --search FOLDER",

@@ -70,7 +70,7 @@ def create_image(
     reference = None
     kind = DiskType[disk_type.upper()]
     if parent is not None:
-        with open_image(place, place.real(parent)) as below:
+        with open_image(parent, folder=place) as below:
             if below.footer.saved_state:
                 raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=parent)
             kind = DiskType.DIFFERENCING

@@ -19,6 +19,7 @@ from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.table import Table, check_overlaps, check_placement
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,8 +276,8 @@ class Image(Layer):
         self.metadata = replace(self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=FooterPlace.TRAILING)
 
 
-def open_image(folder: Folder, path: str, *, writable: bool = False, verify: bool = True) -> Image:
-    """Open one image, without its parents.
+def open_image(path: str, *, writable: bool = False, verify: bool = True, folder: Folder | None = None) -> Image:
+    """Open one image, without its parents; with `verify` false wrong checksums are put up with.
 
     Raises:
         CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
@@ -284,9 +285,11 @@ def open_image(folder: Folder, path: str, *, writable: bool = False, verify: boo
         OSError: the file cannot be opened.
 
     """
-    if writable and not folder.may_write(path):
+    place = folder or LocalFolder()
+    path = place.real(path)
+    if writable and place.exists(path) and not place.may_write(path):
         raise ReadOnlyImageError("the file is read-only; allow writing to it first", path=path)
-    storage = folder.open(path, writable=writable)
+    storage = place.open(path, writable=writable)
     try:
         return Image(storage, read_metadata(storage, verify=verify))
     except BaseException:

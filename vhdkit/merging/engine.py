@@ -142,7 +142,7 @@ def _open_planned(plan: MergePlan, folder: Folder) -> Chain:
     try:
         for state in plan.layers:
             is_raw = not state.unique_id
-            layers.append(RawImage(folder.open(state.path)) if is_raw else open_image(folder, state.path))
+            layers.append(RawImage(folder.open(state.path)) if is_raw else open_image(state.path, folder=folder))
         chain = Chain(layers)
         if states(chain) != plan.layers:
             raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
@@ -168,7 +168,7 @@ def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
     depth = len(plan.sources)
     with (
         _open_planned(plan, folder) as chain,
-        open_image(folder, plan.destination, writable=True) as destination,
+        open_image(plan.destination, writable=True, folder=folder) as destination,
     ):
         if destination.storage.identity != chain.layers[depth].storage.identity:
             raise MergeError("the destination was replaced since the merge was planned", path=plan.destination)
@@ -225,7 +225,7 @@ def _explained(error: OSError, plan: MergePlan, folder: Folder) -> OSError | Not
 
 def _relink(plan: MergePlan, folder: Folder) -> list[str]:
     for relink in plan.relinks:
-        with open_image(folder, plan.destination) as destination:
+        with open_image(plan.destination, folder=folder) as destination:
             mtime = destination.storage.mtime
         apply_relink(folder, relink, parent_mtime=mtime)
     return [relink.child for relink in plan.relinks]

@@ -47,13 +47,13 @@ def check_relink(folder: Folder, relink: Relink) -> None:
     """
     if not folder.may_write(relink.child):
         raise ReadOnlyImageError("it has to be relinked, and the file is read-only", path=relink.child)
-    with open_image(folder, relink.child) as child:
+    with open_image(relink.child, folder=folder) as child:
         _rewritten(child, relink, stamp=0)
 
 
 def apply_relink(folder: Folder, relink: Relink, *, parent_mtime: float) -> None:
     """Write the new parent into the child; see the module for the order."""
-    with open_image(folder, relink.child, writable=True) as child:
+    with open_image(relink.child, writable=True, folder=folder) as child:
         header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
         for offset, text in data:
             child.write_at(offset, text)

@@ -1,0 +1,6 @@
+"""python -m vhdkit."""
+
+from vhdkit.cli.main import main
+
+if __name__ == "__main__":
+    main()

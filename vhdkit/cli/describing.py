@@ -1,0 +1,183 @@
+"""Images, plans and results as the plain values that `--json` prints: kebab-case keys, bytes as integers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhdkit.format import unique_id
+from vhdkit.format.footer import DiskType
+from vhdkit.format.timestamp import to_datetime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vhdkit.chain.scan import Scan, ScannedImage
+    from vhdkit.errors import Finding
+    from vhdkit.format.footer import Footer
+    from vhdkit.format.header import DynamicHeader
+    from vhdkit.image.image import Layer
+    from vhdkit.image.metadata import Metadata
+    from vhdkit.merging.engine import MergeResult
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Storage
+
+
+def describe_layer(layer: Layer) -> dict[str, Any]:
+    """Return what is to say about a layer of a chain."""
+    from vhdkit.image.image import Image
+
+    if isinstance(layer, Image):
+        return describe(layer.metadata, layer.storage, layer.path)
+    return {
+        "filename": layer.path,
+        "format": "raw",
+        "virtual-size": layer.size,
+        "actual-size": layer.storage.allocated_size,
+        "file-size": layer.storage.size(),
+        "disk-type": "raw",
+    }
+
+
+def describe(metadata: Metadata, storage: Storage, filename: str) -> dict[str, Any]:
+    """Return everything that an image says about itself."""
+    footer, header = metadata.footer, metadata.header
+    is_child = footer.disk_type is DiskType.DIFFERENCING and header is not None
+    return {
+        "filename": filename,
+        "format": "vhd",
+        "virtual-size": footer.current_size,
+        "actual-size": storage.allocated_size,
+        "file-size": metadata.file_size,
+        "disk-type": footer.disk_type.label,
+        "block-size": header.block_size if header else None,
+        "unique-id": unique_id.display(footer.unique_id, footer.creator_application),
+        "parent-unique-id": _shown(header.parent_unique_id, footer) if header and is_child else None,
+        "parent-name": header.parent_name if header and is_child else None,
+        "creator": footer.creator_application.decode("latin-1").rstrip("\0 "),
+        "created": to_datetime(footer.timestamp).isoformat(),
+        "checksum-ok": metadata.checksum_ok,
+        "footer": _footer(footer, metadata.footer_place),
+        "header": _header(header, metadata) if header else None,
+        "warnings": warnings(metadata.findings),
+    }
+
+
+def warnings(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Return findings as plain values."""
+    return [{"rule": f.corruption.value, "filename": f.path, "message": f.message} for f in findings]
+
+
+def describe_scan(found: Scan) -> dict[str, Any]:
+    """Return a folder's family trees as plain values."""
+    return {
+        "bases": [describe_scanned(image) for image in found.bases],
+        "orphans": [describe_scanned(image) for image in found.orphans],
+        "ambiguous": [{"filename": path, "parents": list(paths)} for path, paths in found.ambiguous.items()],
+        "duplicates": [
+            {"unique-id": unique_id.big_endian(key), "filenames": list(paths)}
+            for key, paths in found.duplicates.items()
+        ],
+        "unreadable": [{"filename": path, "error": str(error)} for path, error in found.unreadable.items()],
+    }
+
+
+def describe_scanned(image: ScannedImage) -> dict[str, Any]:
+    """Return one image of a family tree, its children inside."""
+    footer = image.metadata.footer
+    return {
+        "filename": image.path,
+        "disk-type": footer.disk_type.label,
+        "virtual-size": footer.current_size,
+        "unique-id": _shown(footer.unique_id, footer),
+        "parent-unique-id": None if image.parent_id is None else _shown(image.parent_id, footer),
+        "children": [describe_scanned(child) for child in image.children],
+    }
+
+
+def describe_plan(plan: MergePlan) -> dict[str, Any]:
+    """Return what a merge would do."""
+    return {
+        "sources": list(plan.sources),
+        "destination": plan.destination,
+        "new-file": plan.is_new_file,
+        "bytes-to-copy": plan.payload_bytes,
+        "blocks-to-add": len(plan.blocks_added),
+        "blocks-to-move": plan.blocks_moved,
+        "virtual-size": plan.virtual_size,
+        "virtual-size-before": plan.virtual_size_before,
+        "destination-size": plan.destination_size,
+        "destination-size-before": plan.destination_size_before,
+        "space-needed": plan.space_needed,
+        "space-free": plan.space_free,
+        "to-relink": [relink.child for relink in plan.relinks],
+        "to-remove": list(plan.removals),
+        "obstacles": [str(obstacle) for obstacle in plan.obstacles],
+        "warnings": warnings(plan.findings),
+    }
+
+
+def describe_result(result: MergeResult) -> dict[str, Any]:
+    """Return what a merge did."""
+    return {
+        "sources": list(result.sources),
+        "destination": result.destination,
+        "bytes-copied": result.bytes_copied,
+        "blocks-added": result.blocks_added,
+        "destination-size": result.destination_size,
+        "seconds": round(result.seconds, 3),
+        "removed": list(result.removed),
+        "relinked": list(result.relinked),
+    }
+
+
+def _shown(value: bytes, footer: Footer) -> str:
+    return unique_id.display(value, footer.creator_application)
+
+
+def _footer(footer: Footer, place: str) -> dict[str, Any]:
+    return {
+        "place": str(place),
+        "features": footer.features,
+        "version": f"{footer.version >> 16}.{footer.version & 0xFFFF}",
+        "data-offset": footer.data_offset,
+        "timestamp": footer.timestamp,
+        "creator-application": footer.creator_application.decode("latin-1"),
+        "creator-version": f"{footer.creator_version >> 16}.{footer.creator_version & 0xFFFF}",
+        "creator-host-os": footer.creator_host_os.decode("latin-1"),
+        "original-size": footer.original_size,
+        "current-size": footer.current_size,
+        "geometry": list(footer.geometry),
+        "geometry-size": footer.geometry.size,
+        "disk-type": int(footer.disk_type),
+        "unique-id-big-endian": unique_id.big_endian(footer.unique_id),
+        "unique-id-mixed-endian": unique_id.mixed_endian(footer.unique_id),
+        "saved-state": footer.saved_state,
+        "reserved-is-zero": not any(footer.reserved),
+    }
+
+
+def _header(header: DynamicHeader, metadata: Metadata) -> dict[str, Any]:
+    texts = {path.platform_code: path.text for path in metadata.parent_paths}
+    return {
+        "data-offset": header.data_offset,
+        "table-offset": header.table_offset,
+        "version": f"{header.version >> 16}.{header.version & 0xFFFF}",
+        "max-table-entries": header.max_table_entries,
+        "block-size": header.block_size,
+        "parent-unique-id-big-endian": unique_id.big_endian(header.parent_unique_id),
+        "parent-unique-id-mixed-endian": unique_id.mixed_endian(header.parent_unique_id),
+        "parent-timestamp": header.parent_timestamp,
+        "parent-name": header.parent_name,
+        "parent-locators": [
+            {
+                "slot": slot,
+                "platform-code": locator.platform_code.decode("latin-1"),
+                "data-space": locator.data_space,
+                "data-length": locator.data_length,
+                "data-offset": locator.data_offset,
+                "path": texts.get(locator.platform_code),
+            }
+            for slot, locator in enumerate(header.locators)
+            if locator.is_used
+        ],
+    }

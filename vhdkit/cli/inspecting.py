@@ -1,0 +1,221 @@
+"""The verbs that only look: info, chain, scan, map."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vhdkit
+from vhdkit.cli.options import chain_options, json_option, where
+from vhdkit.cli.output import path_text, print_json, size_text, table, warn
+from vhdkit.errors import VhdError, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.tree import Tree
+
+    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.scan import ScannedImage
+    from vhdkit.image.extent import Extent
+
+# Wider than any line: rich would cut names off at the terminal's edge.
+_UNCUT = 100_000
+
+
+@click.command()
+@click.argument("file")
+@click.option("--backing-chain", is_flag=True, help="Tell the same of every layer below.")
+@chain_options
+@json_option
+def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
+    """Show everything that an image says about itself."""
+    from vhdkit.cli.describing import describe, describe_layer
+    from vhdkit.image.metadata import read_metadata
+    from vhdkit.storage.local import LocalFolder
+
+    folder = LocalFolder()
+    storage = folder.open(folder.real(file))
+    try:
+        metadata = read_metadata(storage, verify=False)
+        record = describe(metadata, storage, file)
+    finally:
+        storage.close()
+    try:
+        with vhdkit.open_chain(file, **where(**options)) as opened:
+            record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
+    except (VhdError, OSError):
+        # Without the flag the image alone is asked about, and may well be one whose parent is missing.
+        if backing_chain:
+            raise
+        record["backing-chain"] = []
+    if as_json:
+        print_json(record)
+        return
+    _print_info(record)
+    for layer in record["backing-chain"][1:] if backing_chain else ():
+        click.echo()
+        _print_info(layer)
+    warn(metadata.findings)
+    if not metadata.checksum_ok:
+        click.echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
+
+
+def _print_info(record: dict[str, Any]) -> None:
+    sizes = {"virtual-size", "actual-size", "file-size", "block-size"}
+    rows: list[tuple[str, object]] = []
+    for name, value in record.items():
+        if value is None or name in {"footer", "header", "warnings", "backing-chain"}:
+            continue
+        rows.append((name, size_text(value) if name in sizes else value))
+    for part in ("footer", "header"):
+        fields = record.get(part) or {}
+        rows += [(f"{part}: {name}", value) for name, value in fields.items() if name != "parent-locators"]
+    for locator in (record.get("header") or {}).get("parent-locators", ()):
+        rows.append((f"locator {locator['slot']}: {locator['platform-code']}", locator["path"]))
+    table(rows)
+
+
+@click.command()
+@click.argument("file")
+@chain_options
+@json_option
+def chain(file: str, *, as_json: bool, **options: Any) -> None:
+    """Show an image's layers, leaf first, every link verified."""
+    from vhdkit.cli.describing import describe_layer, warnings
+
+    with vhdkit.open_chain(file, **where(**options)) as opened:
+        layers = [describe_layer(layer) for layer in opened.layers]
+        if as_json:
+            record = {"filename": file, "virtual-size": opened.size, "layers": layers}
+            print_json(record | {"warnings": warnings(opened.findings)})
+            return
+        for depth, layer in enumerate(layers):
+            size = size_text(layer["virtual-size"])
+            click.echo(f"{depth}  {layer['disk-type']:<12}  {size:<32}  {path_text(layer['filename'])}")
+        warn(opened.findings)
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@click.option("--search", multiple=True, metavar="DIR", help="Look for families in this folder too, and below.")
+@json_option
+def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:
+    """Show a folder's images as family trees: bases, children, orphans, duplicates, unreadable files."""
+    from vhdkit.cli.describing import describe_scan
+
+    found = vhdkit.scan(directory, search=search)
+    record = describe_scan(found)
+    if as_json:
+        print_json(record)
+        return
+    _print_trees("bases", found.bases)
+    _print_trees("orphans", found.orphans)
+    for entry in record["ambiguous"]:
+        click.echo(f"{path_text(entry['filename'])} may have one of several parents:")
+        _print_paths(entry["parents"])
+    for entry in record["duplicates"]:
+        click.echo(f"these share the id {entry['unique-id']}:")
+        _print_paths(entry["filenames"])
+    if record["unreadable"]:
+        click.echo("unreadable:")
+        for entry in record["unreadable"]:
+            click.echo(f"    {path_text(entry['filename'])}: {printable(entry['error'])}")
+    if not any(record.values()):
+        click.echo(f"no images in {path_text(directory)}")
+
+
+def _print_paths(paths: list[str]) -> None:
+    for path in paths:
+        click.echo(f"    {path_text(path)}")
+
+
+def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
+    """Print trees; rich only draws the branches: names are untrusted, so no markup is read from them."""
+    if not images:
+        return
+    from rich.console import Console
+    from rich.tree import Tree
+
+    root = Tree(title)
+    for image in images:
+        _grow(root, image)
+    console = Console(width=_UNCUT, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(root)
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _grow(tree: Tree, image: ScannedImage) -> None:
+    from rich.text import Text
+
+    from vhdkit.cli.describing import describe_scanned
+
+    record = describe_scanned(image)
+    text = f"{path_text(image.path)}  {record['disk-type']}, {size_text(record['virtual-size'])}"
+    branch = tree.add(Text(text))
+    if record["parent-unique-id"] is not None and tree.label == "orphans":
+        branch.label = Text(f"{text}, looks for {record['parent-unique-id']}")
+    for child in image.children:
+        _grow(branch, child)
+
+
+@click.command("map")
+@click.argument("file")
+@chain_options
+@json_option
+def map_(file: str, *, as_json: bool, **options: Any) -> None:
+    """Show which layer each stretch of the disk comes from, and where in its file it lies."""
+    with vhdkit.open_chain(file, **where(**options)) as opened:
+        if as_json:
+            separator = "[\n"
+            for record in _map_records(opened):
+                click.echo(f"{separator}  {json.dumps(record)}", nl=False)
+                separator = ",\n"
+            click.echo("\n]" if separator == ",\n" else "[]")
+            return
+        click.echo(f"{'start':>16}  {'length':>16}  depth  {'content':<7}  {'offset':>16}  file")
+        for record in _map_records(opened):
+            content = "data" if record["data"] else "zero"
+            offset = "-" if record["offset"] is None else record["offset"]
+            name = path_text(record["file"]) if record["file"] else "-"
+            start, length, depth = record["start"], record["length"], record["depth"]
+            click.echo(f"{start:>16}  {length:>16}  {depth:>5}  {content:<7}  {offset:>16}  {name}")
+        warn(opened.findings)
+
+
+def _map_records(opened: Chain) -> Iterator[dict[str, Any]]:
+    """Yield the map in qemu-img's words; stretches that continue each other are one."""
+    last: Extent | None = None
+    for extents in opened.extents():
+        for here in extents:
+            if last is not None and _continues(last, here):
+                last = last._replace(length=last.length + here.length)
+                continue
+            if last is not None:
+                yield _map_record(opened, last)
+            last = here
+    if last is not None:
+        yield _map_record(opened, last)
+
+
+def _continues(last: Extent, here: Extent) -> bool:
+    if (last.kind, last.depth) != (here.kind, here.depth):
+        return False
+    return here.file_offset < 0 or here.file_offset == last.file_offset + last.length
+
+
+def _map_record(opened: Chain, here: Extent) -> dict[str, Any]:
+    is_data = here.file_offset >= 0
+    return {
+        "start": here.start,
+        "length": here.length,
+        "depth": here.depth,
+        "present": is_data,
+        "zero": not is_data,
+        "data": is_data,
+        "offset": here.file_offset if is_data else None,
+        "file": opened.layers[here.depth].path if is_data else None,
+    }

@@ -1,0 +1,104 @@
+"""The verb that folds layers: merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vhdkit
+from vhdkit.cli.options import chain_options, json_option, progress_option, where
+from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
+
+if TYPE_CHECKING:
+    from vhdkit.merging.engine import MergeResult, Progress
+    from vhdkit.merging.plan import MergePlan
+
+_FAILED = 1
+
+
+@click.command()
+@click.argument("child")
+@click.option("--into", metavar="ANCESTOR", help="Merge all levels down into this one; the parent unless told.")
+@click.option("--to", metavar="NEWFILE", help="Write the whole chain's view to a new dynamic image; change nothing.")
+@click.option("--keep-sources", is_flag=True, help="Do not remove what was merged.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and what stands in the way; write nothing.")
+@progress_option
+@chain_options
+@json_option
+def merge(
+    child: str,
+    *,
+    into: str | None,
+    to: str | None,
+    keep_sources: bool,
+    dry_run: bool,
+    progress: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Fold CHILD into its parent, into an ancestor, or with its chain into a new file."""
+    if into is not None and to is not None:
+        raise click.UsageError("--into and --to exclude each other")
+    plan = vhdkit.plan_merge(child, into=into, to=to, keep_sources=keep_sources, **where(**options))
+    if dry_run:
+        _print_plan(plan, as_json=as_json)
+        return _FAILED if plan.obstacles else 0
+    if not as_json:
+        warn(plan.findings)
+    with progress_shown(progress, "merging") as advance:
+
+        def report(state: Progress) -> None:
+            advance(state.phase.value, state.bytes_done, state.bytes_total)
+
+        try:
+            result = vhdkit.merge(plan, progress=report)
+        except (KeyboardInterrupt, OSError) as error:
+            error.add_note("The chain reads as before the merge; the same command starts it again.")
+            raise
+    _print_result(plan, result, as_json=as_json)
+    return 0
+
+
+def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
+    from vhdkit.cli.describing import describe_plan
+
+    if as_json:
+        print_json(describe_plan(plan))
+        return
+    rows: list[tuple[str, object]] = [("merge", path_text(source)) for source in plan.sources]
+    rows += [
+        ("into", path_text(plan.destination) + (" (a new file)" if plan.is_new_file else "")),
+        ("copy", size_text(plan.payload_bytes)),
+        ("add", f"{len(plan.blocks_added)} blocks of {size_text(plan.block_size)}"),
+        ("file size", f"{size_text(plan.destination_size_before)} before, {size_text(plan.destination_size)} after"),
+        ("space", f"{size_text(plan.space_needed)} needed, {size_text(plan.space_free)} free"),
+    ]
+    if plan.grows:
+        rows.append(("disk size", f"{plan.virtual_size_before} bytes before, {plan.virtual_size} after"))
+    if plan.blocks_moved:
+        rows.append(("move", f"{plan.blocks_moved} blocks, to make room for a longer table"))
+    rows += [("relink", path_text(relink.child)) for relink in plan.relinks]
+    rows += [("remove", path_text(path)) for path in plan.removals]
+    rows += [("obstacle", obstacle) for obstacle in plan.obstacles]
+    table(rows)
+    warn(plan.findings)
+
+
+def _print_result(plan: MergePlan, result: MergeResult, *, as_json: bool) -> None:
+    from vhdkit.cli.describing import describe_result
+
+    if as_json:
+        print_json(describe_result(result))
+        return
+    rows: list[tuple[str, object]] = [("merged", path_text(source)) for source in result.sources]
+    rows += [
+        ("into", path_text(result.destination)),
+        ("copied", size_text(result.bytes_copied)),
+        ("added", f"{result.blocks_added} blocks of {size_text(plan.block_size)}"),
+        ("took", f"{result.seconds:.2f} seconds"),
+        ("left", f"{path_text(result.destination)}, {size_text(result.destination_size)}"),
+    ]
+    rows += [("relinked", path_text(path)) for path in result.relinked]
+    rows += [("removed", path_text(path)) for path in result.removed]
+    table(rows)

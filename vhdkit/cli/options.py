@@ -1,0 +1,77 @@
+"""Options that several verbs share, and the words that they take."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class ChainOptions(TypedDict):
+    """How parents are found; the arguments of `vhdkit.open_chain` by name."""
+
+    search: tuple[str, ...]
+    parent_map: dict[str, str]
+    parent: str | None
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with K, M, G or T for powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no size: write bytes, or a number with K, M, G or T", param, ctx)
+        return int(match[1]) * _FACTORS[match[2].upper()]
+
+
+class FolderMap(click.ParamType[tuple[str, str]]):
+    """A folder that absolute paths in images name, and the local one that stands for it: `C:\\vms=/mnt/vms`."""
+
+    name = "folder=local"
+
+    def convert(
+        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the pair."""
+        if isinstance(value, tuple):
+            return value
+        remote, equals, local = value.partition("=")
+        if not (remote and equals and local):
+            self.fail(f"{value!r} is no pair of folders: write FOLDER=LOCAL_FOLDER", param, ctx)
+        return remote, local
+
+
+def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where parents are; the verb gets them as `where`."""
+    options = [
+        click.option("--search", multiple=True, metavar="DIR", help="Look for parents in this folder too, and below."),
+        click.option("--parent-map", multiple=True, type=FolderMap(), help="Which local folder a named one is here."),
+        click.option("--parent", metavar="FILE", help="The parent; the only way to name a raw one."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def where(search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None) -> ChainOptions:
+    """Return the shared options as the library takes them."""
+    return ChainOptions(search=search, parent_map=dict(parent_map), parent=parent)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+progress_option = click.option(
+    "--progress",
+    type=click.Choice(["bar", "plain", "json", "none"]),
+    help="How to tell how far it is; a bar on a terminal, else plain lines.",
+)

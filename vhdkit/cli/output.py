@@ -1,0 +1,110 @@
+"""What people and programs get to see: JSON, sizes, warnings, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from vhdkit.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vhdkit.errors import Finding
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON; bytes that are no text in a path come out escaped."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def size_text(size: int) -> str:
+    """Return a size for people.
+
+    >>> size_text(512), size_text(40 << 20)
+    ('512 bytes', '40.0 MiB (41943040 bytes)')
+    """
+    value, unit = float(size), ""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit} ({size} bytes)"
+
+
+def path_text(path: str) -> str:
+    """Return a path for people: relative if that is shorter, control characters escaped."""
+    from vhdkit.storage.local import LocalFolder
+
+    return printable(LocalFolder().display(path))
+
+
+def warn(findings: Iterable[Finding]) -> None:
+    """Print what is odd about images, to stderr."""
+    for finding in findings:
+        click.echo(f"warning: {path_text(finding.path)}: {finding.message} [{finding.corruption}]", err=True)
+
+
+def table(rows: Iterable[tuple[str, object]]) -> None:
+    """Print names and values in two columns."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {printable(str(value))}")
+
+
+@contextmanager
+def progress_shown(style: str | None, title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Lend a function (phase, done, total) that shows progress on stderr in the style asked for."""
+    style = style or ("bar" if sys.stderr.isatty() else "plain")
+    if style == "bar":
+        with _bar(title) as advance:
+            yield advance
+    elif style == "none":
+        yield lambda _phase, _done, _total: None
+    else:
+        yield _lines(as_json=style == "json")
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+
+        def advance(phase: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{title}: {phase}", completed=done, total=total)
+
+        yield advance
+
+
+def _lines(*, as_json: bool) -> Callable[[str, int, int], None]:
+    """Return a function that prints a line at every new phase and every tenth of the way."""
+    last: tuple[str, int] | None = None
+
+    def advance(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        tenth = 10 if not total else done * 10 // total
+        if (phase, tenth) == last:
+            return
+        last = (phase, tenth)
+        percent = 100 if not total else done * 100 // total
+        record = {"phase": phase, "percent": percent, "bytes-done": done, "bytes-total": total}
+        plain = f"{phase}: {percent} %, {done} of {total} bytes"
+        click.echo(json.dumps(record) if as_json else plain, err=True)
+
+    return advance
