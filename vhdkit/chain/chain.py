@@ -66,6 +66,8 @@ def open_chain(
 
     """
     place = folder or LocalFolder()
+    for directory in search:
+        place.check_directory(directory)
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
     leaf = open_image(path, writable=writable, folder=place)
     layers: list[Layer] = [leaf]

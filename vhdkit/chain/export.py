@@ -20,7 +20,7 @@ from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.create import creating, new_footer
 from vhdkit.image.extent import Kind
-from vhdkit.image.image import Image, RawImage
+from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local import LocalFolder
 
@@ -80,16 +80,16 @@ def convert(
             return storage.size()
 
 
-def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.int64], int]:
-    """Return what a dynamic image of the chain takes: bytes of the file, its blocks (int64), bytes of data held."""
+def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint32], int]:
+    """Return what a dynamic image of the chain takes: bytes of the file, its blocks (uint32), bytes of data held."""
     touched, payload = [np.empty(0, np.int64)], 0
     for window in chain.extents():
         data = window.of(Kind.DATA)
         payload += data.total
         touched.append(np.unique(extent.split(data, block_size).start // block_size))
-    blocks = np.unique(np.concatenate(touched))
-    first, stride = _placement(chain.size, block_size)
-    end = first + len(blocks) * stride if len(blocks) else _table_end(chain.size, block_size)
+    blocks = np.unique(np.concatenate(touched)).astype(np.uint32)
+    place = Placement.behind(_table_end(chain.size, block_size), block_size)
+    end = place.at(len(blocks)) if len(blocks) else _table_end(chain.size, block_size)
     return end + FOOTER_SIZE, blocks, payload
 
 
@@ -114,24 +114,24 @@ def write_dynamic(
     if len(entries) > layout.MAX_TABLE_ENTRIES:
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
     header = DynamicHeader(table_offset=_TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
-    first, stride = _placement(chain.size, block_size)
+    place = Placement.behind(_table_end(chain.size, block_size), block_size)
     bitmap_size = bitmap.bitmap_size(block_size)
     ones = bitmap.full(block_size).tobytes()
     used = 0
     with creating(folder, path) as storage:
-        storage.truncate(first)
+        storage.truncate(place.first)
         for start, data in _pieces(chain, progress):
             block = start // block_size
             if skip_zeros and entries[block] == bat.UNALLOCATED and not data.any():
                 continue
             if entries[block] == bat.UNALLOCATED:
-                at = first + used * stride
+                at = place.at(used)
                 storage.truncate(at + bitmap_size + block_size)
                 storage.write_at(at, ones)
                 entries[block] = at // SECTOR
                 used += 1
             _write_nonzero(storage, int(entries[block]) * SECTOR + bitmap_size + start % block_size, data)
-        end = first + used * stride if used else _table_end(chain.size, block_size)
+        end = place.at(used) if used else _table_end(chain.size, block_size)
         storage.truncate(end)
         table = bat.to_bytes(entries)
         storage.write_at(0, footer.to_bytes())
@@ -145,14 +145,6 @@ def _table_end(size: int, block_size: int) -> int:
     return -(-(_TABLE_OFFSET + -(-size // block_size) * 4) // _PAGE) * _PAGE
 
 
-def _placement(size: int, block_size: int) -> tuple[int, int]:
-    """Return the offset of the first block's bitmap and the stride: data at 4 KiB boundaries."""
-    step = _PAGE if block_size >= _PAGE else SECTOR
-    bitmap_size = bitmap.bitmap_size(block_size)
-    first = -(-(_table_end(size, block_size) + bitmap_size) // step) * step - bitmap_size
-    return first, -(-(bitmap_size + block_size) // step) * step
-
-
 def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block."""
     block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
@@ -162,7 +154,7 @@ def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterat
         pieces = extent.split(resolve(chain.layers, start, stop), size)
         pieces = pieces.take(np.isin(pieces.start // size, pieces.of(Kind.DATA).start // size))
         cells, heads = np.unique(pieces.start // size, return_index=True)
-        tails = np.append(heads[1:], len(pieces))
+        tails = np.append(heads, len(pieces))[1:]
         for cell, head, tail in zip(cells.tolist(), heads.tolist(), tails.tolist(), strict=True):
             part = pieces.take(np.arange(head, tail))
             first, last = int(part.start[0]), int(part.stop[-1])

@@ -34,24 +34,22 @@ def runs(bitmaps: NDArray[np.uint8], sectors: int) -> tuple[NDArray[np.int64], N
 
     Bits from `sectors` on are padding and do not count. A run never crosses a row.
 
-    Edges are found in packed 64-bit words (a bit that differs from the one before it), and only the words that
-    have an edge are unpacked: rows of zeros or of ones cost one exclusive-or a word.
+    Edges, bits that differ from the one before, are found in packed bytes, and only bytes that have one are
+    unpacked: rows of zeros or of ones cost three operations on a byte.
     """
-    rows = len(bitmaps)
-    word_count = sectors // 64 + 1  # at least one zero bit behind the last sector, so that every run ends
-    packed = np.zeros((rows, word_count * 8), np.uint8)
     used = -(-sectors // 8)
+    width = used + 1  # a byte of zeros behind the last sector, so that every run ends
+    packed = np.zeros((len(bitmaps), width), np.uint8)
     packed[:, :used] = bitmaps[:, :used]
     if sectors % 8:
         packed[:, used - 1] &= 0xFF << (8 - sectors % 8) & 0xFF
-    words = packed.view(">u8").astype(np.uint64)
-    edges = words ^ (words >> np.uint64(1))
-    edges[:, 1:] ^= words[:, :-1] << np.uint64(63)
-    row, word = np.nonzero(edges)
-    bits = np.unpackbits(edges[row, word].astype(">u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="big")
-    which, bit = np.nonzero(bits)
-    position = word[which] * 64 + bit
-    return row[which][0::2], position[0::2], position[1::2]
+    edges: NDArray[np.uint8] = packed ^ (packed >> np.uint8(1))
+    edges[:, 1:] ^= packed[:, :-1] << np.uint8(7)
+    byte = np.flatnonzero(edges.ravel() != 0)
+    which, bit = np.nonzero(np.unpackbits(edges.ravel()[byte].reshape(-1, 1), axis=1, bitorder="big"))
+    row, column = np.divmod(byte[which], width)
+    position = column * 8 + bit
+    return row[0::2], position[0::2], position[1::2]
 
 
 def set_runs(

@@ -6,8 +6,9 @@ next block goes. It never looks for a parent; `chain` does that.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -29,6 +30,31 @@ if TYPE_CHECKING:
 
     from vhdkit.format.header import DynamicHeader
     from vhdkit.storage.seam import Folder, Storage
+
+_PAGE = 4096
+
+
+class Placement(NamedTuple):
+    """Where new blocks lie in a file: bitmaps at `first`, `first + stride`, ..., data right behind each."""
+
+    first: int
+    stride: int
+
+    @classmethod
+    def behind(cls, free: int, block_size: int) -> Placement:
+        """Return the placement for blocks from `free` on that puts their data at 4 KiB boundaries."""
+        bitmap_size = bitmap.bitmap_size(block_size)
+        step = _PAGE if block_size >= _PAGE else SECTOR
+        first = -(-(free + bitmap_size) // step) * step - bitmap_size
+        return cls(first, -(-(bitmap_size + block_size) // step) * step)
+
+    def at(self, rank: int) -> int:
+        """Return the file offset of the bitmap of the block of that rank."""
+        return self.first + rank * self.stride
+
+    def offsets(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the same for many, int64."""
+        return self.first + ranks * self.stride
 
 
 class Layer:
@@ -223,8 +249,8 @@ class Image(Layer):
             inside = bat.allocated(entries)
             yield inside + base, bat.offsets(entries[inside])
 
-    def placements(self, count: int) -> NDArray[np.int64]:
-        """Return the file offsets (int64) that the bitmaps of the next `count` new blocks will have.
+    def placement(self, count: int) -> Placement:
+        """Return where the bitmaps of the next `count` new blocks will lie.
 
         Data begin at 4 KiB boundaries, as Windows 8 and later place them; space that nothing refers to behind the last
         block is used again.
@@ -233,13 +259,10 @@ class Image(Layer):
             OSError: EFBIG, a BAT cannot address what lies beyond 2 TiB.
 
         """
-        step = 4096 if self.block_size >= 4096 else SECTOR
-        free = max(self.data_end, self.metadata.reserved_end)
-        first = -(-(free + self.bitmap_size) // step) * step - self.bitmap_size
-        stride = -(-self.block_span // step) * step
-        if (first + count * stride) // SECTOR >= bat.UNALLOCATED:
-            raise OSError(27, "the file would pass 2 TiB, which a BAT cannot address", self.path)
-        return first + np.arange(count, dtype=np.int64) * stride
+        place = Placement.behind(max(self.data_end, self.metadata.reserved_end), self.block_size)
+        if place.at(count) // SECTOR >= bat.UNALLOCATED:
+            raise OSError(errno.EFBIG, "the file would pass 2 TiB, which a BAT cannot address", self.path)
+        return place
 
     def write_footer(self, offset: int) -> None:
         """Write the footer so that the file ends with it, extending the file as far as needed."""
@@ -249,7 +272,7 @@ class Image(Layer):
         """Return where the footer goes once `new_blocks` more are placed; a file never shrinks here."""
         end = max(self.metadata.footer_start, self.data_end)
         if new_blocks:
-            end = max(end, int(self.placements(new_blocks)[-1]) + self.block_span)
+            end = max(end, self.placement(new_blocks).at(new_blocks - 1) + self.block_span)
         return -(-end // SECTOR) * SECTOR
 
     def extend(self, new_end: int, *, reserve: bool, sync: bool) -> None:

@@ -126,18 +126,14 @@ def check_overlaps(table: Table, *, path: str, block_span: int) -> None:
         CorruptImageError: naming the two blocks.
 
     """
-    blocks = [(base, bat.allocated(entries)) for base, entries in table.windows()]
-    index = np.concatenate([base + inside for base, inside in blocks]) if blocks else np.empty(0, np.int64)
-    if not len(index):
+    placed = [entries[bat.allocated(entries)] for _, entries in table.windows()]
+    sectors = np.concatenate(placed) if placed else np.empty(0, np.uint32)
+    del placed
+    clash = bat.first_overlap(sectors, block_span // SECTOR)
+    if clash is None:
         return
-    offsets = np.concatenate([bat.offsets(entries[bat.allocated(entries)]) for _, entries in table.windows()])
-    clash = bat.first_overlap(offsets, block_span)
-    if clash is not None:
-        first, second = (int(index[i]) for i in clash)
-        detail = f"blocks {first} and {second} share bytes around {int(offsets[clash[1]]):#x}"
-        raise CorruptImageError(Corruption.BLOCKS_OVERLAP, detail, path=path)
-
-
-def sector_of(offset: int) -> int:
-    """Return the BAT entry for a bitmap at a byte offset."""
-    return offset // SECTOR
+    names = [
+        str(base + int(block)) for base, entries in table.windows() for block in np.flatnonzero(np.isin(entries, clash))
+    ]
+    detail = f"blocks {' and '.join(names[:2])} share bytes around {clash[1] * SECTOR:#x}"
+    raise CorruptImageError(Corruption.BLOCKS_OVERLAP, detail, path=path)

@@ -53,7 +53,7 @@ def _write_blocks(image: Image, offset: int, view: memoryview, *, sync: bool) ->
     at = bat.offsets(entries)
     missing = np.flatnonzero(entries == bat.UNALLOCATED)
     if len(missing):
-        at[missing] = image.placements(len(missing))
+        at[missing] = image.placement(len(missing)).offsets(np.arange(len(missing)))
         image.extend(image.file_end_for(len(missing)), reserve=False, sync=sync)
         begin_blocks(image, at[missing])
     low = np.maximum(blocks * size, offset)

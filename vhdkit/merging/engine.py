@@ -29,7 +29,7 @@ import numpy as np
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import MergeError, NotEnoughSpaceError
-from vhdkit.image.image import Image, Layer, RawImage, open_image
+from vhdkit.image.image import Image, Layer, Placement, RawImage, open_image
 from vhdkit.merging.growth import finish, grow_table
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.relink import apply_relink
@@ -175,12 +175,12 @@ def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
         target = target_of(chain.layers, depth)
         report.say(Phase.RESERVING)
         mover = Mover(chain.layers, destination, plan.blocks_added, report.add)
-        places = _make_room(plan, destination, folder)
+        place = _make_room(plan, destination, folder)
         if destination.storage.allocated_size < destination.storage.size():
             _reserve_holes(plan, mover, chain, folder)
-        mover.places = places[plan.blocks_moved :]
         if plan.growth is not None:
-            grow_table(destination, plan.growth, places[: plan.blocks_moved])
+            grow_table(destination, plan.growth, place.offsets(np.arange(plan.blocks_moved)))
+        mover.place_added(place, plan.blocks_moved)
         for writes, wipes in moves(chain.layers, depth, target):
             mover.move(writes, wipes)
         report.say(Phase.FINISHING)
@@ -191,18 +191,18 @@ def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
         return destination.storage.size()
 
 
-def _make_room(plan: MergePlan, destination: Image, folder: Folder) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Step 2; return the file offsets for the blocks that are moved and, behind them, for those that are added."""
+def _make_room(plan: MergePlan, destination: Image, folder: Folder) -> Placement:
+    """Step 2; return where new blocks go: those that are moved first, then those that are added."""
     if destination.is_fixed:
-        return np.empty(0, np.int64)
+        return Placement(0, 0)
     count = plan.blocks_moved + len(plan.blocks_added)
-    places = destination.placements(count)
+    place = destination.placement(count)
     if count or not destination.has_whole_footer:
         try:
             destination.extend(destination.file_end_for(count), reserve=True, sync=True)
         except OSError as error:
             raise _explained(error, plan, folder) from None
-    return places
+    return place
 
 
 def _reserve_holes(plan: MergePlan, mover: Mover, chain: Chain, folder: Folder) -> None:

@@ -17,6 +17,7 @@ from vhdkit.format import bat, bitmap
 from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.image import Placement
 from vhdkit.image.transfer import GAP, read_exactly, read_extents
 from vhdkit.image.write import link_blocks, set_bits
 
@@ -35,23 +36,28 @@ _BATCH_BITS = 2 << 20
 
 
 class Mover:
-    """Writes into one destination. `places` (int64) are the bitmap offsets for `added` (int64, ascending)."""
+    """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said."""
 
     def __init__(
         self,
         layers: Sequence[Layer],
         destination: Image,
-        added: NDArray[np.int64],
+        added: NDArray[np.uint32],
         report: Callable[[int], None],
     ) -> None:
         self.layers = layers
         self.destination = destination
         self.added = added
         self.report = report
-        self.places = np.empty(0, np.int64)
+        self._place = Placement(-1, 0)
+        self._rank = 0
         self._staging = np.empty(_STAGING, np.uint8)
         self._pending: list[tuple[NDArray[np.int64], ...]] = []
         self._pending_pieces = self._pending_bytes = 0
+
+    def place_added(self, place: Placement, rank: int) -> None:
+        """Say where the added blocks lie: the first of them has the given rank there."""
+        self._place, self._rank = place, rank
 
     def move(self, writes: Extents, wipes: Extents) -> None:
         """Write a window's sectors; a checkpoint follows when enough has gathered."""
@@ -148,9 +154,7 @@ class Mover:
         entries = self.destination.table.entries(first, int(blocks[-1]) + 1)[blocks - first]
         at = bat.offsets(entries)
         is_new = entries == bat.UNALLOCATED
-        at[is_new] = -1
-        if len(self.places):
-            at[is_new] = self.places[np.searchsorted(self.added, blocks[is_new])]
+        at[is_new] = self._place.offsets(self._rank + np.searchsorted(self.added, blocks[is_new]))
         return at, is_new
 
     def _pieces(self, writes: Extents, wipes: Extents) -> tuple[Extents, NDArray[np.int64], NDArray[np.bool_]]:

@@ -49,7 +49,7 @@ class LayerState:
 class MergePlan:
     """A merge to the byte. All sizes in bytes; paths are absolute; sources are leaf first.
 
-    `payload_bytes` is what will be written into the destination's disk, `blocks_added` (int64) the blocks that it
+    `payload_bytes` is what will be written into the destination's disk, `blocks_added` (uint32) the blocks that it
     gets, `blocks_moved` those that make way for a longer BAT, `space_needed` what its file grows by. `obstacles` says
     what stands in the way: a plan with any is not carried out.
     """
@@ -60,7 +60,7 @@ class MergePlan:
     destination_type: DiskType
     block_size: int
     payload_bytes: int
-    blocks_added: NDArray[np.int64]
+    blocks_added: NDArray[np.uint32]
     blocks_moved: int
     virtual_size: int
     virtual_size_before: int

@@ -226,17 +226,22 @@ class _Survey:
             self.obstacles.append(error)
         return relink
 
-    def _measure(self) -> tuple[int, NDArray[np.int64]]:
+    def _measure(self) -> tuple[int, NDArray[np.uint32]]:
         """Return the payload in bytes and the blocks that the destination lacks."""
-        payload, added = 0, [np.empty(0, np.int64)]
+        payload, added, last = 0, [np.empty(0, np.uint32)], -1
         for writes, _ in moves(self.chain.layers, self.depth, self.target):
             payload += writes.total
-            if not self.destination.is_fixed and len(writes):
-                size = self.destination.block_size
-                first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
-                entries = self.destination.table.entries(first, stop)
-                added.append(missing_blocks(writes, entries, first, size))
-        return payload, np.unique(np.concatenate(added))
+            if self.destination.is_fixed or not len(writes):
+                continue
+            size = self.destination.block_size
+            first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
+            missing = missing_blocks(writes, self.destination.table.entries(first, stop), first, size)
+            # A block that the window's edge cuts is met twice.
+            missing = missing[missing > last]
+            if len(missing):
+                last = int(missing[-1])
+                added.append(missing.astype(np.uint32))
+        return payload, np.concatenate(added)
 
     def _growth(self) -> Growth | None:
         if self.chain.size <= self.destination.size or self.destination.is_fixed:
