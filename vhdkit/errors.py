@@ -53,7 +53,6 @@ class Corruption(StrEnum):
     PARENT_TIMESTAMP = "parent-timestamp"
     PARENT_FOUND_ELSEWHERE = "parent-found-elsewhere"
     PARENT_SIZE = "parent-size"
-    PARENT_READ_ONLY = "parent-read-only"
 
 
 _WINDOWS_CODES = {
@@ -87,7 +86,7 @@ class Finding:
     message: str
 
     def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.message}"
+        return printable(f"{self.path}: {self.message}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class Candidate:
     reason: str
 
     def __str__(self) -> str:
-        return f"{printable(self.path)} ({self.origin}): {self.reason}"
+        return printable(f"{self.path} ({self.origin}): {self.reason}")
 
 
 def printable(text: str) -> str:
@@ -118,7 +117,7 @@ class VhdError(Exception):
         self.path = path
 
     def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.message}" if self.path else self.message
+        return printable(f"{self.path}: {self.message}" if self.path else self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the keyword-only constructors do not survive the default way.
@@ -155,6 +154,10 @@ class UnsupportedImageError(VhdError):
     """The file is a valid something, but not a VHD of a kind that is read here."""
 
     windows_code = 0xC03A0004
+
+    def __init__(self, message: str, *, path: str = "", windows_code: int = 0xC03A0004) -> None:
+        super().__init__(message, path=path)
+        self.windows_code = windows_code
 
 
 class ReadOnlyImageError(VhdError):
@@ -212,7 +215,11 @@ class ChainLoopError(ChainError):
 
 
 class MergeError(VhdError):
-    """The merge cannot be done as asked; nothing was changed."""
+    """The merge cannot be done as asked; nothing was changed unless the message says so."""
+
+    def __init__(self, message: str, *, path: str = "", windows_code: int | None = None) -> None:
+        super().__init__(message, path=path)
+        self.windows_code = windows_code
 
 
 class SiblingsError(MergeError):
@@ -226,14 +233,13 @@ class SiblingsError(MergeError):
 class NotEnoughSpaceError(MergeError):
     """The file system has not the room that the work is known to need."""
 
-    windows_code = 0x80070070
-
     def __init__(self, *, path: str, needed: int, available: int) -> None:
         missing = needed - available
         super().__init__(
             f"not enough space: {needed} bytes are needed, {available} are free, {missing} are missing; "
             "free that much and run the same command again",
             path=path,
+            windows_code=0x80070070,
         )
         self.needed = needed
         self.available = available

@@ -58,7 +58,7 @@ def set_runs(
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
 ) -> None:
-    """Set, in place, the bits [start, stop) of the given rows; runs may touch or overlap."""
+    """Set, in place, the bits [start, stop) of the given rows; up to 32,767 runs may overlap at one bit."""
     bits = bitmaps.shape[1] * 8
     # +1 where a run starts and -1 where it stops; the running sum counts the runs that cover a bit.
     steps = np.zeros((len(bitmaps), bits + 1), np.int16)

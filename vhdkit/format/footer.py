@@ -71,7 +71,8 @@ class Footer:
             raise CorruptImageError(Corruption.FOOTER_CHECKSUM, detail, offset=64)
         fields = layout.parse_footer(raw)
         if fields["version"] >> 16 != 1:
-            raise UnsupportedImageError(f"format version {fields['version']:#010x} is unknown, only 1.x is")
+            message = f"format version {fields['version']:#010x} is unknown, only 1.x is known"
+            raise UnsupportedImageError(message, windows_code=0xC03A0005)
         if fields["disk_type"] not in {2, 3, 4}:
             detail = f"disk type {fields['disk_type']} is none of 2 (fixed), 3 (dynamic), 4 (differencing)"
             raise CorruptImageError(Corruption.DISK_TYPE, detail, offset=60)

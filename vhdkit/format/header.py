@@ -48,7 +48,8 @@ class DynamicHeader:
             raise CorruptImageError(Corruption.HEADER_CHECKSUM, detail, offset=36)
         fields = layout.parse_header(raw)
         if fields["version"] >> 16 != 1:
-            raise UnsupportedImageError(f"dynamic header version {fields['version']:#010x} is unknown, only 1.x is")
+            message = f"dynamic header version {fields['version']:#010x} is unknown, only 1.x is known"
+            raise UnsupportedImageError(message, windows_code=0xC03A0007)
         del fields["cookie"], fields["checksum"]
         return cls(**fields | {"locators": tuple(ParentLocator(**entry) for entry in fields["locators"])})
 

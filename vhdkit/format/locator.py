@@ -70,7 +70,9 @@ def decode_locator(platform_code: bytes, data: bytes) -> str | None:
         text = data.decode("utf-8", "surrogateescape").rstrip("\0")
         if not text.startswith("file://"):
             return None
-        text = unquote(text.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape")
+        text = text.removeprefix("file://")
+        text = text.removeprefix("localhost") if text.startswith("localhost/") else text
+        text = unquote(text, errors="surrogateescape")
     else:
         return None
     text = text.rstrip("\0")
@@ -86,7 +88,10 @@ def encode_locator(platform_code: bytes, path: str) -> bytes | None:
         return path.encode("utf-16-le", "surrogatepass")
     if platform_code in _8BIT:
         return path.encode("ascii") if path.isascii() else None
-    if platform_code == PlatformCode.MAC_URL:
+    if platform_code == PlatformCode.MAC_URL and not path.startswith("localhost/"):
         # blktap reads the path as it stands, without undoing escapes; so only what must be escaped is.
-        return b"file://" + quote(path, safe="/ !$&'()*+,;=:@~\\", errors="surrogateescape").encode()
+        try:
+            return b"file://" + quote(path, safe="/ !$&'()*+,;=:@~\\", errors="surrogateescape").encode()
+        except UnicodeEncodeError:
+            return None
     return None
