@@ -8,23 +8,48 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from vhdkit.storage.seam import Entry, Storage
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from typing_extensions import Buffer
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 # One kernel call moves at most 2 GiB minus a page on Linux; a round number below is asked for at once.
 _CALL_BYTES = 1 << 30
 _COPY_BYTES = 8 << 20
+_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ETXTBSY}
+
+
+def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let the errors of a method that works on a descriptor say which file it was."""
+
+    @functools.wraps(method)
+    def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        try:
+            return method(*arguments, **named)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = getattr(arguments[0], "path", None)
+            raise
+
+    return wrapped
 
 
 class _FileStorage:
@@ -62,21 +87,59 @@ class _FileStorage:
         status = os.fstat(self._descriptor)
         return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
 
+    @_naming
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
+    @_naming
     def reserve(self, offset: int, length: int) -> None:
-        end = offset + length
-        if hasattr(os, "posix_fallocate") and length:
+        if offset + length > self.size() and not length:
+            self.truncate(offset)
+        if not length:
+            return
+        try:
             os.posix_fallocate(self._descriptor, offset, length)
-        elif end > self.size():
-            self.truncate(end)
+        except AttributeError:  # not on macOS and Windows
+            self._fill(offset, length)
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+            self._fill(offset, length)
 
+    def _fill(self, offset: int, length: int) -> None:
+        """Take space by writing: what is there already, and zeros behind the end."""
+        for at in range(offset, offset + length, _COPY_BYTES):
+            piece = bytearray(min(_COPY_BYTES, offset + length - at))
+            self.read_into(at, piece)
+            self.write_at(at, piece)
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        raise NotImplementedError
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        raise NotImplementedError
+
+    @_naming
+    def hole_bytes(self, offset: int, length: int) -> int:
+        end = min(offset + length, self.size())
+        holes = 0
+        while offset < end and hasattr(os, "SEEK_DATA"):
+            try:
+                data = min(end, os.lseek(self._descriptor, offset, os.SEEK_DATA))
+            except OSError as error:
+                # ENXIO: nothing but hole up to the end; anything else: the file system cannot tell.
+                return holes + (end - offset if error.errno == errno.ENXIO else 0)
+            holes += data - offset
+            offset = min(end, os.lseek(self._descriptor, data, os.SEEK_HOLE)) if data < end else end
+        return holes
+
+    @_naming
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
 
+    @_naming
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        _sync(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -87,6 +150,7 @@ class _FileStorage:
 class LocalStorage(_FileStorage):
     """An open file, by positioned calls of the kernel."""
 
+    @_naming
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
         done = 0
@@ -97,12 +161,14 @@ class LocalStorage(_FileStorage):
             done += count
         return done
 
+    @_naming
     def write_at(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done : done + _CALL_BYTES], offset + done)
 
+    @_naming
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         done = 0
         if isinstance(source, LocalStorage) and hasattr(os, "copy_file_range"):
@@ -138,6 +204,7 @@ class PortableStorage(_FileStorage):
         super().__init__(descriptor, path, writable=writable)
         self._lock = Lock()
 
+    @_naming
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
         done = 0
@@ -151,6 +218,7 @@ class PortableStorage(_FileStorage):
                 done += len(piece)
         return done
 
+    @_naming
     def write_at(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer).cast("B")
         done = 0
@@ -159,6 +227,7 @@ class PortableStorage(_FileStorage):
             while done < len(view):
                 done += os.write(self._descriptor, view[done : done + _CALL_BYTES])
 
+    @_naming
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         copy_through_memory(source, source_offset, self, offset, length)
 
@@ -173,6 +242,16 @@ def copy_through_memory(source: Storage, source_offset: int, target: Storage, of
             raise OSError(errno.EIO, "the file ended while it was being copied", source.path)
         target.write_at(offset + done, piece)
         done += len(piece)
+
+
+def _sync(descriptor: int) -> None:
+    """Sync to the medium: on macOS fsync stops at the drive's cache, and only F_FULLFSYNC goes through it."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None and fcntl is not None:
+        with contextlib.suppress(OSError):  # some file systems have no such call
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
 
 
 def _allow_more_files() -> bool:
@@ -195,6 +274,10 @@ class LocalFolder:
         self._storage = PortableStorage if portable else LocalStorage
 
     def open(self, path: str, *, writable: bool = False) -> Storage:
+        # Opening some devices does something; so the file is looked at first, and again once it is open.
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | _OPEN_FLAGS
         try:
             descriptor = os.open(path, flags)
@@ -239,7 +322,9 @@ class LocalFolder:
             relative = os.path.relpath(path)
         except ValueError:  # another drive of a Windows machine
             return path
-        return relative if len(relative) < len(path) else path
+        # Seen from the root every path would merely lose its slash.
+        at_root = os.path.dirname(os.getcwd()) == os.getcwd()
+        return relative if len(relative) < len(path) and not at_root else path
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
@@ -253,12 +338,22 @@ class LocalFolder:
         except OSError:
             return ()
 
-    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
+    def walk(
+        self,
+        directory: str,
+        *,
+        deep: bool = True,
+        one_device: bool = False,
+        unlisted: dict[str, OSError] | None = None,
+    ) -> Iterator[Entry]:
         try:
             device = os.stat(directory).st_dev
             with os.scandir(directory) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            # What a file system keeps for its own repairs holds nobody's images, and is closed to all but one.
+            if unlisted is not None and os.path.basename(directory) != "lost+found":
+                unlisted[directory] = error
             return
         below = []
         for entry in entries:
@@ -270,7 +365,7 @@ class LocalFolder:
                 elif stat.S_ISDIR(status.st_mode) and not (one_device and status.st_dev != device):
                     below.append(entry.path)
         for path in below if deep else ():
-            yield from self.walk(path, one_device=one_device)
+            yield from self.walk(path, one_device=one_device, unlisted=unlisted)
 
     def may_write(self, path: str) -> bool:
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
@@ -290,7 +385,7 @@ class LocalFolder:
             return
         descriptor = os.open(directory, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
 

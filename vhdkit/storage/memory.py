@@ -36,6 +36,7 @@ class MemoryStorage:
         self._path = path
         self._file = file
         self._writable = writable
+        self._closed = False
 
     @property
     def path(self) -> str:
@@ -62,37 +63,50 @@ class MemoryStorage:
         return len(self._file.content)
 
     def size(self) -> int:
-        return len(self._file.content)
+        return len(self._content())
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
-        piece = memoryview(self._file.content)[offset : offset + len(view)]
+        piece = memoryview(self._content())[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)
 
     def write_at(self, offset: int, buffer: Buffer) -> None:
         self._check_writable()
         data = memoryview(buffer).cast("B")
+        if not len(data):
+            return
         self.reserve(offset, len(data))
-        self._file.content[offset : offset + len(data)] = data
+        self._content()[offset : offset + len(data)] = data
 
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         copy_through_memory(source, source_offset, self, offset, length)
 
     def reserve(self, offset: int, length: int) -> None:
         self._check_writable()
-        self._file.content.extend(bytes(max(0, offset + length - self.size())))
+        missing = offset + length - self.size()
+        if missing > 0:
+            self._content().extend(bytes(missing))
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        del offset, length
+        return 0
 
     def truncate(self, size: int) -> None:
         self._check_writable()
         self.reserve(0, size)
-        del self._file.content[size:]
+        del self._content()[size:]
 
     def sync(self) -> None:
-        """Memory is as stable as it gets."""
+        self._content()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        self._closed = True
+
+    def _content(self) -> bytearray:
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
+        return self._file.content
 
     def _check_writable(self) -> None:
         if not self._writable:
@@ -135,7 +149,8 @@ class MemoryFolder:
     def publish(self, temporary: str, path: str) -> None:
         if self.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-        self._files[self.real(path)] = self._files.pop(self.real(temporary))
+        self._files[self.real(path)] = self[temporary]
+        del self._files[self.real(temporary)]
 
     def remove(self, path: str) -> None:
         self[path]
@@ -148,16 +163,25 @@ class MemoryFolder:
         return path
 
     def exists(self, path: str) -> bool:
-        return self.real(path) in self._files
+        real = self.real(path)
+        return real in self._files or any(name.startswith(real.rstrip("/") + "/") for name in self._files)
 
     def check_directory(self, directory: str) -> None:
         """Directories exist by being named."""
 
     def names(self, directory: str) -> tuple[str, ...]:
-        return tuple(posixpath.basename(entry.path) for entry in self.walk(directory, deep=False))
+        top = self.real(directory).rstrip("/") + "/"
+        return tuple(sorted({path[len(top) :].split("/")[0] for path in self._files if path.startswith(top)}))
 
-    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
-        del one_device
+    def walk(
+        self,
+        directory: str,
+        *,
+        deep: bool = True,
+        one_device: bool = False,
+        unlisted: dict[str, OSError] | None = None,
+    ) -> Iterator[Entry]:
+        del one_device, unlisted
         top = self.real(directory).rstrip("/") + "/"
         for path, file in sorted(self._files.items()):
             if path.startswith(top) and (deep or "/" not in path[len(top) :]):

@@ -67,6 +67,10 @@ class Storage(Protocol):
         """Make the file at least `offset + length` long, new bytes zero, and their space really taken."""
         ...
 
+    def hole_bytes(self, offset: int, length: int) -> int:
+        """Return how many bytes of a range are known to be zeros that take no space."""
+        ...
+
     def truncate(self, size: int) -> None:
         """Cut the file to `size` bytes or extend it with zeros that take no space."""
         ...
@@ -122,10 +126,17 @@ class Folder(Protocol):
         """Return the names in a directory, sorted; nothing if it cannot be listed."""
         ...
 
-    def walk(self, directory: str, *, deep: bool = True, one_device: bool = False) -> Iterator[Entry]:
+    def walk(
+        self,
+        directory: str,
+        *,
+        deep: bool = True,
+        one_device: bool = False,
+        unlisted: dict[str, OSError] | None = None,
+    ) -> Iterator[Entry]:
         """Yield the regular files in a directory and below it, links not followed, in a stable order.
 
-        With `one_device` what is mounted below is left out.
+        With `one_device` what is mounted below is left out. Directories that cannot be listed are put into `unlisted`.
         """
         ...
 
