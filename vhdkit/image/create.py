@@ -9,7 +9,7 @@ longer paths later), footer.
 
 from __future__ import annotations
 
-import os.path
+import errno
 import time
 import uuid
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
 from vhdkit.image.image import open_image
 from vhdkit.image.reference import ParentReference, reference_to
+from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def create_image(
     place = folder or LocalFolder()
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     reference = None
+    if disk_type not in {"fixed", "dynamic"}:
+        raise ValueError(f"the disk type is {disk_type!r}: expected fixed or dynamic; a child has a parent instead")
     kind = DiskType[disk_type.upper()]
     if parent is not None:
         with open_image(parent, folder=place) as below:
@@ -83,10 +86,8 @@ def create_image(
                 place.real(path),
                 unique_id=below.unique_id,
                 timestamp=timestamp.from_unix(below.storage.mtime),
-                parent_map=parent_map,
+                parent_map={remote: place.real(local) for remote, local in (parent_map or {}).items()},
             )
-    elif kind is DiskType.DIFFERENCING:
-        raise ValueError("a differencing image needs a parent")
     if size is None:
         raise ValueError("a size is needed")
     footer = new_footer(kind, size, stamp=stamp, unique_id=unique_id)
@@ -106,19 +107,25 @@ def creating(folder: Folder, path: str) -> Iterator[Storage]:
     """
     real = folder.real(path)
     if folder.exists(path):
-        raise FileExistsError(17, "the file exists already", path)
+        raise FileExistsError(errno.EEXIST, "the file exists already", path)
+    folder.check_directory(paths.dirname(real))
     temporary = f"{real}.{uuid.uuid4().hex[:8]}.partial"
-    storage = folder.create(temporary)
     try:
-        yield storage
-        storage.sync()
-        storage.close()
-        folder.publish(temporary, real)
-    except BaseException:
-        storage.close()
-        folder.remove(temporary)
+        storage = folder.create(temporary)
+        try:
+            yield storage
+            storage.sync()
+            storage.close()
+            folder.publish(temporary, real)
+        except BaseException:
+            storage.close()
+            folder.remove(temporary)
+            raise
+    except OSError as error:
+        if error.filename == temporary:
+            error.filename = path
         raise
-    folder.sync(os.path.dirname(real))
+    folder.sync(paths.dirname(real))
 
 
 def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None = None) -> Footer:
@@ -170,7 +177,9 @@ def _with_parent(
 ) -> tuple[DynamicHeader, int]:
     locators = []
     for code in (PlatformCode.WINDOWS_ABSOLUTE, PlatformCode.WINDOWS_RELATIVE):
-        data = reference.data_for(code) or b""
+        data = reference.data_for(code)
+        if data is None:
+            continue
         space = max(_PAGE, -(-len(data) // _PAGE) * _PAGE)
         locators.append(
             ParentLocator(platform_code=bytes(code), data_space=space, data_length=len(data), data_offset=at)

@@ -40,7 +40,7 @@ class Extent(NamedTuple):
     file_offset: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Extents:
     """Stretches as columns of equal length: int64 starts, stops and file offsets; uint8 kinds; int32 depths."""
 

@@ -23,7 +23,7 @@ from vhdkit.image.table import Table, check_overlaps, check_placement
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage
 
 _PAGE = 4096
+_ZEROS = 1 << 20
 
 
 class Placement(NamedTuple):
@@ -153,6 +154,7 @@ class Image(Layer):
         self.disk_type = footer.disk_type
         self.findings = metadata.findings
         self.data_end = self.size
+        self.floor = metadata.reserved_end
         self.block_size = self.bitmap_size = self.sectors_per_block = 0
         if self.header is not None:
             self.block_size = self.header.block_size
@@ -162,11 +164,14 @@ class Image(Layer):
 
     def _open_table(self, header: DynamicHeader) -> None:
         self.table = Table(self.storage, header.table_offset, header.max_table_entries)
+        self.data_end = self._check_placement(self.metadata.structures)
+
+    def _check_placement(self, structures: Sequence[tuple[int, int]]) -> int:
         last = (self.size - 1) // self.block_size
-        self.data_end = check_placement(
+        return check_placement(
             self.table,
             path=self.path,
-            header_end=self.metadata.header_end,
+            structures=structures,
             block_span=self.block_span,
             limit=self.metadata.footer_start,
             last=(last, self.bitmap_size + self.size - last * self.block_size),
@@ -204,8 +209,12 @@ class Image(Layer):
             CorruptImageError: naming the two blocks.
 
         """
-        if not self.is_fixed:
-            check_overlaps(self.table, path=self.path, block_span=self.block_span)
+        if self.header is None:
+            return
+        check_overlaps(self.table, path=self.path, block_span=self.block_span)
+        # Readable all the same, but the block's data and the parent's path would spoil each other when written.
+        texts = [entry for entry in self.header.locators if entry.is_used and self.is_differencing]
+        self._check_placement([(entry.data_offset, entry.data_offset + entry.data_length) for entry in texts])
 
     def resolve(self, offset: int, length: int) -> Extents:
         """Return where each byte of a range inside the disk comes from, by BAT and sector bitmaps.
@@ -253,13 +262,13 @@ class Image(Layer):
         """Return where the bitmaps of the next `count` new blocks will lie.
 
         Data begin at 4 KiB boundaries, as Windows 8 and later place them; space that nothing refers to behind the last
-        block is used again.
+        block is used again. Nothing is placed before `floor`.
 
         Raises:
             OSError: EFBIG, a BAT cannot address what lies beyond 2 TiB.
 
         """
-        place = Placement.behind(max(self.data_end, self.metadata.reserved_end), self.block_size)
+        place = Placement.behind(max(self.data_end, self.floor), self.block_size)
         if place.at(count) // SECTOR >= bat.UNALLOCATED:
             raise OSError(errno.EFBIG, "the file would pass 2 TiB, which a BAT cannot address", self.path)
         return place
@@ -270,33 +279,50 @@ class Image(Layer):
 
     def file_end_for(self, new_blocks: int) -> int:
         """Return where the footer goes once `new_blocks` more are placed; a file never shrinks here."""
-        end = max(self.metadata.footer_start, self.data_end)
+        end = self.metadata.footer_start
+        if self.metadata.tail_is_empty and not self.has_whole_footer:
+            # Room for a footer that a power cut kept from being written: it is used, not added to.
+            end -= FOOTER_SIZE
+        end = max(end, self.data_end, self.floor)
         if new_blocks:
             end = max(end, self.placement(new_blocks).at(new_blocks - 1) + self.block_span)
         return -(-end // SECTOR) * SECTOR
 
-    def extend(self, new_end: int, *, reserve: bool, sync: bool) -> None:
-        """Make room for blocks up to `new_end`, where the footer goes: first the footer, then the old one's bytes.
+    def extend(self, new_blocks: int, *, reserve: bool, sync: bool) -> None:
+        """Make room for blocks where `placement` puts them, and let the file end with a footer behind them.
 
-        **Order**: 1 space and footer at the new end (a cut leaves the old file, or a longer one that ends with the
-        footer; where only the length survived, the copy at offset 0 serves) · 2 sync · 3 zeros over what lay behind the
-        last block (a cut leaves unused bytes there).
+        **Order**: 1 the footer copy, if it is not what it should be, sync · 2 the footer at the new end, sync (a cut
+        leaves the old file, or a longer one that ends with the footer; where only the length survived, the copy at
+        offset 0 serves) · 3 the space between taken, if `reserve`, and zeros over what lay where the blocks go (unused
+        bytes). The syncs are done if `sync`.
         """
         self.check_writable()
+        new_end = self.file_end_for(new_blocks)
+        used_end = self.placement(new_blocks).at(new_blocks) if new_blocks else self.data_end
         old_size = self.metadata.file_size
-        if reserve and new_end + FOOTER_SIZE > old_size:
+        old_end = min(max(self.data_end, self.metadata.reserved_end), self.metadata.footer_start)
+        if not self.metadata.copy_ok:
+            self.write_at(0, self.footer.to_bytes())
+            self._sync_if(wanted=sync)
+        self.write_footer(new_end)
+        self._sync_if(wanted=sync)
+        if reserve and new_end > old_size:
             try:
-                self.storage.reserve(old_size, new_end + FOOTER_SIZE - old_size)
+                self.storage.reserve(old_size, new_end - old_size)
             except OSError:
+                # The old footer is still in its place: the file is what it was.
                 self.storage.truncate(old_size)
                 raise
-        self.write_footer(new_end)
-        if sync:
+        stale = min(old_size, used_end, new_end)
+        for at in range(old_end, stale, _ZEROS):
+            self.write_at(at, bytes(min(_ZEROS, stale - at)))
+        self.metadata = replace(
+            self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=FooterPlace.TRAILING, copy_ok=True
+        )
+
+    def _sync_if(self, *, wanted: bool) -> None:
+        if wanted:
             self.sync()
-        stale = min(old_size, new_end)
-        for at in range(self.data_end, stale, 1 << 20):
-            self.write_at(at, bytes(min(1 << 20, stale - at)))
-        self.metadata = replace(self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=FooterPlace.TRAILING)
 
 
 def open_image(path: str, *, writable: bool = False, verify: bool = True, folder: Folder | None = None) -> Image:

@@ -9,7 +9,6 @@ footer there, so the copy counts only if it says dynamic or differencing and lea
 
 from __future__ import annotations
 
-import os.path
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,9 +20,13 @@ from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, decode_locator
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Storage
+
+# Longer names are no paths on any system (reference 4.5).
+_MAX_PATH = 4096
 
 _OTHER_FORMATS = {
     b"vhdxfile": "a VHDX image",
@@ -56,9 +59,10 @@ class ParentPath:
 class Metadata:
     """What a file says about itself.
 
-    `header` is None for a fixed disk. No block may begin before `header_end`; a new one should not before
-    `reserved_end`, which adds the room that locators keep for longer paths. `batmap` is where blktap's map of full
-    blocks lies, (0, 0) if there is none.
+    `header` is None for a fixed disk. `structures` are the stretches [start, end) of the file that no block may touch:
+    footer copy, header, BAT, and `batmap`, blktap's map of full blocks ((0, 0) if there is none). A new block should
+    not begin before `reserved_end`, which is behind all of them and behind the room of the locators. `copy_ok` says
+    whether the footer copy is what it should be, `tail_is_empty` whether the last sector is zeros.
     """
 
     path: str
@@ -67,10 +71,12 @@ class Metadata:
     footer_place: FooterPlace
     header: DynamicHeader | None
     parent_paths: tuple[ParentPath, ...]
-    header_end: int
+    structures: tuple[tuple[int, int], ...]
     reserved_end: int
     batmap: tuple[int, int]
     checksum_ok: bool
+    copy_ok: bool
+    tail_is_empty: bool
     findings: tuple[Finding, ...]
 
     @property
@@ -117,35 +123,47 @@ class _Reader:
         self.size = storage.size()
         self.findings: list[Finding] = []
         self.checksum_ok = True
+        self.copy_ok = True
 
     def read(self) -> Metadata:
         footer, place = self._footer()
         self._check_footer(footer, place)
         header = None
-        paths: tuple[ParentPath, ...] = ()
-        header_end = reserved_end = 0
+        parents: tuple[ParentPath, ...] = ()
+        structures: tuple[tuple[int, int], ...] = ()
+        reserved_end = 0
         batmap = (0, 0)
         if footer.disk_type is not DiskType.FIXED:
             header = self._header(footer)
             self._check_table(footer, header)
-            paths, header_end, reserved_end = self._locators(footer, header)
             batmap = self._batmap(footer, header)
-            header_end = max(header_end, batmap[1])
+            structures = (
+                (0, FOOTER_SIZE),
+                (footer.data_offset, footer.data_offset + HEADER_SIZE),
+                (header.table_offset, header.table_offset + header.table_bytes),
+                batmap,
+            )
+            parents, reserved_end = self._locators(footer, header)
+            reserved_end = max(reserved_end, *(end for _, end in structures))
         return Metadata(
             path=self.storage.path,
             file_size=self.size,
             footer=footer,
             footer_place=place,
             header=header,
-            parent_paths=paths,
-            header_end=header_end,
-            reserved_end=max(header_end, reserved_end),
+            parent_paths=parents,
+            structures=structures,
+            reserved_end=reserved_end,
             batmap=batmap,
             checksum_ok=self.checksum_ok,
+            copy_ok=self.copy_ok,
+            tail_is_empty=self.size % SECTOR == 0 and not any(self._bytes(self.size - SECTOR, SECTOR)),
             findings=tuple(self.findings),
         )
 
     def _bytes(self, offset: int, length: int) -> bytes:
+        if offset >= self.size:
+            return b""
         buffer = bytearray(length)
         return bytes(buffer[: self.storage.read_into(offset, buffer)])
 
@@ -209,6 +227,7 @@ class _Reader:
         elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
             message = "the footer copy at its beginning differs from the footer at its end; the latter is used"
             self._note(Corruption.FOOTER_COPY_DIFFERS, message)
+            self.copy_ok = False
         if place is FooterPlace.TRAILING_511:
             self._note(Corruption.FOOTER_511_BYTES, "the footer has 511 bytes, as before Virtual PC 2004")
 
@@ -217,7 +236,7 @@ class _Reader:
         for magic, name in _OTHER_FORMATS.items():
             if head.startswith(magic):
                 raise UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
-        extension = os.path.splitext(self.storage.path)[1].lower()
+        extension = paths.splitext(self.storage.path)[1].lower()
         if re.fullmatch(r"\.v\d\d", extension):
             message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"
             raise UnsupportedImageError(message, path=self.storage.path)
@@ -269,10 +288,11 @@ class _Reader:
             detail = f"the BAT ends at {at + header.max_table_entries * 4}, the file at {self.size}"
             self._fail(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
 
-    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], int, int]:
-        end = reserved_end = max(footer.data_offset + HEADER_SIZE, header.table_offset + header.table_bytes)
-        paths = []
-        for slot, locator in enumerate(header.locators if footer.disk_type is DiskType.DIFFERENCING else ()):
+    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], int]:
+        """Return the paths that can be read, and where the locators' room ends; some dynamic disks have room too."""
+        reserved_end = 0
+        found = []
+        for slot, locator in enumerate(header.locators):
             if not locator.is_used:
                 continue
             length, data_end = locator.data_length, locator.data_offset + locator.data_length
@@ -280,13 +300,12 @@ class _Reader:
                 message = f"parent locator {slot} points outside of the file or is too long; it is not used"
                 self._note(Corruption.LOCATOR_UNREADABLE, message)
                 continue
-            end = max(end, -(-data_end // SECTOR) * SECTOR)
-            if locator.data_offset + locator.space <= self.size:
-                reserved_end = max(reserved_end, locator.data_offset + locator.space)
+            room_end = locator.data_offset + locator.space
+            reserved_end = max(reserved_end, data_end, room_end if room_end <= self.size else 0)
             text = decode_locator(locator.platform_code, self._bytes(locator.data_offset, length))
-            if text is not None:
-                paths.append(ParentPath(platform_code=locator.platform_code, text=text))
-        return tuple(paths), end, reserved_end
+            if footer.disk_type is DiskType.DIFFERENCING and text is not None and len(text) <= _MAX_PATH:
+                found.append(ParentPath(platform_code=locator.platform_code, text=text))
+        return tuple(found), reserved_end
 
     def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:
         """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""

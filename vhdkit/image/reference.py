@@ -10,12 +10,12 @@ known and the relative path again where none is, as blktap writes it and as its 
 from __future__ import annotations
 
 import ntpath
-import os.path
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.format.locator import PlatformCode, encode_locator
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,13 +41,13 @@ class ParentReference:
             return self.windows_path
         if platform_code == PlatformCode.MAC_URL:
             path = self.relative_path.replace("\\", "/")
-            return path if path.startswith("./") else f"./{path}"
+            return path if not path or path.startswith("./") else f"./{path}"
         return None
 
     def data_for(self, platform_code: bytes) -> bytes | None:
         """Return a locator's data, or None where this code cannot hold it."""
         text = self.text_for(platform_code)
-        return None if text is None else encode_locator(platform_code, text)
+        return encode_locator(platform_code, text) if text else None
 
 
 def is_windows_absolute(path: str) -> bool:
@@ -71,26 +71,29 @@ def reference_to(
     """Return the reference by which a child at path `child` finds its parent at path `parent` (both real paths).
 
     The Windows path is `known_windows_path`, or the parent's own path if it is a Windows path, or the path that the
-    folder map (Windows folder to local folder) gives it.
+    folder map (Windows folder to real local folder) gives it.
     """
     relative = relative_windows_path(parent, child)
     windows = known_windows_path or _windows_path(parent, parent_map or {}) or relative
     return ParentReference(
         unique_id=unique_id,
         timestamp=timestamp,
-        name=os.path.basename(parent),
+        name=paths.basename(parent),
         relative_path=relative,
         windows_path=windows,
     )
 
 
 def relative_windows_path(parent: str, child: str) -> str:
-    """Return the parent's path relative to the child's folder, the Windows way.
+    """Return the parent's path relative to the child's folder, the Windows way; "" if there is none.
 
     >>> relative_windows_path("/vms/base.vhd", "/vms/snapshots/a.avhd")
     '..\\\\base.vhd'
     """
-    relative = os.path.relpath(parent, os.path.dirname(child)).replace(os.sep, "\\")
+    try:
+        relative = paths.relpath(parent, paths.dirname(child)).replace(paths.sep, "\\")
+    except ValueError:  # another drive of a Windows machine
+        return ""
     return relative if relative.startswith("..\\") else f".\\{relative}"
 
 
@@ -100,7 +103,7 @@ def moved_windows_path(old_windows_path: str, old_parent: str, new_parent: str) 
     >>> moved_windows_path("C:\\\\vms\\\\a.avhd", "/mnt/a.avhd", "/mnt/b.vhd")
     'C:\\\\vms\\\\b.vhd'
     """
-    old_name = os.path.basename(old_parent)
+    old_name = paths.basename(old_parent)
     if not is_windows_absolute(old_windows_path) or ntpath.basename(old_windows_path).lower() != old_name.lower():
         return ""
     return ntpath.normpath(ntpath.join(ntpath.dirname(old_windows_path), relative_windows_path(new_parent, old_parent)))
@@ -110,7 +113,7 @@ def _windows_path(path: str, parent_map: Mapping[str, str]) -> str:
     if is_windows_absolute(path):
         return path
     for windows_folder, local_folder in parent_map.items():
-        inside = os.path.relpath(path, os.path.realpath(local_folder))
+        inside = paths.relpath(path, local_folder)
         if is_windows_absolute(windows_folder) and not inside.startswith(".."):
-            return ntpath.normpath(ntpath.join(windows_folder, inside.replace(os.sep, "\\")))
+            return ntpath.normpath(ntpath.join(windows_folder, inside.replace(paths.sep, "\\")))
     return ""

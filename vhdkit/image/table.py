@@ -15,7 +15,7 @@ from vhdkit.format import bat
 from vhdkit.format.layout import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -85,37 +85,43 @@ def _sector_stretches(changed: NDArray[np.int64], count: int) -> Iterator[tuple[
 
 
 def check_placement(
-    table: Table, *, path: str, header_end: int, block_span: int, limit: int, last: tuple[int, int]
+    table: Table,
+    *,
+    path: str,
+    structures: Sequence[tuple[int, int]],
+    block_span: int,
+    limit: int,
+    last: tuple[int, int],
 ) -> int:
-    """Hold every allocated entry against the file and return the end of the last block.
+    """Hold every allocated entry against the file and return the end of the last block, 0 without any.
 
-    `block_span` is bitmap plus data, `limit` where blocks must end. `last` is (index, bytes needed) of the block that
-    the disk ends inside: its unused tail may be cut off (reference 4.1, row 31).
+    `structures` are what no block may touch, `block_span` is bitmap plus data, `limit` where blocks must end. `last`
+    is (index, bytes needed) of the block that the disk ends inside: its unused tail may be cut off (reference 4.1,
+    row 31).
 
     Raises:
-        CorruptImageError: an entry is 0, points into the headers, or a block reaches past the file's end.
+        CorruptImageError: an entry is 0 or points into a structure, or a block reaches past the file's end.
 
     """
-    end = header_end
+    end = 0
     for base, entries in table.windows():
         blocks = bat.allocated(entries)
         if not len(blocks):
             continue
         at = bat.offsets(entries[blocks])
-        low = int(np.argmin(at))
-        if at[low] < header_end:
-            where = f"block {base + int(blocks[low])} lies at {int(at[low]):#x}"
-            detail = f"{where}, inside the headers that end at {header_end:#x}"
-            raise CorruptImageError(Corruption.BLOCK_IN_HEADERS, detail, path=path)
-        stops = at + block_span
-        if last[0] - base < len(entries):
-            stops[blocks + base == last[0]] = at[blocks + base == last[0]] + last[1]
+        for start, stop in structures:
+            clash = np.flatnonzero((at < stop) & (at + block_span > start))
+            if len(clash):
+                where = f"block {base + int(blocks[clash[0]])} lies at {int(at[clash[0]]):#x}"
+                detail = f"{where}, on the headers or tables at [{start:#x}, {stop:#x})"
+                raise CorruptImageError(Corruption.BLOCK_IN_HEADERS, detail, path=path)
+        stops = np.where(blocks + base == last[0], at + last[1], at + block_span)
         high = int(np.argmax(stops))
         if stops[high] > limit:
             where = f"block {base + int(blocks[high])} ends at {int(stops[high]):#x}"
             detail = f"{where}, behind the room for blocks, which ends at {limit:#x}"
             raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=path)
-        end = max(end, int((at + block_span).max()))
+        end = max(end, int(at.max()) + block_span)
     return end
 
 

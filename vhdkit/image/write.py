@@ -47,33 +47,35 @@ def write_sectors(image: Image, offset: int, data: bytes | memoryview, *, sync: 
 
 def _write_blocks(image: Image, offset: int, view: memoryview, *, sync: bool) -> None:
     size = image.block_size
-    first, stop = offset // size, -(-(offset + len(view)) // size)
-    entries = image.table.entries(first, stop)
-    blocks = np.arange(first, stop, dtype=np.int64)
+    blocks = np.arange(offset // size, -(-(offset + len(view)) // size), dtype=np.int64)
+    entries = image.table.entries(int(blocks[0]), int(blocks[-1]) + 1).copy()
     at = bat.offsets(entries)
     missing = np.flatnonzero(entries == bat.UNALLOCATED)
     if len(missing):
         at[missing] = image.placement(len(missing)).offsets(np.arange(len(missing)))
-        image.extend(image.file_end_for(len(missing)), reserve=False, sync=sync)
-        begin_blocks(image, at[missing])
+        image.extend(len(missing), reserve=False, sync=sync)
     low = np.maximum(blocks * size, offset)
     high = np.minimum((blocks + 1) * size, offset + len(view))
     for block, start, end, where in zip(blocks.tolist(), low.tolist(), high.tolist(), at.tolist(), strict=True):
         target = where + image.bitmap_size + start - block * size
         image.write_at(target, view[start - offset : end - offset])
+    start, stop = (low - blocks * size) // SECTOR, (high - blocks * size) // SECTOR
+    begin_blocks(image, at[missing], start[missing], stop[missing])
     _barrier(image, sync=sync)
-    set_bits(image, at, blocks - first, (low - blocks * size) // SECTOR, (high - blocks * size) // SECTOR)
+    old = np.flatnonzero(entries != bat.UNALLOCATED)
+    set_bits(image, at[old], np.arange(len(old)), start[old], stop[old])
     if len(missing):
         link_blocks(image, blocks[missing], at[missing])
     _barrier(image, sync=sync)
 
 
-def begin_blocks(image: Image, at: NDArray[np.int64]) -> None:
-    """Write the bitmaps that new blocks start with, into room that `Image.extend` made; nothing refers to it yet."""
-    row = np.zeros((1, image.bitmap_size), np.uint8)
-    if not image.is_differencing:
+def begin_blocks(image: Image, at: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
+    """Write the bitmaps of new blocks of which sectors [start, stop) are written; nothing refers to them yet."""
+    for offset, first, last in zip(at.tolist(), start.tolist(), stop.tolist(), strict=True):
         row = bitmap.full(image.block_size)
-    for offset in at.tolist():
+        if image.is_differencing:
+            row[:] = 0
+            bitmap.set_runs(row, np.array([0]), np.array([first]), np.array([last]))
         image.write_at(offset, row.tobytes())
 
 
