@@ -6,7 +6,6 @@ or renamed by its id. One bad file never stops the rest.
 
 from __future__ import annotations
 
-import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.metadata import Metadata, has_cookie, read_metadata
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,34 +55,40 @@ class Catalog:
     images: dict[str, Cataloged] = field(default_factory=dict)
     unreadable: dict[str, VhdError | OSError] = field(default_factory=dict)
 
-    def with_id(self, wanted: bytes) -> list[Cataloged]:
-        """Return the images of that id, one a file however many names it has."""
-        found = {image.identity: image for image in reversed(self.images.values()) if image.unique_id == wanted}
-        return list(reversed(found.values()))
-
     def parents_of(self, child: Cataloged) -> list[Cataloged]:
         """Return the images that may be the child's parent: one if it is clear, several if ids alone must tell.
 
-        The id must fit. Of several that fit, the one that the child names wins; nothing is its own parent.
+        The id must fit. Of several that fit, the one that the child names wins, in other case if need be; nothing is
+        its own parent.
         """
         if child.parent_id is None:
             return []
-        fitting = [image for image in self.with_id(child.parent_id) if image.identity != child.identity]
-        by_path = {image.path: image for image in fitting}
-        named = named_paths(child.metadata, os.path.dirname(child.path))
-        by_name = [by_path[path] for path in named if path in by_path][:1]
+        fitting = [
+            image
+            for image in self.images.values()
+            if image.unique_id == child.parent_id and image.identity != child.identity
+        ]
+        for key in (str, str.lower):
+            by_path = {key(image.path): image for image in fitting}
+            for path in named_paths(child.metadata, paths.dirname(child.path)):
+                if key(path) in by_path:
+                    return [by_path[key(path)]]
         # A null id says nothing: then only a name can tell.
-        return by_name if by_name or child.parent_id == unique_id.NULL else fitting
+        if child.parent_id == unique_id.NULL:
+            return []
+        return list({image.identity: image for image in reversed(fitting)}.values())[::-1]
 
 
-def read_catalog(folder: Folder, directories: Iterable[str], *, one_device: bool = False) -> Catalog:
+def read_catalog(folder: Folder, directories: Iterable[str], *, deep: bool = True, one_device: bool = False) -> Catalog:
     """Read every image in the directories and below them; symbolic links are not followed."""
     catalog = Catalog()
     for directory in dict.fromkeys(folder.real(directory) for directory in directories):
-        entries = folder.walk(directory, one_device=one_device)
+        unlisted: dict[str, OSError] = {}
+        entries = folder.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
         new = (entry for entry in entries if entry.path not in catalog.images)
         for path, image in read_entries(folder, new, catalog.unreadable):
             catalog.images[path] = image
+        catalog.unreadable.update(unlisted)
     return catalog
 
 
@@ -91,7 +97,7 @@ def read_entries(
 ) -> Iterator[tuple[str, Cataloged]]:
     """Yield (path, image) for the files that are images; note those that should be and cannot be read."""
     for entry in entries:
-        looks_like_one = os.path.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS
+        looks_like_one = paths.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS
         if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
             continue
         try:

@@ -10,7 +10,7 @@ neither on the size of the disk nor on how scattered its data are, and holes cos
 from __future__ import annotations
 
 import io
-import os.path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -25,6 +25,7 @@ from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.transfer import read_extents
 from vhdkit.image.write import write_sectors
+from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -66,8 +67,6 @@ def open_chain(
 
     """
     place = folder or LocalFolder()
-    for directory in search:
-        place.check_directory(directory)
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
     leaf = open_image(path, writable=writable, folder=place)
     layers: list[Layer] = [leaf]
@@ -100,7 +99,8 @@ def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
             break
         if len(layers) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
-        found = find_parent(child, where, identities)
+        explicit = None if explicit_used else where.parent
+        found = find_parent(child, replace(where, parent=explicit), identities)
         findings += found.findings
         findings += _compare(child, found.layer)
         explicit_used |= found.was_explicit
@@ -119,9 +119,10 @@ def _refuse_unused(leaf: Layer, where: Where) -> None:
     storage = where.folder.open(where.folder.real(where.parent or ""))
     with Layer(storage, 0, ""):
         found = read_metadata(storage).footer.unique_id
+    creator = leaf.footer.creator_application
     raise ParentMismatchError(
-        f"the parent given, {storage.path}, has the id {unique_id.big_endian(found)}, which no layer looks for;"
-        f" the image's parent has {unique_id.big_endian(leaf.header.parent_unique_id)}",
+        f"the parent given, {storage.path}, has the id {unique_id.display(found, creator)}, which no layer"
+        f" looks for; the image's parent has {unique_id.display(leaf.header.parent_unique_id, creator)}",
         path=leaf.path,
         expected=leaf.header.parent_unique_id,
         found=found,
@@ -134,7 +135,8 @@ def _compare(child: Image, parent: Layer) -> Iterator[Finding]:
     if header is None:
         return
     if child.size != parent.size:
-        message = f"its disk has {child.size} bytes, that of its parent {os.path.basename(parent.path)} {parent.size}"
+        name = paths.basename(parent.path)
+        message = f"its disk has {child.size} bytes, that of its parent {name} {parent.size}"
         yield Finding(corruption=Corruption.PARENT_SIZE, path=child.path, message=message)
     if not isinstance(parent, Image):
         return
@@ -182,13 +184,16 @@ class Chain:
             layer.close()
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extents]:
-        """Yield where the bytes of a range come from, in order, a window at a time; no kind is PARENT."""
+        """Return an iterator over where the bytes of a range come from, in order, by windows; no kind is PARENT."""
+        if offset < 0:
+            raise ValueError(f"offset {offset} is negative")
         stop = self.size if length is None else min(self.size, offset + length)
-        for start, end in windows(self.layers, offset, stop):
-            yield resolve(self.layers, start, end)
+        return (resolve(self.layers, start, end) for start, end in windows(self.layers, offset, stop))
 
     def read(self, offset: int, length: int) -> bytes:
         """Return the bytes of a range, fewer where the disk ends."""
+        if length < 0:
+            raise ValueError(f"length {length} is negative")
         out = np.empty(max(0, min(length, self.size - offset)), np.uint8)
         self.read_into(offset, out.data)
         return out.tobytes()
@@ -244,7 +249,10 @@ class Chain:
         self.leaf.sync()
 
     def open_stream(self) -> io.RawIOBase:
-        """Return the disk as a read-only, seekable file object; closing it leaves the chain open."""
+        """Return the disk as a read-only, seekable file object; closing it leaves the chain open.
+
+        Readers that take a few bytes at a time are far quicker through `io.BufferedReader`.
+        """
         return ChainStream(self)
 
 

@@ -12,6 +12,7 @@ from vhdkit.chain.export import open_raw
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind
+from vhdkit.image.image import RawImage
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def compare(
         _open_view(path_b, search, parent_map or {}, None, place) as b,
     ):
         first = first_difference(a, b)
-        return Comparison(equal=first is None, first_difference=first, size_a=a.size, size_b=b.size)
+        return Comparison(equal=first is None, first_difference=first, size_a=_length(a), size_b=_length(b))
 
 
 def first_difference(a: Chain, b: Chain) -> int | None:
@@ -102,3 +103,8 @@ def _open_view(
         if error.path != folder.real(path):
             raise
     return open_raw(path, folder)
+
+
+def _length(chain: Chain) -> int:
+    """Return the length of a view: that of a raw file need not be of whole sectors."""
+    return chain.leaf.storage.size() if isinstance(chain.leaf, RawImage) else chain.size

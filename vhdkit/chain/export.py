@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _PIECE = 4 << 20
+_TABLE_SLICE = 65536
 _TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
 
@@ -82,12 +83,17 @@ def convert(
 
 def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint32], int]:
     """Return what a dynamic image of the chain takes: bytes of the file, its blocks (uint32), bytes of data held."""
-    touched, payload = [np.empty(0, np.int64)], 0
+    touched, payload, last = [np.empty(0, np.uint32)], 0, -1
     for window in chain.extents():
         data = window.of(Kind.DATA)
         payload += data.total
-        touched.append(np.unique(extent.split(data, block_size).start // block_size))
-    blocks = np.unique(np.concatenate(touched)).astype(np.uint32)
+        found = np.unique(extent.split(data, block_size).start // block_size)
+        # A block that the window's edge cuts is met twice.
+        found = found[found > last]
+        if len(found):
+            last = int(found[-1])
+            touched.append(found.astype(np.uint32))
+    blocks = np.concatenate(touched)
     place = Placement.behind(_table_end(chain.size, block_size), block_size)
     end = place.at(len(blocks)) if len(blocks) else _table_end(chain.size, block_size)
     return end + FOOTER_SIZE, blocks, payload
@@ -126,6 +132,8 @@ def write_dynamic(
                 continue
             if entries[block] == bat.UNALLOCATED:
                 at = place.at(used)
+                if at // SECTOR >= bat.UNALLOCATED:
+                    raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=path)
                 storage.truncate(at + bitmap_size + block_size)
                 storage.write_at(at, ones)
                 entries[block] = at // SECTOR
@@ -133,10 +141,12 @@ def write_dynamic(
             _write_nonzero(storage, int(entries[block]) * SECTOR + bitmap_size + start % block_size, data)
         end = place.at(used) if used else _table_end(chain.size, block_size)
         storage.truncate(end)
-        table = bat.to_bytes(entries)
         storage.write_at(0, footer.to_bytes())
         storage.write_at(FOOTER_SIZE, header.to_bytes())
-        storage.write_at(_TABLE_OFFSET, table.ljust(_table_end(chain.size, block_size) - _TABLE_OFFSET, b"\xff"))
+        for first in range(0, len(entries), _TABLE_SLICE):
+            storage.write_at(_TABLE_OFFSET + first * 4, bat.to_bytes(entries[first : first + _TABLE_SLICE]))
+        padding = _TABLE_OFFSET + -(-len(entries) // bat.ENTRIES_PER_SECTOR) * SECTOR
+        storage.write_at(padding, b"\xff" * (_table_end(chain.size, block_size) - padding))
         storage.write_at(end, footer.to_bytes())
         return storage.size()
 

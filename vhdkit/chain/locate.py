@@ -6,14 +6,14 @@ lead out of them are refused like any other path. What is opened must be a regul
 from the opened file, must be the one that the child remembers.
 
 Order: the explicit parent · the path map · relative locators · base names in the child's folder and the search
-folders, with the other extensions, with other case where that is unique · by id anywhere in those folders.
+folders, with the other extensions, with other case where that is unique · by id in the child's folder, and anywhere in
+the search folders.
 
 **Source**: reference 2.3 to 2.5, 4.5.
 """
 
 from __future__ import annotations
 
-import os.path
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,11 @@ from vhdkit.errors import (
     ParentNotFoundError,
     ParentRefusedError,
     VhdError,
-    printable,
 )
 from vhdkit.format import unique_id
 from vhdkit.image.image import Image, Layer, RawImage
 from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage
 
 _BY_ID = "unique id"
+_AMBIGUOUS = "has the right id, and so have others; choose with --parent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +85,17 @@ class _Search:
         self.where = where
         self.folder = where.folder
         self.above = above
-        self.directory = os.path.dirname(self.folder.real(child.path))
+        self.directory = paths.dirname(self.folder.real(child.path))
         self.candidates: list[Candidate] = []
         self.seen: set[str] = set()
-        self.refused = False
+        self.refused = self.ambiguous = False
         self.mismatched: bytes | None = None
         self.damaged: VhdError | None = None
+        self.unreadable: VhdError | None = None
         header = child.header
         self.wanted = header.parent_unique_id if header is not None else unique_id.NULL
-        self.roots = [self.directory, *(self.folder.real(path) for path in where.search)]
+        self.searched = [self.folder.real(path) for path in where.search]
+        self.roots = [self.directory, *self.searched]
 
     def run(self) -> Found:
         explicit = self._explicit()
@@ -100,106 +103,160 @@ class _Search:
             return explicit
         for clue, roots in self._clues():
             parent = self._try(clue, roots)
-            if parent is not None:
+            if parent is not None and not self._has_rival(parent[0], clue):
                 return self._found(*parent, clue)
+            if self.ambiguous:
+                raise self._failure()
         if self.wanted != unique_id.NULL:
             parent = self._by_id()
             if parent is not None:
                 return self._found(*parent, Clue(parent[0].path, _BY_ID))
-        raise self._failure()
+        raise self.unreadable or self._failure()
 
     def _explicit(self) -> Found | None:
+        """Return the parent that the caller named, if it is this image's."""
         if self.where.parent is None:
             return None
-        storage = self.folder.open(self.folder.real(self.where.parent))
+        clue = Clue(self.folder.real(self.where.parent), "--parent")
+        storage = self.folder.open(clue.path)
         try:
-            metadata = read_metadata(storage)
-        except CorruptImageError as error:
-            if self.wanted == unique_id.NULL and error.corruption in {
-                Corruption.NOT_A_VHD,
-                Corruption.FILE_TOO_SHORT,
-            }:
+            metadata = self._metadata_or_raw(storage)
+            layer: Layer | None = None
+            if metadata is None and self.wanted == unique_id.NULL:
+                layer = RawImage(storage)
+            elif metadata is None:
+                self._reject(clue, "it is a raw file, and the parent has an id")
+            elif metadata.footer.unique_id == self.wanted:
+                layer = Image(storage, metadata)
+            else:
+                self._reject(clue, self._mismatch(metadata.footer.unique_id))
+            if layer is not None:
                 self._refuse_loop(storage)
-                return Found(layer=RawImage(storage), findings=(), was_explicit=True)
+                return Found(layer=layer, findings=(), was_explicit=True)
+        except BaseException:
             storage.close()
             raise
-        if metadata.footer.unique_id != self.wanted:
-            self._reject(Clue(storage.path, "--parent"), self._mismatch(metadata.footer.unique_id))
-            storage.close()
-            return None
-        self._refuse_loop(storage)
-        return Found(layer=Image(storage, metadata), findings=(), was_explicit=True)
+        storage.close()
+        return None
+
+    def _metadata_or_raw(self, storage: Storage) -> Metadata | None:
+        try:
+            return read_metadata(storage)
+        except CorruptImageError as error:
+            if error.corruption in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
+                self.unreadable = error
+                return None
+            raise
 
     def _clues(self) -> Iterator[tuple[Clue, list[str]]]:
         metadata = self.child.metadata
-        map_roots = [self.folder.real(local) for local in self.where.parent_map.values()]
-        for clue in names.mapped(metadata, self.where.parent_map):
-            yield clue, map_roots
+        for local, clue in names.mapped(metadata, self.where.parent_map):
+            root = self.folder.real(local)
+            yield self._below(root, clue, [root]), [root]
         for clue in names.relative(metadata):
-            yield Clue(self._matching_case(self.directory, clue.path), clue.origin), self.roots
+            yield self._below(self.directory, clue, self.roots), self.roots
         for clue in names.base_names(metadata):
             for directory in self.roots:
-                yield Clue(self._matching_case(directory, clue.path), clue.origin), self.roots
+                yield self._below(directory, clue, self.roots), self.roots
 
-    def _matching_case(self, directory: str, path: str) -> str:
-        """Return the path, components that do not exist replaced by the only one that differs in case alone."""
-        for part in (part for part in path.split("/") if part not in {"", "."}):
-            here = os.path.join(directory, part)
-            if part != ".." and not self.folder.exists(here):
-                alike = [name for name in self.folder.names(directory) if name.lower() == part.lower()]
-                here = os.path.join(directory, alike[0]) if len(alike) == 1 else here
-            directory = here
-        return directory
+    def _below(self, directory: str, clue: Clue, roots: list[str]) -> Clue:
+        """Return the clue with its path below a directory; what does not exist is taken in other case if unique.
+
+        No folder outside of the roots is listed for that.
+        """
+        here, derived = directory, clue.derived
+        for part in (part for part in clue.path.split("/") if part not in {"", "."}):
+            exact = paths.join(here, part)
+            if part != ".." and self._may_list(here, roots) and not self.folder.exists(exact):
+                alike = [name for name in self.folder.names(here) if name.lower() == part.lower()]
+                if len(alike) == 1:
+                    exact, derived = paths.join(here, alike[0]), True
+            here = exact
+        return Clue(here, clue.origin, derived)
+
+    def _may_list(self, directory: str, roots: list[str]) -> bool:
+        return _is_allowed(paths.normpath(directory), roots) and _is_allowed(self.folder.real(directory), roots)
 
     def _try(self, clue: Clue, roots: list[str]) -> tuple[Storage, Metadata] | None:
         """Open a candidate if it is allowed, is there, is a VHD and has the right id."""
-        real = self.folder.real(clue.path)
+        # First by its text alone: even asking the system about a path outside can wake an automounter.
+        real = paths.normpath(clue.path)
+        if _is_allowed(paths.dirname(real), roots):
+            real = self.folder.real(clue.path)
         if real in self.seen:
             return None
         self.seen.add(real)
-        if not any(_is_inside(real, root) for root in roots):
+        if not _is_allowed(paths.dirname(real), roots):
             self.refused = True
-            option = f"--search {printable(self.folder.display(os.path.dirname(real)))}"
+            option = f"--search {self.folder.display(paths.dirname(real))}"
             self._reject(clue, f"outside of the folders allowed; {option} would allow it")
             return None
         try:
             storage = self.folder.open(real)
-        except OSError as error:
-            self._reject(clue, (error.strerror or str(error)).lower())
+        except (OSError, ValueError) as error:
+            self._reject(clue, (getattr(error, "strerror", None) or str(error)).lower())
+            return None
+        metadata = self._fitting_metadata(storage, clue)
+        if metadata is None:
+            storage.close()
+            return None
+        return storage, metadata
+
+    def _fitting_metadata(self, storage: Storage, clue: Clue) -> Metadata | None:
+        """Read an opened candidate; None if it cannot be the parent."""
+        if clue.derived and storage.identity in self.above:
             return None
         try:
             metadata = read_metadata(storage)
         except VhdError as error:
             self.damaged = self.damaged or error
             self._reject(clue, str(error))
-            storage.close()
             return None
-        if metadata.footer.unique_id == self.wanted:
-            return storage, metadata
-        self._reject(clue, self._mismatch(metadata.footer.unique_id))
-        storage.close()
-        return None
+        if metadata.footer.unique_id != self.wanted:
+            self._reject(clue, self._mismatch(metadata.footer.unique_id))
+            return None
+        return metadata
+
+    def _has_rival(self, storage: Storage, clue: Clue) -> bool:
+        """Whether a base name led to another folder while a file beside the child has the id as well.
+
+        One of them is a backup, and which, the caller has to say.
+        """
+        if "base name" not in clue.origin or paths.dirname(storage.path) == self.directory:
+            return False
+        near = read_entries(self.folder, self.folder.walk(self.directory, deep=False), {})
+        known = {storage.identity, *self.above}
+        rivals = [path for path, image in near if image.unique_id == self.wanted and image.identity not in known]
+        if rivals:
+            self.ambiguous = True
+            storage.close()
+            for path in (storage.path, *rivals):
+                self._reject(Clue(path, _BY_ID), _AMBIGUOUS)
+        return self.ambiguous
 
     def _by_id(self) -> tuple[Storage, Metadata] | None:
         """Look through whole folders for the id; several files that fit are as good as none."""
         fitting: dict[tuple[int, int], str] = {}
         for root in dict.fromkeys(self.roots):
-            for path, image in read_entries(self.folder, self.folder.walk(root), {}):
+            # What lies below the image's own folder unnamed may well be a backup; a search folder was asked for.
+            entries = self.folder.walk(root, deep=root != self.directory or root in self.searched)
+            for path, image in read_entries(self.folder, entries, {}):
                 if image.unique_id == self.wanted and image.identity not in self.above:
                     fitting.setdefault(image.identity, path)
         if len(fitting) == 1:
             self.seen.clear()
             return self._try(Clue(next(iter(fitting.values())), _BY_ID), self.roots)
+        self.ambiguous = bool(fitting)
         for path in fitting.values():
-            self._reject(Clue(path, _BY_ID), "has the right id, and so have others; choose with --parent")
+            self._reject(Clue(path, _BY_ID), _AMBIGUOUS)
         return None
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
         self._refuse_loop(storage)
         findings = []
-        expected = {os.path.basename(path) for path in names.named_paths(self.child.metadata, "")}
-        if clue.origin == _BY_ID or os.path.basename(storage.path) not in expected:
-            message = f"its parent was found by {clue.origin}: {printable(storage.path)}"
+        expected = {paths.basename(path) for path in names.named_paths(self.child.metadata, "")}
+        if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
+            message = f"its parent was found by {clue.origin}: {storage.path}"
             findings.append(self._finding(Corruption.PARENT_FOUND_ELSEWHERE, message))
         if self.wanted == unique_id.NULL:
             message = "it remembers a null id, so that only the name says that this is its parent"
@@ -213,7 +270,7 @@ class _Search:
     def _refuse_loop(self, storage: Storage) -> None:
         if storage.identity in self.above:
             storage.close()
-            message = f"its parent {printable(storage.path)} is part of the chain above it: the chain is a loop"
+            message = f"its parent {storage.path} is part of the chain above it: the chain is a loop"
             raise ChainLoopError(message, path=self.child.path, candidates=tuple(self.candidates))
 
     def _finding(self, corruption: Corruption, message: str) -> Finding:
@@ -240,11 +297,14 @@ class _Search:
             message = "its parent has no id: it is a raw file, which is read only if --parent names it"
             return ParentRefusedError(message, path=path, candidates=candidates)
         looked_for = f"its parent, id {self._shown(self.wanted)}"
+        if self.ambiguous:
+            message = f"{looked_for}, may be one of several files; choose with --parent FILE"
+            return ParentNotFoundError(message, path=path, candidates=candidates)
         if self.mismatched is not None:
             other = self._shown(self.mismatched)
             return ParentMismatchError(
-                f"{looked_for}, was not found; what has its name has the id {other}."
-                " Find the right file and add --search FOLDER",
+                f"{looked_for}, was not found; what was tried in its place has the id {other}."
+                " Find the right file and add --search FOLDER or --parent FILE",
                 path=path,
                 expected=self.wanted,
                 found=self.mismatched,
@@ -259,5 +319,6 @@ class _Search:
         return error
 
 
-def _is_inside(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)
+def _is_allowed(directory: str, roots: list[str]) -> bool:
+    """Whether a directory, links already followed, is one of the roots or below one."""
+    return any((directory + paths.sep).startswith(root.rstrip(paths.sep) + paths.sep) for root in roots)

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import ntpath
-import os.path
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.format.locator import PlatformCode
 from vhdkit.image.reference import is_windows_absolute
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,21 +31,29 @@ NAME_FIELD = "name field"
 
 @dataclass(frozen=True, slots=True)
 class Clue:
-    """A path that might lead to the parent, and where it came from."""
+    """A path that might lead to the parent, and where it came from; `derived` ones are nowhere written so."""
 
     path: str
     origin: str
+    derived: bool = False
 
 
 def texts(metadata: Metadata) -> Iterator[Clue]:
     """Yield the paths as they stand in the file: relative locators first, the name field last."""
     by_code = {path.platform_code: path.text for path in reversed(metadata.parent_paths)}
-    for code in _ORDER:
-        if code in by_code:
-            yield Clue(by_code[code], code.decode())
-    name = metadata.header.parent_name if metadata.header is not None else ""
-    if name:
-        yield Clue(name, NAME_FIELD)
+    clues = [Clue(by_code[code], code.decode()) for code in _ORDER if code in by_code]
+    if metadata.header is not None and metadata.header.parent_name:
+        clues.append(Clue(metadata.header.parent_name, NAME_FIELD))
+    yield from (clue for clue in clues if _can_be_a_path(clue.path))
+
+
+def _can_be_a_path(text: str) -> bool:
+    """Whether text can name a file at all: half a surrogate pair cannot."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_absolute(text: str) -> bool:
@@ -53,15 +61,15 @@ def is_absolute(text: str) -> bool:
     return is_windows_absolute(text) or text.startswith(("/", "\\")) or text[1:2] == ":"
 
 
-def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[Clue]:
-    """Yield the local paths of absolute ones whose folder the caller's map knows; case does not matter."""
+def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[tuple[str, Clue]]:
+    """Yield (local folder, path below it) of absolute paths in a folder that the caller's map knows, whatever case."""
     for clue in texts(metadata):
         text = ntpath.normpath(clue.path)
         for remote, local in parent_map.items():
             top = ntpath.normpath(remote).rstrip("\\")
             if is_absolute(clue.path) and text.lower().startswith(top.lower() + "\\"):
-                rest = text[len(top) + 1 :].replace("\\", os.sep)
-                yield Clue(os.path.join(local, rest), f"{clue.origin} by --parent-map")
+                rest = text[len(top) + 1 :].replace("\\", "/")
+                yield local, Clue(rest, f"{clue.origin} by --parent-map")
 
 
 def relative(metadata: Metadata) -> Iterator[Clue]:
@@ -81,14 +89,14 @@ def base_names(metadata: Metadata) -> Iterator[Clue]:
     for name, origin in names.items():
         yield Clue(name, f"base name of {origin}")
     for name, origin in names.items():
-        stem, extension = os.path.splitext(name)
+        stem, extension = paths.splitext(name)
         if extension.lower() in _EXTENSIONS:
             for other in _EXTENSIONS:
                 if other != extension.lower():
-                    yield Clue(stem + other, f"base name of {origin}, other extension")
+                    yield Clue(stem + other, f"base name of {origin}, other extension", derived=True)
 
 
 def named_paths(metadata: Metadata, directory: str) -> Iterator[str]:
     """Yield every path, as text, that the child names relative to its directory or by base name in it."""
     for clue in (*relative(metadata), *base_names(metadata)):
-        yield os.path.normpath(os.path.join(directory, clue.path))
+        yield paths.normpath(paths.join(directory, clue.path))
