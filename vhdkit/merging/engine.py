@@ -4,12 +4,14 @@
 same at every instant:
 
  1 the chain is opened again and held against the plan; nothing written yet
- 2 room: the file is extended, its space reserved, the footer written at its new end, sync (unused space)
+ 2 room: the space of holes that will be filled is reserved; the footer is written at the new end, sync, and the
+   space before it reserved (unused space)
  3 a longer BAT if the disk grows (see `growth`)
  4 payload: sectors in place, new blocks with their bitmaps, sync (sectors that a source hides; unreferenced blocks)
  5 bitmaps of blocks that were there, BAT entries of new ones, sync (the same sectors, owned twice)
  6 the disk's new size if it grows, sync
- 7 the children of the topmost source are relinked, each synced
+ 7 the children of the topmost source are relinked, each synced; and so is that source itself, if layers between it
+   and the destination are to go: it reads the same over either
  8 the sources are removed, those in the middle first, folders synced
 
 4 and 5 alternate in checkpoints, so that memory does not depend on the size of the merge. Running a merge again that
@@ -18,8 +20,9 @@ was cut off before 8 copies the same sectors to the same places.
 
 from __future__ import annotations
 
-import os.path
+import errno
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,21 +31,23 @@ import numpy as np
 
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.export import write_dynamic
-from vhdkit.errors import MergeError, NotEnoughSpaceError
+from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError
 from vhdkit.image.image import Image, Layer, Placement, RawImage, open_image
 from vhdkit.merging.growth import finish, grow_table
 from vhdkit.merging.mover import Mover
-from vhdkit.merging.relink import apply_relink
+from vhdkit.merging.relatives import find_relatives
+from vhdkit.merging.relink import Relink, apply_relink, check_relink
 from vhdkit.merging.survey import moves, states, target_of
+from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan import LayerState, MergePlan
     from vhdkit.storage.seam import Folder
 
-_NO_SPACE = 28
+_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Phase(StrEnum):
@@ -94,19 +99,25 @@ def merge(
     place = folder or LocalFolder()
     if plan.obstacles:
         first, *rest = plan.obstacles
-        for other in rest:
-            first.add_note(str(other))
+        for note in map(str, rest):
+            if note not in getattr(first, "__notes__", []):
+                first.add_note(note)
         raise first
     begun = time.monotonic()
     report = _Reporter(plan, progress)
+    relinked: list[str] = []
+    removed: list[str] = []
     if plan.is_new_file:
         size = _write_new_file(plan, place, report)
-        relinked: list[str] = []
-        removed: list[str] = []
     else:
-        size = _fold(plan, place, report)
-        relinked = _relink(plan, place)
-        removed = _remove(plan, place)
+        with _noting("The chain reads as before the merge; the same command starts it again."):
+            size = _fold(plan, place, report)
+            relinked = _relink(plan, place)
+        with _noting(
+            f"The merge is complete and durable in {plan.destination}; only sources were still to be removed."
+        ):
+            _skip_middle(plan, place)
+            removed = _remove(plan, place)
     return MergeResult(
         sources=plan.sources,
         destination=plan.destination,
@@ -117,6 +128,16 @@ def merge(
         removed=tuple(removed),
         relinked=tuple(relinked),
     )
+
+
+@contextmanager
+def _noting(text: str) -> Iterator[None]:
+    """Tell whoever cuts a merge off, or what does, how things stand."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.add_note(text)
+        raise
 
 
 class _Reporter:
@@ -172,12 +193,16 @@ def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
     ):
         if destination.storage.identity != chain.layers[depth].storage.identity:
             raise MergeError("the destination was replaced since the merge was planned", path=plan.destination)
+        if find_relatives(chain, depth, folder, plan.search) != plan.relatives:
+            raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
+        for relink in plan.relinks:
+            check_relink(folder, relink)
         target = target_of(chain.layers, depth)
         report.say(Phase.RESERVING)
         mover = Mover(chain.layers, destination, plan.blocks_added, report.add)
-        place = _make_room(plan, destination, folder)
         if destination.storage.allocated_size < destination.storage.size():
-            _reserve_holes(plan, mover, chain, folder)
+            _reserve_holes(plan, mover, chain, destination)
+        place = _make_room(plan, destination)
         if plan.growth is not None:
             grow_table(destination, plan.growth, place.offsets(np.arange(plan.blocks_moved)))
         mover.place_added(place, plan.blocks_moved)
@@ -188,58 +213,108 @@ def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
         destination.sync()
         if plan.grows:
             finish(destination, plan.virtual_size)
+        _check_before_finishing(plan, chain, destination, folder)
         return destination.storage.size()
 
 
-def _make_room(plan: MergePlan, destination: Image, folder: Folder) -> Placement:
+def _check_before_finishing(plan: MergePlan, chain: Chain, destination: Image, folder: Folder) -> None:
+    """Hold the family against the plan once more: what follows goes by names, and takes files away."""
+    kept = "the sectors were merged, and no source was removed or relinked; look at the files and merge again"
+    depth = len(plan.sources)
+    for state in plan.layers[:depth]:
+        if not _is_unchanged(state, folder):
+            raise MergeError(f"it was changed or replaced while it was merged: {kept}", path=state.path)
+    if _identity(plan.destination, folder) != destination.storage.identity:
+        raise MergeError(f"it was replaced while it was merged into: {kept}", path=plan.destination)
+    if find_relatives(chain, depth, folder, plan.search) != plan.relatives:
+        raise MergeError(f"other images of its family came or went during the merge: {kept}", path=chain.path)
+
+
+def _is_unchanged(state: LayerState, folder: Folder) -> bool:
+    try:
+        storage = folder.open(state.path)
+    except OSError:
+        return False
+    now = (storage.identity, storage.size(), storage.mtime)
+    storage.close()
+    return now == (state.identity, state.file_size, state.mtime)
+
+
+def _identity(path: str, folder: Folder) -> tuple[int, int] | None:
+    """Return which file a name leads to now."""
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    storage.close()
+    return storage.identity
+
+
+def _make_room(plan: MergePlan, destination: Image) -> Placement:
     """Step 2; return where new blocks go: those that are moved first, then those that are added."""
     if destination.is_fixed:
         return Placement(0, 0)
     count = plan.blocks_moved + len(plan.blocks_added)
+    if plan.growth is not None:
+        destination.floor = plan.growth.end
     place = destination.placement(count)
-    if count or not destination.has_whole_footer:
-        try:
-            destination.extend(destination.file_end_for(count), reserve=True, sync=True)
-        except OSError as error:
-            raise _explained(error, plan, folder) from None
+    try:
+        destination.extend(count, reserve=True, sync=True)
+    except OSError as error:
+        raise _explained(error, plan) from None
     return place
 
 
-def _reserve_holes(plan: MergePlan, mover: Mover, chain: Chain, folder: Folder) -> None:
+def _reserve_holes(plan: MergePlan, mover: Mover, chain: Chain, destination: Image) -> None:
     """Take the space for sectors that will be written into holes of a sparse file."""
     depth = len(plan.sources)
     try:
         for writes, wipes in moves(chain.layers, depth, target_of(chain.layers, depth)):
-            mover.reserve(writes, wipes)
+            for offset, length in mover.places_in_old_blocks(writes, wipes):
+                destination.storage.reserve(offset, length)
     except OSError as error:
-        raise _explained(error, plan, folder) from None
+        raise _explained(error, plan) from None
 
 
-def _explained(error: OSError, plan: MergePlan, folder: Folder) -> OSError | NotEnoughSpaceError:
-    if error.errno != _NO_SPACE:
+def _explained(error: OSError, plan: MergePlan) -> OSError | NotEnoughSpaceError:
+    if error.errno not in _NO_SPACE:
         return error
-    free = folder.free_space(os.path.dirname(plan.destination))
-    needed = max(plan.space_needed, plan.payload_bytes)
-    return NotEnoughSpaceError(path=plan.destination, needed=needed, available=min(free, needed))
+    # The plan saw enough: someone else took some since, or a quota allows less than is free.
+    free = min(plan.space_free, plan.space_needed - 1)
+    return NotEnoughSpaceError(path=plan.destination, needed=plan.space_needed, available=free)
 
 
 def _relink(plan: MergePlan, folder: Folder) -> list[str]:
+    with open_image(plan.destination, folder=folder) as destination:
+        mtime = destination.storage.mtime
     for relink in plan.relinks:
-        with open_image(plan.destination, folder=folder) as destination:
-            mtime = destination.storage.mtime
         apply_relink(folder, relink, parent_mtime=mtime)
     return [relink.child for relink in plan.relinks]
+
+
+def _skip_middle(plan: MergePlan, folder: Folder) -> None:
+    """Relink the topmost source to the destination before the layers between them go: it reads the same over either."""
+    if len(plan.removals) < 2:
+        return
+    top, below = plan.sources[:2]
+    with open_image(plan.destination, folder=folder) as destination:
+        mtime, unique_id = destination.storage.mtime, destination.unique_id
+    relink = Relink(child=top, old_parent=below, new_parent=plan.destination, new_parent_id=unique_id)
+    with suppress(MergeError, ReadOnlyImageError):
+        # Where its locator has no room, or it is marked read-only, it is left as it is: it goes in a moment, and the
+        # destination has everything.
+        apply_relink(folder, relink, parent_mtime=mtime)
 
 
 def _remove(plan: MergePlan, folder: Folder) -> list[str]:
     """Step 8: middle layers first, for without them the topmost cannot be mistaken for what it was."""
     removed = []
+    planned = {state.path: state.identity for state in plan.layers}
     for path in reversed(plan.removals):
-        try:
-            folder.remove(path)
-        except OSError as error:
-            error.add_note("the merge is complete and durable; only this file could not be removed")
-            raise
-        folder.sync(os.path.dirname(path))
+        if _identity(path, folder) != planned[path]:
+            message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
+            raise MergeError(message, path=path)
+        folder.remove(path)
+        folder.sync(paths.dirname(path))
         removed.append(path)
     return list(reversed(removed))

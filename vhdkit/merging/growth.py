@@ -4,9 +4,11 @@ The BAT grows where it is. Blocks that lie in its way are copied to the end of t
 locator data and blktap's batmap are written again behind it.
 
 **Order**: 1 the blocks' copies, sync (unused space) · 2 their BAT entries, sync (the old places are unused space) ·
-3 locator data and batmap at their new places, sync · 4 header with the new places of the locators, sync (two
-sectors: a cut inside leaves a wrong checksum) · 5 the table's new entries, all unallocated, sync · 6 header with the
-new number of entries, sync (one sector changes). The disk's size follows when everything in the new part is durable:
+3 locator data at their new places, sync · 4 header with these places, sync (two sectors: a cut inside leaves a wrong
+checksum) · 5 the old batmap invalid, sync, the new one, sync (blktap alone misses it in between), the table's new
+entries, all unallocated, sync · 6 header with the new number of entries, sync (one sector changes).
+
+The disk's size follows when everything in the new part is durable:
 `finish`: footer at the end and its copy, sync.
 
 **Source**: reference 1.6, 3.6, 3.7.
@@ -22,6 +24,7 @@ import numpy as np
 from vhdkit.format import layout
 from vhdkit.format.geometry import Geometry
 from vhdkit.format.layout import SECTOR
+from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
 
@@ -29,17 +32,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.format.header import DynamicHeader
+    from vhdkit.format.locator import ParentLocator
     from vhdkit.image.image import Image
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Growth:
-    """How an image's headers will lie: `blocks` (int64) make way, `locator_offsets` are the new places by slot."""
+    """How an image's headers will lie.
+
+    The table ends at `table_end`, everything before the blocks at `end`; `blocks` (int64) make way; `locator_offsets`
+    are the locators' new places by slot.
+    """
 
     entry_count: int
     table_end: int
+    end: int
     blocks: NDArray[np.int64]
     batmap_bytes: int
     locator_offsets: dict[int, int]
@@ -59,17 +68,20 @@ def plan_growth(image: Image, new_size: int) -> Growth | None:
     in_the_way = [
         slot
         for slot, locator in enumerate(header.locators)
-        if locator.is_used and header.table_offset < locator.data_offset < end
+        if _is_readable(locator, image) and header.table_offset < locator.data_offset < end
     ]
     # The new places must not touch the old ones, which count until the header is written.
     place = max(end, image.metadata.reserved_end) if in_the_way else end
     for slot in in_the_way:
         offsets[slot] = place
-        place += -(-max(header.locators[slot].space, header.locators[slot].data_length) // SECTOR) * SECTOR
-    moving = [blocks[at < place] for blocks, at in image.windows()]
+        room = max(min(header.locators[slot].space, MAX_LOCATOR_BYTES), header.locators[slot].data_length)
+        place += -(-room // SECTOR) * SECTOR
+    span = image.block_span
+    moving = [blocks[(at < place) & (at + span > header.table_offset)] for blocks, at in image.windows()]
     return Growth(
         entry_count=entry_count,
         table_end=table_end,
+        end=max(place, image.metadata.reserved_end),
         blocks=np.concatenate(moving) if moving else np.empty(0, np.int64),
         batmap_bytes=batmap_bytes,
         locator_offsets=offsets,
@@ -82,20 +94,8 @@ def grow_table(image: Image, growth: Growth, places: NDArray[np.int64]) -> None:
     if header is None:
         return
     _move_blocks(image, growth.blocks, places)
-    _write_batmap(image, growth)
-    for slot, offset in growth.locator_offsets.items():
-        locator = header.locators[slot]
-        data = bytearray(locator.data_length)
-        image.storage.read_into(locator.data_offset, data)
-        image.write_at(offset, bytes(data).ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
-    if growth.locator_offsets:
-        image.sync()
-        locators = tuple(
-            replace(entry, data_offset=growth.locator_offsets.get(slot, entry.data_offset))
-            for slot, entry in enumerate(header.locators)
-        )
-        header = replace(header, locators=locators)
-        _write_header(image, header)
+    header = _move_locators(image, header, growth)
+    _move_batmap(image, growth)
     table_at = header.table_offset + header.max_table_entries * 4
     for at in range(table_at, growth.table_end, 1 << 20):
         image.write_at(at, b"\xff" * min(1 << 20, growth.table_end - at))
@@ -103,6 +103,13 @@ def grow_table(image: Image, growth: Growth, places: NDArray[np.int64]) -> None:
     header = replace(header, max_table_entries=growth.entry_count)
     _write_header(image, header)
     image.table = Table(image.storage, header.table_offset, header.max_table_entries)
+
+
+def _is_readable(locator: ParentLocator, image: Image) -> bool:
+    """Whether a locator has data that is worth keeping: what its fields say is bounded before it is believed."""
+    if not locator.is_used or not 0 < locator.data_length <= MAX_LOCATOR_BYTES:
+        return False
+    return locator.data_offset + locator.data_length <= image.metadata.file_size
 
 
 def finish(image: Image, new_size: int) -> None:
@@ -129,12 +136,35 @@ def _move_blocks(image: Image, blocks: NDArray[np.int64], places: NDArray[np.int
     image.sync()
 
 
-def _write_batmap(image: Image, growth: Growth) -> None:
-    """Write an empty batmap behind the longer table: a clear bit only says that the block's bitmap is to be read."""
+def _move_locators(image: Image, header: DynamicHeader, growth: Growth) -> DynamicHeader:
+    if not growth.locator_offsets:
+        return header
+    for slot, offset in growth.locator_offsets.items():
+        locator = header.locators[slot]
+        data = bytearray(locator.data_length)
+        image.storage.read_into(locator.data_offset, data)
+        image.write_at(offset, bytes(data).ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
+    image.sync()
+    locators = tuple(
+        replace(entry, data_offset=growth.locator_offsets.get(slot, entry.data_offset))
+        for slot, entry in enumerate(header.locators)
+    )
+    header = replace(header, locators=locators)
+    _write_header(image, header)
+    return header
+
+
+def _move_batmap(image: Image, growth: Growth) -> None:
+    """Write an empty batmap behind the longer table: a clear bit only says that the block's bitmap is to be read.
+
+    The old one is made invalid first, for the new one may lie on its bits and would be taken for them.
+    """
     if not growth.batmap_bytes:
         return
     old = bytearray(SECTOR)
     image.storage.read_into(image.metadata.batmap[0], old)
+    image.write_at(image.metadata.batmap[0], bytes(SECTOR))
+    image.sync()
     sectors = growth.batmap_bytes // SECTOR - 1
     header = layout.build_batmap(layout.parse_batmap(bytes(old)), growth.table_end + SECTOR, sectors)
     image.write_at(growth.table_end, header + bytes(old[len(header) :]) + bytes(sectors * SECTOR))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _STAGING = 4 << 20
 _LONG = 256 << 10
 _CHECKPOINT_BYTES = 1 << 30
-_CHECKPOINT_PIECES = 500_000
+_CHECKPOINT_PIECES = 250_000
 _BATCH_BITS = 2 << 20
 
 
@@ -80,14 +80,12 @@ class Mover:
         if self._pending_bytes >= _CHECKPOINT_BYTES or self._pending_pieces >= _CHECKPOINT_PIECES:
             self.checkpoint()
 
-    def reserve(self, writes: Extents, wipes: Extents) -> None:
-        """Take the space of the sectors that will be written into blocks that are there already."""
+    def places_in_old_blocks(self, writes: Extents, wipes: Extents) -> Iterator[tuple[int, int]]:
+        """Yield (file offset, length) of what a window's sectors take of blocks that are there already."""
         pieces, at, is_new = self._pieces(writes, wipes)
         for head, tail in self._spans(pieces, at):
             if not is_new[head]:
-                first = int(at[head])
-                length = int(pieces.stop[tail - 1] - pieces.start[head])
-                self.destination.storage.reserve(first, length)
+                yield int(at[head]), int(pieces.stop[tail - 1] - pieces.start[head])
 
     def checkpoint(self) -> None:
         """Make the payload durable, then write what refers to it."""

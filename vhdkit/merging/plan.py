@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from vhdkit.errors import Finding, VhdError
     from vhdkit.merging.growth import Growth
+    from vhdkit.merging.relatives import Relatives
     from vhdkit.merging.relink import Relink
 
 
@@ -45,7 +46,7 @@ class LayerState:
     mtime: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MergePlan:
     """A merge to the byte. All sizes in bytes; paths are absolute; sources are leaf first.
 
@@ -68,7 +69,7 @@ class MergePlan:
     destination_size_before: int
     space_needed: int
     space_free: int
-    relinks: tuple[Relink, ...]
+    relatives: Relatives
     removals: tuple[str, ...]
     keep_sources: bool
     growth: Growth | None
@@ -76,6 +77,16 @@ class MergePlan:
     search: tuple[str, ...]
     findings: tuple[Finding, ...]
     obstacles: tuple[VhdError, ...]
+
+    @property
+    def relinks(self) -> tuple[Relink, ...]:
+        """The children of the topmost source, which the destination adopts."""
+        return self.relatives.relinks
+
+    @property
+    def ending_views(self) -> tuple[str, ...]:
+        """The layers between the topmost source and the destination: they read differently afterwards, if kept."""
+        return () if self.is_new_file else self.sources[1:]
 
     @property
     def grows(self) -> bool:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import MergeError, ReadOnlyImageError
 from vhdkit.format import timestamp
 from vhdkit.format.header import encode_parent_name
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.format.locator import ParentLocator, PlatformCode
+from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
 
@@ -103,7 +102,9 @@ def _new_locator(child: Image, locator: ParentLocator, reference: ParentReferenc
     content = reference.data_for(locator.platform_code)
     room = _room(child, locator)
     if content is not None and len(content) <= room:
-        return replace(locator, data_length=len(content)), content.ljust(min(locator.data_length, room), b"\0")
+        return replace(locator, data_length=len(content)), content.ljust(
+            min(locator.data_length, room, MAX_LOCATOR_BYTES), b"\0"
+        )
     if content is not None and locator.platform_code == PlatformCode.WINDOWS_RELATIVE:
         raise MergeError(
             f"it has to be relinked to {reference.name}, and the path takes {len(content)} bytes where its locator"
@@ -121,14 +122,13 @@ def _room(child: Image, locator: ParentLocator) -> int:
     begin, end = locator.data_offset, locator.data_offset + max(locator.space, locator.data_length)
     others = [entry for entry in header.locators if entry.is_used and entry != locator]
     taken = [
-        (0, FOOTER_SIZE),
-        (child.footer.data_offset, child.footer.data_offset + HEADER_SIZE),
-        (header.table_offset, header.table_offset + header.table_bytes),
+        *child.metadata.structures,
         *((other.data_offset, other.data_offset + other.data_length) for other in others),
-        *((int(at.min()), child.metadata.file_size) for _, at in child.windows() if len(at)),
         (child.metadata.footer_start, child.metadata.file_size),
-        child.metadata.batmap,
     ]
+    for _, at in child.windows():
+        near = at[(at < end) & (at + child.block_span > begin)].tolist()
+        taken += [(start, start + child.block_span) for start in near]
     for start, stop in taken:
         if start < end and begin < stop:
             end = max(begin, start)

@@ -5,12 +5,11 @@ Nothing is written. What stands in the way is gathered as the plan's obstacles, 
 
 from __future__ import annotations
 
-import os.path
+import errno
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
 from vhdkit.chain.chain import Chain, open_chain, resolve, windows
 from vhdkit.chain.export import dynamic_layout
 from vhdkit.errors import (
@@ -26,10 +25,14 @@ from vhdkit.format import layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
+from vhdkit.image import extent
 from vhdkit.image.image import Image, Layer
 from vhdkit.merging.growth import Growth, plan_growth
+from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import LayerState, MergePlan, Target, choose, missing_blocks
-from vhdkit.merging.relink import Relink, check_relink
+from vhdkit.merging.relatives import Relatives, find_relatives
+from vhdkit.merging.relink import check_relink
+from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 
     from vhdkit.image.extent import Extents
     from vhdkit.storage.seam import Folder
+
+_PIECE = 4 << 20
+_SIZE_MISMATCH = 0xC03A0017
+_INVALID_STATE = 0xC03A001C
 
 
 def plan_merge(
@@ -65,6 +72,8 @@ def plan_merge(
     if into is not None and to is not None:
         raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
     place = folder or LocalFolder()
+    if to is not None and place.exists(to):
+        raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)
     with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
         if to is not None:
             return _plan_new_file(chain, place, place.real(to), tuple(search))
@@ -90,7 +99,8 @@ def target_of(layers: Sequence[Layer], depth: int) -> Target:
 
 def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
     if len(chain.layers) == 1:
-        raise MergeError("it has no parent to be merged into", path=chain.path)
+        message = "it has no parent to be merged into; name the child, which is merged into its parent"
+        raise MergeError(message, path=chain.path)
     if into is None:
         return 1
     storage = folder.open(folder.real(into))
@@ -123,14 +133,17 @@ class _Survey:
     def plan(self) -> MergePlan:
         self._check_files()
         self._check_sizes()
-        relinks = self._relatives()
+        relatives = self._relatives()
         payload, added = self._measure()
         growth = self._growth()
-        moved = 0 if growth is None else len(growth.blocks)
+        moved = 0
+        if growth is not None:
+            moved = len(growth.blocks)
+            self.destination.floor = growth.end
         size = self.destination.storage.size()
         size_after = self._size_after(len(added) + moved)
-        needed = max(0, size_after - size)
-        free = self.folder.free_space(os.path.dirname(self.destination.path))
+        needed = max(0, size_after - size) + self._holes(added)
+        free = self.folder.free_space(paths.dirname(self.destination.path))
         if needed > free:
             error = NotEnoughSpaceError(path=self.destination.path, needed=needed, available=free)
             self.obstacles.append(error)
@@ -150,7 +163,7 @@ class _Survey:
             destination_size_before=size,
             space_needed=needed,
             space_free=free,
-            relinks=relinks,
+            relatives=relatives,
             removals=() if self.keep_sources else sources,
             keep_sources=self.keep_sources,
             growth=growth,
@@ -164,15 +177,19 @@ class _Survey:
         if not self.folder.may_write(self.destination.path):
             message = "it is to be merged into, and the file is read-only; allow writing to it first"
             self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
+        if self.destination.storage.link_count > 1:
+            message = "the file has other names (hard links), whose content the merge would change as well; make it a"
+            message += " file of its own (copy it, and rename the copy over it), or use --to"
+            self.obstacles.append(MergeError(message, path=self.destination.path))
         for image in self.images:
             if image.footer.saved_state:
                 message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
-                self.obstacles.append(MergeError(message, path=image.path))
+                self.obstacles.append(MergeError(message, path=image.path, windows_code=_INVALID_STATE))
             try:
                 image.check_overlaps()
             except CorruptImageError as error:
                 self.obstacles.append(error)
-            directory = os.path.dirname(image.path)
+            directory = paths.dirname(image.path)
             if image is not self.destination and not self.keep_sources and not self.folder.may_write(directory):
                 message = f"it could not be removed from {directory}; use --keep-sources"
                 self.obstacles.append(ReadOnlyImageError(message, path=image.path))
@@ -181,50 +198,34 @@ class _Survey:
         size, target = self.chain.size, self.destination
         if size < target.size:
             message = f"its disk of {size} bytes is smaller than that of {target.path}, {target.size}; use --to"
-            self.obstacles.append(MergeError(message, path=self.chain.path))
+            self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
         if size > target.size and target.is_fixed:
             message = f"its disk of {size} bytes is larger than the fixed one of {target.path}, {target.size}; use --to"
-            self.obstacles.append(MergeError(message, path=self.chain.path))
+            self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
 
-    def _relatives(self) -> tuple[Relink, ...]:
-        """Find the siblings, which forbid the merge, and the children of the topmost source, which are relinked."""
-        directories = [os.path.dirname(layer.path) for layer in self.chain.layers]
-        catalog = read_catalog(self.folder, directories, one_device=True)
-        beyond = read_catalog(self.folder, self.search)
-        catalog = Catalog(images=beyond.images | catalog.images)
-        own = {layer.storage.identity for layer in self.sources}
-        top = self.sources[0].storage.identity
-        changed = {layer.storage.identity for layer in self.images} - {top}
-        siblings, relinks = [], []
-        for image in catalog.images.values():
-            parents = {parent.identity for parent in catalog.parents_of(image)}
-            if image.identity in own or not parents & (changed | {top}):
-                continue
-            if parents == {top}:
-                relinks.append(self._relink(image))
-            else:
-                siblings.append(image.path)
-        if siblings:
-            changed_files = ", ".join(layer.path for layer in self.images[1:])
+    def _relatives(self) -> Relatives:
+        """Look for relatives; what they stand in the way of becomes an obstacle."""
+        relatives = find_relatives(self.chain, self.depth, self.folder, self.search)
+        for relink in relatives.relinks:
+            try:
+                check_relink(self.folder, relink)
+            except VhdError as error:
+                self.obstacles.append(error)
+        for path in relatives.unknown:
+            message = "it cannot be read, so that it cannot be told whether the merge would ruin it; make it readable"
+            self.obstacles.append(MergeError(f"{message}, or move it elsewhere", path=path))
+        harmed = list(relatives.of_sources)
+        if relatives.of_destination and not changes_nothing(self.chain, self.depth):
+            harmed += relatives.of_destination
+        if harmed:
+            changed = ", ".join(layer.path for layer in self.images[1:])
             message = (
-                f"the merge would ruin {len(siblings)} other image(s) that read through {changed_files}:"
-                f" {', '.join(siblings)}. Merge them first, or use --to"
+                f"the merge would ruin {len(harmed)} other image(s) that read through {changed}: {', '.join(harmed)}."
+                " Use --to NEWFILE, which changes nothing; or turn each of them into an image of its own first"
+                " (vhdkit convert FILE NEWFILE)"
             )
-            self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(siblings)))
-        return tuple(relinks)
-
-    def _relink(self, child: Cataloged) -> Relink:
-        relink = Relink(
-            child=child.path,
-            old_parent=self.chain.path,
-            new_parent=self.destination.path,
-            new_parent_id=self.destination.unique_id,
-        )
-        try:
-            check_relink(self.folder, relink)
-        except VhdError as error:
-            self.obstacles.append(error)
-        return relink
+            self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed)))
+        return relatives
 
     def _measure(self) -> tuple[int, NDArray[np.uint32]]:
         """Return the payload in bytes and the blocks that the destination lacks."""
@@ -243,15 +244,32 @@ class _Survey:
                 added.append(missing.astype(np.uint32))
         return payload, np.concatenate(added)
 
+    def _holes(self, added: NDArray[np.uint32]) -> int:
+        """Return the bytes of holes in a sparse file that the merge will fill."""
+        storage = self.destination.storage
+        if storage.allocated_size >= storage.size():
+            return 0
+        mover = Mover(self.chain.layers, self.destination, added, lambda _count: None)
+        return sum(
+            storage.hole_bytes(offset, length)
+            for writes, wipes in moves(self.chain.layers, self.depth, self.target)
+            for offset, length in mover.places_in_old_blocks(writes, wipes)
+        )
+
     def _growth(self) -> Growth | None:
-        if self.chain.size <= self.destination.size or self.destination.is_fixed:
+        image, size = self.destination, self.chain.size
+        if size <= image.size or image.is_fixed:
             return None
-        entries = -(-self.chain.size // self.destination.block_size)
+        entries = -(-size // image.block_size)
         if entries > layout.MAX_TABLE_ENTRIES:
-            message = f"{entries} blocks of {self.destination.block_size} bytes are too many; use --to"
-            self.obstacles.append(MergeError(message, path=self.destination.path))
+            message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"
+            self.obstacles.append(MergeError(message, path=image.path))
             return None
-        return plan_growth(self.destination, self.chain.size)
+        growth = plan_growth(image, size)
+        if growth is not None and image.header is not None and image.header.table_offset < image.footer.data_offset:
+            message = "its BAT lies before its dynamic header and has no room to grow; use --to"
+            self.obstacles.append(MergeError(message, path=image.path))
+        return growth
 
     def _size_after(self, new_blocks: int) -> int:
         if self.destination.is_fixed:
@@ -261,6 +279,25 @@ class _Survey:
         except OSError as error:
             self.obstacles.append(MergeError(f"{error.strerror}; use --to", path=self.destination.path))
             return self.destination.storage.size()
+
+
+def changes_nothing(chain: Chain, depth: int) -> bool:
+    """Whether the destination shows already what the sources hold, as after a merge that was cut off late.
+
+    Then nobody who reads through the destination is harmed by doing it again. Sources that hold nothing do not count:
+    there is no sign of an earlier merge then.
+    """
+    layers, destination = chain.layers, Chain(chain.layers[depth:])
+    if chain.size != destination.size:
+        return False
+    sources, held = Chain(layers), 0
+    for writes, wipes in moves(layers, depth, target_of(layers, depth)):
+        both = extent.split(extent.concatenate([writes, wipes]), _PIECE)
+        held += writes.total
+        for here in both:
+            if sources.read(here.start, here.length) != destination.read(here.start, here.length):
+                return False
+    return held > 0
 
 
 def states(chain: Chain) -> tuple[LayerState, ...]:
@@ -279,13 +316,13 @@ def states(chain: Chain) -> tuple[LayerState, ...]:
 
 def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
     """Plan to write the leaf's view into a new dynamic image; no input changes."""
-    if folder.exists(to):
-        raise FileExistsError(17, "the file exists already; a merge never replaces one", to)
     leaf = chain.leaf
     block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
     size, added, payload = dynamic_layout(chain, block_size)
-    free = folder.free_space(os.path.dirname(to))
+    free = folder.free_space(paths.dirname(to))
     obstacles: list[VhdError] = []
+    if not folder.may_write(paths.dirname(to)):
+        obstacles.append(ReadOnlyImageError("its folder may not be written", path=to))
     if size > free:
         obstacles.append(NotEnoughSpaceError(path=to, needed=size, available=free))
     if size // SECTOR >= UNALLOCATED:
@@ -306,7 +343,7 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
         destination_size_before=0,
         space_needed=size,
         space_free=free,
-        relinks=(),
+        relatives=Relatives(),
         removals=(),
         keep_sources=True,
         growth=None,

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vhdkit
+from tests.plainvhd import flat, parse
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def vms(tmp_path: Path) -> Path:
+    vhdkit.create_image(str(tmp_path / "base.vhd"), size=8 * MIB, block_size=65536)
+    write(tmp_path / "base.vhd", 0, b"base" * 4096)
+    vhdkit.create_image(str(tmp_path / "middle.avhd"), parent=str(tmp_path / "base.vhd"))
+    write(tmp_path / "middle.avhd", 4096, b"middle.." * 512)
+    vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "middle.avhd"))
+    write(tmp_path / "leaf.avhd", 5 * MIB, b"leaf" * 512)
+    return tmp_path
+
+
+def write(path: Path, offset: int, data: bytes) -> None:
+    with vhdkit.open_chain(str(path), writable=True) as chain:
+        chain.write(offset, data)
+
+
+def view(path: Path) -> bytes:
+    with vhdkit.open_chain(str(path)) as chain:
+        return chain.read(0, chain.size)
+
+
+def merge_while(leaf: Path, into: Path, happens: Callable[[], object]) -> vhdkit.MergeResult:
+    """Merge, and let something happen once in the middle of the copying."""
+    left = [happens]
+
+    def progress(state: vhdkit.Progress) -> None:
+        if state.phase == vhdkit.Phase.COPYING and left:
+            left.pop()()
+
+    return vhdkit.merge(vhdkit.plan_merge(str(leaf), into=str(into)), progress=progress)
+
+
+def test_a_leaf_written_during_its_merge_is_not_removed(vms: Path) -> None:
+    with pytest.raises(vhdkit.MergeError, match="changed or replaced"):
+        merge_while(vms / "leaf.avhd", vms / "base.vhd", lambda: write(vms / "leaf.avhd", 0, b"late"))
+    assert view(vms / "leaf.avhd")[:4] == b"late"
+
+
+def test_a_destination_replaced_during_the_merge_costs_no_source(vms: Path) -> None:
+    expected = view(vms / "leaf.avhd")
+    (vms / "restored").write_bytes((vms / "base.vhd").read_bytes())
+    with pytest.raises(vhdkit.MergeError, match="replaced while"):
+        merge_while(vms / "leaf.avhd", vms / "base.vhd", lambda: os.replace(vms / "restored", vms / "base.vhd"))
+    assert view(vms / "leaf.avhd") == expected
+
+
+def test_another_file_that_takes_the_sources_name_is_not_removed(vms: Path) -> None:
+    (vms / "innocent").write_bytes(b"precious")
+    with pytest.raises(vhdkit.MergeError, match=r"leaf\.avhd"):
+        merge_while(vms / "leaf.avhd", vms / "base.vhd", lambda: os.replace(vms / "innocent", vms / "leaf.avhd"))
+    assert (vms / "leaf.avhd").read_bytes() == b"precious"
+
+
+def test_a_snapshot_taken_during_the_merge_is_not_orphaned(vms: Path) -> None:
+    expected = view(vms / "leaf.avhd")
+    with pytest.raises(vhdkit.MergeError, match="came or went"):
+        merge_while(
+            vms / "leaf.avhd",
+            vms / "base.vhd",
+            lambda: vhdkit.create_image(str(vms / "new.avhd"), parent=str(vms / "leaf.avhd")),
+        )
+    assert view(vms / "new.avhd") == expected
+
+
+def test_a_merge_cut_off_between_two_removals_can_be_run_again(vms: Path) -> None:
+    expected = view(vms / "leaf.avhd")
+
+    class Stubborn(LocalFolder):
+        def remove(self, path: str) -> None:
+            if path.endswith("leaf.avhd"):
+                raise OSError(errno.EIO, "cut", path)
+            super().remove(path)
+
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"))
+    with pytest.raises(OSError, match="cut") as caught:
+        vhdkit.merge(plan, folder=Stubborn())
+    assert "complete and durable" in "".join(caught.value.__notes__)
+    assert not (vms / "middle.avhd").exists()
+    assert view(vms / "leaf.avhd") == expected
+    vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
+    assert [path.name for path in vms.iterdir()] == ["base.vhd"]
+    assert view(vms / "base.vhd") == expected
+
+
+def test_a_kept_layer_whose_view_ends_is_told(vms: Path) -> None:
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"), keep_sources=True)
+    assert plan.ending_views == (str(vms / "middle.avhd"),)
+    assert vhdkit.plan_merge(str(vms / "leaf.avhd")).ending_views == ()
+
+
+def test_a_destination_with_a_second_name_is_refused(vms: Path) -> None:
+    os.link(vms / "middle.avhd", vms / "backup.bin")
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"))
+    assert any("hard links" in str(obstacle) for obstacle in plan.obstacles)
+
+
+def test_a_copy_of_the_parent_in_a_folder_below_is_not_taken_for_it(vms: Path) -> None:
+    (vms / "backup").mkdir()
+    (vms / "middle.avhd").rename(vms / "backup" / "middle.avhd")
+    with pytest.raises(vhdkit.ParentNotFoundError):
+        vhdkit.plan_merge(str(vms / "leaf.avhd"))
+
+
+@pytest.mark.parametrize("refusal", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_space_is_taken_where_the_system_has_no_call_for_it(
+    vms: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    def refuse(*_arguments: int) -> None:
+        assert refusal is not None
+        raise OSError(refusal, "not here")
+
+    if refusal is None:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    expected = view(vms / "leaf.avhd")
+    result = vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
+    status = (vms / "base.vhd").stat()
+    assert status.st_size == result.destination_size
+    assert flat([parse(vms / "base.vhd")]).tobytes() == expected
+
+
+def test_the_holes_of_a_sparse_disk_are_counted_before_they_are_filled(tmp_path: Path) -> None:
+    vhdkit.create_image(str(tmp_path / "base.vhd"), size=16 * MIB, disk_type="fixed")
+    vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))
+    write(tmp_path / "leaf.avhd", 2 * MIB, b"x" * (4 * MIB))
+    plan = vhdkit.plan_merge(str(tmp_path / "leaf.avhd"))
+    assert plan.destination_size == plan.destination_size_before
+    assert plan.space_needed == 4 * MIB
+
+    class Full(LocalFolder):
+        def free_space(self, directory: str) -> int:
+            del directory
+            return 4 * MIB - 1
+
+    (obstacle,) = vhdkit.plan_merge(str(tmp_path / "leaf.avhd"), folder=Full()).obstacles
+    assert isinstance(obstacle, vhdkit.NotEnoughSpaceError)
+    assert (obstacle.needed, obstacle.available) == (4 * MIB, 4 * MIB - 1)
+
+
+def test_a_skipped_test_is_a_failure_where_nothing_may_be_missing(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = Path(__file__).resolve().parents[1] / "conftest.py"
+    pytester.makeconftest(conftest.read_text(encoding="utf-8"))
+    pytester.makepyfile("import pytest\ndef test_it():\n    pytest.skip('needs something')")
+    monkeypatch.setenv("VHDKIT_NO_SKIPS", "1")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(failed=1)
+    monkeypatch.delenv("VHDKIT_NO_SKIPS")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(skipped=1)
+
+
+def test_a_file_of_that_name_in_a_search_folder_does_not_win_over_the_id_beside_the_child(vms: Path) -> None:
+    (vms / "backup").mkdir()
+    (vms / "backup" / "middle.avhd").write_bytes((vms / "middle.avhd").read_bytes())
+    (vms / "middle.avhd").rename(vms / "renamed.avhd")
+    with pytest.raises(vhdkit.ParentNotFoundError, match="several") as caught:
+        vhdkit.open_chain(str(vms / "leaf.avhd"), search=[str(vms / "backup")])
+    assert {Path(candidate.path).name for candidate in caught.value.candidates} >= {"middle.avhd", "renamed.avhd"}
+    with vhdkit.open_chain(str(vms / "leaf.avhd"), search=[str(vms)], parent=str(vms / "renamed.avhd")) as chain:
+        assert chain.layers[1].path == str(vms / "renamed.avhd")

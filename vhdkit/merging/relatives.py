@@ -1,0 +1,113 @@
+"""Who else reads through the files of a merge: siblings, who would be harmed, and children, who are relinked.
+
+Images are looked for in the folders of the chain and below them (what is mounted there left out), in the folders just
+above, and in the search folders and below them. Which file an image reads through is found out as when it is opened:
+several may have one id. An image of which that cannot be told counts as a sibling.
+
+**Source**: reference 3.6, 4.2 row 63.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Catalog, read_catalog
+from vhdkit.chain.locate import Where, find_parent
+from vhdkit.errors import VhdError
+from vhdkit.image.image import Image, open_image
+from vhdkit.image.metadata import read_metadata
+from vhdkit.merging.relink import Relink
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.chain.chain import Chain
+    from vhdkit.storage.seam import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relatives:
+    """Other children of the destination, other children of sources that end, and children of the topmost source.
+
+    `unknown` are files that look like images and cannot be read at all, so that nobody can tell whose children
+    they are.
+    """
+
+    of_destination: tuple[str, ...] = ()
+    of_sources: tuple[str, ...] = ()
+    relinks: tuple[Relink, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[str]) -> Relatives:
+    """Look for the relatives of a merge of the layers above `depth` into the one there."""
+    family = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
+    top, destination = family[0], family[-1]
+    own = {image.storage.identity for image in family[:-1]}
+    ids = {image.unique_id for image in family}
+    catalog = _catalog(chain, folder, search)
+    children = {image.path: image.parent_id for image in catalog.images.values() if image.identity not in own}
+    for path in catalog.unreadable:
+        children[path] = _parent_id_of_damaged(folder, path)
+    where = Where(folder=folder, search=(*search, *dict.fromkeys(paths.dirname(layer.path) for layer in chain.layers)))
+    of_destination, of_sources, relinks = [], [], []
+    for path, parent_id in children.items():
+        if parent_id not in ids:
+            continue
+        parent = _parent_of(path, where)
+        if parent == top.storage.identity:
+            relinks.append(
+                Relink(
+                    child=path,
+                    old_parent=top.path,
+                    new_parent=destination.path,
+                    new_parent_id=destination.unique_id,
+                )
+            )
+        elif parent == destination.storage.identity:
+            of_destination.append(path)
+        elif parent is None or parent in own:
+            of_sources.append(path)
+    return Relatives(
+        of_destination=tuple(of_destination),
+        of_sources=tuple(of_sources),
+        relinks=tuple(relinks),
+        unknown=tuple(path for path, error in catalog.unreadable.items() if isinstance(error, OSError)),
+    )
+
+
+def _parent_of(path: str, where: Where) -> tuple[int, int] | None:
+    """Return the identity of the file that an image reads through, None if that cannot be found out."""
+    try:
+        with open_image(path, folder=where.folder) as child:
+            found = find_parent(child, where, {child.storage.identity})
+            with found.layer:
+                return found.layer.storage.identity
+    except (VhdError, OSError):
+        return None
+
+
+def _parent_id_of_damaged(folder: Folder, path: str) -> bytes | None:
+    """Return the id that an image with a wrong checksum looks for: the damage may be mended yet."""
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    try:
+        header = read_metadata(storage, verify=False).header
+    except (VhdError, OSError):
+        return None
+    finally:
+        storage.close()
+    return None if header is None else header.parent_unique_id
+
+
+def _catalog(chain: Chain, folder: Folder, search: Sequence[str]) -> Catalog:
+    near = list(dict.fromkeys(paths.dirname(layer.path) for layer in chain.layers))
+    above = [paths.dirname(directory) for directory in near]
+    asked, beside = read_catalog(folder, search), read_catalog(folder, near, one_device=True)
+    # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below.
+    higher = read_catalog(folder, above, deep=False)
+    return Catalog(images=higher.images | asked.images | beside.images, unreadable=asked.unreadable | beside.unreadable)
