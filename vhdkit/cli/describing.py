@@ -74,11 +74,22 @@ def describe_scan(found: Scan) -> dict[str, Any]:
         "orphans": [describe_scanned(image) for image in found.orphans],
         "ambiguous": [{"filename": path, "parents": list(paths)} for path, paths in found.ambiguous.items()],
         "duplicates": [
-            {"unique-id": unique_id.big_endian(key), "filenames": list(paths)}
+            {"unique-id": _shown_as_in(found, key, paths[0]), "filenames": list(paths)}
             for key, paths in found.duplicates.items()
         ],
         "unreadable": [{"filename": path, "error": str(error)} for path, error in found.unreadable.items()],
     }
+
+
+def _shown_as_in(found: Scan, key: bytes, path: str) -> str:
+    """Return an id in the form in which the image at that path is told."""
+    pending = [*found.bases, *found.orphans]
+    while pending:
+        image = pending.pop()
+        if image.path == path:
+            return _shown(key, image.metadata.footer)
+        pending += image.children
+    return unique_id.big_endian(key)
 
 
 def describe_scanned(image: ScannedImage) -> dict[str, Any]:
@@ -111,6 +122,7 @@ def describe_plan(plan: MergePlan) -> dict[str, Any]:
         "space-free": plan.space_free,
         "to-relink": [relink.child for relink in plan.relinks],
         "to-remove": list(plan.removals),
+        "ending-views": list(plan.ending_views),
         "obstacles": [str(obstacle) for obstacle in plan.obstacles],
         "warnings": warnings(plan.findings),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import chain_options, json_option, where
+from vhdkit.cli.options import FOLDER, chain_options, json_option, where
 from vhdkit.cli.output import path_text, print_json, size_text, table, warn
 from vhdkit.errors import VhdError, printable
 
@@ -47,8 +47,8 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
         with vhdkit.open_chain(file, **where(**options)) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
     except (VhdError, OSError):
-        # Without the flag the image alone is asked about, and may well be one whose parent is missing.
-        if backing_chain:
+        # Without any word of parents the image alone is asked about, and may well be one whose parent is missing.
+        if backing_chain or any(options.values()):
             raise
         record["backing-chain"] = []
     if as_json:
@@ -100,10 +100,16 @@ def chain(file: str, *, as_json: bool, **options: Any) -> None:
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.option("--search", multiple=True, metavar="DIR", help="Look for families in this folder too, and below.")
+@click.option(
+    "--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for families in this folder too, and below."
+)
 @json_option
 def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:
-    """Show a folder's images as family trees: bases, children, orphans, duplicates, unreadable files."""
+    """Show a folder's images as family trees.
+
+    That is bases with everything that reads through them, orphans with the id that they look for, files that share an
+    id, and files that should be images and cannot be read.
+    """
     from vhdkit.cli.describing import describe_scan
 
     found = vhdkit.scan(directory, search=search)
@@ -157,7 +163,10 @@ def _grow(tree: Tree, image: ScannedImage) -> None:
     text = f"{path_text(image.path)}  {record['disk-type']}, {size_text(record['virtual-size'])}"
     branch = tree.add(Text(text))
     if record["parent-unique-id"] is not None and tree.label == "orphans":
-        branch.label = Text(f"{text}, looks for {record['parent-unique-id']}")
+        needs = f"looks for {record['parent-unique-id']}"
+        if image.parent_id == bytes(16):
+            needs = "needs a raw parent, which --parent must name"
+        branch.label = Text(f"{text}, {needs}")
     for child in image.children:
         _grow(branch, child)
 
@@ -167,7 +176,10 @@ def _grow(tree: Tree, image: ScannedImage) -> None:
 @chain_options
 @json_option
 def map_(file: str, *, as_json: bool, **options: Any) -> None:
-    """Show which layer each stretch of the disk comes from, and where in its file it lies."""
+    """Show which layer each stretch of the disk comes from.
+
+    Starts, lengths and offsets in the layer's file are in bytes.
+    """
     with vhdkit.open_chain(file, **where(**options)) as opened:
         if as_json:
             separator = "[\n"

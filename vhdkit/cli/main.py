@@ -6,8 +6,11 @@ Exit codes: 0 done · 1 failed (`compare`: they differ) · 2 `compare` could not
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+from importlib import metadata
 from typing import NoReturn
 
 import click
@@ -25,15 +28,30 @@ INTERRUPTED = 130
 _ALIASES = {"commit": "merge", "coalesce": "merge"}
 
 
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        try:
+            click.echo(f"vhdkit {metadata.version('vhdkit')}")
+        except metadata.PackageNotFoundError:
+            click.echo("vhdkit, run from its sources and not installed")
+        ctx.exit()
+
+
 class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="vhdkit", prog_name="vhdkit")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def program() -> None:
-    """Read, merge and inspect chains of VHD and AVHD snapshot images."""
+    """Read, merge and inspect chains of VHD and AVHD snapshot images.
+
+    Exit codes: 0 done, 1 failed, 64 wrong usage, 130 interrupted; compare has 0, 1 and 2 of its own. The verbs commit
+    and coalesce are other names of merge.
+    """
 
 
 for _verb in (info, chain, scan, map_, merge, create, convert, compare):
@@ -44,14 +62,17 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every failure becomes one clear message."""
     try:
         return int(program.main(arguments, prog_name="vhdkit", standalone_mode=False) or 0)
-    except click.UsageError as error:
-        error.show()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
         return USAGE
     except click.ClickException as error:
-        error.show()
-        return FAILED
+        usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
+        click.echo(f"{usage}vhdkit: {printable(error.format_message())}", err=True)
+        return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt) as error:
-        click.echo("\n".join(["vhdkit: interrupted", *getattr(error, "__notes__", [])]), err=True)
+        # click makes an Abort of a KeyboardInterrupt, which has the notes.
+        notes = getattr(error.__cause__ or error, "__notes__", [])
+        click.echo("\n".join(["vhdkit: interrupted", *notes]), err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
@@ -68,8 +89,8 @@ def explain(error: VhdError | OSError | ValueError) -> str:
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         lines = [f"vhdkit: {where}{error.strerror}"]
     else:
-        lines = [f"vhdkit: {error}"]
-    lines += getattr(error, "__notes__", [])
+        lines = [f"vhdkit: {error if isinstance(error, VhdError) else printable(str(error))}"]
+    lines += [printable(note) for note in getattr(error, "__notes__", [])]
     code = getattr(error, "windows_code", None)
     if code:
         lines.append(f"(Windows calls this {code:#010X})".replace("0X", "0x"))
@@ -78,4 +99,10 @@ def explain(error: VhdError | OSError | ValueError) -> str:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
+    # Asked to end, a merge ends as on Ctrl-C: with what it has begun cleaned up, and a word about how things stand.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding lacks must not turn a merge that is done into a failure.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

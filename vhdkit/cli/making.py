@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
+from vhdkit.cli.options import FolderMap, Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text
 from vhdkit.errors import VhdError
 
@@ -23,7 +23,12 @@ _NOT_COMPARED = 2
 )
 @click.option("--parent", metavar="FILE", help="Make a differencing child of this image.")
 @click.option("--block-size", type=Size(), help="Bytes in a block; 2M unless told, a child takes its parent's.")
-@click.option("--parent-map", multiple=True, metavar="FOLDER=LOCAL", help="Which Windows folder a local one is.")
+@click.option(
+    "--parent-map",
+    multiple=True,
+    type=FolderMap(),
+    help="Name the parent as below this folder of a Windows machine: C:\\vms=/mnt/vms.",
+)
 @json_option
 def create(
     file: str,
@@ -32,18 +37,27 @@ def create(
     disk_type: str | None,
     parent: str | None,
     block_size: int | None,
-    parent_map: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
     as_json: bool,
 ) -> None:
     """Make an empty image, or a differencing child of one."""
     if parent is None and size is None:
         raise click.UsageError("--size or --parent is needed")
+    if disk_type == "fixed" and block_size is not None:
+        raise click.UsageError("a fixed disk has no blocks: --type fixed and --block-size exclude each other")
     if parent is not None and disk_type is not None:
         raise click.UsageError("a child is differencing: --type and --parent exclude each other")
-    pairs = dict(entry.partition("=")[::2] for entry in parent_map)
-    vhdkit.create_image(
-        file, size=size, disk_type=disk_type or "dynamic", parent=parent, block_size=block_size, parent_map=pairs
-    )
+    try:
+        vhdkit.create_image(
+            file,
+            size=size,
+            disk_type=disk_type or "dynamic",
+            parent=parent,
+            block_size=block_size,
+            parent_map=dict(parent_map),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     with vhdkit.open_image(file) as image:
         label, size, file_size = image.label, image.size, image.storage.size()
     if as_json:
@@ -54,7 +68,12 @@ def create(
 
 @click.command()
 @click.option(
-    "-O", "output_format", type=click.Choice(["raw", "fixed", "dynamic"]), default="dynamic", show_default=True
+    "-O",
+    "output_format",
+    type=click.Choice(["raw", "fixed", "dynamic"]),
+    default="dynamic",
+    show_default=True,
+    help="Format of the new file.",
 )
 @click.argument("source")
 @click.argument("destination")
@@ -64,7 +83,10 @@ def create(
 def convert(
     source: str, destination: str, *, output_format: str, progress: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Write what SOURCE shows through its chain to a new file; holes and zeros take no space."""
+    """Write what SOURCE shows through its chain to a new file.
+
+    Holes and zeros take no space in it. The file gets its name when it is complete.
+    """
     with progress_shown(progress, "converting") as advance:
         size = vhdkit.convert(
             source,
@@ -86,7 +108,10 @@ def convert(
 @chain_options
 @json_option
 def compare(a: str, b: str, *, strict: bool, as_json: bool, **options: Any) -> int:
-    """Compare what two chains or raw files show: exit 0 if the same, 1 if they differ, 2 if it cannot be told."""
+    """Compare what A and B show: exit 0 the same, 1 different, 2 cannot tell.
+
+    Both are chains, or raw files if they have no footer. --parent is the parent of A.
+    """
     try:
         result = vhdkit.compare(a, b, **where(**options))
     except (VhdError, OSError) as error:

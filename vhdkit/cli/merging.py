@@ -37,7 +37,14 @@ def merge(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Fold CHILD into its parent, into an ancestor, or with its chain into a new file."""
+    """Fold CHILD into its parent, an ancestor, or a new file.
+
+    Everything between CHILD and what it is folded into is folded as well. When that is on stable storage, images that
+    read through CHILD are relinked, and CHILD and the layers between are REMOVED, unless --keep-sources is given.
+
+    The merge is refused if other images read through a file that it would change. They are looked for in the folders
+    of the chain and below them, and in the folders of --search.
+    """
     if into is not None and to is not None:
         raise click.UsageError("--into and --to exclude each other")
     plan = vhdkit.plan_merge(child, into=into, to=to, keep_sources=keep_sources, **where(**options))
@@ -51,11 +58,7 @@ def merge(
         def report(state: Progress) -> None:
             advance(state.phase.value, state.bytes_done, state.bytes_total)
 
-        try:
-            result = vhdkit.merge(plan, progress=report)
-        except (KeyboardInterrupt, OSError) as error:
-            error.add_note("The chain reads as before the merge; the same command starts it again.")
-            raise
+        result = vhdkit.merge(plan, progress=report)
     _print_result(plan, result, as_json=as_json)
     return 0
 
@@ -80,18 +83,21 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
         rows.append(("move", f"{plan.blocks_moved} blocks, to make room for a longer table"))
     rows += [("relink", path_text(relink.child)) for relink in plan.relinks]
     rows += [("remove", path_text(path)) for path in plan.removals]
+    if plan.keep_sources:
+        rows += [("view ends", f"{path_text(path)} reads differently afterwards") for path in plan.ending_views]
     rows += [("obstacle", obstacle) for obstacle in plan.obstacles]
     table(rows)
     warn(plan.findings)
 
 
 def _print_result(plan: MergePlan, result: MergeResult, *, as_json: bool) -> None:
-    from vhdkit.cli.describing import describe_result
+    from vhdkit.cli.describing import describe_result, warnings
 
     if as_json:
-        print_json(describe_result(result))
+        print_json(describe_result(result) | {"warnings": warnings(plan.findings)})
         return
-    rows: list[tuple[str, object]] = [("merged", path_text(source)) for source in result.sources]
+    word = "read" if plan.is_new_file else "merged"
+    rows: list[tuple[str, object]] = [(word, path_text(source)) for source in result.sources]
     rows += [
         ("into", path_text(result.destination)),
         ("copied", size_text(result.bytes_copied)),
@@ -99,6 +105,8 @@ def _print_result(plan: MergePlan, result: MergeResult, *, as_json: bool) -> Non
         ("took", f"{result.seconds:.2f} seconds"),
         ("left", f"{path_text(result.destination)}, {size_text(result.destination_size)}"),
     ]
+    if plan.keep_sources:
+        rows += [("view ended", f"{path_text(path)} reads differently now") for path in plan.ending_views]
     rows += [("relinked", path_text(path)) for path in result.relinked]
     rows += [("removed", path_text(path)) for path in result.removed]
     table(rows)

@@ -14,6 +14,9 @@ _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+FOLDER = click.Path(exists=True, file_okay=False)
+
+
 class ChainOptions(TypedDict):
     """How parents are found; the arguments of `vhdkit.open_chain` by name."""
 
@@ -55,8 +58,19 @@ class FolderMap(click.ParamType[tuple[str, str]]):
 def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where parents are; the verb gets them as `where`."""
     options = [
-        click.option("--search", multiple=True, metavar="DIR", help="Look for parents in this folder too, and below."),
-        click.option("--parent-map", multiple=True, type=FolderMap(), help="Which local folder a named one is here."),
+        click.option(
+            "--search",
+            multiple=True,
+            type=FOLDER,
+            metavar="DIR",
+            help="Look for parents in this folder too, and below.",
+        ),
+        click.option(
+            "--parent-map",
+            multiple=True,
+            type=FolderMap(),
+            help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
+        ),
         click.option("--parent", metavar="FILE", help="The parent; the only way to name a raw one."),
     ]
     for option in reversed(options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -46,7 +46,8 @@ def path_text(path: str) -> str:
 def warn(findings: Iterable[Finding]) -> None:
     """Print what is odd about images, to stderr."""
     for finding in findings:
-        click.echo(f"warning: {path_text(finding.path)}: {finding.message} [{finding.corruption}]", err=True)
+        message = f"{printable(finding.message)} [{finding.corruption}]"
+        click.echo(f"warning: {path_text(finding.path)}: {message}", err=True)
 
 
 def table(rows: Iterable[tuple[str, object]]) -> None:
@@ -60,7 +61,7 @@ def table(rows: Iterable[tuple[str, object]]) -> None:
 @contextmanager
 def progress_shown(style: str | None, title: str) -> Iterator[Callable[[str, int, int], None]]:
     """Lend a function (phase, done, total) that shows progress on stderr in the style asked for."""
-    style = style or ("bar" if sys.stderr.isatty() else "plain")
+    style = style or ("bar" if sys.stderr is not None and sys.stderr.isatty() else "plain")
     if style == "bar":
         with _bar(title) as advance:
             yield advance
@@ -105,6 +106,8 @@ def _lines(*, as_json: bool) -> Callable[[str, int, int], None]:
         percent = 100 if not total else done * 100 // total
         record = {"phase": phase, "percent": percent, "bytes-done": done, "bytes-total": total}
         plain = f"{phase}: {percent} %, {done} of {total} bytes"
-        click.echo(json.dumps(record) if as_json else plain, err=True)
+        # Whoever read the progress may have gone; the work goes on.
+        with suppress(BrokenPipeError):
+            click.echo(json.dumps(record) if as_json else plain, err=True)
 
     return advance
