@@ -85,7 +85,9 @@ def main() -> None:
     huge = {"size": 2040 << 30, "base": [], "child": spread, "part": 4096}
     small = {"size": 8 << 30, "base": [], "child": sorted(set(near)), "part": 4096}
     results = {
-        "1 GiB of full blocks, half on blocks the parent has / cp and sync of the child": race(folder, dense, None),
+        f"{1024 // scale} MiB of full blocks, half on blocks the parent has / cp and sync of the child": race(
+            folder, dense, None
+        ),
         f"2040 GiB disk, {count} blocks of 4 KiB / 8 GiB disk, as many": race(folder, huge, small),
     }
     shutil.rmtree(folder)

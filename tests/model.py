@@ -278,9 +278,7 @@ class ModelChain:
         hidden = np.arange(len(source)) >= min(ends)
         return (source >= 0) | hidden, data
 
-    def _top_down(
-        self, top: int, stop: int | None = None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    def _top_down(self, top: int, stop: int | None = None) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         """Search the layers from `top` until before `stop` for the first that holds each sector."""
         count = self.layers[top].sector_count
         source = np.full(count, -1, dtype=np.int64)

@@ -53,9 +53,7 @@ def locator(slot: int, code: bytes, text: str, *, unit: Literal["bytes", "sector
     """Encode a path as its platform code asks (2.1), with the space in either unit (B1)."""
     data = text.encode(ENCODINGS[code], "surrogatepass" if code.startswith(b"W2") else "strict")
     room = max(round_up(len(data), SECTOR), SECTOR)
-    return LocatorSpec(
-        slot=slot, code=code, data=data, room=room, space=room // SECTOR if unit == "sectors" else room
-    )
+    return LocatorSpec(slot=slot, code=code, data=data, room=room, space=room // SECTOR if unit == "sectors" else room)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

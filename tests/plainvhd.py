@@ -293,9 +293,7 @@ def parse(source: bytes | str | Path) -> PlainImage:
         raise FormatError(f"disk type {footer.disk_type}")
     if footer.disk_type == FIXED:
         nothing = np.empty(0, dtype=np.int64)
-        return PlainImage(
-            raw=raw, footer=footer, footer_place=place, footer_copy=None, header=None, bat=nothing
-        )
+        return PlainImage(raw=raw, footer=footer, footer_place=place, footer_copy=None, header=None, bat=nothing)
     header = _header(raw, footer.data_offset)
     copy = Footer.decode(raw[:SECTOR], 0) if raw.startswith(b"conectix") else None
     bat = _bat(raw, header)
@@ -341,9 +339,7 @@ def _locators(raw: bytes, entries: bytes) -> Iterator[Locator]:
     for slot, (code, space, length, reserved, offset) in enumerate(LOCATOR.iter_unpack(entries)):
         if code != bytes(4):
             data = raw[offset : offset + length]
-            yield Locator(
-                slot=slot, code=code, space=space, length=length, reserved=reserved, offset=offset, data=data
-            )
+            yield Locator(slot=slot, code=code, space=space, length=length, reserved=reserved, offset=offset, data=data)
 
 
 def _bat(raw: bytes, header: Header) -> npt.NDArray[np.int64]:
@@ -389,9 +385,7 @@ def _paint(below: npt.NDArray[np.uint8], image: PlainImage) -> npt.NDArray[np.ui
         block, first = image.block(index), index * per_block
         if block is None or first >= len(view):
             continue
-        window = view[
-            first : first + per_block
-        ]  # shorter than a block at the disk's end: bits past it are ignored
+        window = view[first : first + per_block]  # shorter than a block at the disk's end: bits past it are ignored
         held = block.bitmap[: len(window)]
         window[held] = np.frombuffer(block.data, dtype=np.uint8).reshape(-1, SECTOR)[: len(window)][held]
     return view

@@ -169,9 +169,7 @@ def _layouts(draw: st.DrawFn, spec: ImageSpec) -> dict[str, Any]:
 @st.composite
 def _parents(draw: st.DrawFn) -> dict[str, Any]:
     """How a child names its parent: slots, codes, texts and units as in section 2."""
-    text = draw(
-        st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40)
-    )
+    text = draw(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
     codes = draw(st.permutations([b"W2ku", b"W2ru", b"MacX"]))
     slots = draw(st.permutations(range(8)))
     unit = draw(st.sampled_from(LOCATOR_UNITS))
@@ -181,8 +179,7 @@ def _parents(draw: st.DrawFn) -> dict[str, Any]:
         "parent_name": text,
         "parent_timestamp": draw(st.integers(0, 0xFFFFFFFF)),
         "locators": tuple(
-            locator(slot, code, text, unit=unit)
-            for slot, code in zip(slots[:used], codes[:used], strict=True)
+            locator(slot, code, text, unit=unit) for slot, code in zip(slots[:used], codes[:used], strict=True)
         ),
         "locators_first": draw(st.booleans()),
     }

@@ -314,9 +314,7 @@ def test_merges_keep_the_laws_or_are_refused(program: Program) -> None:
     st.booleans(),
     st.sampled_from([SECTOR, 4096]),
 )
-def test_a_chain_written_as_files_reads_as_its_model(
-    program: Program, past_end: bool, alignment: int
-) -> None:
+def test_a_chain_written_as_files_reads_as_its_model(program: Program, past_end: bool, alignment: int) -> None:
     chain = ModelChain.run(program)
     images: list[plainvhd.PlainImage | bytes] = []
     for _, spec in specs(chain):
@@ -332,9 +330,7 @@ def test_a_chain_written_as_files_reads_as_its_model(
 
 def test_files_are_linked_by_their_ids(tmp_path: Path) -> None:
     base = Create(kind=Kind.DYNAMIC, sector_count=9)
-    chain = ModelChain.run(
-        [base, Snapshot(), Write(offset=700, length=10, fill=3), Snapshot(sector_count=12)]
-    )
+    chain = ModelChain.run([base, Snapshot(), Write(offset=700, length=10, fill=3), Snapshot(sector_count=12)])
     leaf, middle, root = (parse(path) for path in write_files(chain, tmp_path))
     assert (leaf.parent_id, middle.parent_id) == (middle.unique_id, root.unique_id)
     assert flat([leaf, middle, root]).tobytes() == chain.read(0, 12 * SECTOR)
@@ -368,9 +364,7 @@ def test_a_merge_over_a_short_layer_writes_the_zeros_it_showed(depth_from: int, 
 
 
 def test_sizes_decide_what_is_refused() -> None:
-    assert (
-        short_middle().refusal(Merge(depth_from=2, depth_to=3)) == "the child is smaller than the destination"
-    )
+    assert short_middle().refusal(Merge(depth_from=2, depth_to=3)) == "the child is smaller than the destination"
     chain = ModelChain.run([Create(kind=Kind.FIXED, sector_count=5), Snapshot(sector_count=6)])
     assert chain.refusal(Merge()) == "a fixed destination cannot grow"
     assert chain.refusal(Merge(depth_from=0, depth_to=2)) == "no such layers"

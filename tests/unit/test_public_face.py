@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vhdkit
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAF = "web01_3A7F2C10-5D0E-4B7B-9C55-0D1E6A3B9F42.avhd"
+
+
+def test_every_public_name_is_there_and_sorted() -> None:
+    assert vhdkit.__all__ == sorted(vhdkit.__all__)
+    assert all(getattr(vhdkit, name) is not None for name in vhdkit.__all__)
+    assert dir(vhdkit) == vhdkit.__all__
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        vhdkit.nonsense  # noqa: B018 - looking it up is the test
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, vhdkit, vhdkit.cli.main; print(sorted({'numpy', 'construct', 'rich'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
+
+
+def test_the_readmes_first_screen_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    screen = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert screen is not None
+    for image in (ROOT / "fixtures").glob("web01*"):
+        shutil.copy(image, tmp_path)
+    (tmp_path / LEAF).rename(tmp_path / "web01_3A7F.avhd")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(screen[1], "README.md", "exec"), names)  # noqa: S102 - it is what the README tells people to run
+    assert isinstance(names["result"], vhdkit.MergeResult)
+    assert not (tmp_path / "web01_3A7F.avhd").exists()
+
+
+def test_the_readme_names_every_verb() -> None:
+    from vhdkit.cli.main import program  # noqa: PLC0415 - the command line is only loaded here
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [verb for verb in program.commands if f"vhdkit {verb} " not in text] == []
