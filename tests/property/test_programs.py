@@ -179,13 +179,18 @@ def in_effect(operation: Operation) -> Operation:
 
 @dataclass
 class Run:
-    """A program's state: the model, the files leaf first, and their bytes when they were last looked at."""
+    """A program's state: the model, the files leaf first, and their bytes when they were last looked at.
+
+    Views of kept layers between source and destination end with a merge of several levels: what `ended` ones show is
+    nobody's promise, and depends on whether zeros are held or merely not hidden.
+    """
 
     folder: Path
     model: ModelChain = field(default_factory=ModelChain)
     paths: list[Path] = field(default_factory=list)
     seen: dict[Path, bytes] = field(default_factory=dict)
     flawed: set[Path] = field(default_factory=set)
+    ended: set[Path] = field(default_factory=set)
     made: int = 0
 
     def start(self, chain: ModelChain, paths: list[Path]) -> None:
@@ -225,6 +230,8 @@ class Run:
         parsed = [self._parsed(now[path], depth) for depth, path in enumerate(self.paths)]
         for depth in range(max(changed, default=-1) + 1):
             path, expected = self.paths[depth], self.model.view(depth)
+            if path in self.ended:
+                continue
             assert np.array_equal(flat(parsed[depth:]), expected), f"{path.name} reads otherwise"
             if isinstance(parsed[depth], PlainImage):
                 with vhdkit.open_chain(str(path), parent=self._raw(depth)) as chain:
@@ -257,6 +264,9 @@ class Run:
         if merge.keep and merge.depth_from:
             self._check_kept(merge)
         self.model.apply(in_effect(merge))
+        top, bottom = self.paths[merge.depth_from], self.paths[merge.depth_to]
+        self.ended.update(self.paths[merge.depth_from + 1 : merge.depth_to])
+        self.ended = self.ended | {bottom} if top in self.ended else self.ended - {bottom}
         if merge.depth_from or not merge.keep:
             for path in self.paths[merge.depth_from : merge.depth_to]:
                 path.unlink(missing_ok=merge.keep is False)
