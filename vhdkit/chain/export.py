@@ -16,9 +16,9 @@ from vhdkit.errors import VhdError
 from vhdkit.format import bat, bitmap, layout, timestamp
 from vhdkit.format.footer import DiskType
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
+from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
-from vhdkit.image.create import creating, new_footer
+from vhdkit.image.create import TABLE_OFFSET, creating, new_footer, table_end_for
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _PAGE = 4096
 _PIECE = 4 << 20
 _TABLE_SLICE = 65536
-_TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
 
 def convert(
@@ -94,8 +93,8 @@ def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint3
             last = int(found[-1])
             touched.append(found.astype(np.uint32))
     blocks = np.concatenate(touched)
-    place = Placement.behind(_table_end(chain.size, block_size), block_size)
-    end = place.at(len(blocks)) if len(blocks) else _table_end(chain.size, block_size)
+    place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
+    end = place.at(len(blocks)) if len(blocks) else table_end_for(-(-chain.size // block_size))
     return end + FOOTER_SIZE, blocks, payload
 
 
@@ -119,8 +118,8 @@ def write_dynamic(
     entries = np.full(-(-chain.size // block_size), bat.UNALLOCATED, np.uint32)
     if len(entries) > layout.MAX_TABLE_ENTRIES:
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
-    header = DynamicHeader(table_offset=_TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
-    place = Placement.behind(_table_end(chain.size, block_size), block_size)
+    header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
+    place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
     bitmap_size = bitmap.bitmap_size(block_size)
     ones = bitmap.full(block_size).tobytes()
     used = 0
@@ -139,20 +138,16 @@ def write_dynamic(
                 entries[block] = at // SECTOR
                 used += 1
             _write_nonzero(storage, int(entries[block]) * SECTOR + bitmap_size + start % block_size, data)
-        end = place.at(used) if used else _table_end(chain.size, block_size)
+        end = place.at(used) if used else table_end_for(-(-chain.size // block_size))
         storage.truncate(end)
         storage.write_at(0, footer.to_bytes())
         storage.write_at(FOOTER_SIZE, header.to_bytes())
         for first in range(0, len(entries), _TABLE_SLICE):
-            storage.write_at(_TABLE_OFFSET + first * 4, bat.to_bytes(entries[first : first + _TABLE_SLICE]))
-        padding = _TABLE_OFFSET + -(-len(entries) // bat.ENTRIES_PER_SECTOR) * SECTOR
-        storage.write_at(padding, b"\xff" * (_table_end(chain.size, block_size) - padding))
+            storage.write_at(TABLE_OFFSET + first * 4, bat.to_bytes(entries[first : first + _TABLE_SLICE]))
+        padding = TABLE_OFFSET + -(-len(entries) // bat.ENTRIES_PER_SECTOR) * SECTOR
+        storage.write_at(padding, b"\xff" * (table_end_for(-(-chain.size // block_size)) - padding))
         storage.write_at(end, footer.to_bytes())
         return storage.size()
-
-
-def _table_end(size: int, block_size: int) -> int:
-    return -(-(_TABLE_OFFSET + -(-size // block_size) * 4) // _PAGE) * _PAGE
 
 
 def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -39,7 +39,7 @@ CREATOR_VERSION = 0x000A_0000
 CREATOR_HOST_OS = b"Wi2k"
 
 _PAGE = 4096
-_TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
+TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
 
 def create_image(
@@ -152,6 +152,11 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
     )
 
 
+def table_end_for(entry_count: int) -> int:
+    """Return where a new image's table ends: padded to a page."""
+    return -(-(TABLE_OFFSET + entry_count * 4) // _PAGE) * _PAGE
+
+
 def write_empty(storage: Storage, footer: Footer, block_size: int, reference: ParentReference | None) -> None:
     """Write a dynamic or differencing image that holds no block into an empty file."""
     if block_size < SECTOR or block_size > layout.MAX_BLOCK_SIZE or block_size & (block_size - 1):
@@ -159,15 +164,15 @@ def write_empty(storage: Storage, footer: Footer, block_size: int, reference: Pa
     entries = -(-footer.current_size // block_size)
     if entries > layout.MAX_TABLE_ENTRIES:
         raise ValueError(f"{entries} blocks are more than {layout.MAX_TABLE_ENTRIES}; take larger blocks")
-    table_end = -(-(_TABLE_OFFSET + entries * 4) // _PAGE) * _PAGE
-    header = DynamicHeader(table_offset=_TABLE_OFFSET, max_table_entries=entries, block_size=block_size)
+    table_end = table_end_for(entries)
+    header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=entries, block_size=block_size)
     end = table_end
     if reference is not None:
         header, end = _with_parent(storage, header, reference, table_end)
     storage.write_at(0, footer.to_bytes())
     storage.write_at(FOOTER_SIZE, header.to_bytes())
-    chunk = b"\xff" * min(1 << 20, table_end - _TABLE_OFFSET)
-    for at in range(_TABLE_OFFSET, table_end, len(chunk)):
+    chunk = b"\xff" * min(1 << 20, table_end - TABLE_OFFSET)
+    for at in range(TABLE_OFFSET, table_end, len(chunk)):
         storage.write_at(at, chunk[: table_end - at])
     storage.write_at(end, footer.to_bytes())
 
