@@ -4,6 +4,7 @@
     +- CorruptImageError            .corruption  .offset  .detail
     +- UnsupportedImageError        valid, not ours
     +- ReadOnlyImageError           asked to change what may not be changed
+    +- ImageInUseError              .holders (who has it, where the system can tell)
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
     |  +- ParentNotFoundError
     |  +- ParentMismatchError       .expected  .found
@@ -12,6 +13,9 @@
     +- MergeError
        +- SiblingsError             .siblings
        +- NotEnoughSpaceError       .needed  .available
+       +- JournalError              an unfinished merge stands in the way, or its journal does not fit
+       +- MergeCancelled            stopped as asked; the same command continues
+       +- VerificationError         the destination does not read as the leaf did; no source was removed
 
 Attributes come first, the message is derived from them. An OSError is never wrapped.
 """
@@ -23,36 +27,92 @@ from enum import StrEnum
 
 
 class Corruption(StrEnum):
-    """One member per rule of the format that a file can break; the values are stable names."""
+    """One member per rule of the format that a file can break; the values are stable names.
 
-    NOT_A_VHD = "not-a-vhd"
-    FILE_TOO_SHORT = "file-too-short"
-    FOOTER_CHECKSUM = "footer-checksum"
-    FOOTER_POISONED = "footer-poisoned"
-    FOOTER_TRAILING_LOST = "footer-trailing-lost"
-    FOOTER_COPY_DIFFERS = "footer-copy-differs"
-    FOOTER_511_BYTES = "footer-511-bytes"
-    DISK_TYPE = "disk-type"
-    DISK_SIZE = "disk-size"
-    FIXED_DATA_MISSING = "fixed-data-missing"
-    SAVED_STATE = "saved-state"
-    HEADER_OFFSET = "header-offset"
-    HEADER_COOKIE = "header-cookie"
-    HEADER_CHECKSUM = "header-checksum"
-    BLOCK_SIZE = "block-size"
-    BAT_TOO_SHORT = "bat-too-short"
-    BAT_TOO_LONG = "bat-too-long"
-    BAT_OFFSET = "bat-offset"
-    BAT_OUTSIDE_FILE = "bat-outside-file"
-    BLOCK_IN_HEADERS = "block-in-headers"
-    BLOCK_OUTSIDE_FILE = "block-outside-file"
-    BLOCKS_OVERLAP = "blocks-overlap"
-    LOCATOR_UNREADABLE = "locator-unreadable"
-    PARENT_ID_NULL = "parent-id-null"
-    PARENT_ID_IS_OWN = "parent-id-is-own"
-    PARENT_TIMESTAMP = "parent-timestamp"
-    PARENT_FOUND_ELSEWHERE = "parent-found-elsewhere"
-    PARENT_SIZE = "parent-size"
+    The numbers are the rows of reference 4.1 and 4.2, and `check` tells every one: what keeps a file from being opened
+    is of level error. Row 62 has no member: tables are read in windows, so a chain takes no more memory than one image.
+    """
+
+    # The file and its footers
+    UNSUPPORTED = "unsupported"  # 42: a split image; another format; encrypted by blktap
+    NOT_A_VHD = "not-a-vhd"  # 2
+    FILE_TOO_SHORT = "file-too-short"  # 1
+    FILE_LENGTH = "file-length"  # 37
+    FOOTER_CHECKSUM = "footer-checksum"  # 3
+    FOOTER_POISONED = "footer-poisoned"  # 41
+    FOOTER_TRAILING_LOST = "footer-trailing-lost"  # 2, 3
+    FOOTER_COPY_DIFFERS = "footer-copy-differs"  # 4
+    FOOTER_511_BYTES = "footer-511-bytes"  # 42
+    FOOTER_RESERVED = "footer-reserved"  # 16
+    FEATURES = "features"  # 5
+    FORMAT_VERSION = "format-version"  # 6
+    DISK_TYPE = "disk-type"  # 7
+    DISK_SIZE = "disk-size"  # 10
+    ORIGINAL_SIZE = "original-size"  # 11
+    GEOMETRY = "geometry"  # 12
+    GEOMETRY_SIZE = "geometry-size"  # 13
+    TIMESTAMP_FUTURE = "timestamp-future"  # 14
+    SAVED_STATE = "saved-state"  # 15
+    UNIQUE_ID_NULL = "unique-id-null"  # 17
+    CREATOR_HOST_OS = "creator-host-os"  # 18
+    CREATOR_VERSION = "creator-version"  # 19
+    FIXED_DATA_OFFSET = "fixed-data-offset"  # 8
+    FIXED_DATA_MISSING = "fixed-data-missing"  # 9
+    FIXED_DATA_EXTRA = "fixed-data-extra"  # 9
+    # The dynamic header and the BAT
+    HEADER_OFFSET = "header-offset"  # 20
+    HEADER_COOKIE = "header-cookie"  # 21
+    HEADER_CHECKSUM = "header-checksum"  # 21
+    HEADER_VERSION = "header-version"  # 22
+    HEADER_DATA_OFFSET = "header-data-offset"  # 23
+    HEADER_RESERVED = "header-reserved"  # 24
+    BLOCK_SIZE = "block-size"  # 25
+    BLOCK_SIZE_UNUSUAL = "block-size-unusual"  # 25
+    BAT_TOO_SHORT = "bat-too-short"  # 26
+    BAT_LARGER = "bat-larger"  # 26
+    BAT_TOO_LONG = "bat-too-long"  # 27
+    BAT_OUTSIDE_FILE = "bat-outside-file"  # 27
+    BAT_OFFSET = "bat-offset"  # 28
+    BAT_PADDING = "bat-padding"  # 29
+    PARENT_FIELDS = "parent-fields"  # 39
+    # The blocks
+    BLOCK_IN_HEADERS = "block-in-headers"  # 30
+    BLOCK_OUTSIDE_FILE = "block-outside-file"  # 31
+    BLOCK_TAIL_CUT = "block-tail-cut"  # 31
+    BLOCKS_OVERLAP = "blocks-overlap"  # 32
+    BLOCK_BEYOND_DISK = "block-beyond-disk"  # 33
+    BLOCK_ALIGNMENT = "block-alignment"  # 34
+    CLEAR_SECTOR_DATA = "clear-sector-data"  # 35
+    BITS_BEYOND_END = "bits-beyond-end"  # 36
+    LEAKED_SPACE = "leaked-space"  # 38
+    BATMAP = "batmap"  # 40
+    # Locators and the chain
+    PARENT_ID_NULL = "parent-id-null"  # 50
+    PARENT_UNNAMED = "parent-unnamed"  # 51
+    LOCATOR_UNREADABLE = "locator-unreadable"  # 52, 53
+    LOCATOR_CODE = "locator-code"  # 52
+    LOCATOR_DUPLICATE = "locator-duplicate"  # 52
+    LOCATOR_RESERVED = "locator-reserved"  # 52
+    LOCATOR_OVERLAPS = "locator-overlaps"  # 52
+    LOCATOR_LENGTH = "locator-length"  # 53
+    LOCATOR_TEXT = "locator-text"  # 54
+    LOCATOR_NAME = "locator-name"  # 54
+    PARENT_NOT_FOUND = "parent-not-found"  # 55
+    PARENT_REFUSED = "parent-refused"  # 55
+    PARENT_FOUND_ELSEWHERE = "parent-found-elsewhere"  # 55
+    PARENT_ID_DIFFERS = "parent-id-differs"  # 56
+    PARENT_TIMESTAMP = "parent-timestamp"  # 57
+    PARENT_TIMESTAMP_FUTURE = "parent-timestamp-future"  # 58
+    PARENT_SIZE = "parent-size"  # 59
+    PARENT_ID_IS_OWN = "parent-id-is-own"  # 60
+    ID_SHARED = "id-shared"  # 60
+    CHAIN_LOOP = "chain-loop"  # 60
+    CHAIN_TOO_LONG = "chain-too-long"  # 61
+    SIBLINGS = "siblings"  # 63
+    IN_USE = "in-use"  # 64
+    # Work that was cut off
+    MERGE_UNFINISHED = "merge-unfinished"
+    HEADER_UNFINISHED = "header-unfinished"
 
 
 _WINDOWS_CODES = {
@@ -77,13 +137,23 @@ _WINDOWS_CODES = {
 }
 
 
+class Level(StrEnum):
+    """How bad a finding is: an error makes reading on a guess, a warning does not, information is neither."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something wrong with a file that does not keep it from being read: a warning."""
+    """Something about a file that breaks a rule or is odd; `offset` is where in the file, if it is in one place."""
 
     corruption: Corruption
     path: str
     message: str
+    level: Level = Level.WARNING
+    offset: int | None = None
 
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.message}")
@@ -166,6 +236,16 @@ class ReadOnlyImageError(VhdError):
     windows_code = 0x80070005
 
 
+class ImageInUseError(VhdError):
+    """Another process holds the file in a way that excludes what was asked; `holders` says who, if that is known."""
+
+    windows_code = 0x80070020
+
+    def __init__(self, message: str, *, path: str, holders: tuple[str, ...] = ()) -> None:
+        super().__init__(message, path=path)
+        self.holders = holders
+
+
 class ChainError(VhdError):
     """The layers below an image cannot be put together."""
 
@@ -243,3 +323,32 @@ class NotEnoughSpaceError(MergeError):
         )
         self.needed = needed
         self.available = available
+
+
+class JournalError(MergeError):
+    """An unfinished merge is in the way, or a journal does not fit the files that it speaks of."""
+
+
+class MergeCancelled(MergeError):  # noqa: N818 - a state that was asked for, named as the field names it
+    """The merge was stopped as asked; everything reads as before, and the same command continues it."""
+
+    windows_code = 0x800704C7
+
+
+class VerificationError(MergeError):
+    """What was merged does not read as it should; no source was removed."""
+
+    windows_code = 0x80070017
+
+
+_VERSION_RULES = {0xC03A0005: Corruption.FORMAT_VERSION, 0xC03A0007: Corruption.HEADER_VERSION}
+
+
+def as_finding(error: VhdError, path: str) -> Finding:
+    """Return a failure to read a file as what was found wrong with it."""
+    if isinstance(error, CorruptImageError):
+        return Finding(
+            corruption=error.corruption, path=path, message=error.detail, level=Level.ERROR, offset=error.offset
+        )
+    rule = _VERSION_RULES.get(error.windows_code or 0, Corruption.UNSUPPORTED)
+    return Finding(corruption=rule, path=path, message=error.message, level=Level.ERROR)

@@ -595,6 +595,10 @@ class Recorder:
         return self.inner.mtime
 
     @property
+    def owner(self) -> int:
+        return self.inner.owner
+
+    @property
     def allocated_size(self) -> int:
         return self.inner.allocated_size
 
@@ -629,6 +633,9 @@ class Recorder:
         self._note("sync", 0, 0, lambda: None)
         self.inner.sync()
 
+    def lock(self, *, exclusive: bool) -> None:
+        self.inner.lock(exclusive=exclusive)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -661,8 +668,8 @@ class RecordingFolder(MemoryFolder):
     def open(self, path: str, *, writable: bool = False) -> Storage:
         return self._recorded(super().open(path, writable=writable))
 
-    def create(self, path: str) -> Storage:
-        return self._recorded(super().create(path))
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        return self._recorded(super().create(path, private=private))
 
     def _recorded(self, storage: Storage) -> Storage:
         self.recorders.append(Recorder(storage, self.fail_at))

@@ -9,6 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.local import copy_through_memory
+from vhdkit.storage.locks import in_use
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class MemoryFile:
         self.content = bytearray(content)
         self.mtime = mtime
         self.read_only = False
+        self.owner = 0
+        self.holders: dict[int, bool] = {}
 
 
 class MemoryStorage:
@@ -57,6 +60,10 @@ class MemoryStorage:
     @property
     def mtime(self) -> float:
         return self._file.mtime
+
+    @property
+    def owner(self) -> int:
+        return self._file.owner
 
     @property
     def allocated_size(self) -> int:
@@ -100,8 +107,16 @@ class MemoryStorage:
     def sync(self) -> None:
         self._content()
 
+    def lock(self, *, exclusive: bool) -> None:
+        self._content()
+        others = [held for holder, held in self._file.holders.items() if holder != id(self)]
+        if others and (exclusive or any(others)):
+            raise in_use(self._path)
+        self._file.holders[id(self)] = exclusive
+
     def close(self) -> None:
         self._closed = True
+        self._file.holders.pop(id(self), None)
 
     def _content(self) -> bytearray:
         if self._closed:
@@ -140,7 +155,8 @@ class MemoryFolder:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return MemoryStorage(path, file, writable=writable)
 
-    def create(self, path: str) -> Storage:
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        del private
         if self.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         self._files[self.real(path)] = file = MemoryFile(next(self._numbers))

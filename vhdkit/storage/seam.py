@@ -31,7 +31,8 @@ class Storage(Protocol):
     """An open file (or what behaves like one).
 
     `path` is for messages and for finding neighbours; `identity` is equal for two storages exactly if they are
-    one file; `mtime` is in Unix seconds; `allocated_size` is what it takes of the disk, in bytes.
+    one file; `mtime` is in Unix seconds; `owner` is the number of the user whose it is, 0 where there is no such thing;
+    `allocated_size` is what it takes of the disk, in bytes.
     """
 
     @property
@@ -44,6 +45,8 @@ class Storage(Protocol):
     def link_count(self) -> int: ...
     @property
     def mtime(self) -> float: ...
+    @property
+    def owner(self) -> int: ...
     @property
     def allocated_size(self) -> int: ...
 
@@ -79,8 +82,20 @@ class Storage(Protocol):
         """Return once everything written before is on stable storage."""
         ...
 
+    def lock(self, *, exclusive: bool) -> None:
+        """Hold the file until it is closed: shared for reading it, exclusive for changing it.
+
+        Locks bind those who ask for them, in this process and in others; they vanish with their process. Asking again
+        replaces the lock. Where a file system has no locks, nothing is held.
+
+        Raises:
+            ImageInUseError: another open file holds it so that both cannot be.
+
+        """
+        ...
+
     def close(self) -> None:
-        """Give the file back; closing twice is allowed."""
+        """Give the file back, and its lock; closing twice is allowed."""
         ...
 
 
@@ -94,8 +109,8 @@ class Folder(Protocol):
         """
         ...
 
-    def create(self, path: str) -> Storage:
-        """Create an empty file; raise FileExistsError if the name is taken."""
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        """Create an empty file; raise FileExistsError if the name is taken. Nobody else may open a private one."""
         ...
 
     def publish(self, temporary: str, path: str) -> None:
