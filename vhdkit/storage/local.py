@@ -14,6 +14,7 @@ import stat
 from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from vhdkit.storage.locks import system_lock, whole_lock
 from vhdkit.storage.seam import Entry, Storage
 
 try:
@@ -55,12 +56,15 @@ def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result
 class _FileStorage:
     """What both implementations share: everything that needs no position."""
 
+    _new_lock = staticmethod(system_lock)
+
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
         self._descriptor = descriptor
         self._path = path
         self._writable = writable
         status = os.fstat(descriptor)
         self._identity = (status.st_dev, status.st_ino)
+        self._file_lock = self._new_lock()
 
     @property
     def path(self) -> str:
@@ -81,6 +85,10 @@ class _FileStorage:
     @property
     def mtime(self) -> float:
         return os.fstat(self._descriptor).st_mtime
+
+    @property
+    def owner(self) -> int:
+        return os.fstat(self._descriptor).st_uid
 
     @property
     def allocated_size(self) -> int:
@@ -141,6 +149,10 @@ class _FileStorage:
     def sync(self) -> None:
         _sync(self._descriptor)
 
+    @_naming
+    def lock(self, *, exclusive: bool) -> None:
+        self._file_lock.take(self._descriptor, self._path, exclusive=exclusive)
+
     def close(self) -> None:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
@@ -199,6 +211,8 @@ class LocalStorage(_FileStorage):
 
 class PortableStorage(_FileStorage):
     """The same by seek, read and write under a lock."""
+
+    _new_lock = staticmethod(whole_lock)
 
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
         super().__init__(descriptor, path, writable=writable)
@@ -293,8 +307,9 @@ class LocalFolder:
             os.close(descriptor)
             raise
 
-    def create(self, path: str) -> Storage:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON_FLAGS, 0o666)
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON_FLAGS
+        descriptor = os.open(path, flags, 0o600 if private else 0o666)
         return self._storage(descriptor, path, writable=True)
 
     def publish(self, temporary: str, path: str) -> None:
