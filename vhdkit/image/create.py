@@ -10,20 +10,23 @@ longer paths later), footer.
 from __future__ import annotations
 
 import errno
+import re
 import time
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import ReadOnlyImageError
+from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.format import layout, timestamp
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.geometry import Geometry
 from vhdkit.format.header import DynamicHeader, encode_parent_name
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
-from vhdkit.image.image import open_image
+from vhdkit.image.image import Image, open_image
+from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
+from vhdkit.image.step import finish
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -38,6 +41,7 @@ CREATOR_APPLICATION = b"win "
 CREATOR_VERSION = 0x000A_0000
 CREATOR_HOST_OS = b"Wi2k"
 
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial$")
 _PAGE = 4096
 TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
@@ -58,25 +62,23 @@ def create_image(
 
     A child takes size and block size from its parent unless told; it may be larger, never smaller. `stamp` (seconds
     since 2000, default now) and `unique_id` (16 bytes, default random) are arguments so that files can be made again
-    byte for byte. `parent_map` gives the Windows folder of a local one, for the absolute path in the child.
+    byte for byte. `parent_map` gives the Windows folder of a local one, for the absolute path in the child. Until the
+    child is there the parent is held for reading: what it remembers of its parent is true when it begins.
 
     Raises:
         ValueError: a size or block size that the format does not allow, or smaller than the parent.
         FileExistsError: the name is taken.
         CorruptImageError, UnsupportedImageError: the parent is no readable VHD.
+        ImageInUseError: somebody writes to the parent.
 
     """
     place = folder or LocalFolder()
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
-    reference = None
     if disk_type not in {"fixed", "dynamic"}:
         raise ValueError(f"the disk type is {disk_type!r}: expected fixed or dynamic; a child has a parent instead")
     kind = DiskType[disk_type.upper()]
     if parent is not None:
-        with open_image(parent, folder=place) as below:
-            if below.footer.saved_state:
-                raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=parent)
-            kind = DiskType.DIFFERENCING
+        with _held_parent(parent, place) as below:
             size = below.size if size is None else size
             block_size = block_size or below.block_size or layout.DEFAULT_BLOCK_SIZE
             if size < below.size:
@@ -88,6 +90,10 @@ def create_image(
                 timestamp=timestamp.from_unix(below.storage.mtime),
                 parent_map={remote: place.real(local) for remote, local in (parent_map or {}).items()},
             )
+            footer = new_footer(DiskType.DIFFERENCING, size, stamp=stamp, unique_id=unique_id)
+            with creating(place, path) as storage:
+                write_empty(storage, footer, block_size, reference)
+        return
     if size is None:
         raise ValueError("a size is needed")
     footer = new_footer(kind, size, stamp=stamp, unique_id=unique_id)
@@ -96,7 +102,30 @@ def create_image(
             storage.truncate(size)
             storage.write_at(size, footer.to_bytes())
         else:
-            write_empty(storage, footer, block_size or layout.DEFAULT_BLOCK_SIZE, reference)
+            write_empty(storage, footer, block_size or layout.DEFAULT_BLOCK_SIZE, None)
+
+
+@contextmanager
+def _held_parent(path: str, folder: Folder) -> Iterator[Image]:
+    """Lend the parent of a child that is made, held so that nobody writes to it meanwhile."""
+    finish(folder, folder.real(path))
+    with open_image(path, exclusive=False, folder=folder) as parent:
+        if parent.footer.saved_state:
+            raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=path)
+        journal = read_journal(folder, parent.path)
+        if journal is not None and journal.begin is not None and (journal.rolling_back or not journal.merged):
+            raise JournalError(f"no child can be made of it: {journal.say()}", path=path)
+        yield parent
+
+
+def partial_name(path: str, token: str) -> str:
+    """Return the name of a file that is being made and shall get the name `path`; `token` is hexadecimal."""
+    return f"{path}.{token[:8]}.partial"
+
+
+def is_partial(path: str) -> bool:
+    """Whether a file was left half made: it is nobody's image, whatever it looks like."""
+    return _PARTIAL.search(path) is not None
 
 
 @contextmanager
@@ -109,7 +138,7 @@ def creating(folder: Folder, path: str) -> Iterator[Storage]:
     if folder.exists(path):
         raise FileExistsError(errno.EEXIST, "the file exists already", path)
     folder.check_directory(paths.dirname(real))
-    temporary = f"{real}.{uuid.uuid4().hex[:8]}.partial"
+    temporary = partial_name(real, uuid.uuid4().hex)
     try:
         storage = folder.create(temporary)
         try:

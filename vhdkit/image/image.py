@@ -19,6 +19,7 @@ from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
+from vhdkit.image.step import pending
 from vhdkit.image.table import Table, check_overlaps, check_placement
 from vhdkit.storage.local import LocalFolder
 
@@ -297,22 +298,27 @@ class Image(Layer):
         bytes). The syncs are done if `sync`.
         """
         self.check_writable()
-        new_end = self.file_end_for(new_blocks)
         used_end = self.placement(new_blocks).at(new_blocks) if new_blocks else self.data_end
+        self.extend_to(self.file_end_for(new_blocks), used_end, reserve=reserve, sync=sync)
+
+    def extend_to(self, new_end: int, used_end: int, *, reserve: bool, sync: bool) -> None:
+        """Do what `extend` does, with the footer at `new_end` and room for blocks up to `used_end`."""
+        self.check_writable()
         old_size = self.metadata.file_size
         old_end = min(max(self.data_end, self.metadata.reserved_end), self.metadata.footer_start)
         if not self.metadata.copy_ok:
             self.write_at(0, self.footer.to_bytes())
             self._sync_if(wanted=sync)
-        self.write_footer(new_end)
-        self._sync_if(wanted=sync)
-        if reserve and new_end > old_size:
-            try:
+        try:
+            self.write_footer(new_end)
+            self._sync_if(wanted=sync)
+            if reserve and new_end > old_size:
                 self.storage.reserve(old_size, new_end - old_size)
-            except OSError:
-                # The old footer is still in its place: the file is what it was.
+        except OSError:
+            # The old footer is still in its place: the file is what it was.
+            if new_end >= old_size:
                 self.storage.truncate(old_size)
-                raise
+            raise
         stale = min(old_size, used_end, new_end)
         for at in range(old_end, stale, _ZEROS):
             self.write_at(at, bytes(min(_ZEROS, stale - at)))
@@ -325,12 +331,22 @@ class Image(Layer):
             self.sync()
 
 
-def open_image(path: str, *, writable: bool = False, verify: bool = True, folder: Folder | None = None) -> Image:
+def open_image(
+    path: str,
+    *,
+    writable: bool = False,
+    verify: bool = True,
+    exclusive: bool | None = None,
+    folder: Folder | None = None,
+) -> Image:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+
+    Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write.
 
     Raises:
         CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
         ReadOnlyImageError: it should be written and is marked read-only.
+        ImageInUseError: somebody else holds it.
         OSError: the file cannot be opened.
 
     """
@@ -340,7 +356,9 @@ def open_image(path: str, *, writable: bool = False, verify: bool = True, folder
         raise ReadOnlyImageError("the file is read-only; allow writing to it first", path=path)
     storage = place.open(path, writable=writable)
     try:
-        return Image(storage, read_metadata(storage, verify=verify))
+        if exclusive is not None:
+            storage.lock(exclusive=exclusive)
+        return Image(storage, read_metadata(storage, verify=verify, patches=pending(place, storage)))
     except BaseException:
         storage.close()
         raise

@@ -14,19 +14,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
-from vhdkit.errors import CorruptImageError, Corruption, Finding, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, Corruption, Finding, Level, UnsupportedImageError, as_finding
 from vhdkit.format import layout
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
-from vhdkit.format.locator import MAX_LOCATOR_BYTES, decode_locator
+from vhdkit.format.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Storage
 
 # Longer names are no paths on any system (reference 4.5).
 _MAX_PATH = 4096
+
+# Where the table of locators begins in the dynamic header, and the bytes of an entry (reference 1.4).
+LOCATORS_AT = 576
+LOCATOR_SIZE = 24
+
+_CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
 
 _OTHER_FORMATS = {
     b"vhdxfile": "a VHDX image",
@@ -86,6 +95,19 @@ class Metadata:
         return self.file_size - length.get(self.footer_place, 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What can be told of a file that may be damaged, and every rule seen broken on the way.
+
+    `metadata` is None without any footer; its header is None for a fixed disk, and if it cannot be read. `entry_count`
+    is how much of the BAT lies in the file, 0 if blocks cannot be told.
+    """
+
+    metadata: Metadata | None
+    entry_count: int
+    findings: tuple[Finding, ...]
+
+
 def has_cookie(storage: Storage) -> bool:
     """Whether a footer seems to be where one could be: a glance, for telling images from a folder's other files."""
     size = storage.size()
@@ -96,11 +118,11 @@ def has_cookie(storage: Storage) -> bool:
     return False
 
 
-def read_metadata(storage: Storage, *, verify: bool = True) -> Metadata:
+def read_metadata(storage: Storage, *, verify: bool = True, patches: Sequence[Patch] = ()) -> Metadata:
     """Read footer, header and locators.
 
     With `verify` false wrong checksums are put up with (and told by `checksum_ok`), so that a damaged file can at
-    least be looked at.
+    least be looked at. `patches` are what a step that was cut off would have written: they are read as if it had.
 
     Raises:
         CorruptImageError: a rule without which nothing can be read is broken.
@@ -108,18 +130,35 @@ def read_metadata(storage: Storage, *, verify: bool = True) -> Metadata:
 
     """
     try:
-        return _Reader(storage, verify=verify).read()
+        return _Reader(storage, verify=verify, patches=patches).read()
     except UnsupportedImageError as error:
         error.path = error.path or storage.path
         raise
 
 
-class _Reader:
-    """One pass over one file's structures, gathering what is odd about them."""
+def examine(storage: Storage, patches: Sequence[Patch] = ()) -> Examination:
+    """Read footer, header and locators, going on behind whatever is wrong for as long as anything can be told."""
+    reader = _Reader(storage, verify=True, patches=patches, keep_going=True)
+    try:
+        metadata = reader.read()
+    except (CorruptImageError, UnsupportedImageError) as error:
+        reader.findings.append(as_finding(error, storage.path))
+        return Examination(metadata=None, entry_count=0, findings=tuple(reader.findings))
+    return Examination(metadata=metadata, entry_count=reader.entry_count, findings=metadata.findings)
 
-    def __init__(self, storage: Storage, *, verify: bool) -> None:
+
+class _Reader:
+    """One pass over one file's structures, gathering what is odd about them.
+
+    With `keep_going` what is wrong is noted, not raised, wherever something behind it can still be read.
+    """
+
+    def __init__(self, storage: Storage, *, verify: bool, patches: Sequence[Patch], keep_going: bool = False) -> None:
         self.storage = storage
+        self.patches = patches
         self.verify = verify
+        self.keep_going = keep_going
+        self.footer_at = self.entry_count = 0
         self.size = storage.size()
         self.findings: list[Finding] = []
         self.checksum_ok = True
@@ -134,7 +173,8 @@ class _Reader:
         reserved_end = 0
         batmap = (0, 0)
         if footer.disk_type is not DiskType.FIXED:
-            header = self._header(footer)
+            header = self._header_if_any(footer)
+        if header is not None:
             self._check_table(footer, header)
             batmap = self._batmap(footer, header)
             structures = (
@@ -165,15 +205,40 @@ class _Reader:
         if offset >= self.size:
             return b""
         buffer = bytearray(length)
-        return bytes(buffer[: self.storage.read_into(offset, buffer)])
+        del buffer[self.storage.read_into(offset, buffer) :]
+        for patch in self.patches:
+            start, stop = max(offset, patch.offset), min(offset + len(buffer), patch.offset + len(patch.after))
+            if start < stop:
+                buffer[start - offset : stop - offset] = patch.after[start - patch.offset : stop - patch.offset]
+        return bytes(buffer)
 
-    def _note(self, corruption: Corruption, message: str) -> None:
-        self.findings.append(Finding(corruption=corruption, path=self.storage.path, message=message))
+    def _note(
+        self, corruption: Corruption, message: str, offset: int | None = None, level: Level = Level.WARNING
+    ) -> None:
+        finding = Finding(corruption=corruption, path=self.storage.path, message=message, level=level, offset=offset)
+        self.findings.append(finding)
 
     def _fail(self, corruption: Corruption, detail: str, offset: int | None = None) -> NoReturn:
         raise CorruptImageError(corruption, detail, path=self.storage.path, offset=offset)
 
+    def _wrong(self, corruption: Corruption, detail: str, offset: int | None = None) -> None:
+        """Fail because of something behind which a check can go on."""
+        if not self.keep_going:
+            self._fail(corruption, detail, offset)
+        self._note(corruption, detail, offset, Level.ERROR)
+
     def _footer(self) -> tuple[Footer, FooterPlace]:
+        try:
+            return self._first_footer()
+        except CorruptImageError as error:
+            if not self.keep_going or error.corruption is not Corruption.FOOTER_CHECKSUM:
+                raise
+            # No footer is right; the fields of the first may be all the same.
+            self.findings.append(as_finding(error, self.storage.path))
+            self.verify = False
+            return self._first_footer()
+
+    def _first_footer(self) -> tuple[Footer, FooterPlace]:
         if self.size < FOOTER_SIZE - 1:
             self._reject_other_formats()
             self._fail(
@@ -191,6 +256,8 @@ class _Reader:
                 continue
             if place is FooterPlace.COPY and not self._is_plausible_copy(footer):
                 continue
+            if self.keep_going and first_error is not None and first_error.corruption is Corruption.FOOTER_POISONED:
+                self.findings.append(as_finding(first_error, self.storage.path))
             self._compare_copy(footer, place, raw)
             return footer, place
         self._reject_other_formats()
@@ -208,7 +275,8 @@ class _Reader:
             places.append((FooterPlace.TRAILING_511, at, self._bytes(at, FOOTER_SIZE - 1) + b"\0"))
         if self.size >= FOOTER_SIZE + HEADER_SIZE:
             places.append((FooterPlace.COPY, 0, self._bytes(0, FOOTER_SIZE)))
-        return places
+        # A file that got shorter since its size was taken ends inside of one.
+        return [item for item in places if len(item[2]) == FOOTER_SIZE]
 
     def _parse_footer(self, raw: bytes) -> Footer:
         footer = Footer.from_bytes(raw, verify=self.verify)
@@ -223,13 +291,14 @@ class _Reader:
     def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
         if place is FooterPlace.COPY:
             message = "the footer at its end is missing or damaged; the copy at its beginning is used"
-            self._note(Corruption.FOOTER_TRAILING_LOST, message)
+            self._note(Corruption.FOOTER_TRAILING_LOST, message, max(0, self.size - FOOTER_SIZE))
         elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
             message = "the footer copy at its beginning differs from the footer at its end; the latter is used"
-            self._note(Corruption.FOOTER_COPY_DIFFERS, message)
+            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0)
             self.copy_ok = False
         if place is FooterPlace.TRAILING_511:
-            self._note(Corruption.FOOTER_511_BYTES, "the footer has 511 bytes, as before Virtual PC 2004")
+            message = "the footer has 511 bytes, as before Virtual PC 2004"
+            self._note(Corruption.FOOTER_511_BYTES, message, self.size - FOOTER_SIZE + 1)
 
     def _reject_other_formats(self) -> None:
         head = self._bytes(0, 32)
@@ -243,27 +312,43 @@ class _Reader:
 
     def _check_footer(self, footer: Footer, place: FooterPlace) -> None:
         size = footer.current_size
+        at = {FooterPlace.TRAILING: self.size - FOOTER_SIZE, FooterPlace.TRAILING_511: self.size - FOOTER_SIZE + 1}
+        start = self.footer_at = at.get(place, 0)
         if size <= 0 or size % SECTOR or size > layout.MAX_VIRTUAL_SIZE:
             detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {layout.MAX_VIRTUAL_SIZE}"
-            self._fail(Corruption.DISK_SIZE, detail)
+            self._wrong(Corruption.DISK_SIZE, detail, start + 48)
         if footer.saved_state:
-            self._note(Corruption.SAVED_STATE, "the disk belongs to a saved machine state; it is only read")
+            message = "the disk belongs to a saved machine state; it is only read"
+            self._note(Corruption.SAVED_STATE, message, start + 84)
         if footer.disk_type is DiskType.FIXED:
             length = FOOTER_SIZE - (place is FooterPlace.TRAILING_511)
             if size > self.size - length:
                 detail = f"the disk has {size} bytes, the file only {self.size - length} before its footer"
-                self._fail(Corruption.FIXED_DATA_MISSING, detail)
+                self._wrong(Corruption.FIXED_DATA_MISSING, detail, start + 48)
+
+    def _header_if_any(self, footer: Footer) -> DynamicHeader | None:
+        try:
+            return self._header(footer)
+        except (CorruptImageError, UnsupportedImageError) as error:
+            if not self.keep_going:
+                raise
+            self.findings.append(as_finding(error, self.storage.path))
+            return None
 
     def _header(self, footer: Footer) -> DynamicHeader:
         at = footer.data_offset
         if at % SECTOR or at < FOOTER_SIZE or at + HEADER_SIZE > self.size:
             detail = f"the dynamic header should be at {at:#x}, which is not a whole sector inside the file"
-            self._fail(Corruption.HEADER_OFFSET, detail)
+            self._fail(Corruption.HEADER_OFFSET, detail, self.footer_at + 16)
         raw = self._bytes(at, HEADER_SIZE)
         try:
-            header = DynamicHeader.from_bytes(raw, verify=self.verify)
+            header = DynamicHeader.from_bytes(raw, verify=self.verify or self.keep_going)
         except CorruptImageError as error:
-            raise error.located(self.storage.path, at) from None
+            located = error.located(self.storage.path, at)
+            if not self.keep_going or error.corruption is not Corruption.HEADER_CHECKSUM:
+                raise located from None
+            self.findings.append(as_finding(located, self.storage.path))
+            header = DynamicHeader.from_bytes(raw, verify=False)
         self.checksum_ok &= layout.checksum(raw) == layout.stored_checksum(raw)
         return header
 
@@ -271,22 +356,24 @@ class _Reader:
         block = header.block_size
         if block < SECTOR or block > layout.MAX_BLOCK_SIZE or block & (block - 1):
             detail = f"the block size is {block}: expected a power of two from {SECTOR} to {layout.MAX_BLOCK_SIZE}"
-            self._fail(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
+            self._wrong(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
+            return  # nothing can be said about blocks
         needed = -(-footer.current_size // block)
         if header.max_table_entries < needed:
             detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
-            self._fail(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
+            self._wrong(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
         if header.max_table_entries > layout.MAX_TABLE_ENTRIES:
             detail = f"the BAT has {header.max_table_entries} entries, more than {layout.MAX_TABLE_ENTRIES}"
-            self._fail(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
+            self._wrong(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
         at = header.table_offset
         header_end = footer.data_offset + HEADER_SIZE
         if at % SECTOR or at < FOOTER_SIZE or (at < header_end and at + header.table_bytes > footer.data_offset):
             detail = f"the BAT should be at {at:#x}, which is not a sector of its own behind the footer copy"
-            self._fail(Corruption.BAT_OFFSET, detail, footer.data_offset + 16)
+            self._wrong(Corruption.BAT_OFFSET, detail, footer.data_offset + 16)
         if at + header.max_table_entries * 4 > self.size:
             detail = f"the BAT ends at {at + header.max_table_entries * 4}, the file at {self.size}"
-            self._fail(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
+            self._wrong(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
+        self.entry_count = max(0, min(header.max_table_entries, layout.MAX_TABLE_ENTRIES, (self.size - at) // 4))
 
     def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], int]:
         """Return the paths that can be read, and where the locators' room ends; some dynamic disks have room too."""
@@ -295,16 +382,22 @@ class _Reader:
         for slot, locator in enumerate(header.locators):
             if not locator.is_used:
                 continue
+            entry_at = footer.data_offset + LOCATORS_AT + slot * LOCATOR_SIZE
             length, data_end = locator.data_length, locator.data_offset + locator.data_length
             if not 0 < length <= MAX_LOCATOR_BYTES or locator.data_offset < FOOTER_SIZE or data_end > self.size:
                 message = f"parent locator {slot} points outside of the file or is too long; it is not used"
-                self._note(Corruption.LOCATOR_UNREADABLE, message)
+                self._note(Corruption.LOCATOR_UNREADABLE, message, entry_at)
                 continue
             room_end = locator.data_offset + locator.space
             reserved_end = max(reserved_end, data_end, room_end if room_end <= self.size else 0)
             text = decode_locator(locator.platform_code, self._bytes(locator.data_offset, length))
-            if footer.disk_type is DiskType.DIFFERENCING and text is not None and len(text) <= _MAX_PATH:
+            if footer.disk_type is not DiskType.DIFFERENCING:
+                continue
+            if text is not None and len(text) <= _MAX_PATH:
                 found.append(ParentPath(platform_code=locator.platform_code, text=text))
+            elif self.keep_going and locator.platform_code in _CODES_WITH_TEXT:
+                message = f"parent locator {slot} holds no text that can be a path; it is not used"
+                self._note(Corruption.LOCATOR_TEXT, message, locator.data_offset, Level.INFO)
         return tuple(found), reserved_end
 
     def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:

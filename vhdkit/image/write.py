@@ -85,12 +85,17 @@ def set_bits(
     row: NDArray[np.int64],
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
+    *,
+    again: bool = False,
 ) -> None:
-    """Set the bits of sectors [start, stop) in the blocks whose bitmaps lie at `at[row]`; others stay untouched."""
+    """Set the bits of sectors [start, stop) in the blocks whose bitmaps lie at `at[row]`; others stay untouched.
+
+    Bitmaps that have them all already are written only if `again`.
+    """
     bitmaps = image.read_bitmaps(at)
     before = bitmaps.copy()
     bitmap.set_runs(bitmaps, row, start, stop)
-    for index in np.flatnonzero((bitmaps != before).any(axis=1)).tolist():
+    for index in np.flatnonzero((bitmaps != before).any(axis=1) | again).tolist():
         image.write_at(int(at[index]), bitmaps[index].tobytes())
 
 

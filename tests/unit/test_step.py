@@ -1,0 +1,341 @@
+"""A header that is being rewritten: read as if it were done, and finished, at whatever sector the power was cut."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vhdkit
+from tests.plainbuild import ImageSpec, build, locator
+from tests.plaincheck import validate
+from tests.plainvhd import DIFFERENCING, SECTOR, parse
+from tests.unit.test_merge_laws import SpyFolder
+from vhdkit.errors import Corruption, Level
+from vhdkit.image import records, step
+from vhdkit.image.step import Patch
+from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.memory import MemoryFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+BASE = ImageSpec(size=64 * SECTOR, block_size=4096, unique_id=b"base" * 4, sectors={3: b"b" * SECTOR})
+OTHER = replace(BASE, unique_id=b"othr" * 4, sectors={3: b"o" * SECTOR})
+LEAF = ImageSpec(
+    disk_type=DIFFERENCING,
+    size=64 * SECTOR,
+    block_size=4096,
+    unique_id=b"leaf" * 4,
+    parent_id=BASE.unique_id,
+    parent_name="base.vhd",
+    locators=(locator(0, b"W2ru", ".\\base.vhd"),),
+    sectors={9: b"l" * SECTOR},
+)
+RELINKED = replace(
+    LEAF, parent_id=OTHER.unique_id, parent_name="other.vhd", locators=(locator(0, b"W2ru", ".\\other.vhd"),)
+)
+BEFORE, AFTER = build(LEAF), build(RELINKED)
+HEADER = 512
+PATH = "/vms/leaf.avhd"
+STEP = PATH + step.SUFFIX
+
+
+def differing() -> list[int]:
+    return [at for at in range(0, len(BEFORE), SECTOR) if BEFORE[at : at + SECTOR] != AFTER[at : at + SECTOR]]
+
+
+def patches() -> list[Patch]:
+    """The locator's data, whose length is none of whole sectors, and the header last."""
+    data = [at for at in differing() if not HEADER <= at < HEADER + 1024]
+    made = [Patch(offset=at, before=BEFORE[at : at + 30], after=AFTER[at : at + 30]) for at in data]
+    return [*made, Patch(offset=HEADER, before=BEFORE[HEADER:1536], after=AFTER[HEADER:1536])]
+
+
+def step_file(of: Sequence[Patch]) -> bytes:
+    return records.encode([{"image": "leaf.avhd", "patches": [patch.to_record() for patch in of]}])
+
+
+def lying(leaf: bytes, step_bytes: bytes | None = None) -> MemoryFolder:
+    files = {"/vms/base.vhd": build(BASE), "/vms/other.vhd": build(OTHER), PATH: leaf}
+    if step_bytes is not None:
+        files[STEP] = step_bytes
+    return MemoryFolder(files)
+
+
+def mixes() -> Iterator[bytes]:
+    """Yield every mix of old and new sectors."""
+    sectors = differing()
+    for new in itertools.product((False, True), repeat=len(sectors)):
+        raw = bytearray(BEFORE)
+        for at, is_new in zip(sectors, new, strict=True):
+            if is_new:
+                raw[at : at + SECTOR] = AFTER[at : at + SECTOR]
+        yield bytes(raw)
+
+
+def test_the_images_differ_in_a_locator_and_in_both_sectors_of_the_header_or_one() -> None:
+    assert len(BEFORE) == len(AFTER)
+    assert len(differing()) >= 2
+    assert len({at for at in differing() if HEADER <= at < HEADER + 1024}) >= 1
+    assert len(list(mixes())) == 2 ** len(differing())
+
+
+# Doing it
+
+
+def test_a_step_is_durable_beside_the_image_before_the_image_is_written() -> None:
+    folder = SpyFolder(lying(BEFORE))
+    storage = folder.open(PATH, writable=True)
+    step.apply(folder, storage, patches())
+    changes = [(event.operation, event.path) for event in folder.changes()]
+    writes = [("write", PATH)] * (len(patches()) - 1)
+    assert changes == [
+        *[("create", STEP), ("write", STEP), ("sync", STEP), ("sync folder", "/vms")],
+        *[*writes, ("sync", PATH), ("write", PATH), ("sync", PATH)],
+        *[("remove", STEP), ("sync folder", "/vms")],
+    ]
+    assert folder.changes(PATH)[-2].offset == HEADER
+
+
+def test_what_is_applied_is_what_was_asked_for_and_nothing_is_left() -> None:
+    folder = lying(BEFORE)
+    with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
+        step.apply(folder, image.storage, patches())
+    assert bytes(folder[PATH].content) == AFTER
+    assert not folder.exists(STEP)
+    back = [patch.reversed for patch in patches()]
+    with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
+        step.apply(folder, image.storage, back)
+    assert bytes(folder[PATH].content) == BEFORE
+
+
+def test_an_earlier_step_that_was_cut_off_is_done_first() -> None:
+    raw = bytearray(BEFORE)
+    raw[HEADER : HEADER + SECTOR] = AFTER[HEADER : HEADER + SECTOR]
+    folder = lying(bytes(raw), step_file(patches()))
+    with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
+        assert image.header is not None
+        assert image.header.parent_unique_id == OTHER.unique_id
+        step.apply(folder, image.storage, [patch.reversed for patch in patches()])
+    assert bytes(folder[PATH].content) == BEFORE
+
+
+# What a cut leaves
+
+
+@pytest.mark.parametrize("leaf", list(mixes()))
+def test_every_mix_of_old_and_new_sectors_is_read_as_new_and_finished(leaf: bytes) -> None:
+    folder = lying(leaf, step_file(patches()))
+    with vhdkit.open_image(PATH, folder=folder) as image:
+        assert image.header is not None
+        assert image.header.parent_unique_id == OTHER.unique_id
+        assert [path.text for path in image.metadata.parent_paths] == [".\\other.vhd"]
+    assert bytes(folder[PATH].content) == leaf, "reading alone writes nothing"
+    with vhdkit.open_chain(PATH, folder=folder) as chain:
+        assert chain.layers[1].path == "/vms/other.vhd"
+        assert chain.read(3 * SECTOR, SECTOR) == b"o" * SECTOR
+        (finding,) = [item for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED]
+    assert (finding.path, finding.level) == (PATH, Level.INFO)
+    assert "was finished" in finding.message
+    assert bytes(folder[PATH].content) == AFTER
+    assert not folder.exists(STEP)
+    assert validate(AFTER) == []
+
+
+def test_a_step_of_a_layer_in_the_middle_is_finished_too() -> None:
+    top = replace(
+        LEAF, unique_id=b"top_" * 4, parent_id=LEAF.unique_id, locators=(locator(0, b"W2ru", ".\\leaf.avhd"),)
+    )
+    folder = MemoryFolder(
+        {
+            "/vms/top.avhd": build(top),
+            "/vms/base.vhd": build(BASE),
+            "/vms/other.vhd": build(OTHER),
+            PATH: next(mixes()),
+            STEP: step_file(patches()),
+        }
+    )
+    with vhdkit.open_chain("/vms/top.avhd", folder=folder) as chain:
+        assert [layer.path for layer in chain.layers] == ["/vms/top.avhd", PATH, "/vms/other.vhd"]
+        assert [item.path for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED] == [PATH]
+    assert bytes(folder[PATH].content) == AFTER
+
+
+def test_finishing_is_durable_before_the_step_file_goes() -> None:
+    folder = SpyFolder(lying(BEFORE, step_file(patches())))
+    assert step.finish(folder, PATH) is not None
+    changes = [(event.operation, event.path) for event in folder.changes()]
+    assert changes[-4:] == [("write", PATH), ("sync", PATH), ("remove", STEP), ("sync folder", "/vms")]
+    assert changes[len(patches()) - 1] == ("sync", PATH), "locators are durable before the header that refers to them"
+
+
+# What is not believed
+
+
+@pytest.mark.parametrize("number", range(len(patches())))
+def test_a_file_that_somebody_else_changed_is_left_alone(number: int) -> None:
+    patch = patches()[number]
+    raw = bytearray(BEFORE)
+    raw[patch.offset] ^= 0x55
+    folder = lying(bytes(raw), step_file(patches()))
+    storage = folder.open(PATH)
+    assert step.pending(folder, storage) == ()
+    assert step.finish(folder, PATH) is None
+    assert bytes(folder[PATH].content) == bytes(raw)
+
+
+GOOD: dict[str, Any] = patches()[-1].to_record()
+GARBAGE: dict[str, bytes] = {
+    "empty": b"",
+    "zeros": bytes(4096),
+    "text": b"hello\n",
+    "torn": step_file(patches())[:-1],
+    "a sector lost": step_file(patches())[:512] + bytes(512) + step_file(patches())[1024:],
+    "no patches": records.encode([{"image": "leaf.avhd", "patches": []}]),
+    "no list": records.encode([{"patches": 5}]),
+    "another record": records.encode([{"kind": "begin"}]),
+    "no patch": records.encode([{"patches": [7]}]),
+    "negative": records.encode([{"patches": [GOOD | {"offset": -512}]}]),
+    "text offset": records.encode([{"patches": [GOOD | {"offset": "0"}]}]),
+    "far behind the end": records.encode([{"patches": [GOOD | {"offset": 1 << 50}]}]),
+    "beyond all files": records.encode([{"patches": [GOOD | {"offset": 1 << 70}]}]),
+    "no base64": records.encode([{"patches": [GOOD | {"b": "!"}]}]),
+    "lengths differ": records.encode([{"patches": [GOOD | {"b": "AAAA"}]}]),
+    "nothing": records.encode([{"patches": [GOOD | {"a": "", "b": ""}]}]),
+}
+
+
+@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE.keys())
+def test_a_step_file_that_is_none_is_ignored(content: bytes, tmp_path: Path) -> None:
+    for name, raw in {"base.vhd": build(BASE), "leaf.avhd": BEFORE, "leaf.avhd" + step.SUFFIX: content}.items():
+        (tmp_path / name).write_bytes(raw)
+    leaf = tmp_path / "leaf.avhd"
+    with vhdkit.open_chain(str(leaf)) as chain:
+        assert chain.layers[1].path == str(tmp_path / "base.vhd")
+        assert chain.findings == ()
+    assert leaf.read_bytes() == BEFORE
+    report = vhdkit.check(str(leaf), chain=True)
+    assert report.count(Level.ERROR) == 0
+
+
+def test_a_step_file_that_is_huge_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "base.vhd").write_bytes(build(BASE))
+    leaf = tmp_path / "leaf.avhd"
+    leaf.write_bytes(BEFORE)
+    with Path(str(leaf) + step.SUFFIX).open("wb") as file:
+        file.truncate(1 << 40)
+    with vhdkit.open_chain(str(leaf)) as chain:
+        assert chain.layers[1].path == str(tmp_path / "base.vhd")
+
+
+def test_a_step_file_that_is_a_directory_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "base.vhd").write_bytes(build(BASE))
+    (tmp_path / "leaf.avhd").write_bytes(BEFORE)
+    Path(str(tmp_path / "leaf.avhd") + step.SUFFIX).mkdir()
+    with vhdkit.open_chain(str(tmp_path / "leaf.avhd")) as chain:
+        assert chain.findings == ()
+
+
+# Where it cannot be finished
+
+
+@pytest.mark.parametrize("closed", [PATH, "/vms"])
+def test_where_nothing_may_be_written_the_step_is_read_through(closed: str) -> None:
+    class Closed(SpyFolder):
+        def may_write(self, path: str) -> bool:
+            return path != closed
+
+    for leaf in mixes():
+        folder = Closed(lying(leaf, step_file(patches())))
+        with vhdkit.open_chain(PATH, folder=folder) as chain:
+            assert chain.layers[1].path == "/vms/other.vhd"
+            (finding,) = [item for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED]
+        assert "as if it were finished" in finding.message
+        assert folder.changes() == []
+
+
+def test_a_file_whose_opening_is_refused_after_all_is_read_through() -> None:
+    folder = lying(BEFORE, step_file(patches()))
+
+    class Deceiving(SpyFolder):
+        """As over a network: what may be written is only known when it is tried."""
+
+        def may_write(self, path: str) -> bool:
+            del path
+            return True
+
+    folder[PATH].read_only = True
+    with vhdkit.open_chain(PATH, folder=Deceiving(folder)) as chain:
+        assert chain.layers[1].path == "/vms/other.vhd"
+    assert bytes(folder[PATH].content) == BEFORE
+
+
+def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> None:
+    folder = lying(BEFORE, step_file(patches()))
+    holder = folder.open(PATH, writable=True)
+    holder.lock(exclusive=True)
+    finding = step.finish(folder, PATH)
+    assert finding is not None
+    assert "as if it were finished" in finding.message
+    assert bytes(folder[PATH].content) == BEFORE
+    assert folder.exists(STEP)
+    with pytest.raises(vhdkit.ImageInUseError):
+        vhdkit.open_chain(PATH, folder=folder)
+    holder.close()
+    with vhdkit.open_chain(PATH, folder=folder):
+        assert bytes(folder[PATH].content) == AFTER
+
+
+def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
+    folder = lying(BEFORE, step_file(patches()))
+    reader = folder.open(PATH)
+    reader.lock(exclusive=False)
+    with vhdkit.open_chain(PATH, folder=folder) as chain:
+        assert chain.layers[1].path == "/vms/other.vhd"
+    assert bytes(folder[PATH].content) == BEFORE
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_step_file_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / "base.vhd").write_bytes(build(BASE))
+    (tmp_path / "leaf.avhd").write_bytes(BEFORE)
+    os.mkfifo(str(tmp_path / "leaf.avhd") + step.SUFFIX)
+    with vhdkit.open_image(str(tmp_path / "leaf.avhd"), folder=LocalFolder()) as image:
+        assert image.header is not None
+        assert image.header.parent_unique_id == BASE.unique_id
+
+
+# Patches
+
+
+def test_a_patch_is_cut_at_the_files_sectors() -> None:
+    raw = bytes(range(256)) * 8
+    patch = Patch(offset=500, before=raw[:1100], after=raw[100:1200])
+    cut = list(patch.sectors(raw[200:1300]))
+    assert [len(now) for now, _, _ in cut] == [12, 512, 512, 64]
+    assert b"".join(now for now, _, _ in cut) == raw[200:1300]
+    assert b"".join(before for _, before, _ in cut) == patch.before
+    assert b"".join(after for _, _, after in cut) == patch.after
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 512), (0, 1024), (512, 1), (511, 1), (511, 2), (1000, 24)])
+def test_no_piece_of_a_patch_is_empty_or_crosses_a_sector(offset: int, length: int) -> None:
+    patch = Patch(offset=offset, before=bytes(length), after=b"x" * length)
+    at = offset
+    for now, before, after in patch.sectors(bytes(length)):
+        assert len(now) == len(before) == len(after) > 0
+        assert at // SECTOR == (at + len(now) - 1) // SECTOR
+        at += len(now)
+    assert at == offset + length
+
+
+def test_a_patch_survives_its_record() -> None:
+    patch = patches()[0]
+    assert Patch.from_record(patch.to_record()) == patch
+    assert patch.reversed.reversed == patch
+    assert parse(AFTER).parent_id == OTHER.unique_id

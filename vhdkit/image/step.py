@@ -1,0 +1,248 @@
+"""Rewriting a dynamic header and what belongs to it, so that a power cut cannot leave half of it.
+
+A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
+beside the image first, its bytes before and after. Whoever opens the image while that file is there reads it as if
+the step were done, and finishes it where the file may be written.
+
+**Order**: 1 step file, sync, folder sync (a cut leaves the old bytes, read as the new) · 2 what headers refer to, sync
+(the same) · 3 header, sync (old, new or a mix, all read as the new) · 4 step file removed, folder sync (new).
+
+A step file is believed only if it changes a header and its locators' data, and nothing else, and every sector in
+question is what it was before or what it is to be.
+
+**Source**: reference 3.8; DESIGN P2.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
+from vhdkit.format.header import DynamicHeader
+from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, SECTOR
+from vhdkit.image import records
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vhdkit.storage.seam import Folder, Storage
+
+SUFFIX = ".vhdkit-header"
+# What a folder answers where nothing may be written: the step is then read through and left to others.
+_MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """Bytes at a place in a file, before and after; both have the same length."""
+
+    offset: int
+    before: bytes
+    after: bytes
+
+    def sectors(self, current: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Yield (now, before, after) of the patch, cut where the file's sectors end."""
+        cuts = [0, *range(-self.offset % SECTOR or SECTOR, len(self.after), SECTOR), len(self.after)]
+        for start, stop in pairwise(cuts):
+            yield current[start:stop], self.before[start:stop], self.after[start:stop]
+
+    @property
+    def reversed(self) -> Patch:
+        """The patch that takes this one back."""
+        return Patch(offset=self.offset, before=self.after, after=self.before)
+
+    def to_record(self) -> dict[str, object]:
+        """Return what `from_record` takes."""
+        texts = {key: base64.b64encode(value).decode() for key, value in (("b", self.before), ("a", self.after))}
+        return {"offset": self.offset, **texts}
+
+    @classmethod
+    def from_record(cls, record: object) -> Patch:
+        """Return the patch of a record.
+
+        Raises:
+            ValueError: it is none.
+
+        """
+        if not isinstance(record, dict) or not isinstance(record.get("offset"), int) or record["offset"] < 0:
+            raise ValueError("no patch")
+        before, after = (base64.b64decode(str(record.get(key)), validate=True) for key in "ba")
+        if not after or len(before) != len(after):
+            raise ValueError("no patch")
+        return cls(offset=record["offset"], before=before, after=after)
+
+
+def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
+    """Write patches to an open image, the last of which is its header; see the module for the order."""
+    path = storage.path + SUFFIX
+    if folder.exists(path):
+        # An earlier step that was cut off: its file may be all that the header can be read by.
+        earlier = _fitting(folder, storage)
+        if earlier:
+            _write(storage, earlier)
+        forget(folder, storage.path)
+    step = folder.create(path, private=True)
+    try:
+        step.write_at(0, records.encode([{"image": paths.basename(storage.path), "patches": _texts(patches)}]))
+        step.sync()
+    finally:
+        step.close()
+    folder.sync(paths.dirname(path))
+    _write(storage, patches)
+    forget(folder, storage.path)
+
+
+def pending(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
+    """Return the patches of a step that was begun on an image and not finished, as far as they fit the file."""
+    with suppress(OSError):
+        return _fitting(folder, storage)
+    return ()
+
+
+def _fitting(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
+    """Return `pending`'s patches; raise the OSError of a step file that cannot be read, for it may be needed."""
+    if not folder.exists(storage.path + SUFFIX):
+        return ()
+    try:
+        found = _records(folder, storage.path)
+        patches = tuple(Patch.from_record(record) for record in found[0]["patches"]) if found else ()
+    except (VhdError, ValueError, KeyError, TypeError):
+        return ()
+    fits = _is_of_header(storage, patches) and all(_fits(storage, patch) for patch in patches)
+    return patches if fits else ()
+
+
+def _records(folder: Folder, path: str) -> list[records.Record]:
+    step, image = folder.open(path + SUFFIX), folder.open(path)
+    try:
+        return records.decode(records.read(step))[0] if records.is_believable(step, image) else []
+    finally:
+        step.close()
+        image.close()
+
+
+def finish(folder: Folder, path: str) -> Finding | None:
+    """Finish the step of the image at a path, if there is one and nobody is at it; say so."""
+    if not folder.exists(path + SUFFIX):
+        return None
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    try:
+        patches = pending(folder, storage)
+    finally:
+        storage.close()
+    if not patches:
+        return None
+    message = "a change of its header was cut off; it is read as if it were finished"
+    if folder.may_write(path) and folder.may_write(paths.dirname(path)):
+        with suppress(ImageInUseError):
+            _finish(folder, path)
+            message = "a change of its header had been cut off, and was finished"
+    return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
+
+
+def finish_all(folder: Folder, directories: Iterable[str]) -> None:
+    """Finish the steps of all images in directories and below them.
+
+    An image that is relinked by half is read as if it were relinked: a run that is repeated would not look at it again.
+    A step file that was cut off before it was whole, when nothing else was written yet, is removed.
+    """
+    for directory in dict.fromkeys(directories):
+        for entry in tuple(folder.walk(directory, one_device=True)):
+            path = entry.path.removesuffix(SUFFIX)
+            if path != entry.path and folder.exists(path):
+                finish(folder, path)
+                with suppress(ImageInUseError):
+                    _finish(folder, path, forget_unwritten=True)
+
+
+def _finish(folder: Folder, path: str, *, forget_unwritten: bool = False) -> None:
+    try:
+        storage = folder.open(path, writable=True)
+    except OSError as error:
+        if error.errno in _MAY_NOT:
+            raise ImageInUseError("it may not be written", path=path) from error
+        raise
+    try:
+        storage.lock(exclusive=True)
+        # Between the look above and the lock somebody else may have finished it.
+        patches = _fitting(folder, storage)
+        if patches:
+            _write(storage, patches)
+            forget(folder, path)
+        elif forget_unwritten and folder.exists(path + SUFFIX) and not _records(folder, path):
+            forget(folder, path)
+    finally:
+        storage.close()
+
+
+def _write(storage: Storage, patches: Sequence[Patch]) -> None:
+    *data, header = patches
+    for patch in data:
+        storage.write_at(patch.offset, patch.after)
+    if data:
+        storage.sync()
+    storage.write_at(header.offset, header.after)
+    storage.sync()
+
+
+def forget(folder: Folder, path: str) -> None:
+    """Remove the step file of an image whose step is done, if there is one."""
+    if folder.exists(path + SUFFIX):
+        folder.remove(path + SUFFIX)
+        folder.sync(paths.dirname(path))
+
+
+def _is_of_header(storage: Storage, patches: Sequence[Patch]) -> bool:
+    """Whether patches change nothing but a dynamic header, where a footer says that it is, and its locators' data.
+
+    Whoever may put a file into the folder must not be able to have anything else changed.
+    """
+    if not patches or len(patches[-1].after) != HEADER_SIZE:
+        return False
+    *data, last = patches
+    try:
+        before, after = DynamicHeader.from_bytes(last.before), DynamicHeader.from_bytes(last.after)
+    except VhdError:
+        return False
+    footers = [_read(storage, at, FOOTER_SIZE) for at in (max(0, storage.size() - FOOTER_SIZE), 0)]
+    at = [int.from_bytes(raw[16:24]) for raw in footers if raw.startswith(FOOTER_COOKIE)]
+    same = (before.table_offset, before.block_size) == (after.table_offset, after.block_size)
+    grows = before.max_table_entries <= after.max_table_entries
+    return same and grows and last.offset in at and are_inside_locators(data, before)
+
+
+def are_inside_locators(patches: Sequence[Patch], header: DynamicHeader) -> bool:
+    """Whether patches lie in the room that a header's locators have for their data."""
+    used = [entry for entry in header.locators if entry.is_used]
+    rooms = [(entry.data_offset, entry.data_offset + max(entry.space, entry.data_length)) for entry in used]
+    return all(
+        any(start <= patch.offset and patch.offset + len(patch.after) <= stop for start, stop in rooms)
+        for patch in patches
+    )
+
+
+def _read(storage: Storage, offset: int, length: int) -> bytes:
+    raw = bytearray(length)
+    return bytes(raw[: storage.read_into(offset, raw)])
+
+
+def _fits(storage: Storage, patch: Patch) -> bool:
+    current = bytearray(len(patch.after))
+    if patch.offset > storage.size():
+        return False
+    if storage.read_into(patch.offset, current) < len(current):
+        return False
+    return all(now in {before, after} for now, before, after in patch.sectors(bytes(current)))
+
+
+def _texts(patches: Sequence[Patch]) -> list[dict[str, object]]:
+    return [patch.to_record() for patch in patches]
