@@ -1,0 +1,71 @@
+"""Images of other makers are what the format says; the few of which something is said are listed with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.conformance.test_corpus import CORPUS, MANIFEST, REFUSALS
+from vhdkit.chain.check import check
+from vhdkit.errors import Corruption, Level
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+C: Final = Corruption
+
+# Why a file that cannot be opened is refused, test_corpus.py says.
+ERRORS: Final = {path: {refusal.corruption} for path, refusal in REFUSALS.items() if refusal.corruption} | {
+    # Both footers were edited, of the child the header as well.
+    "dfvfs/image-differential.vhd": {C.FOOTER_CHECKSUM, C.HEADER_CHECKSUM},
+    "virtualbox-made/max.vhd.gz": {C.UNSUPPORTED},
+}
+WARNINGS: Final = {
+    "bximage-made/bx10.vhd": {C.UNIQUE_ID_NULL},  # bximage writes none
+    # DOSBox-X and MiniVHD give the files that they make in one second the same id.
+    "dosbox-x-made/same-b.vhd": {C.PARENT_ID_IS_OWN},
+    "minivhd-made/child.vhd": {C.PARENT_ID_IS_OWN},
+    "minivhd-made/childfix.vhd": {C.PARENT_ID_IS_OWN},
+    "minivhd-made/sub/grand.vhd": {C.PARENT_ID_IS_OWN},
+    "node-vhd/header.bin": {C.FOOTER_TRAILING_LOST},  # footer copy and header alone
+    "vhdutil-made/child-of-raw.vhd": {C.PARENT_ID_NULL},
+}
+RAW_CHILD: Final = "vhdutil-made/child-of-raw.vhd"
+CHAIN_ERRORS: Final = {
+    # The edited pair: neither can be trusted to be the other's.
+    "dfvfs/image-differential.vhd": {C.FOOTER_CHECKSUM, C.HEADER_CHECKSUM, C.PARENT_NOT_FOUND},
+    RAW_CHILD: {C.PARENT_REFUSED},  # a raw parent has to be named
+}
+ERROR_CODES: Final = {"virtualbox-made/max.vhd.gz": 1}
+
+
+@pytest.mark.usefixtures("corpus")
+@pytest.mark.parametrize("path", sorted(MANIFEST))
+def test_no_false_alarm_about_an_image_of_another_maker(path: str) -> None:
+    report = check(str(CORPUS / path), deep=True)
+    told = {level: {item.corruption for item in report.findings if item.level is level} for level in Level}
+    expected = ERRORS.get(path, set())
+    assert told[Level.ERROR] == expected, [str(item) for item in report.findings]
+    assert told[Level.WARNING] == WARNINGS.get(path, set()), [str(item) for item in report.findings]
+    assert report.exit_code == (ERROR_CODES.get(path, 2) if expected else 0)
+    assert report.leaked_bytes == 0
+
+
+@pytest.mark.usefixtures("corpus")
+@pytest.mark.parametrize("path", [path for path in sorted(MANIFEST) if MANIFEST[path]["parent_present"]])
+def test_chains_of_other_makers_fit(path: str) -> None:
+    report = check(str(CORPUS / path), chain=True, search=[str(CORPUS)])
+    errors = {item.corruption for item in report.findings if item.level is Level.ERROR}
+    assert errors == CHAIN_ERRORS.get(path, set())
+    if path == RAW_CHILD:
+        return
+    layers = [path]
+    while MANIFEST[layers[-1]]["parent_present"]:
+        layers.append(MANIFEST[layers[-1]]["parent_present"])
+    assert report.paths == tuple(str(CORPUS / layer) for layer in layers)
+
+
+def test_the_exceptions_are_in_the_corpus(corpus: Path) -> None:
+    assert corpus == CORPUS
+    assert set(ERRORS) | set(WARNINGS) | set(ERROR_CODES) <= set(MANIFEST)

@@ -1,0 +1,297 @@
+"""Is a file, or a whole chain, what the format says? Every rule of reference 4.1 and 4.2, none of them raised.
+
+A file with an error is read on a guess, or not at all. A warning is odd, or can be mended without a guess. Information
+is neither: it does not change the exit code, unless space is lost.
+
+**Source**: reference 4.1, 4.2; what other checkers take for errors and is none: 4.3.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from vhdkit.chain import chain as chains
+from vhdkit.chain.catalog import read_catalog
+from vhdkit.chain.link import compare_metadata
+from vhdkit.chain.locate import Where, find_parent
+from vhdkit.errors import (
+    ChainError,
+    ChainLoopError,
+    CorruptImageError,
+    Corruption,
+    Finding,
+    Level,
+    ParentMismatchError,
+    ParentRefusedError,
+    UnsupportedImageError,
+    VhdError,
+)
+from vhdkit.format import unique_id
+from vhdkit.format.footer import DiskType
+from vhdkit.image.check import FileCheck, check_file
+from vhdkit.image.image import RawImage
+from vhdkit.image.journal import unfinished_merges
+from vhdkit.image.step import finish, pending
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.image.metadata import Metadata
+    from vhdkit.storage.seam import Folder, Storage
+
+CLEAN = 0
+NOT_CHECKED = 1
+CORRUPT = 2
+LEAKS = 3
+
+_NAMED = 5  # relatives that a message names; it counts the others
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What a check found.
+
+    `paths` are the files that were checked, leaf first. Where a rule is broken very often in one file, only the first
+    are among the `findings`; `counts` has all. `leaked_bytes` is space that nothing refers to, in `leaks` stretches.
+    """
+
+    paths: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    counts: Mapping[tuple[Corruption, Level], int]
+    leaks: int
+    leaked_bytes: int
+
+    @property
+    def path(self) -> str:
+        """The file that was asked about."""
+        return self.paths[0]
+
+    def count(self, level: Level) -> int:
+        """Return how often rules of a level were broken."""
+        return sum(number for (_, of), number in self.counts.items() if of is level)
+
+    @property
+    def not_checked(self) -> int:
+        """How many of the files are valid and of a kind that is not read here."""
+        return self.counts.get((Corruption.UNSUPPORTED, Level.ERROR), 0)
+
+    @property
+    def exit_code(self) -> int:
+        """As qemu-img's: 0 clean, 1 could not be checked, 2 corrupt, 3 space is lost and nothing worse."""
+        if self.count(Level.ERROR) > self.not_checked:
+            return CORRUPT
+        if self.not_checked:
+            return NOT_CHECKED
+        return LEAKS if self.leaked_bytes else CLEAN
+
+
+def check(
+    path: str,
+    *,
+    chain: bool = False,
+    deep: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    folder: Folder | None = None,
+    now: float | None = None,
+) -> CheckReport:
+    """Check an image, and with `chain` every image below it, how they fit, and who else reads through them.
+
+    `deep` reads all bitmaps and the data that they say are not there. Where parents may be is said as to `open_chain`;
+    it counts with `chain` only. `now` (Unix seconds) is what time stamps are held against. Nothing is raised for what
+    is wrong with a file.
+
+    Raises:
+        OSError: a file cannot be opened or read, so that nothing can be said.
+
+    """
+    place = folder or LocalFolder()
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
+    checker = _Checker(where, deep=deep, now=time.time() if now is None else now)
+    checker.check_leaf(place.real(path))
+    if chain:
+        checker.check_below()
+        checker.check_relatives()
+    return checker.report()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """A file of the chain that was checked; it is closed again."""
+
+    path: str
+    identity: tuple[int, int]
+    size: int
+    mtime: float
+    metadata: Metadata | None
+
+
+class _Checker:
+    """One check: the files so far, leaf first, and what was found in and between them."""
+
+    def __init__(self, where: Where, *, deep: bool, now: float) -> None:
+        self.where = where
+        self.deep = deep
+        self.now = now
+        self.layers: list[_Checked] = []
+        self.files: list[FileCheck] = []
+        self.findings: list[Finding] = []
+        self.parent_unused = where.parent is not None
+
+    def check_leaf(self, path: str) -> None:
+        storage = self.where.folder.open(path)
+        try:
+            self._check_storage(storage)
+        finally:
+            storage.close()
+
+    def check_below(self) -> None:
+        """Follow the parents for as long as they can be found, whatever is wrong with them."""
+        while (metadata := self.layers[-1].metadata) is not None and metadata.header is not None:
+            child = self.layers[-1]
+            if metadata.footer.disk_type is not DiskType.DIFFERENCING:
+                break
+            if len(self.layers) == chains.MAX_LAYERS:
+                message = f"the chain has more than {chains.MAX_LAYERS} layers"
+                self._note(Corruption.CHAIN_TOO_LONG, child.path, message, Level.ERROR)
+                break
+            if not self._check_parent(child, metadata):
+                return
+            parent = self.layers[-1]
+            odd = compare_metadata(metadata, parent.metadata, path=parent.path, size=parent.size, mtime=parent.mtime)
+            # That it names its own id as its parent's was said of the file already.
+            own = metadata.header.parent_unique_id == metadata.footer.unique_id
+            self.findings += (item for item in odd if not (own and item.corruption is Corruption.PARENT_ID_IS_OWN))
+        if self.parent_unused:
+            message = f"the parent given, {self.where.parent}, is none that any layer looks for"
+            self._note(Corruption.PARENT_ID_DIFFERS, self.layers[0].path, message, Level.ERROR)
+
+    def _check_parent(self, child: _Checked, metadata: Metadata) -> bool:
+        """Find, check and append the parent of a layer; return whether there is a link to it."""
+        where = self.where if self.parent_unused else replace(self.where, parent=None)
+        try:
+            found = find_parent(_Link(child.path, metadata), where, {layer.identity for layer in self.layers})
+        except ChainError as error:
+            rule = _rule_of(error)
+            self._note(rule, child.path, "\n  ".join([error.message, *map(str, error.candidates)]), Level.ERROR)
+            if isinstance(error.__cause__, VhdError):
+                # What has the parent's name and cannot be read is most likely the parent.
+                self._check_damaged(error.__cause__)
+            return False
+        except (CorruptImageError, UnsupportedImageError) as error:
+            return self._check_damaged(error)
+        with found.layer:
+            if found.was_explicit:
+                self.parent_unused = False
+            # That its own id for its parent is null was said of the child already.
+            self.findings += (item for item in found.findings if item.corruption is not Corruption.PARENT_ID_NULL)
+            self._check_storage(found.layer.storage, is_raw=isinstance(found.layer, RawImage))
+        return True
+
+    def _check_damaged(self, error: VhdError) -> bool:
+        """Check the file that an error speaks of; return whether it can be the next layer."""
+        known = {layer.path for layer in self.layers}
+        if not error.path or error.path in known:
+            return False
+        self.check_leaf(error.path)
+        self.parent_unused = self.parent_unused and error.path != self.where.folder.real(self.where.parent or "")
+        return self.layers[-1].metadata is not None
+
+    def _check_storage(self, storage: Storage, *, is_raw: bool = False) -> None:
+        metadata = None
+        size = storage.size()
+        self.findings += unfinished_merges(self.where.folder, [storage.path])
+        if not is_raw:
+            finished = finish(self.where.folder, storage.path)
+            self.findings += [finished] if finished is not None else []
+            patches = pending(self.where.folder, storage)
+            checked = check_file(storage, deep=self.deep, now=self.now, patches=patches)
+            self.files.append(checked)
+            metadata = checked.metadata
+        layer = _Checked(
+            path=storage.path,
+            identity=storage.identity,
+            size=size if metadata is None else metadata.footer.current_size,
+            mtime=storage.mtime,
+            metadata=metadata,
+        )
+        self.layers.append(layer)
+
+    def check_relatives(self) -> None:
+        """Tell who else reads through the files of the chain, and what else has the ids of its files."""
+        directories = dict.fromkeys(paths.dirname(layer.path) for layer in self.layers)
+        catalog = read_catalog(self.where.folder, directories, deep=False)
+        own = {layer.identity: layer for layer in self.layers}
+        children: dict[tuple[int, int], list[str]] = {}
+        by_id: dict[bytes, dict[tuple[int, int], str]] = {}
+        for layer in self.layers:
+            if layer.metadata is not None:
+                by_id.setdefault(layer.metadata.footer.unique_id, {})[layer.identity] = layer.path
+        for image in catalog.images.values():
+            if image.identity in own:
+                continue
+            for parent in catalog.parents_of(image):
+                children.setdefault(parent.identity, []).append(image.path)
+            if image.unique_id in by_id:
+                by_id[image.unique_id].setdefault(image.identity, image.path)
+        for layer in self.layers:
+            others = children.get(layer.identity, [])
+            if others:
+                message = f"other images read through it, and writing to it would spoil them: {_listed(others)}"
+                self._note(Corruption.SIBLINGS, layer.path, message, Level.INFO)
+        for key, files in by_id.items():
+            self._check_shared_id(key, list(files.values()))
+
+    def _check_shared_id(self, key: bytes, files: list[str]) -> None:
+        """A file without an id, or a child that has its parent's, was told of already."""
+        order = [layer.path for layer in self.layers]
+        is_link = len(files) == 2 and (files[0], files[1]) in pairwise(order)
+        if len(files) > 1 and key != unique_id.NULL and not is_link:
+            message = f"its id is also that of {_listed(files[1:])}: only names tell which of them is a child's parent"
+            self._note(Corruption.ID_SHARED, files[0], message, Level.WARNING)
+
+    def _note(self, corruption: Corruption, path: str, message: str, level: Level) -> None:
+        self.findings.append(Finding(corruption=corruption, path=path, message=message, level=level))
+
+    def report(self) -> CheckReport:
+        findings = [item for checked in self.files for item in checked.tally.findings] + self.findings
+        counts = Counter((item.corruption, item.level) for item in findings)
+        for checked in self.files:
+            for corruption, (level, number) in checked.tally.unlisted.items():
+                counts[corruption, level] += number
+        return CheckReport(
+            paths=tuple(layer.path for layer in self.layers),
+            findings=tuple(findings),
+            counts=dict(counts),
+            leaks=sum(checked.leaks.stretches for checked in self.files),
+            leaked_bytes=sum(checked.leaks.size for checked in self.files),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A checked layer as the search for a parent takes it, however damaged its blocks are."""
+
+    path: str
+    metadata: Metadata
+
+
+def _rule_of(error: ChainError) -> Corruption:
+    rules: list[tuple[type[ChainError], Corruption]] = [
+        (ChainLoopError, Corruption.CHAIN_LOOP),
+        (ParentRefusedError, Corruption.PARENT_REFUSED),
+        (ParentMismatchError, Corruption.PARENT_ID_DIFFERS),
+    ]
+    return next((rule for kind, rule in rules if isinstance(error, kind)), Corruption.PARENT_NOT_FOUND)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(paths.basename(name) for name in names[:_NAMED]) + more
