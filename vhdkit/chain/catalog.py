@@ -15,6 +15,7 @@ from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.metadata import Metadata, has_cookie, read_metadata
+from vhdkit.image.step import pending
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def read_entries(
             try:
                 if not looks_like_one and not has_cookie(storage):
                     continue
-                metadata = read_metadata(storage)
+                metadata = read_metadata(storage, patches=pending(folder, storage))
             finally:
                 storage.close()
         except (VhdError, OSError) as error:

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from vhdkit.chain.link import compare_link
 from vhdkit.chain.locate import Where, find_parent
-from vhdkit.errors import ChainError, Corruption, Finding, ParentMismatchError, ReadOnlyImageError
-from vhdkit.format import timestamp, unique_id
+from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
+from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image, Layer, open_image
+from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.metadata import read_metadata
+from vhdkit.image.step import finish, pending
 from vhdkit.image.transfer import read_extents
 from vhdkit.image.write import write_sectors
-from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def open_chain(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    lock: bool = True,
     folder: Folder | None = None,
 ) -> Chain:
     """Open an image and everything below it, every link verified by unique id.
@@ -60,25 +63,47 @@ def open_chain(
     layer further down that it fits. A raw parent is only taken if `parent` names it. With `writable` the leaf can be
     written; the other layers never are.
 
+    Until the chain is closed its files are held: shared, and the leaf exclusively if it can be written. They are locked
+    before their tables are read. With `lock` false nobody is asked, and what others change meanwhile is read half old
+    and half new.
+
     Raises:
+        ImageInUseError: another program, or another chain of this one, holds a layer so that both cannot be.
         CorruptImageError, UnsupportedImageError: a layer is no VHD that can be read safely.
         ParentNotFoundError, ParentMismatchError, ParentRefusedError, ChainLoopError: a parent cannot be had.
         ReadOnlyImageError: the leaf should be written and may not be.
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
-    leaf = open_image(path, writable=writable, folder=place)
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent, lock=lock)
+    finished = finish(place, place.real(path))
+    leaf = open_image(path, writable=writable, exclusive=writable if lock else None, folder=place)
     layers: list[Layer] = [leaf]
     try:
         if writable:
             _check_leaf(leaf)
-        findings = _open_parents(layers, where)
+        findings = (
+            *([finished] if finished else []),
+            *_open_parents(layers, where),
+            *unfinished_merges(place, [layer.path for layer in layers]),
+        )
+        if writable:
+            _refuse_undo_image(layers, place)
     except BaseException:
         for layer in layers:
             layer.close()
         raise
     return Chain(layers, findings)
+
+
+def _refuse_undo_image(layers: Sequence[Layer], folder: Folder) -> None:
+    """An undo image must stay what the merge has made it."""
+    leaf, below = layers[0], layers[1:2]
+    journal = read_journal(folder, below[0].path) if below else None
+    if journal is None or journal.begin is None or journal.dropping or not isinstance(leaf, Image):
+        return
+    if journal.begin.undo_id == leaf.unique_id.hex():
+        raise ReadOnlyImageError(f"it is kept for taking back a merge: {journal.say()}", path=leaf.path)
 
 
 def _check_leaf(leaf: Image) -> None:
@@ -102,7 +127,9 @@ def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
         explicit = None if explicit_used else where.parent
         found = find_parent(child, replace(where, parent=explicit), identities)
         findings += found.findings
-        findings += _compare(child, found.layer)
+        if not where.lock:
+            findings += filter(None, [finish(where.folder, found.layer.path)])
+        findings += compare_link(child.metadata, found.layer)
         explicit_used |= found.was_explicit
         layers.append(found.layer)
         identities.add(found.layer.storage.identity)
@@ -118,7 +145,7 @@ def _refuse_unused(leaf: Layer, where: Where) -> None:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
     storage = where.folder.open(where.folder.real(where.parent or ""))
     with Layer(storage, 0, ""):
-        found = read_metadata(storage).footer.unique_id
+        found = read_metadata(storage, patches=pending(where.folder, storage)).footer.unique_id
     creator = leaf.footer.creator_application
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.display(found, creator)}, which no layer"
@@ -127,29 +154,6 @@ def _refuse_unused(leaf: Layer, where: Where) -> None:
         expected=leaf.header.parent_unique_id,
         found=found,
     )
-
-
-def _compare(child: Image, parent: Layer) -> Iterator[Finding]:
-    """Yield what does not fit between a child and its parent without keeping it from being read."""
-    header = child.header
-    if header is None:
-        return
-    if child.size != parent.size:
-        name = paths.basename(parent.path)
-        message = f"its disk has {child.size} bytes, that of its parent {name} {parent.size}"
-        yield Finding(corruption=Corruption.PARENT_SIZE, path=child.path, message=message)
-    if not isinstance(parent, Image):
-        return
-    if child.unique_id == parent.unique_id and child.unique_id != unique_id.NULL:
-        message = "it has the same id as its parent, as some makers give to files of one second"
-        yield Finding(corruption=Corruption.PARENT_ID_IS_OWN, path=child.path, message=message)
-    stored = header.parent_timestamp
-    stamps = (parent.footer.timestamp, timestamp.from_unix(parent.storage.mtime))
-    # FAT keeps even seconds; a daylight-saving hour is a known quirk (reference 2.6).
-    if stored and not any(min(abs(stored - stamp), abs(abs(stored - stamp) - 3600)) <= 2 for stamp in stamps):
-        remembered, made, changed = (timestamp.to_datetime(stamp).isoformat() for stamp in (stored, *stamps))
-        message = f"it remembers its parent as of {remembered}; the parent was made {made}, last changed {changed}"
-        yield Finding(corruption=Corruption.PARENT_TIMESTAMP, path=child.path, message=message)
 
 
 class Chain:

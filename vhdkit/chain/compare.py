@@ -48,11 +48,12 @@ def compare(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    lock: bool = True,
     folder: Folder | None = None,
 ) -> Comparison:
     """Compare the views of two images through their chains; a file without any footer is taken as raw.
 
-    Only what either holds is read. `parent` is the parent of the first.
+    Only what either holds is read. `parent` is the parent of the first; `lock` is as in `open_chain`.
 
     Raises:
         VhdError, OSError: one of them cannot be read.
@@ -60,8 +61,8 @@ def compare(
     """
     place = folder or LocalFolder()
     with (
-        _open_view(path_a, search, parent_map or {}, parent, place) as a,
-        _open_view(path_b, search, parent_map or {}, None, place) as b,
+        _open_view(path_a, search, parent_map or {}, parent, place, lock=lock) as a,
+        _open_view(path_b, search, parent_map or {}, None, place, lock=lock) as b,
     ):
         first = first_difference(a, b)
         return Comparison(equal=first is None, first_difference=first, size_a=_length(a), size_b=_length(b))
@@ -93,16 +94,16 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
 
 
 def _open_view(
-    path: str, search: Sequence[str], parent_map: Mapping[str, str], parent: str | None, folder: Folder
+    path: str, search: Sequence[str], parent_map: Mapping[str, str], parent: str | None, folder: Folder, *, lock: bool
 ) -> Chain:
     try:
-        return open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=folder)
+        return open_chain(path, search=search, parent_map=parent_map, parent=parent, lock=lock, folder=folder)
     except CorruptImageError as error:
         if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
             raise
         if error.path != folder.real(path):
             raise
-    return open_raw(path, folder)
+    return open_raw(path, folder, lock=lock)
 
 
 def _length(chain: Chain) -> int:

@@ -47,11 +47,12 @@ def convert(
     stamp: int | None = None,
     unique_id: bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
+    lock: bool = True,
     folder: Folder | None = None,
 ) -> int:
     """Write what `source` shows through its chain to a new file: "raw", "fixed" or "dynamic"; return its size.
 
-    `progress` is called with (bytes done, bytes to look at).
+    `progress` is called with (bytes done, bytes to look at); `lock` is as in `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
@@ -62,7 +63,7 @@ def convert(
     if output_format not in {"raw", "fixed", "dynamic"}:
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
     place = folder or LocalFolder()
-    with open_chain(source, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
+    with open_chain(source, search=search, parent_map=parent_map, parent=parent, lock=lock, folder=place) as chain:
         if output_format == "dynamic":
             leaf = chain.leaf
             block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
@@ -183,6 +184,13 @@ def _write_nonzero(storage: Storage, offset: int, data: NDArray[np.uint8]) -> No
         storage.write_at(offset + whole, data[whole:].data)
 
 
-def open_raw(path: str, folder: Folder) -> Chain:
-    """Open a file as nothing but a disk's content."""
-    return Chain([RawImage(folder.open(folder.real(path)))])
+def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:
+    """Open a file as nothing but a disk's content, and hold it for reading."""
+    storage = folder.open(folder.real(path))
+    try:
+        if lock:
+            storage.lock(exclusive=False)
+        return Chain([RawImage(storage)])
+    except BaseException:
+        storage.close()
+        raise

@@ -15,7 +15,7 @@ the search folders.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.chain import names
 from vhdkit.chain.catalog import read_entries
@@ -35,6 +35,7 @@ from vhdkit.errors import (
 from vhdkit.format import unique_id
 from vhdkit.image.image import Image, Layer, RawImage
 from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.image.step import finish, pending
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -48,12 +49,30 @@ _AMBIGUOUS = "has the right id, and so have others; choose with --parent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Where parents may be looked for: the caller's permissions, with paths as the folder understands them."""
+    """Where parents may be looked for: the caller's permissions, with paths as the folder understands them.
+
+    With `lock` the parent that is found is held, shared; what is only looked at on the way never is.
+    """
 
     folder: Folder
     search: tuple[str, ...] = ()
     parent_map: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
+    lock: bool = False
+
+
+class Child(Protocol):
+    """What a search has to know of the image whose parent it looks for; an open `Image` is one."""
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        ...
+
+    @property
+    def metadata(self) -> Metadata:
+        """What it says of itself and its parent."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +84,14 @@ class Found:
     was_explicit: bool
 
 
-def find_parent(child: Image, where: Where, above: Collection[tuple[int, int]]) -> Found:
+def find_parent(child: Child, where: Where, above: Collection[tuple[int, int]]) -> Found:
     """Open the parent of a differencing image; `above` are the identities of the chain's files so far.
 
     Raises:
         ParentNotFoundError, ParentMismatchError, ParentRefusedError: with every candidate and why it was not taken.
         ChainLoopError: the image named as the parent is part of the chain already.
         CorruptImageError, UnsupportedImageError: the parent was found, and cannot be read.
+        ImageInUseError: the parent was found, is to be locked, and somebody writes to it.
 
     """
     return _Search(child, where, above).run()
@@ -80,7 +100,7 @@ def find_parent(child: Image, where: Where, above: Collection[tuple[int, int]]) 
 class _Search:
     """One search: it gathers the candidates that were not taken."""
 
-    def __init__(self, child: Image, where: Where, above: Collection[tuple[int, int]]) -> None:
+    def __init__(self, child: Child, where: Where, above: Collection[tuple[int, int]]) -> None:
         self.child = child
         self.where = where
         self.folder = where.folder
@@ -92,7 +112,7 @@ class _Search:
         self.mismatched: bytes | None = None
         self.damaged: VhdError | None = None
         self.unreadable: VhdError | None = None
-        header = child.header
+        header = child.metadata.header
         self.wanted = header.parent_unique_id if header is not None else unique_id.NULL
         self.searched = [self.folder.real(path) for path in where.search]
         self.roots = [self.directory, *self.searched]
@@ -121,18 +141,15 @@ class _Search:
         storage = self.folder.open(clue.path)
         try:
             metadata = self._metadata_or_raw(storage)
-            layer: Layer | None = None
-            if metadata is None and self.wanted == unique_id.NULL:
-                layer = RawImage(storage)
-            elif metadata is None:
+            found = unique_id.NULL if metadata is None else metadata.footer.unique_id
+            if found == self.wanted:
+                findings: list[Finding] = []
+                layer = self._layer(storage, metadata, findings)
+                return Found(layer=layer, findings=tuple(findings), was_explicit=True)
+            if metadata is None:
                 self._reject(clue, "it is a raw file, and the parent has an id")
-            elif metadata.footer.unique_id == self.wanted:
-                layer = Image(storage, metadata)
             else:
-                self._reject(clue, self._mismatch(metadata.footer.unique_id))
-            if layer is not None:
-                self._refuse_loop(storage)
-                return Found(layer=layer, findings=(), was_explicit=True)
+                self._reject(clue, self._mismatch(found))
         except BaseException:
             storage.close()
             raise
@@ -141,7 +158,7 @@ class _Search:
 
     def _metadata_or_raw(self, storage: Storage) -> Metadata | None:
         try:
-            return read_metadata(storage)
+            return read_metadata(storage, patches=pending(self.folder, storage))
         except CorruptImageError as error:
             if error.corruption in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
                 self.unreadable = error
@@ -175,18 +192,18 @@ class _Search:
         return Clue(here, clue.origin, derived)
 
     def _may_list(self, directory: str, roots: list[str]) -> bool:
-        return _is_allowed(paths.normpath(directory), roots) and _is_allowed(self.folder.real(directory), roots)
+        return is_below(paths.normpath(directory), roots) and is_below(self.folder.real(directory), roots)
 
     def _try(self, clue: Clue, roots: list[str]) -> tuple[Storage, Metadata] | None:
         """Open a candidate if it is allowed, is there, is a VHD and has the right id."""
         # First by its text alone: even asking the system about a path outside can wake an automounter.
         real = paths.normpath(clue.path)
-        if _is_allowed(paths.dirname(real), roots):
+        if is_below(paths.dirname(real), roots):
             real = self.folder.real(clue.path)
         if real in self.seen:
             return None
         self.seen.add(real)
-        if not _is_allowed(paths.dirname(real), roots):
+        if not is_below(paths.dirname(real), roots):
             self.refused = True
             option = f"--search {self.folder.display(paths.dirname(real))}"
             self._reject(clue, f"outside of the folders allowed; {option} would allow it")
@@ -207,7 +224,7 @@ class _Search:
         if clue.derived and storage.identity in self.above:
             return None
         try:
-            metadata = read_metadata(storage)
+            metadata = read_metadata(storage, patches=pending(self.folder, storage))
         except VhdError as error:
             self.damaged = self.damaged or error
             self._reject(clue, str(error))
@@ -252,7 +269,6 @@ class _Search:
         return None
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
-        self._refuse_loop(storage)
         findings = []
         expected = {paths.basename(path) for path in names.named_paths(self.child.metadata, "")}
         if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
@@ -262,14 +278,27 @@ class _Search:
             message = "it remembers a null id, so that only the name says that this is its parent"
             findings.append(self._finding(Corruption.PARENT_ID_NULL, message))
         try:
-            return Found(layer=Image(storage, metadata), findings=tuple(findings), was_explicit=False)
+            layer = self._layer(storage, metadata, findings)
+            return Found(layer=layer, findings=tuple(findings), was_explicit=False)
         except BaseException:
             storage.close()
             raise
 
+    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding]) -> Layer:
+        """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
+        self._refuse_loop(storage)
+        if self.where.lock:
+            finished = finish(self.folder, storage.path)
+            findings += [finished] if finished else []
+            storage.lock(exclusive=False)
+            if metadata is not None:
+                metadata = read_metadata(storage, patches=pending(self.folder, storage))
+                if metadata.footer.unique_id != self.wanted:
+                    raise ChainError("it was given another id while it was opened; try again", path=storage.path)
+        return RawImage(storage) if metadata is None else Image(storage, metadata)
+
     def _refuse_loop(self, storage: Storage) -> None:
         if storage.identity in self.above:
-            storage.close()
             message = f"its parent {storage.path} is part of the chain above it: the chain is a loop"
             raise ChainLoopError(message, path=self.child.path, candidates=tuple(self.candidates))
 
@@ -284,7 +313,7 @@ class _Search:
         return f"its id is {self._shown(found)}, expected {self._shown(self.wanted)}"
 
     def _shown(self, value: bytes) -> str:
-        return unique_id.display(value, self.child.footer.creator_application)
+        return unique_id.display(value, self.child.metadata.footer.creator_application)
 
     def _failure(self) -> ChainError:
         for clue in names.texts(self.child.metadata):
@@ -319,6 +348,6 @@ class _Search:
         return error
 
 
-def _is_allowed(directory: str, roots: list[str]) -> bool:
+def is_below(directory: str, roots: list[str]) -> bool:
     """Whether a directory, links already followed, is one of the roots or below one."""
     return any((directory + paths.sep).startswith(root.rstrip(paths.sep) + paths.sep) for root in roots)

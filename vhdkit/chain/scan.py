@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.image.journal import unfinished_merges
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vhdkit.errors import VhdError
+    from vhdkit.errors import Finding, VhdError
     from vhdkit.image.metadata import Metadata
     from vhdkit.storage.seam import Folder
 
@@ -41,7 +42,8 @@ class Scan:
 
     `bases` are images that need no parent, with everything above them; `orphans` need one that is not there, or is
     there several times so that none can be chosen (`ambiguous` has the choices by the orphan's path); `duplicates` are
-    files that share an id; `unreadable` files look like images and cannot be read.
+    files that share an id; `unreadable` files look like images and cannot be read; `unfinished` tells of
+    merges that were begun and not finished.
     """
 
     bases: tuple[ScannedImage, ...]
@@ -49,6 +51,7 @@ class Scan:
     ambiguous: Mapping[str, tuple[str, ...]]
     duplicates: Mapping[bytes, tuple[str, ...]]
     unreadable: Mapping[str, VhdError | OSError]
+    unfinished: tuple[Finding, ...]
 
 
 def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = None) -> Scan:
@@ -63,10 +66,10 @@ def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = 
     place = folder or LocalFolder()
     place.check_directory(directory)
     catalog = read_catalog(place, [directory, *search])
-    return arrange(catalog)
+    return arrange(catalog, tuple(unfinished_merges(place, catalog.images)))
 
 
-def arrange(catalog: Catalog) -> Scan:
+def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
     """Turn a catalog into family trees."""
     children: dict[str, list[Cataloged]] = {}
     roots: list[Cataloged] = []
@@ -89,6 +92,7 @@ def arrange(catalog: Catalog) -> Scan:
         ambiguous=ambiguous,
         duplicates=_duplicates(catalog),
         unreadable=dict(catalog.unreadable),
+        unfinished=unfinished,
     )
 
 
