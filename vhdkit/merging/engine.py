@@ -1,75 +1,71 @@
 """Carrying out a merge plan.
 
-**Order**, with what a power cut leaves; the sources stay linked until 7, so that what is read through them is the
-same at every instant:
+**Order**, with what a power cut leaves; the sources stay linked until 8, so that what is read through them is the same
+at every instant:
 
- 1 the chain is opened again and held against the plan; nothing written yet
- 2 room: the space of holes that will be filled is reserved; the footer is written at the new end, sync, and the
-   space before it reserved (unused space)
- 3 a longer BAT if the disk grows (see `growth`)
- 4 payload: sectors in place, new blocks with their bitmaps, sync (sectors that a source hides; unreferenced blocks)
- 5 bitmaps of blocks that were there, BAT entries of new ones, sync (the same sectors, owned twice)
- 6 the disk's new size if it grows, sync
- 7 the children of the topmost source are relinked, each synced; and so is that source itself, if layers between it
-   and the destination are to go: it reads the same over either
- 8 the sources are removed, those in the middle first, folders synced
+ 1 every file is opened, locked and held against the plan; nothing written yet
+ 2 journal, sync, folder sync (a journal of a merge that has not begun)
+ 3 room: the undo image, synced with its name; the space of holes that will be filled; the footer at the new end, sync,
+   and the space before it taken and clean, sync (unused space). The journal says so
+ 4 a longer BAT if the disk grows (see `growth`); the destination's other children relinked to the undo image
+ 5 payload: sectors in place, new blocks with their bitmaps, sync (sectors that a source hides; unreferenced blocks);
+   with an undo image, what they overwrite is durable there first
+ 6 bitmaps of blocks that were there, BAT entries of new ones, sync (the same sectors, owned twice)
+ 7 the disk's new size if it grows, sync; the journal says that the merge is complete, and what is to be relinked
+ 8 the children of the topmost source are relinked, each in one step (see `image.step`)
+ 9 the sources are removed, leaf first, folders synced; then the journal, its folder synced. With an undo image both are
+   kept until it is dropped
 
-4 and 5 alternate in checkpoints, so that memory does not depend on the size of the merge. Running a merge again that
-was cut off before 8 copies the same sectors to the same places.
+5 and 6 alternate in checkpoints, after each of which the journal's mark follows. A merge that was cut off is run again
+with the same command: it goes on at the mark, and ends in the same bytes.
 """
 
 from __future__ import annotations
 
-import errno
 import time
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain
 from vhdkit.chain.export import write_dynamic
-from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError
-from vhdkit.image.image import Image, Layer, Placement, RawImage, open_image
-from vhdkit.merging.growth import finish, grow_table
+from vhdkit.errors import JournalError, MergeCancelled, VerificationError
+from vhdkit.image.journal import JournalWriter, RelinkState, journal_path, read_journal
+from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
+from vhdkit.merging.growth import finish, grow_table, write_footers
+from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.mover import Mover
-from vhdkit.merging.relatives import find_relatives
-from vhdkit.merging.relink import Relink, apply_relink, check_relink
-from vhdkit.merging.survey import moves, states, target_of
+from vhdkit.merging.pace import Pace, Phase
+from vhdkit.merging.plan import Resume
+from vhdkit.merging.relink import apply_patches, relink_patches
+from vhdkit.merging.resume import file_state
+from vhdkit.merging.trouble import explained, note_how_it_stands
+from vhdkit.merging.undo import Saver, create_undo, forget_half_made
+from vhdkit.merging.verify import view_digest
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.machine import this_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from vhdkit.merging.plan import LayerState, MergePlan
-    from vhdkit.storage.seam import Folder
-
-_NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-class Phase(StrEnum):
-    """What a merge is doing."""
-
-    RESERVING = "reserving"
-    COPYING = "copying"
-    FINISHING = "finishing"
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder, Storage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How far a merge is: bytes of payload done and in all."""
-
-    phase: Phase
-    bytes_done: int
-    bytes_total: int
+_MARKS = 4096
+_MARK_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
-    """What a merge did. Sizes in bytes, paths absolute, sources leaf first."""
+    """What a merge did. Sizes in bytes, paths absolute, sources leaf first; `undo` is the undo image, "" without one.
+
+    `bytes_copied` is what this run copied, `resumed` whether an earlier one had begun.
+    """
 
     sources: tuple[str, ...]
     destination: str
@@ -79,21 +75,31 @@ class MergeResult:
     seconds: float
     removed: tuple[str, ...]
     relinked: tuple[str, ...]
+    undo: str
+    resumed: bool
 
 
 def merge(
     plan: MergePlan,
     *,
     progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+    rate: int | None = None,
     folder: Folder | None = None,
 ) -> MergeResult:
     """Do what the plan says; see the module for the order of writes.
 
+    It stops between two writes when `cancel` is set (a `threading.Event`), or when `progress` raises `MergeCancelled`;
+    `rate` is the most bytes of payload a second. However it ends, the same plan made anew goes on.
+
     Raises:
         MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
             notes on it), or a file changed since it was made. Nothing was written.
-        NotEnoughSpaceError: the space could not be reserved. No sector was changed.
-        OSError: a file failed under way. The leaf reads as before; the same merge can be run again.
+        ImageInUseError: another process holds one of the files. Nothing was written.
+        NotEnoughSpaceError: the space could not be had. The leaf reads as before.
+        MergeCancelled: it was stopped. The leaf reads as before.
+        VerificationError: the destination does not read as the leaf. No source was removed.
+        OSError: a file failed under way. The leaf reads as before.
 
     """
     place = folder or LocalFolder()
@@ -104,217 +110,294 @@ def merge(
                 first.add_note(note)
         raise first
     begun = time.monotonic()
-    report = _Reporter(plan, progress)
-    relinked: list[str] = []
-    removed: list[str] = []
+    pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate)
     if plan.is_new_file:
-        size = _write_new_file(plan, place, report)
+        size = _write_new_file(plan, place, pace)
+        relinked: tuple[str, ...] = ()
+        removed: tuple[str, ...] = ()
     else:
-        with _noting("The chain reads as before the merge; the same command starts it again."):
-            size = _fold(plan, place, report)
-            relinked = _relink(plan, place)
-        with _noting(
-            f"The merge is complete and durable in {plan.destination}; only sources were still to be removed."
-        ):
-            _skip_middle(plan, place)
-            removed = _remove(plan, place)
+        with MergeFiles(plan, place) as files:
+            relinked, removed = _Merge(plan, place, files, pace).run()
+            size = files.destination.storage.size()
+    journal = plan.journal
+    undo = plan.undo.path if plan.undo is not None else ""
+    if journal is not None and journal.begin is not None and journal.begin.undo and not journal.dropping:
+        undo = journal.resolve(journal.begin.undo)
     return MergeResult(
         sources=plan.sources,
         destination=plan.destination,
-        bytes_copied=plan.payload_bytes,
+        bytes_copied=plan.payload_bytes - plan.bytes_done,
         blocks_added=len(plan.blocks_added),
         destination_size=size,
         seconds=time.monotonic() - begun,
-        removed=tuple(removed),
-        relinked=tuple(relinked),
+        removed=removed,
+        relinked=relinked,
+        undo=undo,
+        resumed=plan.resume is not None,
     )
 
 
-@contextmanager
-def _noting(text: str) -> Iterator[None]:
-    """Tell whoever cuts a merge off, or what does, how things stand."""
-    try:
-        yield
-    except (KeyboardInterrupt, OSError) as error:
-        error.add_note(text)
-        raise
-
-
-class _Reporter:
-    """Turns the engine's steps into the caller's progress."""
-
-    def __init__(self, plan: MergePlan, progress: Callable[[Progress], None] | None) -> None:
-        self.total = plan.payload_bytes
-        self.done = 0
-        self.progress = progress
-
-    def say(self, phase: Phase) -> None:
-        if self.progress is not None:
-            self.progress(Progress(phase=phase, bytes_done=self.done, bytes_total=self.total))
-
-    def add(self, count: int) -> None:
-        self.done = min(self.total, self.done + count)
-        self.say(Phase.COPYING)
-
-
-def _open_planned(plan: MergePlan, folder: Folder) -> Chain:
-    """Open the files of the plan, whose links it has verified, and hold them against what was planned for."""
-    layers: list[Layer] = []
-    try:
-        for state in plan.layers:
-            is_raw = not state.unique_id
-            layers.append(RawImage(folder.open(state.path)) if is_raw else open_image(state.path, folder=folder))
-        chain = Chain(layers)
-        if states(chain) != plan.layers:
-            raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
-    except BaseException:
-        for layer in layers:
-            layer.close()
-        raise
-    return chain
-
-
-def _write_new_file(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
-    with _open_planned(plan, folder) as chain:
+def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
+    with open_planned(plan, folder) as chain:
 
         def advance(done: int, total: int) -> None:
-            report.done = report.total * done // max(1, total)
-            report.say(Phase.COPYING)
+            pace.add(pace.total * done // max(1, total) - pace.done)
 
         return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=advance)
 
 
-def _fold(plan: MergePlan, folder: Folder, report: _Reporter) -> int:
-    """Steps 1 to 6; return the size of the destination's file."""
-    depth = len(plan.sources)
-    with (
-        _open_planned(plan, folder) as chain,
-        open_image(plan.destination, writable=True, folder=folder) as destination,
-    ):
-        if destination.storage.identity != chain.layers[depth].storage.identity:
-            raise MergeError("the destination was replaced since the merge was planned", path=plan.destination)
-        if find_relatives(chain, depth, folder, plan.search) != plan.relatives:
-            raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
-        for relink in plan.relinks:
-            check_relink(folder, relink)
-        target = target_of(chain.layers, depth)
-        report.say(Phase.RESERVING)
-        mover = Mover(chain.layers, destination, plan.blocks_added, report.add)
-        if destination.storage.allocated_size < destination.storage.size():
-            _reserve_holes(plan, mover, chain, destination)
-        place = _make_room(plan, destination)
-        if plan.growth is not None:
-            grow_table(destination, plan.growth, place.offsets(np.arange(plan.blocks_moved)))
-        mover.place_added(place, plan.blocks_moved)
-        for writes, wipes in moves(chain.layers, depth, target):
-            mover.move(writes, wipes)
-        report.say(Phase.FINISHING)
+class _Marks:
+    """Writes the journal's mark, not after every checkpoint: the marks of a merge of terabytes must not fill a disk."""
+
+    def __init__(self, plan: MergePlan, writer: JournalWriter, destination: Storage) -> None:
+        self.writer = writer
+        self.destination = destination
+        self.before = self.last = plan.bytes_done
+        self.step = plan.payload_bytes // _MARKS
+        self.time = time.monotonic()
+
+    def durable(self, stop: int, size: int) -> None:
+        """Take note that the disk is durable up to `stop`, after `size` bytes of this run."""
+        done, now = self.before + size, time.monotonic()
+        if done - self.last >= self.step or now - self.time >= _MARK_SECONDS:
+            self.writer.write("mark", offset=stop, bytes=done, mtime=self.destination.mtime)
+            self.last, self.time = done, now
+
+
+class _Merge:
+    """One run of a merge over files that are open and locked."""
+
+    def __init__(self, plan: MergePlan, folder: Folder, files: MergeFiles, pace: Pace) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.files = files
+        self.pace = pace
+        self.layers = files.chain.layers
+        self.depth = len(plan.sources)
+        self.destination = files.destination
+        self.view = ""
+        self.writer: JournalWriter | None = None
+
+    def run(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Do it; return the children that were relinked and the sources that were removed."""
+        try:
+            self.writer = self._open_journal()
+            if self.plan.resume is not Resume.FINISHES:
+                self._fold(self.writer)
+                self._complete(self.writer)
+            elif self.plan.relinks:
+                # Children that the topmost source has got since the merge was complete.
+                self._write_merged(self.writer, self.writer.journal.relinks or ())
+            return self._change_names(self.writer)
+        except BaseException as error:
+            self._stop(error)
+            told = explained(error, self.plan, self.folder)
+            note_how_it_stands(told, self.plan, self.writer.journal if self.writer else None)
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            if self.writer is not None:
+                self.writer.close()
+
+    # The journal
+
+    def _open_journal(self) -> JournalWriter:
+        """Step 2."""
+        now, known = read_journal(self.folder, self.plan.destination), self.plan.journal
+        if (now.checksum if now is not None else "") != (known.checksum if known is not None else ""):
+            raise JournalError("another merge of it went on since this one was planned", path=self.plan.destination)
+        if self.plan.resume is Resume.FINISHES and known is not None:
+            return JournalWriter.append(self.folder, known)
+        if self.plan.resume is Resume.CONTINUES and known is not None and known.begin is not None:
+            self.view = known.begin.view
+        if self.plan.verify and not self.view:
+            self.pace.say(Phase.VERIFYING)
+            self.view = view_digest(self.layers, self.pace.check)
+        if known is None:
+            return self._begin(JournalWriter.create(self.folder, self.plan.destination))
+        writer = JournalWriter.append(self.folder, known)
+        return self._begin(writer) if self.plan.resume is Resume.RESTARTS else writer
+
+    def _begin(self, writer: JournalWriter) -> JournalWriter:
+        plan, journal = self.plan, writer.journal
+        self.writer = writer
+        pid, host = this_process()
+        files = [asdict(file_state(layer, journal)) for layer in self.layers]
+        fields: dict[str, object] = {
+            "version": 1,
+            "job": str(uuid.uuid4()) if journal.begin is None else journal.begin.job,
+            "started": time.time(),
+            "pid": pid,
+            "host": host,
+            "sources": files[: self.depth],
+            "destination": files[self.depth],
+            "below": files[self.depth + 1 :],
+            "keep_sources": plan.keep_sources,
+            "relink_siblings": plan.relink_siblings,
+            "undo": journal.relative(plan.undo.path) if plan.undo is not None else "",
+            "undo_id": plan.undo.unique_id.hex() if plan.undo is not None else "",
+            "view": self.view,
+            "payload_bytes": plan.payload_bytes,
+            "first": plan.place.first,
+            "stride": plan.place.stride,
+            "moved": plan.blocks_moved,
+            "added": len(plan.blocks_added),
+            "file_end": plan.file_end,
+            "growth": plan.growth.to_record() if plan.growth is not None else None,
+            "footer": self.destination.footer.to_bytes().hex(),
+            "virtual_size": plan.virtual_size_before,
+            "plan": plan.digest,
+        }
+        if journal.begin is not None:
+            # What was there before the first run is what a roll-back restores.
+            fields["footer"] = journal.begin.footer
+        writer.write("begin", **fields)
+        self.folder.sync(paths.dirname(journal.path))
+        return writer
+
+    def _stop(self, error: BaseException) -> None:
+        """Leave a word of why; and nothing at all where nothing was changed yet."""
+        writer = self.writer
+        if writer is None:
+            with suppress(OSError):
+                path = journal_path(self.plan.destination)
+                now = read_journal(self.folder, self.plan.destination)
+                if now is not None and now.begin is None and self.plan.journal is None:
+                    self.folder.remove(path)
+            return
+        with suppress(OSError):
+            if writer.journal.reserved or self.plan.journal is not None:
+                is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
+                reason = "cancelled" if is_asked else str(error) or type(error).__name__
+                storage = self.destination.storage
+                writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime])
+                return
+            if self.plan.undo is not None and self.plan.undo.size_before == 0 and self.files.made_undo:
+                self.folder.remove(self.plan.undo.path)
+            self.folder.remove(writer.journal.path)
+            self.folder.sync(paths.dirname(writer.journal.path))
+
+    # The sectors
+
+    def _fold(self, writer: JournalWriter) -> None:
+        """Steps 3 to 6, and the disk's new size."""
+        plan, destination = self.plan, self.destination
+        self.pace.say(Phase.RESERVING)
+
+        marks = _Marks(plan, writer, destination.storage)
+        again = plan.resume is not None
+        mover = Mover(self.layers, destination, plan.blocks_added, self.pace.add, marks.durable, again=again)
+        saver = self._open_undo(writer)
+        try:
+            self._make_room(mover, writer)
+            if plan.growth is not None and not writer.journal.grown:
+                grow_table(self.folder, destination, plan.growth, plan.place.offsets(np.arange(plan.blocks_moved)))
+                writer.write("grown")
+            self._relink_siblings()
+            mover.place_added(plan.place, plan.blocks_moved)
+            target = target_of(self.layers, self.depth, plan.virtual_size_before)
+            for writes, wipes, stop in moves(self.layers, self.depth, target, plan.mark):
+                if saver is not None:
+                    saver.save(writes, wipes, stop)
+                mover.move(writes, wipes, stop)
+        finally:
+            if saver is not None:
+                saver.close()
+        self.pace.say(Phase.FINISHING)
         mover.checkpoint()
         destination.sync()
-        if plan.grows:
+        self.pace.check()
+        if plan.virtual_size_before < plan.virtual_size:
             finish(destination, plan.virtual_size)
-        _check_before_finishing(plan, chain, destination, folder)
-        return destination.storage.size()
+        elif plan.resume is not None and not destination.is_fixed:
+            # An earlier run may have given the disk its size, and lost one of the footers that say so.
+            write_footers(destination)
 
+    def _open_undo(self, writer: JournalWriter) -> Saver | None:
+        plan, journal = self.plan.undo, writer.journal
+        if plan is None or journal.begin is None:
+            return None
+        forget_half_made(self.folder, plan, journal.begin.job)
+        if plan.size_before == 0:
+            create_undo(self.folder, plan, self.destination, journal.begin.job)
+            self.files.made_undo = True
 
-def _check_before_finishing(plan: MergePlan, chain: Chain, destination: Image, folder: Folder) -> None:
-    """Hold the family against the plan once more: what follows goes by names, and takes files away."""
-    kept = "the sectors were merged, and no source was removed or relinked; look at the files and merge again"
-    depth = len(plan.sources)
-    for state in plan.layers[:depth]:
-        if not _is_unchanged(state, folder):
-            raise MergeError(f"it was changed or replaced while it was merged: {kept}", path=state.path)
-    if _identity(plan.destination, folder) != destination.storage.identity:
-        raise MergeError(f"it was replaced while it was merged into: {kept}", path=plan.destination)
-    if find_relatives(chain, depth, folder, plan.search) != plan.relatives:
-        raise MergeError(f"other images of its family came or went during the merge: {kept}", path=chain.path)
+        def durable(stop: int) -> None:
+            writer.write("saved", offset=stop)
 
+        return Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.pace.slow)
 
-def _is_unchanged(state: LayerState, folder: Folder) -> bool:
-    try:
-        storage = folder.open(state.path)
-    except OSError:
-        return False
-    now = (storage.identity, storage.size(), storage.mtime)
-    storage.close()
-    return now == (state.identity, state.file_size, state.mtime)
+    def _make_room(self, mover: Mover, writer: JournalWriter) -> None:
+        """Step 3 for the destination; what an earlier run has reserved is only held to be so."""
+        plan, destination = self.plan, self.destination
+        storage = destination.storage
+        if storage.allocated_size < storage.size():
+            target = target_of(self.layers, self.depth, plan.virtual_size_before)
+            mover.place_added(plan.place, plan.blocks_moved)
+            for writes, wipes, _ in moves(self.layers, self.depth, target, plan.mark):
+                for offset, length in mover.places_in_old_blocks(writes, wipes):
+                    self.pace.check()
+                    storage.reserve(offset, length)
+        if writer.journal.reserved:
+            return
+        if not destination.is_fixed:
+            count = plan.blocks_moved + len(plan.blocks_added)
+            used_end = plan.place.at(count) if count else destination.data_end
+            destination.extend_to(plan.file_end, used_end, reserve=True, sync=True)
+            # What lay where the blocks go is zeros now: said only when that is durable, for it is never done again.
+            destination.sync()
+        writer.write("reserved")
 
+    def _relink_siblings(self) -> None:
+        """Step 4: the undo image holds nothing yet, so that its children read as before."""
+        for relink in self.plan.sibling_relinks:
+            child = self.files.child(relink.child)
+            patches = relink_patches(child, relink, parent_mtime=self.destination.storage.mtime)
+            apply_patches(self.folder, child, patches)
 
-def _identity(path: str, folder: Folder) -> tuple[int, int] | None:
-    """Return which file a name leads to now."""
-    try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    storage.close()
-    return storage.identity
+    # The names
 
+    def _complete(self, writer: JournalWriter) -> None:
+        """Say in the journal that every sector is durable, and what follows from that."""
+        check_before_finishing(self.plan, self.files, self.folder)
+        if self.plan.verify or self.view:
+            self.pace.say(Phase.VERIFYING)
+            if view_digest(self.layers[self.depth :], self.pace.check) != self.view:
+                writer.write("mark", offset=0, bytes=0, mtime=0.0)
+                message = "it does not read as the leaf did, and no source was removed; check the disk that it lies on"
+                raise VerificationError(message, path=self.plan.destination)
+        self._write_merged(writer, ())
 
-def _make_room(plan: MergePlan, destination: Image) -> Placement:
-    """Step 2; return where new blocks go: those that are moved first, then those that are added."""
-    if destination.is_fixed:
-        return Placement(0, 0)
-    count = plan.blocks_moved + len(plan.blocks_added)
-    if plan.growth is not None:
-        destination.floor = plan.growth.end
-    place = destination.placement(count)
-    try:
-        destination.extend(count, reserve=True, sync=True)
-    except OSError as error:
-        raise _explained(error, plan) from None
-    return place
+    def _write_merged(self, writer: JournalWriter, known: tuple[RelinkState, ...]) -> None:
+        storage = self.destination.storage
+        changes = [(relink.path, relink.patches) for relink in known]
+        for relink in self.plan.relinks:
+            patches = relink_patches(self.files.child(relink.child), relink, parent_mtime=storage.mtime)
+            changes.append((writer.journal.relative(relink.child), patches))
+        relinks = [{"path": path, "patches": [patch.to_record() for patch in patches]} for path, patches in changes]
+        writer.write("merged", relinks=relinks, destination=[storage.size(), storage.mtime])
 
-
-def _reserve_holes(plan: MergePlan, mover: Mover, chain: Chain, destination: Image) -> None:
-    """Take the space for sectors that will be written into holes of a sparse file."""
-    depth = len(plan.sources)
-    try:
-        for writes, wipes in moves(chain.layers, depth, target_of(chain.layers, depth)):
-            for offset, length in mover.places_in_old_blocks(writes, wipes):
-                destination.storage.reserve(offset, length)
-    except OSError as error:
-        raise _explained(error, plan) from None
-
-
-def _explained(error: OSError, plan: MergePlan) -> OSError | NotEnoughSpaceError:
-    if error.errno not in _NO_SPACE:
-        return error
-    # The plan saw enough: someone else took some since, or a quota allows less than is free.
-    free = min(plan.space_free, plan.space_needed - 1)
-    return NotEnoughSpaceError(path=plan.destination, needed=plan.space_needed, available=free)
-
-
-def _relink(plan: MergePlan, folder: Folder) -> list[str]:
-    with open_image(plan.destination, folder=folder) as destination:
-        mtime = destination.storage.mtime
-    for relink in plan.relinks:
-        apply_relink(folder, relink, parent_mtime=mtime)
-    return [relink.child for relink in plan.relinks]
-
-
-def _skip_middle(plan: MergePlan, folder: Folder) -> None:
-    """Relink the topmost source to the destination before the layers between them go: it reads the same over either."""
-    if len(plan.removals) < 2:
-        return
-    top, below = plan.sources[:2]
-    with open_image(plan.destination, folder=folder) as destination:
-        mtime, unique_id = destination.storage.mtime, destination.unique_id
-    relink = Relink(child=top, old_parent=below, new_parent=plan.destination, new_parent_id=unique_id)
-    with suppress(MergeError, ReadOnlyImageError):
-        # Where its locator has no room, or it is marked read-only, it is left as it is: it goes in a moment, and the
-        # destination has everything.
-        apply_relink(folder, relink, parent_mtime=mtime)
-
-
-def _remove(plan: MergePlan, folder: Folder) -> list[str]:
-    """Step 8: middle layers first, for without them the topmost cannot be mistaken for what it was."""
-    removed = []
-    planned = {state.path: state.identity for state in plan.layers}
-    for path in reversed(plan.removals):
-        if _identity(path, folder) != planned[path]:
-            message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
-            raise MergeError(message, path=path)
-        folder.remove(path)
-        folder.sync(paths.dirname(path))
-        removed.append(path)
-    return list(reversed(removed))
+    def _change_names(self, writer: JournalWriter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Steps 8 and 9."""
+        journal = writer.journal
+        relinks: tuple[RelinkState, ...] = journal.relinks or ()
+        relinked = []
+        for relink in relinks:
+            path = journal.resolve(relink.path)
+            # One that was renamed since the merge was complete was looked for, and is among them by its new name.
+            if self.files.has_child(path):
+                apply_patches(self.folder, self.files.child(path), relink.patches)
+                relinked.append(path)
+        removed = remove_sources(self.plan, self.files, self.folder)
+        if journal.begin is not None and journal.begin.undo:
+            if not journal.dropping:
+                return tuple(relinked), removed
+            undo = journal.resolve(journal.begin.undo)
+            if not journal.keep_undo_file and self.folder.exists(undo):
+                self.folder.remove(undo)
+                self.folder.sync(paths.dirname(undo))
+        writer.close()
+        self.folder.remove(journal.path)
+        self.folder.sync(paths.dirname(journal.path))
+        return tuple(relinked), removed

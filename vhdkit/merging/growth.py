@@ -1,12 +1,13 @@
 """Making a dynamic or differencing disk larger: room for a longer BAT, and in the end the new size.
 
 The BAT grows where it is. Blocks that lie in its way are copied to the end of the file, their BAT entries last;
-locator data and blktap's batmap are written again behind it.
+locator data and blktap's batmap are written again behind it. Begun again, it copies nothing from where the copy may lie
+by now, and writes all the rest once more: what was read back may not be durable.
 
 **Order**: 1 the blocks' copies, sync (unused space) · 2 their BAT entries, sync (the old places are unused space) ·
-3 locator data at their new places, sync · 4 header with these places, sync (two sectors: a cut inside leaves a wrong
-checksum) · 5 the old batmap invalid, sync, the new one, sync (blktap alone misses it in between), the table's new
-entries, all unallocated, sync · 6 header with the new number of entries, sync (one sector changes).
+3 locator data at their new places, sync · 4 header with these places, in one step (see `image.step`) · 5 the old batmap
+invalid, sync, the new one, sync (blktap alone misses it in between), the table's new entries, all unallocated, sync ·
+6 header with the new number of entries, in one step.
 
 The disk's size follows when everything in the new part is durable:
 `finish`: footer at the end and its copy, sync.
@@ -17,14 +18,15 @@ The disk's size follows when everything in the new part is durable:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vhdkit.format import layout
+from vhdkit.format import bat, layout
 from vhdkit.format.geometry import Geometry
 from vhdkit.format.layout import SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
+from vhdkit.image import step
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
     from vhdkit.format.locator import ParentLocator
     from vhdkit.image.image import Image
+    from vhdkit.storage.seam import Folder
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 
@@ -42,16 +45,46 @@ _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 class Growth:
     """How an image's headers will lie.
 
-    The table ends at `table_end`, everything before the blocks at `end`; `blocks` (int64) make way; `locator_offsets`
-    are the locators' new places by slot.
+    The table has `old_count` entries and gets `entry_count`. It ends at `table_end`, everything before the blocks at
+    `end`; `blocks` (int64) make way; `locator_offsets` are the locators' new places by slot; `batmap` is the header of
+    blktap's map, empty without one.
     """
 
+    old_count: int
     entry_count: int
     table_end: int
     end: int
     blocks: NDArray[np.int64]
     batmap_bytes: int
     locator_offsets: dict[int, int]
+    batmap: bytes
+
+    def to_record(self) -> dict[str, object]:
+        """Return what `from_record` takes: values for a journal."""
+        return {
+            "old_count": self.old_count,
+            "entry_count": self.entry_count,
+            "table_end": self.table_end,
+            "end": self.end,
+            "blocks": self.blocks.tolist(),
+            "batmap_bytes": self.batmap_bytes,
+            "locator_offsets": {str(slot): at for slot, at in self.locator_offsets.items()},
+            "batmap": self.batmap.hex(),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Growth:
+        """Return the growth that a journal speaks of; its digest has been held against the plan."""
+        return cls(
+            old_count=record["old_count"],
+            entry_count=record["entry_count"],
+            table_end=record["table_end"],
+            end=record["end"],
+            blocks=np.array(record["blocks"], np.int64),
+            batmap_bytes=record["batmap_bytes"],
+            locator_offsets={int(slot): at for slot, at in record["locator_offsets"].items()},
+            batmap=bytes.fromhex(record["batmap"]),
+        )
 
 
 def plan_growth(image: Image, new_size: int) -> Growth | None:
@@ -79,29 +112,31 @@ def plan_growth(image: Image, new_size: int) -> Growth | None:
     span = image.block_span
     moving = [blocks[(at < place) & (at + span > header.table_offset)] for blocks, at in image.windows()]
     return Growth(
+        old_count=header.max_table_entries,
         entry_count=entry_count,
         table_end=table_end,
         end=max(place, image.metadata.reserved_end),
         blocks=np.concatenate(moving) if moving else np.empty(0, np.int64),
         batmap_bytes=batmap_bytes,
         locator_offsets=offsets,
+        batmap=_read(image, image.metadata.batmap[0], SECTOR) if has_batmap else b"",
     )
 
 
-def grow_table(image: Image, growth: Growth, places: NDArray[np.int64]) -> None:
+def grow_table(folder: Folder, image: Image, growth: Growth, places: NDArray[np.int64]) -> None:
     """Do steps 1 to 6; `places` (int64) are the file offsets for the blocks, in room that was made already."""
     header = image.header
     if header is None:
         return
     _move_blocks(image, growth.blocks, places)
-    header = _move_locators(image, header, growth)
+    header = _move_locators(folder, image, header, growth)
     _move_batmap(image, growth)
-    table_at = header.table_offset + header.max_table_entries * 4
+    table_at = header.table_offset + growth.old_count * 4
     for at in range(table_at, growth.table_end, 1 << 20):
         image.write_at(at, b"\xff" * min(1 << 20, growth.table_end - at))
     image.sync()
     header = replace(header, max_table_entries=growth.entry_count)
-    _write_header(image, header)
+    _write_header(folder, image, header)
     image.table = Table(image.storage, header.table_offset, header.max_table_entries)
 
 
@@ -119,25 +154,35 @@ def finish(image: Image, new_size: int) -> None:
         # Some makers write the largest geometry to say that only the size counts.
         geometry = _LARGEST_GEOMETRY
     image.footer = replace(image.footer, current_size=new_size, geometry=geometry)
+    write_footers(image)
+    image.size = new_size
+
+
+def write_footers(image: Image) -> None:
+    """Write the footer at the end, then its copy, sync; either is valid alone."""
     image.write_footer(image.metadata.footer_start)
     image.write_at(0, image.footer.to_bytes())
     image.sync()
-    image.size = new_size
 
 
 def _move_blocks(image: Image, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
     if not len(blocks):
         return
     entries = np.concatenate([image.table.entries(block, block + 1) for block in blocks.tolist()])
-    for old, new in zip((entries.astype(np.int64) * SECTOR).tolist(), places.tolist(), strict=True):
+    at = bat.offsets(entries)
+    staying = at != places
+    for old, new in zip(at[staying].tolist(), places[staying].tolist(), strict=True):
         image.copy_from(image, old, new, image.block_span)
     image.sync()
     link_blocks(image, blocks, places)
     image.sync()
 
 
-def _move_locators(image: Image, header: DynamicHeader, growth: Growth) -> DynamicHeader:
+def _move_locators(folder: Folder, image: Image, header: DynamicHeader, growth: Growth) -> DynamicHeader:
     if not growth.locator_offsets:
+        return header
+    if all(header.locators[slot].data_offset == offset for slot, offset in growth.locator_offsets.items()):
+        _write_header(folder, image, header)
         return header
     for slot, offset in growth.locator_offsets.items():
         locator = header.locators[slot]
@@ -150,7 +195,7 @@ def _move_locators(image: Image, header: DynamicHeader, growth: Growth) -> Dynam
         for slot, entry in enumerate(header.locators)
     )
     header = replace(header, locators=locators)
-    _write_header(image, header)
+    _write_header(folder, image, header)
     return header
 
 
@@ -161,17 +206,24 @@ def _move_batmap(image: Image, growth: Growth) -> None:
     """
     if not growth.batmap_bytes:
         return
-    old = bytearray(SECTOR)
-    image.storage.read_into(image.metadata.batmap[0], old)
-    image.write_at(image.metadata.batmap[0], bytes(SECTOR))
-    image.sync()
+    old = growth.batmap
+    if image.metadata.batmap != (0, 0):
+        image.write_at(image.metadata.batmap[0], bytes(SECTOR))
+        image.sync()
     sectors = growth.batmap_bytes // SECTOR - 1
-    header = layout.build_batmap(layout.parse_batmap(bytes(old)), growth.table_end + SECTOR, sectors)
-    image.write_at(growth.table_end, header + bytes(old[len(header) :]) + bytes(sectors * SECTOR))
+    header = layout.build_batmap(layout.parse_batmap(old), growth.table_end + SECTOR, sectors)
+    image.write_at(growth.table_end, header + old[len(header) :] + bytes(sectors * SECTOR))
     image.sync()
 
 
-def _write_header(image: Image, header: DynamicHeader) -> None:
-    image.write_at(image.footer.data_offset, header.to_bytes())
-    image.sync()
+def _write_header(folder: Folder, image: Image, header: DynamicHeader) -> None:
+    after = header.to_bytes()
+    at = image.footer.data_offset
+    step.apply(folder, image.storage, [step.Patch(offset=at, before=_read(image, at, len(after)), after=after)])
     image.header = header
+
+
+def _read(image: Image, offset: int, length: int) -> bytes:
+    raw = bytearray(length)
+    image.storage.read_into(offset, raw)
+    return bytes(raw)

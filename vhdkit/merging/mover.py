@@ -9,6 +9,7 @@ Memory: one staging buffer of 4 MiB, and until a checkpoint three numbers a piec
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +31,24 @@ if TYPE_CHECKING:
 
 _STAGING = 4 << 20
 _LONG = 256 << 10
-_CHECKPOINT_BYTES = 1 << 30
 _CHECKPOINT_PIECES = 250_000
+# What is not durable yet is lost to a cut, and a sync cannot be interrupted: so a checkpoint comes after as many bytes
+# as the disk takes in half a second, within these bounds.
+_FEW_BYTES, _MANY_BYTES = 2 << 20, 1 << 30
+_SYNC_SECONDS = 0.5
 _BATCH_BITS = 2 << 20
+_END = 1 << 62
 
 
 class Mover:
-    """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said."""
+    """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said.
+
+    `report` gets the bytes of each write. `durable` is told up to where the disk is durable in the destination, with
+    what refers to it, and how many bytes that took: after each checkpoint what the one before reached.
+
+    With `again` bits and table entries are written even if the file seems to have them: after a sync that failed, what
+    is read back may be in memory only.
+    """
 
     def __init__(
         self,
@@ -44,11 +56,18 @@ class Mover:
         destination: Image,
         added: NDArray[np.uint32],
         report: Callable[[int], None],
+        durable: Callable[[int, int], None] = lambda _stop, _bytes: None,
+        *,
+        again: bool = False,
     ) -> None:
         self.layers = layers
         self.destination = destination
         self.added = added
         self.report = report
+        self.durable = durable
+        self.again = again
+        self._reached = self._linked = (0, 0)
+        self._checkpoint_bytes = 2 * _FEW_BYTES
         self._place = Placement(-1, 0)
         self._rank = 0
         self._staging = np.empty(_STAGING, np.uint8)
@@ -59,11 +78,29 @@ class Mover:
         """Say where the added blocks lie: the first of them has the given rank there."""
         self._place, self._rank = place, rank
 
-    def move(self, writes: Extents, wipes: Extents) -> None:
-        """Write a window's sectors; a checkpoint follows when enough has gathered."""
+    def move(self, writes: Extents, wipes: Extents, stop: int = 0) -> None:
+        """Write the sectors of a window that ends at `stop`; a checkpoint follows whenever enough has gathered."""
+        while (cut := self._cut(writes, wipes)) is not None:
+            self._move(extent.clipped(writes, 0, cut), extent.clipped(wipes, 0, cut), cut)
+            writes, wipes = extent.clipped(writes, cut, _END), extent.clipped(wipes, cut, _END)
+        self._move(writes, wipes, stop)
+
+    def _cut(self, writes: Extents, wipes: Extents) -> int | None:
+        """Return the block's edge up to which there is enough for a checkpoint, None if all of it is no more."""
+        if writes.total + wipes.total <= self._checkpoint_bytes:
+            return None
+        both = _merged(writes, wipes)
+        upto = np.cumsum(both.stop - both.start)
+        index = int(np.searchsorted(upto, self._checkpoint_bytes))
+        unit = self.destination.block_size or _STAGING
+        cut = -(-(int(both.stop[index]) - int(upto[index]) + self._checkpoint_bytes) // unit) * unit
+        return cut if cut < int(both.stop[-1]) else None
+
+    def _move(self, writes: Extents, wipes: Extents, stop: int) -> None:
         pieces, at, is_new = self._pieces(writes, wipes)
         for head, tail in self._spans(pieces, at):
             self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
+        self._reached = (stop, self._reached[1] + writes.total)
         if self.destination.is_fixed:
             self._gathers(len(pieces), pieces.total)
             return
@@ -77,7 +114,7 @@ class Mover:
         """Count what is written and not yet durable."""
         self._pending_pieces += pieces
         self._pending_bytes += size
-        if self._pending_bytes >= _CHECKPOINT_BYTES or self._pending_pieces >= _CHECKPOINT_PIECES:
+        if self._pending_bytes >= self._checkpoint_bytes or self._pending_pieces >= _CHECKPOINT_PIECES:
             self.checkpoint()
 
     def places_in_old_blocks(self, writes: Extents, wipes: Extents) -> Iterator[tuple[int, int]]:
@@ -90,22 +127,40 @@ class Mover:
     def checkpoint(self) -> None:
         """Make the payload durable, then write what refers to it."""
         if not self._pending_pieces:
+            self._linked = self._reached
             return
         block, start, stop = self._gathered()
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         if self.destination.is_fixed:
-            self.destination.sync()
+            self._linked = self._reached
+            self._sync()
             return
         touched, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(touched)
         self._begin(at, is_new, row, start, stop)
-        self.destination.sync()
+        self._sync()
         old = ~is_new[row]
         for chosen, rows in self._batches(row[old], len(touched)):
             local = row[old][chosen] - rows.start
-            set_bits(self.destination, at[rows], local, start[old][chosen], stop[old][chosen])
+            bits = (at[rows], local, start[old][chosen], stop[old][chosen])
+            set_bits(self.destination, *bits, again=self.again)
         if is_new.any():
             link_blocks(self.destination, touched[is_new], at[is_new])
+        if self.again and not is_new.all():
+            link_blocks(self.destination, touched[~is_new], at[~is_new])
+        self._linked = self._reached
+
+    def _sync(self) -> None:
+        """Make durable what was written, the references of the checkpoint before among it."""
+        begun = time.monotonic()
+        self.destination.sync()
+        took = time.monotonic() - begun
+        if took > _SYNC_SECONDS:
+            self._checkpoint_bytes = max(_FEW_BYTES, self._checkpoint_bytes // 2)
+        elif took < _SYNC_SECONDS / 2:
+            self._checkpoint_bytes = min(_MANY_BYTES, self._checkpoint_bytes * 2)
+        if any(self._linked):
+            self.durable(*self._linked)
 
     def _gathered(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         if not self._pending:
@@ -159,8 +214,7 @@ class Mover:
         """Return what to write cut at blocks, the file offset of each piece, and whether its block is new."""
         image = self.destination
         if len(wipes):
-            both = extent.concatenate([writes, self._held(wipes)])
-            writes = both.take(np.argsort(both.start, kind="stable"))
+            writes = _merged(writes, self._held(wipes))
         if image.is_fixed:
             pieces = extent.split(writes, _STAGING)
             return pieces, pieces.start, np.zeros(len(pieces), np.bool_)
@@ -198,3 +252,11 @@ class Mover:
             read_extents(pieces, self.layers, first, out)
             self.destination.write_at(at, out.data)
         self.report(pieces.total)
+
+
+def _merged(writes: Extents, wipes: Extents) -> Extents:
+    """Return both in the order of the disk; they do not overlap."""
+    if not len(wipes):
+        return writes
+    both = extent.concatenate([writes, wipes])
+    return both.take(np.argsort(both.start, kind="stable"))

@@ -17,6 +17,7 @@ So every window of the disk has `writes` (sectors that the destination will own,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.errors import Finding, VhdError
+    from vhdkit.image.image import Placement
+    from vhdkit.image.journal import Journal
     from vhdkit.merging.growth import Growth
     from vhdkit.merging.relatives import Relatives
     from vhdkit.merging.relink import Relink
@@ -47,12 +50,37 @@ class LayerState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UndoPlan:
+    """The undo image of a merge: its file, id, block size, and the blocks (uint32, ascending) that it still lacks.
+
+    `size` is what its file will have, `size_before` what an earlier run has made of it, 0 if there is none.
+    """
+
+    path: str
+    unique_id: bytes
+    block_size: int
+    blocks: NDArray[np.uint32]
+    size: int
+    size_before: int
+
+
+class Resume(StrEnum):
+    """What a merge does about an earlier one of the same files: go on, begin again, or only change names."""
+
+    CONTINUES = "continues"
+    RESTARTS = "restarts"
+    FINISHES = "finishes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MergePlan:
     """A merge to the byte. All sizes in bytes; paths are absolute; sources are leaf first.
 
     `payload_bytes` is what will be written into the destination's disk, `blocks_added` (uint32) the blocks that it
-    gets, `blocks_moved` those that make way for a longer BAT, `space_needed` what its file grows by. `obstacles` says
-    what stands in the way: a plan with any is not carried out.
+    gets, `blocks_moved` those that make way for a longer BAT, `place` where both lie and `file_end` where the footer
+    then begins; `space_needed` is what the files grow by. `journal` is that of an earlier run that was cut off, and
+    `resume` what is done about it; `digest` is that of all that decides which bytes go where. `obstacles` says what
+    stands in the way: a plan with any is not carried out.
     """
 
     sources: tuple[str, ...]
@@ -73,6 +101,15 @@ class MergePlan:
     removals: tuple[str, ...]
     keep_sources: bool
     growth: Growth | None
+    place: Placement
+    file_end: int
+    undo: UndoPlan | None
+    relink_siblings: bool
+    sibling_relinks: tuple[Relink, ...]
+    verify: bool
+    journal: Journal | None
+    resume: Resume | None
+    digest: str
     layers: tuple[LayerState, ...]
     search: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -82,6 +119,16 @@ class MergePlan:
     def relinks(self) -> tuple[Relink, ...]:
         """The children of the topmost source, which the destination adopts."""
         return self.relatives.relinks
+
+    @property
+    def mark(self) -> int:
+        """Up to where in the disk an earlier run has come, in bytes."""
+        return self.journal.mark if self.journal is not None and self.resume is Resume.CONTINUES else 0
+
+    @property
+    def bytes_done(self) -> int:
+        """The bytes of payload that an earlier run has copied."""
+        return self.journal.bytes_done if self.journal is not None and self.resume is Resume.CONTINUES else 0
 
     @property
     def ending_views(self) -> tuple[str, ...]:

@@ -1,9 +1,7 @@
 """Telling a child that its parent is another file now.
 
-Decided first, as bytes: which locators get which data in the room that they have, and the new header. Then done.
-
-**Order**: 1 locator data, sync (a cut leaves the old header with new names: the old parent is then found by its id) ·
-2 header, sync (a cut inside these two sectors leaves a header whose checksum is wrong).
+Decided first, as bytes before and after: which locators get which data in the room that they have, and the new header.
+Then done, in one step that a power cut cannot halve (see `image.step`).
 
 **Source**: reference 2.7, 2.8.
 """
@@ -17,8 +15,11 @@ from vhdkit.errors import MergeError, ReadOnlyImageError
 from vhdkit.format import timestamp
 from vhdkit.format.header import encode_parent_name
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
+from vhdkit.image import step
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
+from vhdkit.image.step import Patch
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
@@ -46,19 +47,43 @@ def check_relink(folder: Folder, relink: Relink) -> None:
     """
     if not folder.may_write(relink.child):
         raise ReadOnlyImageError("it has to be relinked, and the file is read-only", path=relink.child)
+    directory = paths.dirname(relink.child)
+    if not folder.may_write(directory):
+        message = f"it has to be relinked, for which {directory} must be writable for a moment; allow that, or use --to"
+        raise ReadOnlyImageError(message, path=relink.child)
     with open_image(relink.child, folder=folder) as child:
         _rewritten(child, relink, stamp=0)
 
 
-def apply_relink(folder: Folder, relink: Relink, *, parent_mtime: float) -> None:
-    """Write the new parent into the child; see the module for the order."""
-    with open_image(relink.child, writable=True, folder=folder) as child:
-        header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
-        for offset, text in data:
-            child.write_at(offset, text)
-        child.sync()
-        child.write_at(child.footer.data_offset, header.to_bytes())
-        child.sync()
+def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tuple[Patch, ...]:
+    """Return what changes in an open child, the header last."""
+    header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
+    changes = [*data, (child.footer.data_offset, header.to_bytes())]
+    return tuple(Patch(offset=at, before=_bytes(child, at, len(new)), after=new) for at, new in changes)
+
+
+def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> None:
+    """Relink an open, writable child; one that is relinked already is left as it is.
+
+    Raises:
+        MergeError: what should change is neither as it was nor as it is to be.
+
+    """
+    current = [_bytes(child, patch.offset, len(patch.after)) for patch in patches]
+    for patch, now in zip(patches, current, strict=True):
+        if not all(sector in {before, after} for sector, before, after in patch.sectors(now)):
+            raise MergeError("it was changed since it was to be relinked; it is left alone", path=child.path)
+    if current == [patch.after for patch in patches]:
+        step.forget(folder, child.path)
+    else:
+        child.check_writable()
+        step.apply(folder, child.storage, patches)
+
+
+def _bytes(child: Image, offset: int, length: int) -> bytes:
+    raw = bytearray(length)
+    child.storage.read_into(offset, raw)
+    return bytes(raw)
 
 
 def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:

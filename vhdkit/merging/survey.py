@@ -5,42 +5,39 @@ Nothing is written. What stands in the way is gathered as the plan's obstacles, 
 
 from __future__ import annotations
 
-import errno
+import uuid
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vhdkit.chain.chain import Chain, open_chain, resolve, windows
-from vhdkit.chain.export import dynamic_layout
+from vhdkit.chain.chain import Chain
+from vhdkit.chain.locate import is_below
 from vhdkit.errors import (
     CorruptImageError,
-    Finding,
+    JournalError,
     MergeError,
     NotEnoughSpaceError,
     ReadOnlyImageError,
     SiblingsError,
     VhdError,
 )
-from vhdkit.format import layout
-from vhdkit.format.bat import UNALLOCATED
-from vhdkit.format.footer import DiskType
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
+from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image import extent
-from vhdkit.image.image import Image, Layer
-from vhdkit.merging.growth import Growth, plan_growth
+from vhdkit.image.image import Image, Layer, open_image
+from vhdkit.image.journal import read_journal
+from vhdkit.merging.layout import Layout, lay_out, moves, target_of
 from vhdkit.merging.mover import Mover
-from vhdkit.merging.plan import LayerState, MergePlan, Target, choose, missing_blocks
+from vhdkit.merging.plan import LayerState, MergePlan, Resume, UndoPlan
 from vhdkit.merging.relatives import Relatives, find_relatives
-from vhdkit.merging.relink import check_relink
+from vhdkit.merging.relink import Relink, check_relink
+from vhdkit.merging.resume import check_undo, is_about
+from vhdkit.merging.undo import plan_undo
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
+    import numpy as np
     from numpy.typing import NDArray
 
-    from vhdkit.image.extent import Extents
+    from vhdkit.image.journal import Journal
     from vhdkit.storage.seam import Folder
 
 _PIECE = 4 << 20
@@ -48,105 +45,63 @@ _SIZE_MISMATCH = 0xC03A0017
 _INVALID_STATE = 0xC03A001C
 
 
-def plan_merge(
-    path: str,
-    *,
-    into: str | None = None,
-    to: str | None = None,
-    keep_sources: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
-    folder: Folder | None = None,
-) -> MergePlan:
-    """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the caller wants of a merge besides the merging."""
 
-    The way parents are found is `open_chain`'s. Siblings, that is other images which read through a file that would
-    change, are looked for in the chain's folders and in `search`, and below them.
-
-    Raises:
-        MergeError: there is nothing to merge into as asked.
-        VhdError, OSError: the chain cannot be opened. Everything less is one of the plan's obstacles.
-
-    """
-    if into is not None and to is not None:
-        raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
-    place = folder or LocalFolder()
-    if to is not None and place.exists(to):
-        raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)
-    with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
-        if to is not None:
-            return _plan_new_file(chain, place, place.real(to), tuple(search))
-        depth = _destination_depth(chain, place, into)
-        return _Survey(chain, depth, place, tuple(search), keep_sources=keep_sources).plan()
+    keep_sources: bool
+    undo: str | None
+    relink_siblings: bool
+    verify: bool
 
 
-def moves(layers: Sequence[Layer], depth: int, target: Target) -> Iterator[tuple[Extents, Extents]]:
-    """Yield (writes, wipes) of the merge of `layers[:depth]`, a window of the disk at a time."""
-    sources = layers[:depth]
-    for start, stop in windows(layers[: depth + 1], 0, layers[0].size):
-        yield choose(resolve(sources, start, stop), target)
-
-
-def target_of(layers: Sequence[Layer], depth: int) -> Target:
-    """Return what choosing sectors needs to know of the destination at that depth."""
-    destination = layers[depth]
-    if not isinstance(destination, Image):
-        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
-    below = layers[depth + 1].size if depth + 1 < len(layers) else 0
-    return Target(disk_type=destination.disk_type, size=destination.size, parent_size=below)
-
-
-def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
-    if len(chain.layers) == 1:
-        message = "it has no parent to be merged into; name the child, which is merged into its parent"
-        raise MergeError(message, path=chain.path)
-    if into is None:
-        return 1
-    storage = folder.open(folder.real(into))
-    identity = storage.identity
-    storage.close()
-    for depth, layer in enumerate(chain.layers[1:], 1):
-        if layer.storage.identity == identity:
-            return depth
-    names = ", ".join(layer.path for layer in chain.layers[1:])
-    raise MergeError(f"{into} is not one of its ancestors: {names}", path=chain.path)
-
-
-class _Survey:
+class Survey:
     """One chain looked over for a merge of its layers above `depth` into the one there."""
 
     def __init__(
-        self, chain: Chain, depth: int, folder: Folder, search: tuple[str, ...], *, keep_sources: bool
+        self,
+        chain: Chain,
+        depth: int,
+        folder: Folder,
+        search: tuple[str, ...],
+        wishes: Wishes,
+        journal: Journal | None,
     ) -> None:
         self.chain = chain
         self.depth = depth
         self.folder = folder
         self.search = search
-        self.keep_sources = keep_sources
+        self.wishes = wishes
         self.target = target_of(chain.layers, depth)
         self.sources = chain.layers[:depth]
         self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
         self.destination = self.images[-1]
         self.obstacles: list[VhdError] = []
+        self.journal = self._usable(journal)
+        self.undo_id = uuid.uuid4().bytes_le
+        self.undo_image: Image | None = None
 
     def plan(self) -> MergePlan:
-        self._check_files()
-        self._check_sizes()
-        relatives = self._relatives()
-        payload, added = self._measure()
-        growth = self._growth()
-        moved = 0
-        if growth is not None:
-            moved = len(growth.blocks)
-            self.destination.floor = growth.end
-        size = self.destination.storage.size()
-        size_after = self._size_after(len(added) + moved)
-        needed = max(0, size_after - size) + self._holes(added)
-        free = self.folder.free_space(paths.dirname(self.destination.path))
-        if needed > free:
-            error = NotEnoughSpaceError(path=self.destination.path, needed=needed, available=free)
-            self.obstacles.append(error)
+        """Check everything, and return the plan."""
+        try:
+            self._find_undo()
+            self._check_files()
+            self._check_sizes()
+            relatives = self._relatives()
+            laid, resume = lay_out(self.chain, self.depth, self.target, self.journal, self.obstacles)
+            undo = self._undo()
+        finally:
+            if self.undo_image is not None:
+                self.undo_image.close()
+        return self._plan(relatives, laid, resume, undo)
+
+    def _plan(self, relatives: Relatives, laid: Layout, resume: Resume | None, undo: UndoPlan | None) -> MergePlan:
+        size, size_after = self.destination.storage.size(), laid.file_end + FOOTER_SIZE
+        if self.destination.is_fixed:
+            size_after = size
+        needed = max(0, size_after - size) + self._holes(laid.added)
+        undo_needed = 0 if undo is None else undo.size - undo.size_before
+        free = self._check_space(needed, undo_needed)
         sources = tuple(layer.path for layer in self.sources)
         return MergePlan(
             sources=sources,
@@ -154,28 +109,157 @@ class _Survey:
             is_new_file=False,
             destination_type=self.destination.disk_type,
             block_size=self.destination.block_size,
-            payload_bytes=payload,
-            blocks_added=added,
-            blocks_moved=moved,
+            payload_bytes=laid.payload,
+            blocks_added=laid.added,
+            blocks_moved=laid.moved,
             virtual_size=max(self.chain.size, self.destination.size),
-            virtual_size_before=self.destination.size,
+            virtual_size_before=self.target.size,
             destination_size=size_after,
             destination_size_before=size,
-            space_needed=needed,
+            space_needed=needed + undo_needed,
             space_free=free,
             relatives=relatives,
-            removals=() if self.keep_sources else sources,
-            keep_sources=self.keep_sources,
-            growth=growth,
+            removals=() if self._keeps else sources,
+            keep_sources=self.wishes.keep_sources,
+            growth=laid.growth,
+            place=laid.place,
+            file_end=laid.file_end,
+            undo=undo,
+            relink_siblings=self.wishes.relink_siblings,
+            sibling_relinks=self._sibling_relinks(relatives),
+            verify=self.wishes.verify,
+            journal=self.journal,
+            resume=resume,
+            digest=laid.digest,
             layers=states(self.chain),
             search=self.search,
             findings=self.chain.findings,
             obstacles=tuple(self.obstacles),
         )
 
+    def _usable(self, journal: Journal | None) -> Journal | None:
+        """Return the journal of an earlier run of this merge; any other unfinished merge is an obstacle."""
+        for layer in self.chain.layers:
+            if layer is not self.destination:
+                self._refuse_journal(layer)
+        if journal is None or journal.begin is None:
+            return None
+        if journal.rolling_back or not is_about(journal, self.sources, self.destination):
+            self.obstacles.append(_unfinished(journal))
+            return None
+        return journal
+
+    def _refuse_journal(self, layer: Layer) -> None:
+        try:
+            other = read_journal(self.folder, layer.path)
+        except JournalError as error:
+            self.obstacles.append(error)
+            return
+        if other is not None and other.begin is not None:
+            self.obstacles.append(_unfinished(other))
+
+    def _find_undo(self) -> None:
+        """Take over the undo image of an earlier run, and open it if that has come so far."""
+        journal = self.journal
+        if journal is None or journal.begin is None:
+            return
+        path = journal.resolve(journal.begin.undo) if journal.begin.undo else None
+        if self.wishes.undo not in {None, path}:
+            kept = f"keeps what it overwrites in {path}" if path else "keeps nothing for an undo"
+            message = f"an earlier run of this merge, which was cut off, {kept}; go on with --resume"
+            self.obstacles.append(JournalError(message, path=self.destination.path))
+            return
+        self.wishes = replace(
+            self.wishes,
+            undo=path,
+            keep_sources=self.wishes.keep_sources or journal.begin.keep_sources,
+            relink_siblings=self.wishes.relink_siblings or journal.begin.relink_siblings,
+            verify=self.wishes.verify or bool(journal.begin.view),
+        )
+        if path is None:
+            return
+        self.undo_id = bytes.fromhex(journal.begin.undo_id)
+        if not self.folder.exists(path):
+            if journal.reserved:
+                message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
+                self.obstacles.append(JournalError(message, path=path))
+            return
+        image = open_image(path, folder=self.folder)
+        self.undo_image = image
+        try:
+            check_undo(journal, image, self.destination, self.folder, self.search)
+        except JournalError as error:
+            self.obstacles.append(error)
+
+    def _undo(self) -> UndoPlan | None:
+        path = self.wishes.undo
+        if path is None:
+            return None
+        if self.folder.exists(path) and self.undo_image is None:
+            self.obstacles.append(MergeError("the file exists already; an undo image never replaces one", path=path))
+        elif not self.folder.may_write(paths.dirname(path)):
+            self.obstacles.append(ReadOnlyImageError("its folder may not be written", path=path))
+        found = moves(self.chain.layers, self.depth, self.target)
+        # A destination that has grown already showed less before.
+        size = self.undo_image.size if self.undo_image is not None else self.target.size
+        return plan_undo(path, self.undo_id, self.destination, size, found, self.undo_image)
+
+    def _sibling_relinks(self, relatives: Relatives) -> tuple[Relink, ...]:
+        """Return how the destination's other children are to be relinked to the undo image, if that is wished."""
+        if not self._may_relink_siblings or self.wishes.undo is None:
+            return ()
+        relinks = tuple(
+            Relink(
+                child=child,
+                old_parent=self.destination.path,
+                new_parent=self.wishes.undo,
+                new_parent_id=self.undo_id,
+            )
+            for child in relatives.of_destination
+        )
+        for relink in relinks:
+            self._check_relink(relink)
+            if not is_below(paths.dirname(self.wishes.undo), [paths.dirname(relink.child), *self.search]):
+                message = "it would not find the undo image, which must lie in its folder or below"
+                self.obstacles.append(MergeError(message, path=relink.child))
+        return relinks
+
+    def _check_relink(self, relink: Relink) -> None:
+        try:
+            check_relink(self.folder, relink)
+        except VhdError as error:
+            self.obstacles.append(error)
+
+    def _check_space(self, needed: int, undo_needed: int) -> int:
+        """Hold what the files will need against what is free; return the latter where the destination is."""
+        directory = paths.dirname(self.destination.path)
+        free = self.folder.free_space(directory)
+        undo_directory = paths.dirname(self.wishes.undo or self.destination.path)
+        rooms = [(directory, self.destination.path, needed + undo_needed)]
+        if undo_directory != directory:
+            rooms = [(directory, self.destination.path, needed), (undo_directory, self.wishes.undo or "", undo_needed)]
+        for room, path, wanted in rooms:
+            available = self.folder.free_space(room)
+            if wanted > available:
+                self.obstacles.append(NotEnoughSpaceError(path=path, needed=wanted, available=available))
+        return free
+
+    @property
+    def _may_relink_siblings(self) -> bool:
+        """Whether siblings are wished to be relinked, and none was made after an earlier run had begun to overwrite."""
+        return self.wishes.relink_siblings and not (self.journal is not None and self.journal.saved)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.wishes.keep_sources or self.wishes.undo is not None
+
     def _check_files(self) -> None:
         if not self.folder.may_write(self.destination.path):
             message = "it is to be merged into, and the file is read-only; allow writing to it first"
+            self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
+        directory = paths.dirname(self.destination.path)
+        if not self.folder.may_write(directory):
+            message = f"the merge keeps its journal there, and {directory} may not be written; allow that, or use --to"
             self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
         if self.destination.storage.link_count > 1:
             message = "the file has other names (hard links), whose content the merge would change as well; make it a"
@@ -190,7 +274,7 @@ class _Survey:
             except CorruptImageError as error:
                 self.obstacles.append(error)
             directory = paths.dirname(image.path)
-            if image is not self.destination and not self.keep_sources and not self.folder.may_write(directory):
+            if image is not self.destination and not self._keeps and not self.folder.may_write(directory):
                 message = f"it could not be removed from {directory}; use --keep-sources"
                 self.obstacles.append(ReadOnlyImageError(message, path=image.path))
 
@@ -205,44 +289,25 @@ class _Survey:
 
     def _relatives(self) -> Relatives:
         """Look for relatives; what they stand in the way of becomes an obstacle."""
-        relatives = find_relatives(self.chain, self.depth, self.folder, self.search)
+        relatives = find_relatives(self.chain, self.depth, self.folder, self.search, self.undo_id)
         for relink in relatives.relinks:
-            try:
-                check_relink(self.folder, relink)
-            except VhdError as error:
-                self.obstacles.append(error)
+            self._check_relink(relink)
         for path in relatives.unknown:
             message = "it cannot be read, so that it cannot be told whether the merge would ruin it; make it readable"
             self.obstacles.append(MergeError(f"{message}, or move it elsewhere", path=path))
         harmed = list(relatives.of_sources)
-        if relatives.of_destination and not changes_nothing(self.chain, self.depth):
+        if relatives.of_destination and not (self._may_relink_siblings or changes_nothing(self.chain, self.depth)):
             harmed += relatives.of_destination
         if harmed:
             changed = ", ".join(layer.path for layer in self.images[1:])
             message = (
                 f"the merge would ruin {len(harmed)} other image(s) that read through {changed}: {', '.join(harmed)}."
                 " Use --to NEWFILE, which changes nothing; or turn each of them into an image of its own first"
-                " (vhdkit convert FILE NEWFILE)"
+                " (vhdkit convert FILE NEWFILE); or keep the view of those that read through the destination with"
+                " --undo FILE --relink-siblings"
             )
             self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed)))
         return relatives
-
-    def _measure(self) -> tuple[int, NDArray[np.uint32]]:
-        """Return the payload in bytes and the blocks that the destination lacks."""
-        payload, added, last = 0, [np.empty(0, np.uint32)], -1
-        for writes, _ in moves(self.chain.layers, self.depth, self.target):
-            payload += writes.total
-            if self.destination.is_fixed or not len(writes):
-                continue
-            size = self.destination.block_size
-            first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
-            missing = missing_blocks(writes, self.destination.table.entries(first, stop), first, size)
-            # A block that the window's edge cuts is met twice.
-            missing = missing[missing > last]
-            if len(missing):
-                last = int(missing[-1])
-                added.append(missing.astype(np.uint32))
-        return payload, np.concatenate(added)
 
     def _holes(self, added: NDArray[np.uint32]) -> int:
         """Return the bytes of holes in a sparse file that the merge will fill."""
@@ -252,33 +317,14 @@ class _Survey:
         mover = Mover(self.chain.layers, self.destination, added, lambda _count: None)
         return sum(
             storage.hole_bytes(offset, length)
-            for writes, wipes in moves(self.chain.layers, self.depth, self.target)
+            for writes, wipes, _ in moves(self.chain.layers, self.depth, self.target)
             for offset, length in mover.places_in_old_blocks(writes, wipes)
         )
 
-    def _growth(self) -> Growth | None:
-        image, size = self.destination, self.chain.size
-        if size <= image.size or image.is_fixed:
-            return None
-        entries = -(-size // image.block_size)
-        if entries > layout.MAX_TABLE_ENTRIES:
-            message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"
-            self.obstacles.append(MergeError(message, path=image.path))
-            return None
-        growth = plan_growth(image, size)
-        if growth is not None and image.header is not None and image.header.table_offset < image.footer.data_offset:
-            message = "its BAT lies before its dynamic header and has no room to grow; use --to"
-            self.obstacles.append(MergeError(message, path=image.path))
-        return growth
 
-    def _size_after(self, new_blocks: int) -> int:
-        if self.destination.is_fixed:
-            return self.destination.storage.size()
-        try:
-            return self.destination.file_end_for(new_blocks) + FOOTER_SIZE
-        except OSError as error:
-            self.obstacles.append(MergeError(f"{error.strerror}; use --to", path=self.destination.path))
-            return self.destination.storage.size()
+def _unfinished(journal: Journal) -> JournalError:
+    message = f"finish that first: {journal.say()}. If it is never to go on, remove {journal.path}"
+    return JournalError(message, path=journal.destination)
 
 
 def changes_nothing(chain: Chain, depth: int) -> bool:
@@ -291,7 +337,7 @@ def changes_nothing(chain: Chain, depth: int) -> bool:
     if chain.size != destination.size:
         return False
     sources, held = Chain(layers), 0
-    for writes, wipes in moves(layers, depth, target_of(layers, depth)):
+    for writes, wipes, _ in moves(layers, depth, target_of(layers, depth)):
         both = extent.split(extent.concatenate([writes, wipes]), _PIECE)
         held += writes.total
         for here in both:
@@ -311,44 +357,4 @@ def states(chain: Chain) -> tuple[LayerState, ...]:
             mtime=layer.storage.mtime,
         )
         for layer in chain.layers
-    )
-
-
-def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
-    """Plan to write the leaf's view into a new dynamic image; no input changes."""
-    leaf = chain.leaf
-    block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
-    size, added, payload = dynamic_layout(chain, block_size)
-    free = folder.free_space(paths.dirname(to))
-    obstacles: list[VhdError] = []
-    if not folder.may_write(paths.dirname(to)):
-        obstacles.append(ReadOnlyImageError("its folder may not be written", path=to))
-    if size > free:
-        obstacles.append(NotEnoughSpaceError(path=to, needed=size, available=free))
-    if size // SECTOR >= UNALLOCATED:
-        obstacles.append(MergeError("the file would pass 2 TiB, which a BAT cannot address", path=to))
-    findings: tuple[Finding, ...] = chain.findings
-    return MergePlan(
-        sources=tuple(layer.path for layer in chain.layers),
-        destination=to,
-        is_new_file=True,
-        destination_type=DiskType.DYNAMIC,
-        block_size=block_size,
-        payload_bytes=payload,
-        blocks_added=added,
-        blocks_moved=0,
-        virtual_size=chain.size,
-        virtual_size_before=0,
-        destination_size=size,
-        destination_size_before=0,
-        space_needed=size,
-        space_free=free,
-        relatives=Relatives(),
-        removals=(),
-        keep_sources=True,
-        growth=None,
-        layers=states(chain),
-        search=search,
-        findings=findings,
-        obstacles=tuple(obstacles),
     )

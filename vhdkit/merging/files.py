@@ -1,0 +1,193 @@
+"""The files of a merge, opened, locked and held against the plan; and their names, in the end.
+
+Names are only trusted while the files that they led to are held: what was replaced meanwhile is left alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from vhdkit.chain.chain import Chain
+from vhdkit.errors import MergeError
+from vhdkit.image.image import Image, Layer, RawImage, open_image
+from vhdkit.image.step import finish, finish_all
+from vhdkit.merging.plan import Resume
+from vhdkit.merging.relatives import Relatives, find_relatives
+from vhdkit.merging.relink import check_relink
+from vhdkit.merging.survey import states
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vhdkit.merging.plan import LayerState, MergePlan
+    from vhdkit.storage.seam import Folder
+
+
+def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
+    """Open the files of the plan, whose links it has verified, lock them, and hold them against what was planned for.
+
+    What is merged away or into is locked for nobody else to use, what lies below for nobody else to write.
+
+    Raises:
+        MergeError: a file is not what it was.
+        ImageInUseError: somebody else holds one.
+
+    """
+    layers: list[Layer] = []
+    changing = {*plan.sources, plan.destination} if writable else set()
+    try:
+        for state in plan.layers:
+            layer = _open_locked(state, folder, writable=state.path == writable, exclusive=state.path in changing)
+            layers.append(layer)
+        chain = Chain(layers)
+        if states(chain) != plan.layers:
+            raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
+    except BaseException:
+        for layer in layers:
+            layer.close()
+        raise
+    return chain
+
+
+def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive: bool) -> Layer:
+    if state.unique_id:
+        return open_image(state.path, writable=writable, exclusive=exclusive, folder=folder)
+    storage = folder.open(state.path)
+    try:
+        storage.lock(exclusive=exclusive)
+        return RawImage(storage)
+    except BaseException:
+        storage.close()
+        raise
+
+
+class MergeFiles:
+    """The open files of a merge: its chain, the destination writable among it, and the children to be relinked."""
+
+    def __init__(self, plan: MergePlan, folder: Folder) -> None:
+        self._children: dict[str, Image] = {}
+        self.made_undo = False
+        self.chain = open_planned(plan, folder, plan.destination)
+        found = [layer for layer in self.chain.layers if layer.path == plan.destination]
+        try:
+            destination = found[0]
+            if not isinstance(destination, Image):
+                raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+            self.destination = destination
+            if plan.resume is not None:
+                finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
+            for path in _children(plan, folder):
+                finish(folder, path)
+                self._children[path] = open_image(path, writable=True, exclusive=True, folder=folder)
+            if plan.resume is not Resume.FINISHES:
+                _check_plan(plan, self.chain, folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def child(self, path: str) -> Image:
+        """Return an open child of the destination or of the topmost source."""
+        return self._children[path]
+
+    def has_child(self, path: str) -> bool:
+        """Whether there is one of that name."""
+        return path in self._children
+
+    def close(self) -> None:
+        """Give all of them back, and their locks."""
+        self.chain.close()
+        for child in self._children.values():
+            child.close()
+
+
+def _children(plan: MergePlan, folder: Folder) -> list[str]:
+    journal = plan.journal
+    if plan.resume is Resume.FINISHES and journal is not None:
+        known = [journal.resolve(relink.path) for relink in journal.relinks or ()]
+        return [*filter(folder.exists, known), *(relink.child for relink in plan.relinks)]
+    return [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
+
+
+def _check_plan(plan: MergePlan, chain: Chain, folder: Folder) -> None:
+    undo_id = plan.undo.unique_id if plan.undo is not None else b""
+    if find_relatives(chain, len(plan.sources), folder, plan.search, undo_id) != plan.relatives:
+        raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
+    for relink in (*plan.relinks, *plan.sibling_relinks):
+        check_relink(folder, relink)
+
+
+def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -> None:
+    """Hold the family against the plan once more: what follows goes by names, and takes files away.
+
+    Raises:
+        MergeError: something came, went or was written that should not have been.
+
+    """
+    kept = "the sectors were merged, and no source was removed or relinked; look at the files and merge again"
+    depth = len(plan.sources)
+    for state in plan.layers[:depth]:
+        if not _is_unchanged(state, folder):
+            raise MergeError(f"it was changed or replaced while it was merged: {kept}", path=state.path)
+    if _identity(plan.destination, folder) != files.destination.storage.identity:
+        raise MergeError(f"it was replaced while it was merged into: {kept}", path=plan.destination)
+    undo_id = plan.undo.unique_id if plan.undo is not None else b""
+    expected = plan.relatives
+    if plan.sibling_relinks:
+        expected = Relatives(of_sources=expected.of_sources, relinks=expected.relinks, unknown=expected.unknown)
+    if find_relatives(files.chain, depth, folder, plan.search, undo_id) != expected:
+        raise MergeError(f"other images of its family came or went during the merge: {kept}", path=files.chain.path)
+
+
+def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[str, ...]:
+    """Remove the sources that the plan says, leaf first; each is held until its name is gone.
+
+    The layers between the topmost and the destination no longer show what they did; the journal, which goes last, says
+    so to whoever opens one that a power cut has left.
+
+    Raises:
+        MergeError: another file has the name of one; it is left alone.
+
+    """
+    held = {layer.path: layer for layer in files.chain.layers}
+    for path in plan.removals:
+        layer = held[path]
+        if _identity(path, folder) != layer.storage.identity:
+            message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
+            raise MergeError(message, path=path)
+        try:
+            folder.remove(path)
+        except PermissionError:
+            # Windows removes no file that is open.
+            layer.close()
+            folder.remove(path)
+        folder.sync(paths.dirname(path))
+    return plan.removals
+
+
+def _is_unchanged(state: LayerState, folder: Folder) -> bool:
+    try:
+        storage = folder.open(state.path)
+    except OSError:
+        return False
+    now = (storage.identity, storage.size(), storage.mtime)
+    storage.close()
+    return now == (state.identity, state.file_size, state.mtime)
+
+
+def _identity(path: str, folder: Folder) -> tuple[int, int] | None:
+    """Return which file a name leads to now."""
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    storage.close()
+    return storage.identity

@@ -1,0 +1,165 @@
+"""Where the bytes of a merge go: which sectors, which blocks are added, and where in the file.
+
+Decided afresh, or as an earlier run of the same merge has decided it, so that both end in the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain, resolve, windows
+from vhdkit.errors import MergeError, VhdError
+from vhdkit.format import layout
+from vhdkit.format.bat import UNALLOCATED
+from vhdkit.format.layout import SECTOR
+from vhdkit.image.image import Image, Layer, Placement
+from vhdkit.merging.growth import Growth, plan_growth
+from vhdkit.merging.plan import Resume, Target, choose, missing_blocks
+from vhdkit.merging.resume import is_unwritten, linked_rightly, plan_digest, shows_what_was_copied
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.extent import Extents
+    from vhdkit.image.journal import Journal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layout:
+    """The payload in bytes, the blocks that the destination gets (uint32), and where they and the footer will lie.
+
+    `digest` is that of everything that decides which bytes go where.
+    """
+
+    payload: int
+    added: NDArray[np.uint32]
+    growth: Growth | None
+    place: Placement
+    file_end: int
+    digest: str
+
+    @property
+    def moved(self) -> int:
+        """The blocks that make way for a longer table; they lie before those that are added."""
+        return 0 if self.growth is None else len(self.growth.blocks)
+
+
+def moves(
+    layers: Sequence[Layer], depth: int, target: Target, start: int = 0
+) -> Iterator[tuple[Extents, Extents, int]]:
+    """Yield (writes, wipes, end of the window) of the merge of `layers[:depth]`, a window of the disk at a time."""
+    sources = layers[:depth]
+    for first, stop in windows(layers[: depth + 1], start, layers[0].size):
+        yield *choose(resolve(sources, first, stop), target), stop
+
+
+def target_of(layers: Sequence[Layer], depth: int, size: int | None = None) -> Target:
+    """Return what choosing sectors needs to know of the destination at that depth; `size` is its disk's before."""
+    destination = layers[depth]
+    if not isinstance(destination, Image):
+        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+    below = layers[depth + 1].size if depth + 1 < len(layers) else 0
+    size = destination.size if size is None else size
+    return Target(disk_type=destination.disk_type, size=size, parent_size=below)
+
+
+def lay_out(
+    chain: Chain, depth: int, target: Target, journal: Journal | None, obstacles: list[VhdError]
+) -> tuple[Layout, Resume | None]:
+    """Decide where everything goes: where an earlier run has put it, if its journal still holds.
+
+    What stands in the way is added to the obstacles.
+    """
+    if journal is None:
+        return _fresh(chain, depth, target, obstacles), None
+    try:
+        laid = _as_before(chain, depth, target, journal)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        laid = None
+    if laid is None:
+        return _fresh(chain, depth, target, obstacles), Resume.RESTARTS
+    return laid, Resume.CONTINUES
+
+
+def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> Layout | None:
+    begin, destination, sources = journal.begin, chain.layers[depth], chain.layers[:depth]
+    if begin is None or journal.merged or not isinstance(destination, Image):
+        return None
+    # An older destination than the mark says is one that was put back from a backup.
+    if not is_unwritten(journal, chain.layers, depth) or destination.storage.mtime < journal.mark_time // 1:
+        return None
+    place = Placement(begin.first, begin.stride)
+    payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
+    growth = Growth.from_record(begin.growth) if begin.growth is not None else None
+    digest = plan_digest(sources, destination, place, growth, added, (target.size, chain.size, begin.file_end))
+    if digest != begin.plan or not linked_rightly(destination, added, place, begin.moved, journal.mark):
+        return None
+    if not shows_what_was_copied(chain, depth, journal, moves(chain.layers, depth, target)):
+        return None
+    return Layout(payload=payload, added=added, growth=growth, place=place, file_end=begin.file_end, digest=digest)
+
+
+def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError]) -> Layout:
+    destination = chain.layers[depth]
+    if not isinstance(destination, Image):
+        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+    payload, added = _measure(chain, depth, target)
+    growth = _growth(destination, chain.size, obstacles)
+    count = len(added)
+    if growth is not None:
+        count += len(growth.blocks)
+        destination.floor = growth.end
+    place, file_end = Placement(0, 0), destination.metadata.footer_start
+    if not destination.is_fixed:
+        try:
+            place, file_end = destination.placement(count), destination.file_end_for(count)
+        except OSError as error:
+            obstacles.append(MergeError(f"{error.strerror}; use --to", path=destination.path))
+    sizes = (target.size, chain.size, file_end)
+    digest = plan_digest(chain.layers[:depth], destination, place, growth, added, sizes)
+    return Layout(payload=payload, added=added, growth=growth, place=place, file_end=file_end, digest=digest)
+
+
+def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = None) -> tuple[int, NDArray[np.uint32]]:
+    """Return the payload in bytes and the blocks that the destination lacks, or lacked.
+
+    Blocks at the file's sector `new_from` and behind are those that an earlier run has added.
+    """
+    destination = chain.layers[depth]
+    payload, added, last = 0, [np.empty(0, np.uint32)], -1
+    for writes, _, _ in moves(chain.layers, depth, target):
+        payload += writes.total
+        if not isinstance(destination, Image) or destination.is_fixed or not len(writes):
+            continue
+        size = destination.block_size
+        first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
+        entries = destination.table.entries(first, stop)
+        if new_from is not None:
+            entries = np.where(entries >= new_from, np.uint32(UNALLOCATED), entries)
+        missing = missing_blocks(writes, entries, first, size)
+        # A block that the window's edge cuts is met twice.
+        missing = missing[missing > last]
+        if len(missing):
+            last = int(missing[-1])
+            added.append(missing.astype(np.uint32))
+    return payload, np.concatenate(added)
+
+
+def _growth(image: Image, size: int, obstacles: list[VhdError]) -> Growth | None:
+    if size <= image.size or image.is_fixed:
+        return None
+    entries = -(-size // image.block_size)
+    if entries > layout.MAX_TABLE_ENTRIES:
+        message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"
+        obstacles.append(MergeError(message, path=image.path))
+        return None
+    growth = plan_growth(image, size)
+    if growth is not None and image.header is not None and image.header.table_offset < image.footer.data_offset:
+        message = "its BAT lies before its dynamic header and has no room to grow; use --to"
+        obstacles.append(MergeError(message, path=image.path))
+    return growth

@@ -1,0 +1,180 @@
+"""Planning a merge: what is asked for, what an earlier run has left of it, and what will be done.
+
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.export import dynamic_layout
+from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
+from vhdkit.format import layout
+from vhdkit.format.bat import UNALLOCATED
+from vhdkit.format.footer import DiskType
+from vhdkit.format.layout import SECTOR
+from vhdkit.image.image import Image, Placement
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.image.journal import read_journal
+from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.merging.plan import MergePlan
+from vhdkit.merging.relatives import Relatives
+from vhdkit.merging.resume import find_complete, finishing_plan, is_about, still_holds
+from vhdkit.merging.survey import Survey, Wishes, states
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.storage.seam import Folder
+
+# Names that files beside an image have while it is changed.
+_RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, ".partial")
+
+
+def plan_merge(
+    path: str,
+    *,
+    into: str | None = None,
+    to: str | None = None,
+    keep_sources: bool = False,
+    undo: str | None = None,
+    relink_siblings: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    folder: Folder | None = None,
+) -> MergePlan:
+    """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
+
+    The way parents are found is `open_chain`'s. Siblings, that is other images which read through a file that would
+    change, are looked for in the chain's folders and in `search`, and below them.
+
+    With `undo` what is overwritten goes to that new image first, and the sources are kept until it is dropped;
+    `relink_siblings` then makes it the parent of the destination's other children. With `verify` the leaf's view is
+    read before, the destination's after, and no source goes unless they agree. A merge of the same files that was cut
+    off is continued anyway; with `resume` there must be one, and it says what it goes into.
+
+    Raises:
+        MergeError: there is nothing to merge into as asked, or nothing to resume.
+        JournalError: a journal names files that are not what it says.
+        ImageInUseError: somebody holds a file of the chain.
+        VhdError, OSError: the chain cannot be opened. Everything less is one of the plan's obstacles.
+
+    """
+    place = folder or LocalFolder()
+    wishes = Wishes(
+        keep_sources=keep_sources,
+        undo=None if undo is None else place.real(undo),
+        relink_siblings=relink_siblings,
+        verify=verify,
+    )
+    _check_wishes(path, into, to, wishes, place)
+    if not place.exists(path) and to is None:
+        ended = find_complete(place, path, search)
+        if ended is not None:
+            return finishing_plan(ended, place, tuple(search), keep_sources=keep_sources)
+    with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
+        if to is not None:
+            return _plan_new_file(chain, place, place.real(to), tuple(search))
+        depth = _resumed_depth(chain, place) if resume else _destination_depth(chain, place, into)
+        destination = chain.layers[depth]
+        journal = read_journal(place, destination.path)
+        sources = chain.layers[:depth]
+        # What was written since a merge was complete is merged again, from the start.
+        complete = journal is not None and still_holds(journal, chain.layers, depth)
+        if journal is not None and complete and is_about(journal, sources, destination):
+            return finishing_plan(journal, place, tuple(search), chain.findings, keep_sources=keep_sources)
+        return Survey(chain, depth, place, tuple(search), wishes, journal).plan()
+
+
+def _check_wishes(path: str, into: str | None, to: str | None, wishes: Wishes, folder: Folder) -> None:
+    if into is not None and to is not None:
+        raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
+    if to is not None and (wishes.undo is not None or wishes.verify):
+        raise MergeError(
+            "a merge to a new file changes nothing: there is nothing to undo; `compare` verifies", path=path
+        )
+    if wishes.undo is not None and wishes.undo.endswith(_RESERVED):
+        raise MergeError(f"the name of an undo image cannot end in {paths.splitext(wishes.undo)[1]}", path=wishes.undo)
+    if wishes.relink_siblings and wishes.undo is None:
+        raise MergeError("siblings can only be relinked to an undo image; name one with --undo", path=path)
+    if to is not None and folder.exists(to):
+        raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)
+
+
+def _resumed_depth(chain: Chain, folder: Folder) -> int:
+    for depth, layer in enumerate(chain.layers[1:], 1):
+        journal = read_journal(folder, layer.path)
+        if journal is not None and is_about(journal, chain.layers[:depth], layer):
+            return depth
+    raise MergeError("there is no merge of it that could be resumed; merge it without --resume", path=chain.path)
+
+
+def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
+    if len(chain.layers) == 1:
+        message = "it has no parent to be merged into; name the child, which is merged into its parent"
+        raise MergeError(message, path=chain.path)
+    if into is None:
+        return 1
+    storage = folder.open(folder.real(into))
+    identity = storage.identity
+    storage.close()
+    for depth, layer in enumerate(chain.layers[1:], 1):
+        if layer.storage.identity == identity:
+            return depth
+    names = ", ".join(layer.path for layer in chain.layers[1:])
+    raise MergeError(f"{into} is not one of its ancestors: {names}", path=chain.path)
+
+
+def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
+    """Plan to write the leaf's view into a new dynamic image; no input changes."""
+    leaf = chain.leaf
+    block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
+    size, added, payload = dynamic_layout(chain, block_size)
+    free = folder.free_space(paths.dirname(to))
+    obstacles: list[VhdError] = []
+    if not folder.may_write(paths.dirname(to)):
+        obstacles.append(ReadOnlyImageError("its folder may not be written", path=to))
+    if size > free:
+        obstacles.append(NotEnoughSpaceError(path=to, needed=size, available=free))
+    if size // SECTOR >= UNALLOCATED:
+        obstacles.append(MergeError("the file would pass 2 TiB, which a BAT cannot address", path=to))
+    return MergePlan(
+        sources=tuple(layer.path for layer in chain.layers),
+        destination=to,
+        is_new_file=True,
+        destination_type=DiskType.DYNAMIC,
+        block_size=block_size,
+        payload_bytes=payload,
+        blocks_added=added,
+        blocks_moved=0,
+        virtual_size=chain.size,
+        virtual_size_before=0,
+        destination_size=size,
+        destination_size_before=0,
+        space_needed=size,
+        space_free=free,
+        relatives=Relatives(),
+        removals=(),
+        keep_sources=True,
+        growth=None,
+        place=Placement(0, 0),
+        file_end=0,
+        undo=None,
+        relink_siblings=False,
+        sibling_relinks=(),
+        verify=False,
+        journal=None,
+        resume=None,
+        digest="",
+        layers=states(chain),
+        search=search,
+        findings=chain.findings,
+        obstacles=tuple(obstacles),
+    )

@@ -1,0 +1,326 @@
+"""What an undo image is for: taking a merge back, or making it final.
+
+Rolling back, **order**, with what a cut leaves: 1 the journal says so (the merge, still whole) · 2 children of what was
+merged away are relinked to it again, each in one step (they read the same over either) · 3 the sectors that the undo
+image holds, sync (the sources hide them) · 4 the disk's old size, if it had grown, sync · 5 images that read through
+the undo image are relinked to the destination · 6 undo image removed, journal removed, folders synced. Every step can
+be done again.
+
+Dropping: the journal says so; then what the merge has kept goes: the sources, the undo image, the journal.
+
+**Source**: DESIGN 5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from vhdkit.chain.chain import windows
+from vhdkit.chain.locate import Where, find_parent
+from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError
+from vhdkit.format import bat
+from vhdkit.format.footer import Footer
+from vhdkit.image.extent import Kind
+from vhdkit.image.image import Image, open_image
+from vhdkit.image.journal import JournalWriter, read_journal
+from vhdkit.image.step import finish, finish_all
+from vhdkit.merging.engine import MergeResult, merge
+from vhdkit.merging.mover import Mover
+from vhdkit.merging.pace import Pace, Phase
+from vhdkit.merging.relatives import children_of
+from vhdkit.merging.relink import Relink, apply_patches, check_relink, relink_patches
+from vhdkit.merging.resume import check_relinks, check_undo, find_complete, finishing_plan, is_as_left, remaining
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vhdkit.image.journal import Begin, Journal
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.storage.seam import Folder
+
+
+def drop_undo(
+    path: str,
+    *,
+    keep_file: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    folder: Folder | None = None,
+) -> MergeResult:
+    """Make a merge final: remove the sources that were kept for its undo image at `path`, and the image.
+
+    With `keep_file` the image stays, for those that read through it.
+
+    Raises:
+        JournalError: it is no undo image of a merge that is complete.
+        SiblingsError: other images read through it.
+        ImageInUseError: somebody holds one of the files.
+
+    """
+    place = folder or LocalFolder()
+    journal = None if place.exists(path) else find_complete(place, path, search)
+    if journal is None:
+        _, journal = _undone(path, Where(folder=place, search=tuple(search), parent_map=parent_map or {}))
+    if not journal.merged or journal.rolling_back:
+        raise JournalError(f"it cannot be dropped: {journal.say()}", path=path)
+    if place.exists(path) and not journal.dropping:
+        with open_image(path, folder=place) as undo:
+            children = children_of(undo, place, search)
+        if children and not keep_file:
+            names = ", ".join(children)
+            message = f"{len(children)} image(s) read through it: {names}. Keep it for them with --keep-file"
+            raise SiblingsError(message, path=path, siblings=children)
+    try:
+        if not journal.dropping:
+            journal = _say_dropping(journal, place, search, keep_file=keep_file)
+        return merge(finishing_plan(journal, place, tuple(search)), folder=place)
+    except OSError as error:
+        if not getattr(error, "__notes__", None):
+            error.add_note(f"Every disk reads as before; `vhdkit undo drop {path}` goes on with it.")
+        raise
+
+
+def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> Journal:
+    # Every file is looked at before the first word of it is written.
+    plan = finishing_plan(journal, folder, tuple(search))
+    if plan.obstacles:
+        raise plan.obstacles[0]
+    with open_image(journal.destination, exclusive=True, folder=folder):
+        writer = JournalWriter.append(folder, _unchanged(journal, folder))
+        try:
+            writer.write("dropping", keep_file=keep_file)
+        finally:
+            writer.close()
+    return writer.journal
+
+
+def rollback(
+    path: str,
+    *,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+    folder: Folder | None = None,
+) -> tuple[str, ...]:
+    """Take a merge back, complete or cut off, by merging its undo image at `path` into the destination.
+
+    Every layer then reads as before the merge. Returns the files that were changed or removed.
+
+    Raises:
+        JournalError: it is no undo image, or the sources are not what they were.
+        MergeError: the destination was written after the merge, which would be lost.
+        SiblingsError: images were made of the destination since.
+        ImageInUseError: somebody holds one of the files.
+
+    """
+    place = folder or LocalFolder()
+    if not place.exists(path):
+        journal = find_complete(place, path, search)
+        if journal is not None and journal.restored:
+            _forget(place, journal)
+            return ()
+    destination, journal = _undone(path, Where(folder=place, search=tuple(search), parent_map=parent_map or {}))
+    with _Rollback((place.real(path), destination), journal, place, tuple(search)) as run:
+        try:
+            return run.run(progress, cancel)
+        except BaseException as error:
+            how = "Every layer reads as before the merge" if run.restored else "The leaf reads as before"
+            error.add_note(f"{how}; `vhdkit rollback {path}` goes on with the roll-back.")
+            raise
+
+
+def _undone(path: str, where: Where) -> tuple[str, Journal]:
+    """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
+    finish(where.folder, where.folder.real(path))
+    with open_image(path, folder=where.folder) as undo:
+        if not undo.is_differencing:
+            raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
+        with find_parent(undo, where, {undo.storage.identity}).layer as below:
+            journal = read_journal(where.folder, below.path)
+            if journal is None or journal.begin is None or journal.begin.undo_id != undo.unique_id.hex():
+                raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
+            return below.path, journal
+
+
+def _unchanged(journal: Journal, folder: Folder) -> Journal:
+    now = read_journal(folder, journal.destination)
+    if now is None or now.checksum != journal.checksum:
+        raise JournalError("another process went on with it meanwhile; try again", path=journal.path)
+    return now
+
+
+def _forget(folder: Folder, journal: Journal) -> None:
+    folder.remove(journal.path)
+    folder.sync(paths.dirname(journal.path))
+
+
+class _Rollback:
+    """One roll-back: its files open and locked, and everything checked before the first byte is written."""
+
+    def __init__(self, names: tuple[str, str], journal: Journal, folder: Folder, search: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.search = search
+        self.journal = journal
+        self.begin: Begin = self._begin(journal)
+        self.restored = False
+        self._open: list[Image] = []
+        finish_all(folder, [*search, *map(paths.dirname, names)])
+        try:
+            self.undo = self._locked(names[0], writable=False)
+            self.destination = self._locked(names[1], writable=True)
+            _unchanged(journal, folder)
+            self.footer = self._footer()
+            check_undo(journal, self.undo, self.destination, folder, search)
+            check_relinks(journal, self.destination, folder, search)
+            self._check_sources()
+            self.relinked = [
+                (self._child(item.path), item.patches) for item in (*journal.former_relinks, *(journal.relinks or ()))
+            ]
+            self._check_destination()
+            self.siblings = [self._sibling(child) for child in children_of(self.undo, folder, search)]
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give all files back."""
+        for image in self._open:
+            image.close()
+
+    @staticmethod
+    def _begin(journal: Journal) -> Begin:
+        if journal.begin is None or journal.dropping:
+            raise JournalError(f"it cannot be rolled back: {journal.say()}", path=journal.destination)
+        return journal.begin
+
+    def _locked(self, path: str, *, writable: bool = True) -> Image:
+        finish(self.folder, path)
+        image = open_image(path, writable=writable, exclusive=True, folder=self.folder)
+        self._open.append(image)
+        return image
+
+    def _child(self, path: str) -> Image:
+        path = self.journal.resolve(path)
+        if not self.folder.exists(path):
+            message = f"{path} was relinked by the merge, and is gone or has another name; put it back first"
+            raise JournalError(message, path=self.journal.path)
+        return self._locked(path)
+
+    def _footer(self) -> Footer:
+        """Return the destination's footer before the merge."""
+        try:
+            footer = Footer.from_bytes(bytes.fromhex(self.begin.footer))
+        except (ValueError, CorruptImageError) as error:
+            raise JournalError(f"the footer in it is none: {error}", path=self.journal.path) from error
+        if footer.unique_id != self.destination.unique_id or footer.disk_type is not self.destination.disk_type:
+            raise JournalError("the footer in it is another image's", path=self.journal.path)
+        if footer.current_size != self.undo.size:
+            raise JournalError("the footer in it is of a disk of another size", path=self.journal.path)
+        return footer
+
+    def _check_sources(self) -> None:
+        identity = self.destination.storage.identity
+        for source in self.begin.sources:
+            if remaining(self.journal, source, identity, self.folder, self.search, unwritten=False) is None:
+                message = f"{self.journal.resolve(source.path)} is gone: without it the chain cannot be restored"
+                raise JournalError(message, path=self.journal.path)
+            self._locked(self.journal.resolve(source.path), writable=False)
+
+    def _check_destination(self) -> None:
+        """Refuse if somebody wrote to the destination, or made children of it, since the merge."""
+        storage = self.destination.storage
+        after = self.journal.destination_after
+        if after is not None and not self.journal.rolling_back and not is_as_left(after, self.destination):
+            message = (
+                "it was written after the merge, which a roll-back would spoil; to keep both, convert the undo image"
+            )
+            raise MergeError(f"{message} to a new file, which shows the disk before the merge", path=storage.path)
+        mine = {image.path for image in self._open}
+        others = [path for path in children_of(self.destination, self.folder, self.search) if path not in mine]
+        # Before anything is saved nothing was overwritten, and siblings may not be relinked to the undo image yet; a
+        # roll-back that was cut off may have linked them to the destination again.
+        if others and self.journal.saved and not self.journal.rolling_back:
+            message = f"{len(others)} image(s) were made of it since the merge: {', '.join(others)}"
+            raise SiblingsError(message, path=storage.path, siblings=tuple(others))
+        for child, patches in self.relinked:
+            for patch in patches:
+                current = bytearray(len(patch.after))
+                child.storage.read_into(patch.offset, current)
+                if not all(now in {before, then} for now, before, then in patch.sectors(bytes(current))):
+                    raise MergeError("its header was changed since it was relinked; it is left alone", path=child.path)
+
+    def _sibling(self, path: str) -> tuple[Image, Relink]:
+        relink = Relink(
+            child=path,
+            old_parent=self.undo.path,
+            new_parent=self.destination.path,
+            new_parent_id=self.destination.unique_id,
+        )
+        check_relink(self.folder, relink)
+        return self._locked(path), relink
+
+    def run(self, progress: Callable[[Progress], None] | None, cancel: Cancel | None) -> tuple[str, ...]:
+        """Do it, see the module for the order; return the files that were changed or removed."""
+        pace = Pace(self.undo.storage.allocated_size, 0, progress, cancel, None)
+        pace.say(Phase.RESERVING)
+        writer = JournalWriter.append(self.folder, self.journal)
+        try:
+            if not self.journal.rolling_back:
+                writer.write("rollback")
+            for child, patches in self.relinked:
+                apply_patches(self.folder, child, tuple(patch.reversed for patch in patches))
+            self._restore(pace)
+            self._shrink()
+            mtime = self.destination.storage.mtime
+            for child, relink in self.siblings:
+                apply_patches(self.folder, child, relink_patches(child, relink, parent_mtime=mtime))
+            writer.write("restored")
+            self.restored = True
+        finally:
+            writer.close()
+        self.folder.remove(self.undo.path)
+        self.folder.sync(paths.dirname(self.undo.path))
+        _forget(self.folder, self.journal)
+        changed = [child.path for child, _ in (*self.relinked, *self.siblings)]
+        return (self.destination.path, *changed, self.undo.path)
+
+    def _restore(self, pace: Pace) -> None:
+        """Put back what the undo image holds; where the destination has no block nothing was overwritten."""
+        mover = Mover([self.undo], self.destination, np.empty(0, np.uint32), pace.add, again=True)
+        for start, stop in windows([self.undo], 0, self.undo.size):
+            held = self.undo.resolve(start, stop - start)
+            mover.move(held.of(Kind.ZERO), held.of(Kind.DATA))
+        mover.checkpoint()
+        self.destination.sync()
+
+    def _shrink(self) -> None:
+        """Give the disk its old size, and drop the blocks behind it.
+
+        Done even if it seems to have it: a merge that was cut off may have left one footer of two, or blocks whose
+        disk had yet to grow.
+        """
+        image = self.destination
+        if image.is_fixed:
+            return
+        image.footer = self.footer
+        image.write_footer(image.metadata.footer_start)
+        image.write_at(0, self.footer.to_bytes())
+        image.sync()
+        first = -(-self.footer.current_size // image.block_size)
+        for base, entries in image.table.windows():
+            beyond = bat.allocated(entries) + base
+            beyond = beyond[beyond >= first]
+            if len(beyond):
+                image.table.assign(beyond, np.full(len(beyond), bat.UNALLOCATED, np.uint32))
+        image.sync()

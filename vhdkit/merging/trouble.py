@@ -1,0 +1,57 @@
+"""What a merge that fails tells: what is missing, how things stand, and which command goes on."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError, MergeError, NotEnoughSpaceError, VhdError
+from vhdkit.image.journal import command
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from vhdkit.image.journal import Journal
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder
+
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseException:
+    """Return the error to raise: one that says how many bytes are missing, where space is what is."""
+    if not isinstance(error, OSError) or error.errno not in NO_SPACE:
+        return error
+    is_undo = plan.undo is not None and error.filename == plan.undo.path
+    path = plan.undo.path if plan.undo is not None and is_undo else plan.destination
+    size_after = plan.undo.size if plan.undo is not None and is_undo else plan.destination_size
+    free = needed = 0
+    with suppress(OSError):
+        free = folder.free_space(paths.dirname(path))
+        storage = folder.open(path)
+        needed = max(0, size_after - storage.size())
+        storage.close()
+    # The plan saw enough: someone else took some since, or a quota allows less than is free.
+    needed = max(1, needed)
+    return NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))
+
+
+def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None) -> None:
+    """Tell whoever cuts a merge off, or what does, how things stand."""
+    if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
+        return
+    if journal is None or not (journal.reserved or journal.merged):
+        if not isinstance(error, VhdError):
+            error.add_note("Nothing was changed.")
+        return
+    search = [word for directory in plan.search for word in ("--search", directory)]
+    again = command("merge", plan.sources[0], "--into", plan.destination, *search)
+    if journal.merged:
+        error.add_note(
+            f"The merge is complete and durable in {plan.destination}; {again} finishes what is left to be done."
+        )
+        return
+    how = f"The chain reads as before the merge; {again} goes on with it."
+    if plan.undo is not None:
+        how += f" {journal.undo_command('rollback')} takes it back."
+    error.add_note(how)

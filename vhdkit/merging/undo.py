@@ -1,0 +1,181 @@
+"""Keeping what a merge overwrites: the undo image, a child of the destination whose view is the destination before.
+
+**Order**, for every stretch of the disk: 1 its sectors as the destination shows them into the undo image, sync · 2 the
+bits and table entries that say so, sync · 3 only then are they overwritten. A cut leaves sectors that the undo image
+has and the destination still shows as well. The journal says up to where that is done: what the undo image has before
+that place is never saved again, for it may be overwritten by then; behind it everything is, for a sync may have failed.
+
+**Source**: DESIGN 5.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import resolve
+from vhdkit.format import timestamp
+from vhdkit.format.bitmap import bitmap_size
+from vhdkit.format.footer import DiskType
+from vhdkit.format.layout import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
+from vhdkit.image import extent
+from vhdkit.image.create import new_footer, partial_name, write_empty
+from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.image import Image, Placement, open_image
+from vhdkit.image.reference import reference_to
+from vhdkit.merging.mover import Mover
+from vhdkit.merging.plan import UndoPlan, missing_blocks
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.image import Layer
+    from vhdkit.storage.seam import Folder
+
+
+def plan_undo(
+    path: str,
+    unique_id: bytes,
+    destination: Image,
+    size_before: int,
+    moves: Iterable[tuple[Extents, Extents, int]],
+    existing: Image | None,
+) -> UndoPlan:
+    """Return what the undo image will take; `existing` is what an earlier run has made of it."""
+    block_size = destination.block_size or DEFAULT_BLOCK_SIZE
+    found, last = [np.empty(0, np.uint32)], -1
+    for writes, wipes, _ in moves:
+        touched = affected(writes, wipes, size_before)
+        if not len(touched):
+            continue
+        first, stop = int(touched.start[0]) // block_size, -(-int(touched.stop[-1]) // block_size)
+        entries = np.full(stop - first, 0xFFFF_FFFF, np.uint32)
+        if existing is not None:
+            entries = existing.table.entries(first, stop)
+        missing = missing_blocks(touched, entries, first, block_size)
+        missing = missing[missing > last]
+        if len(missing):
+            last = int(missing[-1])
+            found.append(missing.astype(np.uint32))
+    blocks: NDArray[np.uint32] = np.concatenate(found)
+    if existing is not None:
+        size = existing.file_end_for(len(blocks)) + FOOTER_SIZE
+    else:
+        # Two locators of a page each, and an absolute path that needs more than one would be a rare thing.
+        entries_end = -(-size_before // block_size) * 4 + 1536
+        free = -(-entries_end // 4096) * 4096 + 2 * 4096
+        last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
+        size = (last_at + bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
+    before = 0 if existing is None else existing.storage.size()
+    return UndoPlan(path=path, unique_id=unique_id, block_size=block_size, blocks=blocks, size=size, size_before=before)
+
+
+def affected(writes: Extents, wipes: Extents, size: int) -> Extents:
+    """Return what of a disk of `size` bytes is about to be overwritten."""
+    if not len(wipes):
+        return extent.clipped(writes, 0, size)
+    both = extent.concatenate([writes, wipes])
+    return extent.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
+
+
+def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) -> None:
+    """Make an undo image that holds nothing, durable with its name; it has one of the job's until it is whole.
+
+    Raises:
+        FileExistsError: the name is taken.
+
+    """
+    temporary = _temporary(plan, job)
+    stamp = timestamp.from_unix(time.time())
+    reference = reference_to(
+        folder.real(destination.path),
+        plan.path,
+        unique_id=destination.unique_id,
+        timestamp=timestamp.from_unix(destination.storage.mtime),
+    )
+    footer = new_footer(DiskType.DIFFERENCING, destination.size, stamp=stamp, unique_id=plan.unique_id)
+    storage = folder.create(temporary)
+    try:
+        try:
+            write_empty(storage, footer, plan.block_size, reference)
+            storage.sync()
+        finally:
+            storage.close()
+        folder.publish(temporary, plan.path)
+    except BaseException:
+        folder.remove(temporary)
+        raise
+    folder.sync(paths.dirname(plan.path))
+
+
+def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
+    """Remove what an earlier run of the same job, cut off, left of its undo image under the other name."""
+    temporary = _temporary(plan, job)
+    if folder.exists(temporary):
+        folder.remove(temporary)
+        folder.sync(paths.dirname(temporary))
+
+
+def _temporary(plan: UndoPlan, job: str) -> str:
+    return partial_name(plan.path, job)
+
+
+class Saver:
+    """Saves what the destination shows, `layers` from it down, into an undo image that has room for it."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        plan: UndoPlan,
+        layers: Sequence[Layer],
+        saved: int,
+        durable: Callable[[int], None],
+        report: Callable[[int], None],
+    ) -> None:
+        self.layers = layers
+        self.saved = saved
+        self.durable = durable
+        self.image = open_image(plan.path, writable=True, exclusive=True, folder=folder)
+        try:
+            self.mover = Mover(layers, self.image, plan.blocks, report, again=plan.size_before > 0)
+            count = len(plan.blocks)
+            if count:
+                self.mover.place_added(self.image.placement(count), 0)
+                self.image.extend(count, reserve=True, sync=True)
+                self.image.sync()
+        except BaseException:
+            self.image.close()
+            raise
+
+    def save(self, writes: Extents, wipes: Extents, end: int) -> None:
+        """Save the sectors that a window of the merge, up to `end`, will overwrite; durable on return."""
+        wanted = affected(writes, wipes, self.image.size)
+        if len(wanted):
+            self._save(wanted)
+        if end > self.saved:
+            self.durable(end)
+            self.saved = end
+
+    def _save(self, wanted: Extents) -> None:
+        start, stop = int(wanted.start[0]), int(wanted.stop[-1])
+        held = extent.clipped(self.image.resolve(start, stop - start).of(Kind.DATA), 0, self.saved)
+        if len(held):
+            # The complement of what is held, within the window.
+            low, high = np.append(start, held.stop), np.append(held.start, stop)
+            wanted = extent.intersect(wanted, low[low < high], high[low < high])
+        if not len(wanted):
+            return
+        start, stop = int(wanted.start[0]), int(wanted.stop[-1])
+        before = extent.intersect(resolve(self.layers, start, stop), wanted.start, wanted.stop)
+        self.mover.move(before, before.of(Kind.PARENT))
+        self.mover.checkpoint()
+        self.image.sync()
+
+    def close(self) -> None:
+        """Give the undo image back."""
+        self.image.close()

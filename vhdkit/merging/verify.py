@@ -1,0 +1,43 @@
+"""The digest of a view: what a disk reads as, whatever its layers look like.
+
+Pieces of 1 MiB that no layer holds, or that are all zeros, count as nothing; the others by place and content. So two
+chains that read the same have the same digest, and its cost follows the data.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain
+from vhdkit.image import extent
+from vhdkit.image.extent import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vhdkit.image.image import Layer
+
+_PIECE = 1 << 20
+
+
+def view_digest(layers: Sequence[Layer], check: Callable[[], None] = lambda: None) -> str:
+    """Return the digest of what is read through layers, leaf first; `check` is called between the pieces."""
+    chain = Chain(layers)
+    total = sha256(chain.size.to_bytes(8))
+    last = -1
+    for window in chain.extents():
+        pieces = extent.split(window.of(Kind.DATA), _PIECE)
+        for piece in np.unique(pieces.start // _PIECE).tolist():
+            # A window's edge may lie within a piece, which is then met twice.
+            if piece <= last:
+                continue
+            last = piece
+            check()
+            content = chain.read(piece * _PIECE, _PIECE)
+            if content.count(0) < len(content):
+                total.update(piece.to_bytes(8))
+                total.update(content)
+    return total.hexdigest()
