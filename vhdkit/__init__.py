@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain, open_chain
+    from vhdkit.chain.check import CheckReport, check
     from vhdkit.chain.compare import Comparison, compare
     from vhdkit.chain.export import convert
     from vhdkit.chain.scan import Scan, ScannedImage, scan
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
         CorruptImageError,
         Corruption,
         Finding,
+        ImageInUseError,
+        JournalError,
+        Level,
+        MergeCancelled,
         MergeError,
         NotEnoughSpaceError,
         ParentMismatchError,
@@ -42,17 +47,21 @@ if TYPE_CHECKING:
         ReadOnlyImageError,
         SiblingsError,
         UnsupportedImageError,
+        VerificationError,
         VhdError,
     )
     from vhdkit.image.create import create_image
     from vhdkit.image.extent import Extent, Extents, Kind
     from vhdkit.image.image import Image, open_image
-    from vhdkit.merging.engine import MergeResult, Phase, Progress, merge
-    from vhdkit.merging.plan import MergePlan
-    from vhdkit.merging.survey import plan_merge
+    from vhdkit.merging.engine import MergeResult, merge
+    from vhdkit.merging.pace import Phase, Progress
+    from vhdkit.merging.plan import MergePlan, Resume
+    from vhdkit.merging.planning import plan_merge
+    from vhdkit.merging.rollback import drop_undo, rollback
 
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
+    "vhdkit.chain.check": ("CheckReport", "check"),
     "vhdkit.chain.compare": ("Comparison", "compare"),
     "vhdkit.chain.export": ("convert",),
     "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
@@ -63,6 +72,10 @@ _HOMES = {
         "CorruptImageError",
         "Corruption",
         "Finding",
+        "ImageInUseError",
+        "JournalError",
+        "Level",
+        "MergeCancelled",
         "MergeError",
         "NotEnoughSpaceError",
         "ParentMismatchError",
@@ -71,14 +84,17 @@ _HOMES = {
         "ReadOnlyImageError",
         "SiblingsError",
         "UnsupportedImageError",
+        "VerificationError",
         "VhdError",
     ),
     "vhdkit.image.create": ("create_image",),
     "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
     "vhdkit.image.image": ("Image", "open_image"),
-    "vhdkit.merging.engine": ("MergeResult", "Phase", "Progress", "merge"),
-    "vhdkit.merging.plan": ("MergePlan",),
-    "vhdkit.merging.survey": ("plan_merge",),
+    "vhdkit.merging.engine": ("MergeResult", "merge"),
+    "vhdkit.merging.pace": ("Phase", "Progress"),
+    "vhdkit.merging.plan": ("MergePlan", "Resume"),
+    "vhdkit.merging.rollback": ("drop_undo", "rollback"),
+    "vhdkit.merging.planning": ("plan_merge",),
 }
 
 __all__ = [
@@ -86,6 +102,7 @@ __all__ = [
     "Chain",
     "ChainError",
     "ChainLoopError",
+    "CheckReport",
     "Comparison",
     "CorruptImageError",
     "Corruption",
@@ -93,7 +110,11 @@ __all__ = [
     "Extents",
     "Finding",
     "Image",
+    "ImageInUseError",
+    "JournalError",
     "Kind",
+    "Level",
+    "MergeCancelled",
     "MergeError",
     "MergePlan",
     "MergeResult",
@@ -104,18 +125,23 @@ __all__ = [
     "Phase",
     "Progress",
     "ReadOnlyImageError",
+    "Resume",
     "Scan",
     "ScannedImage",
     "SiblingsError",
     "UnsupportedImageError",
+    "VerificationError",
     "VhdError",
+    "check",
     "compare",
     "convert",
     "create_image",
+    "drop_undo",
     "merge",
     "open_chain",
     "open_image",
     "plan_merge",
+    "rollback",
     "scan",
 ]
 

@@ -267,15 +267,23 @@ def test_an_image_that_may_not_be_read_is_told(cli: Cli, shared: Path) -> None:
     assert snapshot(shared) == before
 
 
-def test_a_folder_that_may_not_be_written_keeps_everything(cli: Cli, shared: Path) -> None:
+@pytest.mark.parametrize("words", [[], ["--keep-sources"], ["--undo", "undo.avhd"]], ids=" ".join)
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_done(
+    cli: Cli, shared: Path, words: list[str]
+) -> None:
+    """The journal lies beside the destination: without it a merge could not go on where a power cut ended it."""
     before = snapshot(shared)
     shared.chmod(0o555)
     with as_nobody():
-        assert "--keep-sources" in cli("merge", LEAF).refused()
-        assert cli("merge", LEAF, "--keep-sources").code == 0
-    after = snapshot(shared)
-    assert {name for name in after if after[name] != before.get(name)} == {MIDDLE}
-    assert view_of(shared / MIDDLE, shared / BASE) == MANIFEST[LEAF]["view_sha256"]
+        message = cli("merge", LEAF, *words).refused()
+        planned = cli("merge", LEAF, *words, "--dry-run", "--json")
+    assert f"{shared} may not be written" in message
+    assert "journal" in message
+    assert "--to" in message
+    assert planned.code == 1
+    assert [text for text in planned.json["obstacles"] if "journal" in text]
+    assert "Permission denied" not in message
+    assert snapshot(shared) == before
 
 
 @pytest.mark.parametrize("words", NEW_FILES, ids=" ".join)

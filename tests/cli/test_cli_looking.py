@@ -130,7 +130,7 @@ def test_warnings_are_in_the_json_and_on_stderr_but_not_among_the_results(cli: C
 
 def test_scan_sorts_the_fixtures_into_families(cli: Cli) -> None:
     record = cli("scan", "--json", FIXTURES).json
-    assert sorted(record) == ["ambiguous", "bases", "duplicates", "orphans", "unreadable"]
+    assert sorted(record) == ["ambiguous", "bases", "duplicates", "orphans", "unfinished", "unreadable"]
     children: dict[str, str] = {}
     todo = list(record["bases"])
     while todo:

@@ -378,9 +378,11 @@ def test_an_interrupted_merge_leaves_the_view_and_the_same_command_completes_it(
     assert '"phase": "copying"' in done.err
     assert '"percent": 100' not in done.err
     assert "Traceback" not in done.err
-    assert sorted(os.listdir(work)) == ["base.vhd", "leaf.avhd"]
+    assert sorted(os.listdir(work)) == ["base.vhd", "base.vhd.vhdkit-journal", "leaf.avhd"]
     assert snapshot(work)["leaf.avhd"] == leaf
     assert shows_the_large_view(work / "leaf.avhd")
+    plan = vhdkit.plan_merge(str(work / "leaf.avhd"))
+    assert plan.resume is vhdkit.Resume.CONTINUES
     assert spawn(*words, cwd=work).code == 0
     assert os.listdir(work) == ["base.vhd"]
     assert shows_the_large_view(work / "base.vhd")
@@ -391,7 +393,11 @@ def test_an_interrupted_merge_says_what_state_it_left_and_how_to_go_on(work: Pat
     done = interrupt("merge", "leaf.avhd", "--progress", "json", cwd=work)
     assert "vhdkit: interrupted" in done.err
     assert "reads as before" in done.err
-    assert "same command" in done.err
+    command = re.search(r"`vhdkit (merge [^`]*)` goes on", done.err)
+    assert command is not None
+    assert spawn(*command[1].split(), cwd=work).code == 0
+    assert os.listdir(work) == ["base.vhd"]
+    assert shows_the_large_view(work / "base.vhd")
 
 
 @needs_small_pipes

@@ -78,6 +78,7 @@ def describe_scan(found: Scan) -> dict[str, Any]:
             for key, paths in found.duplicates.items()
         ],
         "unreadable": [{"filename": path, "error": str(error)} for path, error in found.unreadable.items()],
+        "unfinished": warnings(found.unfinished),
     }
 
 
@@ -121,7 +122,12 @@ def describe_plan(plan: MergePlan) -> dict[str, Any]:
         "space-needed": plan.space_needed,
         "space-free": plan.space_free,
         "to-relink": [relink.child for relink in plan.relinks],
+        "siblings-to-relink": [relink.child for relink in plan.sibling_relinks],
         "to-remove": list(plan.removals),
+        "undo": plan.undo.path if plan.undo is not None else None,
+        "undo-size": plan.undo.size if plan.undo is not None else 0,
+        "resume": plan.resume,
+        "bytes-done": plan.bytes_done,
         "ending-views": list(plan.ending_views),
         "obstacles": [str(obstacle) for obstacle in plan.obstacles],
         "warnings": warnings(plan.findings),
@@ -139,6 +145,8 @@ def describe_result(result: MergeResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "removed": list(result.removed),
         "relinked": list(result.relinked),
+        "undo": result.undo or None,
+        "resumed": result.resumed,
     }
 
 

@@ -1,4 +1,7 @@
-"""The verbs that only look: info, chain, scan, map."""
+"""The verbs that only look: info, chain, scan, map.
+
+The first three tell what headers say and lock nothing, so that one can always ask what is going on.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import FOLDER, chain_options, json_option, where
-from vhdkit.cli.output import path_text, print_json, size_text, table, warn
+from vhdkit.cli.options import FOLDER, chain_options, force_share_option, json_option, reading, where
+from vhdkit.cli.output import UNFINISHED, path_text, print_json, size_text, table, warn
 from vhdkit.errors import VhdError, printable
 
 if TYPE_CHECKING:
@@ -32,25 +35,31 @@ _UNCUT = 100_000
 @json_option
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
-    from vhdkit.cli.describing import describe, describe_layer
+    from vhdkit.cli.describing import describe, describe_layer, warnings
+    from vhdkit.image.journal import unfinished_merges
     from vhdkit.image.metadata import read_metadata
+    from vhdkit.image.step import pending
     from vhdkit.storage.local import LocalFolder
 
     folder = LocalFolder()
     storage = folder.open(folder.real(file))
     try:
-        metadata = read_metadata(storage, verify=False)
+        metadata = read_metadata(storage, verify=False, patches=pending(folder, storage))
         record = describe(metadata, storage, file)
     finally:
         storage.close()
+    findings = list(metadata.findings)
     try:
-        with vhdkit.open_chain(file, **where(**options)) as opened:
+        with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
+            findings += (finding for finding in opened.findings if finding.corruption in UNFINISHED)
     except (VhdError, OSError):
         # Without any word of parents the image alone is asked about, and may well be one whose parent is missing.
         if backing_chain or any(options.values()):
             raise
         record["backing-chain"] = []
+        findings += unfinished_merges(folder, [folder.real(file)])
+    record["warnings"] = warnings(findings)
     if as_json:
         print_json(record)
         return
@@ -58,7 +67,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     for layer in record["backing-chain"][1:] if backing_chain else ():
         click.echo()
         _print_info(layer)
-    warn(metadata.findings)
+    warn(findings)
     if not metadata.checksum_ok:
         click.echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
 
@@ -86,7 +95,7 @@ def chain(file: str, *, as_json: bool, **options: Any) -> None:
     """Show an image's layers, leaf first, every link verified."""
     from vhdkit.cli.describing import describe_layer, warnings
 
-    with vhdkit.open_chain(file, **where(**options)) as opened:
+    with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
         layers = [describe_layer(layer) for layer in opened.layers]
         if as_json:
             record = {"filename": file, "virtual-size": opened.size, "layers": layers}
@@ -131,6 +140,7 @@ def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"    {path_text(entry['filename'])}: {printable(entry['error'])}")
     if not any(record.values()):
         click.echo(f"no images in {path_text(directory)}")
+    warn(found.unfinished)
 
 
 def _print_paths(paths: list[str]) -> None:
@@ -173,6 +183,7 @@ def _grow(tree: Tree, image: ScannedImage) -> None:
 
 @click.command("map")
 @click.argument("file")
+@force_share_option
 @chain_options
 @json_option
 def map_(file: str, *, as_json: bool, **options: Any) -> None:
@@ -180,7 +191,7 @@ def map_(file: str, *, as_json: bool, **options: Any) -> None:
 
     Starts, lengths and offsets in the layer's file are in bytes.
     """
-    with vhdkit.open_chain(file, **where(**options)) as opened:
+    with vhdkit.open_chain(file, **reading(**options)) as opened:
         if as_json:
             separator = "[\n"
             for record in _map_records(opened):

@@ -1,7 +1,7 @@
 """The program: its verbs, and what every failure becomes.
 
 Exit codes: 0 done · 1 failed (`compare`: they differ) · 2 `compare` could not compare · 64 wrong usage ·
-130 interrupted.
+75 a file is in use, try later · 130 interrupted; `check`: 0 clean · 1 could not check · 2 corrupt · 3 space is lost.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import NoReturn
 
 import click
 
+from vhdkit.cli.checking import check
 from vhdkit.cli.inspecting import chain, info, map_, scan
 from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
-from vhdkit.errors import VhdError, printable
+from vhdkit.cli.undoing import rollback, undo
+from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError, printable
 
 FAILED = 1
 USAGE = 64
+IN_USE = 75
 INTERRUPTED = 130
 
 # Other tools' words for merging, which means one thing here.
@@ -49,12 +52,12 @@ class _Verbs(click.Group):
 def program() -> None:
     """Read, merge and inspect chains of VHD and AVHD snapshot images.
 
-    Exit codes: 0 done, 1 failed, 64 wrong usage, 130 interrupted; compare has 0, 1 and 2 of its own. The verbs commit
-    and coalesce are other names of merge.
+    Exit codes: 0 done, 1 failed, 64 wrong usage, 75 a file is in use (try later), 130 interrupted; compare and check
+    have codes of their own. The verbs commit and coalesce are other names of merge.
     """
 
 
-for _verb in (info, chain, scan, map_, merge, create, convert, compare):
+for _verb in (info, chain, scan, map_, check, merge, rollback, undo, create, convert, compare):
     program.add_command(_verb)
 
 
@@ -69,7 +72,7 @@ def run(arguments: list[str]) -> int:
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         click.echo(f"{usage}vhdkit: {printable(error.format_message())}", err=True)
         return USAGE if isinstance(error, click.UsageError) else FAILED
-    except (click.Abort, KeyboardInterrupt) as error:
+    except (click.Abort, KeyboardInterrupt, MergeCancelled) as error:
         # click makes an Abort of a KeyboardInterrupt, which has the notes.
         notes = getattr(error.__cause__ or error, "__notes__", [])
         click.echo("\n".join(["vhdkit: interrupted", *notes]), err=True)
@@ -80,7 +83,7 @@ def run(arguments: list[str]) -> int:
         return FAILED
     except (VhdError, OSError, ValueError) as error:
         click.echo(explain(error), err=True)
-        return FAILED
+        return IN_USE if isinstance(error, ImageInUseError) else FAILED
 
 
 def explain(error: VhdError | OSError | ValueError) -> str:
@@ -105,4 +108,8 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal's encoding lacks must not turn a merge that is done into a failure.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # While Python shuts down a second one would still kill it, and hide how the work has ended.
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

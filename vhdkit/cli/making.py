@@ -7,9 +7,17 @@ from typing import Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import FolderMap, Size, chain_options, json_option, progress_option, where
-from vhdkit.cli.output import path_text, print_json, progress_shown, size_text
-from vhdkit.errors import VhdError
+from vhdkit.cli.options import (
+    FolderMap,
+    Size,
+    chain_options,
+    force_share_option,
+    json_option,
+    progress_option,
+    reading,
+)
+from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, warn_unfinished
+from vhdkit.errors import ImageInUseError, VhdError
 
 _DIFFERENT = 1
 _NOT_COMPARED = 2
@@ -78,6 +86,7 @@ def create(
 @click.argument("source")
 @click.argument("destination")
 @progress_option
+@force_share_option
 @chain_options
 @json_option
 def convert(
@@ -87,13 +96,14 @@ def convert(
 
     Holes and zeros take no space in it. The file gets its name when it is complete.
     """
+    warn_unfinished(source, reading(**options))
     with progress_shown(progress, "converting") as advance:
         size = vhdkit.convert(
             source,
             destination,
             output_format=output_format,
             progress=lambda done, total: advance("copying", done, total),
-            **where(**options),
+            **reading(**options),
         )
     if as_json:
         print_json({"source": source, "destination": destination, "format": output_format, "file-size": size})
@@ -105,15 +115,20 @@ def convert(
 @click.argument("a")
 @click.argument("b")
 @click.option("--strict", is_flag=True, help="Disks of different size differ, even if the rest is zeros.")
+@force_share_option
 @chain_options
 @json_option
 def compare(a: str, b: str, *, strict: bool, as_json: bool, **options: Any) -> int:
-    """Compare what A and B show: exit 0 the same, 1 different, 2 cannot tell.
+    """Compare what A and B show: exit 0 the same, 1 different, 2 cannot tell, 75 in use.
 
     Both are chains, or raw files if they have no footer. --parent is the parent of A.
     """
+    for file in (a, b):
+        warn_unfinished(file, reading(**options) if file == a else {})
     try:
-        result = vhdkit.compare(a, b, **where(**options))
+        result = vhdkit.compare(a, b, **reading(**options))
+    except ImageInUseError:
+        raise
     except (VhdError, OSError) as error:
         from vhdkit.cli.main import explain
 

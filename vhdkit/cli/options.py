@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
+
+from vhdkit.errors import ImageInUseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +26,12 @@ class ChainOptions(TypedDict):
     search: tuple[str, ...]
     parent_map: dict[str, str]
     parent: str | None
+
+
+class ReadOptions(ChainOptions):
+    """The same, and whether the files are locked while they are read."""
+
+    lock: bool
 
 
 class Size(click.ParamType[int]):
@@ -81,6 +90,29 @@ def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def where(search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None) -> ChainOptions:
     """Return the shared options as the library takes them."""
     return ChainOptions(search=search, parent_map=dict(parent_map), parent=parent)
+
+
+def force_share_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that reads what others hold; the verb gets it as `force_share`, for `reading`.
+
+    Where a file is in use the option is offered.
+    """
+
+    @functools.wraps(command)
+    def offering(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except ImageInUseError as error:
+            error.add_note("With --force-share (-U) it is read all the same; what changes meanwhile is read torn.")
+            raise
+
+    text = "Read files that others write to, without asking; what changes meanwhile is read torn."
+    return click.option("-U", "--force-share", is_flag=True, help=text)(offering)
+
+
+def reading(*, force_share: bool, **options: Any) -> ReadOptions:
+    """Return the shared options of a verb that has `force_share` too, as the library takes them."""
+    return ReadOptions(**where(**options), lock=not force_share)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

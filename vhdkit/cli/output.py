@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vhdkit.errors import printable
+from vhdkit.errors import Corruption, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vhdkit.errors import Finding
+
+
+# What says that an earlier run of something was cut off.
+UNFINISHED = {Corruption.MERGE_UNFINISHED, Corruption.HEADER_UNFINISHED}
 
 
 def print_json(value: object) -> None:
@@ -48,6 +52,15 @@ def warn(findings: Iterable[Finding]) -> None:
     for finding in findings:
         message = f"{printable(finding.message)} [{finding.corruption}]"
         click.echo(f"warning: {path_text(finding.path)}: {message}", err=True)
+
+
+def warn_unfinished(file: str, options: Mapping[str, Any]) -> None:
+    """Say of a chain that is about to be read that a merge in it was not finished; its other troubles show anyway."""
+    import vhdkit
+    from vhdkit.errors import VhdError
+
+    with suppress(VhdError, OSError), vhdkit.open_chain(file, **{**options, "lock": False}) as chain:
+        warn(finding for finding in chain.findings if finding.corruption in UNFINISHED)
 
 
 def table(rows: Iterable[tuple[str, object]]) -> None:

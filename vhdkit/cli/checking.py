@@ -1,0 +1,86 @@
+"""The verb that judges: check."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vhdkit
+from vhdkit.cli.options import chain_options, json_option, where
+from vhdkit.cli.output import path_text, print_json
+from vhdkit.errors import Level, printable
+
+if TYPE_CHECKING:
+    from vhdkit.chain.check import CheckReport
+    from vhdkit.errors import Finding
+
+
+@click.command()
+@click.argument("file")
+@click.option("--chain", is_flag=True, help="Check every image below too, and how they fit.")
+@click.option("--deep", is_flag=True, help="Also read the data that the bitmaps say are not there.")
+@chain_options
+@json_option
+def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) -> int:
+    """Hold an image against the rules of the format.
+
+    Exit codes, as qemu-img's: 0 clean, 1 could not be checked, 2 corrupt, 3 space is lost and nothing worse. Warnings
+    and information do not count.
+    """
+    if any(options.values()) and not chain:
+        raise click.UsageError("--search, --parent-map and --parent are about parents: they need --chain")
+    report = vhdkit.check(file, chain=chain, deep=deep, **where(**options))
+    if as_json:
+        print_json(_record(file, report))
+        return report.exit_code
+    for finding in report.findings:
+        click.echo(_line(finding))
+    click.echo(_summary(file, report))
+    return report.exit_code
+
+
+def _line(finding: Finding) -> str:
+    at = "" if finding.offset is None else f" at {finding.offset:#x}"
+    message = "\n  ".join(printable(line) for line in finding.message.splitlines())
+    return f"{finding.level}: {path_text(finding.path)}{at}: {message} [{finding.corruption}]"
+
+
+def _summary(file: str, report: CheckReport) -> str:
+    verdicts = ("clean", "could not be checked", "corrupt", "sound, but space is lost")
+    counts = ", ".join(_numbered(report.count(level), name) for level, name in _COUNTED)
+    files = "" if len(report.paths) == 1 else f" ({len(report.paths)} files)"
+    unlisted = sum(report.counts.values()) - len(report.findings)
+    more = f"; {unlisted} more of the same kinds are not listed" if unlisted else ""
+    lost = f", {report.leaked_bytes} bytes lost" if report.leaked_bytes else ""
+    return f"{path_text(file)}{files}: {verdicts[report.exit_code]}: {counts}{lost}{more}"
+
+
+_COUNTED = ((Level.ERROR, "error"), (Level.WARNING, "warning"), (Level.INFO, "note"))
+
+
+def _numbered(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def _record(file: str, report: CheckReport) -> dict[str, Any]:
+    return {
+        "filename": file,
+        "format": "vhd",
+        "check-errors": report.not_checked,
+        "corruptions": report.count(Level.ERROR) - report.not_checked,
+        "leaks": report.leaks,
+        "leaked-bytes": report.leaked_bytes,
+        "warnings": report.count(Level.WARNING),
+        "files": list(report.paths),
+        "findings": [
+            {
+                "corruption": finding.corruption.value,
+                "level": finding.level.value,
+                "path": finding.path,
+                "offset": finding.offset,
+                "message": finding.message,
+            }
+            for finding in report.findings
+        ],
+    }

@@ -1,0 +1,86 @@
+"""The verbs about undo images: rollback and undo drop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+import vhdkit
+from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
+from vhdkit.cli.output import path_text, print_json, progress_shown, table
+from vhdkit.cli.stopping import stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from vhdkit.merging.pace import Progress
+
+
+def _where(command: Callable[..., Any]) -> Callable[..., Any]:
+    search = click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for images here too.")
+    mapped = click.option("--parent-map", multiple=True, type=FolderMap(), help="Take FOLDER in images as LOCAL.")
+    return search(mapped(command))
+
+
+@click.command()
+@click.argument("undo_image", metavar="FILE")
+@progress_option
+@_where
+@json_option
+def rollback(
+    undo_image: str,
+    *,
+    progress: str | None,
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """Take back the merge that has FILE as its undo image, whether it was completed or cut off.
+
+    What FILE keeps is put back into the destination, children are relinked as they were, and FILE is removed: every
+    layer reads as before the merge. It is refused if the destination was written since.
+    """
+    with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
+
+        def report(state: Progress) -> None:
+            advance(state.phase.value, state.bytes_done, state.bytes_total)
+
+        changed = vhdkit.rollback(
+            undo_image, search=search, parent_map=dict(parent_map), progress=report, cancel=cancel
+        )
+    if as_json:
+        print_json({"changed": list(changed)})
+        return
+    click.echo("rolled back: every layer reads as before the merge")
+    if changed:
+        table(("changed", path_text(path)) for path in changed)
+
+
+@click.group()
+def undo() -> None:
+    """Manage what merges keep for taking them back."""
+
+
+@undo.command()
+@click.argument("undo_image", metavar="FILE")
+@click.option("--keep-file", is_flag=True, help="Keep FILE, for the images that read through it.")
+@_where
+@json_option
+def drop(
+    undo_image: str,
+    *,
+    keep_file: bool,
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    as_json: bool,
+) -> None:
+    """Make the merge that has FILE as its undo image final: REMOVE the sources that were kept for it, and FILE."""
+    result = vhdkit.drop_undo(undo_image, keep_file=keep_file, search=search, parent_map=dict(parent_map))
+    if as_json:
+        print_json({"removed": list(result.removed), "destination": result.destination})
+        return
+    rows: list[tuple[str, object]] = [("merged", path_text(result.destination))]
+    rows += [("removed", path_text(path)) for path in result.removed]
+    table(rows)
