@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ import vhdkit
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write, specs, write_files
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plaincheck import validate
-from tests.plainvhd import SECTOR, UNALLOCATED, bitmap_length, flat, parse, round_up, seal
+from tests.plainvhd import SECTOR, bitmap_length, flat, parse, round_up, seal
 from vhdkit.errors import Corruption
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -88,6 +88,10 @@ class SpyStorage:
         return self.inner.mtime
 
     @property
+    def owner(self) -> int:
+        return self.inner.owner
+
+    @property
     def allocated_size(self) -> int:
         return self.inner.allocated_size
 
@@ -123,6 +127,9 @@ class SpyStorage:
         self.inner.sync()
         self._folder.synced(self.inner)
 
+    def lock(self, *, exclusive: bool) -> None:
+        self.inner.lock(exclusive=exclusive)
+
     def close(self) -> None:
         self.inner.close()
 
@@ -153,9 +160,9 @@ class SpyFolder:
         self.tell("open", path)
         return SpyStorage(self.inner.open(path, writable=writable), self)
 
-    def create(self, path: str) -> Storage:
+    def create(self, path: str, *, private: bool = False) -> Storage:
         self.tell("create", path)
-        return SpyStorage(self.inner.create(path), self)
+        return SpyStorage(self.inner.create(path, private=private), self)
 
     def publish(self, temporary: str, path: str) -> None:
         self.tell("publish", path)
@@ -709,6 +716,32 @@ def test_a_read_only_destination_refuses_the_merge() -> None:
     assert_refused(folder, paths, vhdkit.ReadOnlyImageError)
 
 
+@pytest.mark.parametrize("role", ["destination", "relinked child", "source", "undo image"])
+def test_a_folder_that_may_not_be_written_refuses_the_merge_that_needs_it(role: str) -> None:
+    chain = chain_over(Kind.DYNAMIC, Snapshot(), put(0, 1, 1), Snapshot(), put(9, 1, 2))
+    files = contents(in_memory(chain)[0])
+    leaf, source, destination = ("/vms/leafs/layer-2.avhd", "/vms/sources/layer-1.avhd", "/vms/base/layer-0.vhd")
+    moved = {leaf: files["/vms/layer-2.avhd"], source: files["/vms/layer-1.avhd"]}
+    folder = MemoryFolder({**moved, destination: files["/vms/layer-0.vhd"]})
+    closed = {"destination": "/vms/base", "relinked child": "/vms/leafs", "source": "/vms/sources", "undo image": "/u"}
+
+    class Closed(SpyFolder):
+        def may_write(self, path: str) -> bool:
+            return path != closed[role]
+
+    spy = Closed(folder)
+    options: dict[str, Any] = {"into": destination, "search": ["/vms"], "folder": spy}
+    plan = vhdkit.plan_merge(source, undo="/u/undo.avhd" if role == "undo image" else None, **options)
+    (obstacle,) = plan.obstacles
+    assert isinstance(obstacle, vhdkit.ReadOnlyImageError)
+    assert closed[role] in str(obstacle)
+    with pytest.raises(vhdkit.ReadOnlyImageError):
+        vhdkit.merge(plan, folder=spy)
+    assert spy.changes() == []
+    if role == "source":
+        vhdkit.merge(vhdkit.plan_merge(source, keep_sources=True, **options), folder=spy)
+
+
 def test_every_obstacle_is_told_at_once() -> None:
     chain = chain_over(Kind.FIXED, Snapshot(sector_count=41), put(0, 1, 1))
     folder, paths = in_memory(chain, vary={0: changed(saved_state=1)})
@@ -933,52 +966,7 @@ def test_progress_counts_what_is_moved_and_not_what_lies_between() -> None:
     assert {progress.bytes_done for progress in seen} == {0, 25 * SECTOR, 50 * SECTOR}
 
 
-# Cut off
-
-
-ARRIVED = ("all", "synced", "last")
-
-
-class CutFolder(SpyFolder):
-    """A disk that is gone from the n-th change on, and what is then found on it.
-
-    All that was written; only what was synced; or of what was not synced only each file's last write, as a disk that
-    writes in an order of its own leaves it.
-    """
-
-    def __init__(self, inner: MemoryFolder, allowed: int) -> None:
-        super().__init__(inner, self._cut)
-        self.memory = inner
-        self.allowed = allowed
-        self.durable = contents(inner)
-        self.last: dict[str, Event] = {}
-
-    def _cut(self, event: Event) -> None:
-        if event.operation not in CHANGES:
-            return
-        if len(self.changes()) > self.allowed:
-            raise OSError(errno.EIO, "the disk is gone", event.path)
-        if event.operation in {"write", "copy"}:
-            self.last[event.path] = event
-
-    def synced(self, storage: Storage) -> None:
-        self.durable[storage.path] = bytes(self.memory[storage.path].content)
-        self.last.pop(storage.path, None)
-
-    def sync(self, directory: str) -> None:
-        super().sync(directory)
-        self.durable = {path: raw for path, raw in self.durable.items() if self.memory.exists(path)}
-
-    def found(self, arrived: str) -> MemoryFolder:
-        if arrived == "all":
-            return MemoryFolder(contents(self.memory))
-        files = dict(self.durable)
-        for path, event in self.last.items() if arrived == "last" else ():
-            end = event.offset + event.length
-            raw = bytearray(files[path].ljust(end, b"\0"))
-            raw[event.offset : end] = self.memory[path].content[event.offset : end]
-            files[path] = bytes(raw)
-        return MemoryFolder(files)
+# Cut off: tests/crash has every cut
 
 
 Case = tuple[ModelChain, Merge, Vary]
@@ -989,87 +977,33 @@ def relinked_leaf() -> Case:
     return chain_over(Kind.DYNAMIC, *operations), Merge(depth_from=1, depth_to=2), {}
 
 
-CUT: dict[str, Callable[[], Case]] = {
-    "fixed": lambda: (chain_over(Kind.FIXED, put(0, 9, 1), Snapshot(), put(3, 9, 2)), Merge(), {}),
-    "dynamic": lambda: (chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 19, 2)), Merge(), {}),
-    "differencing": lambda: (chain_over(Kind.DIFFERENCING, put(0, 9, 1), Snapshot(), put(3, 19, 2)), Merge(), {}),
-    "no trailing footer": lambda: (
-        chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 19, 2)),
-        Merge(),
-        {1: changed(trailing_footer="none")},
-    ),
-    "relinked leaf": relinked_leaf,
-    "two levels": lambda: (
-        chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 9, 2), Snapshot(), put(8, 9, 3)),
-        Merge(depth_from=0, depth_to=2),
-        {},
-    ),
-    "growth": lambda: (long_growth(Kind.DYNAMIC, 0, 1, table_sectors=2), Merge(), {}),
-    "growth inside the last block": lambda: (
-        chain_over(Kind.DYNAMIC, put(36, 1, 9), Snapshot(sector_count=39), put(38, 1, 7), sectors=37),
-        Merge(),
-        {1: with_junk_past_the_end},
-    ),
-    "growth of a differencing disk": lambda: (long_growth(Kind.DIFFERENCING, 0, 1, table_sectors=2), Merge(), {}),
-    "growth with a longer grandparent": lambda: (
-        ModelChain.run(
-            [
-                Create(kind=Kind.DYNAMIC, sector_count=61),
-                put(0, 61, 1),
-                Snapshot(sector_count=37),
-                put(36, 1, 3),
-                Snapshot(sector_count=61),
-                put(44, 1, 4),
-            ]
-        ),
-        Merge(),
-        {1: with_junk_past_the_end},
-    ),
-}
-
-
-@pytest.mark.parametrize("arrived", ARRIVED)
-@pytest.mark.parametrize("name", CUT)
-def test_a_merge_cut_off_anywhere_loses_nothing_and_can_be_run_again(name: str, arrived: str) -> None:
-    chain, merge, vary = CUT[name]()
-    views = [chain.view(depth).tobytes() for depth in range(merge.depth_from + 1)]
-    for allowed in itertools.count():
-        folder, paths = in_memory(chain, vary)
-        cut = CutFolder(folder, allowed)
-        caught = failure_of(partial(fold, cut, paths, merge))
-        if caught is None:
-            assert allowed > 3
-            break
-        assert caught.errno == errno.EIO
-        assert_survives(cut.found(arrived), paths, merge, views)
-
-
-def assert_survives(folder: MemoryFolder, paths: Sequence[str], merge: Merge, views: Sequence[bytes]) -> None:
-    destination = paths[merge.depth_to]
-    left = [path for path in paths if folder.exists(path)]
-    for path in left:
-        vhdkit.open_image(path, folder=folder).close()
-    if set(paths[merge.depth_from : merge.depth_to]) <= set(left):
-        assert [vhdkit_view(folder, path) for path in paths[: merge.depth_from + 1]] == views
-        fold(folder, paths, merge)
-    for depth in range(merge.depth_from):
-        assert vhdkit_view(folder, paths[depth]) == views[depth]
-    assert plain_view(folder, paths[merge.depth_to :]) == vhdkit_view(folder, destination) == views[-1]
-    assert validate(bytes(folder[destination].content)) == []
-
-
-def test_after_a_failed_write_nothing_more_is_written() -> None:
+@pytest.mark.parametrize("operation", ["sync", "write"])
+def test_after_a_failed_write_nothing_more_is_written(operation: str) -> None:
+    """Only the journal gets a word of it, and an extension that failed is taken back."""
     chain, merge, _ = relinked_leaf()
     folder, paths = in_memory(chain)
-    syncs = itertools.count()
+    counted = SpyFolder(folder)
+    fold(counted, paths, merge)
+    journal = paths[2] + ".vhdkit-journal"
+    calls = [event for event in counted.events if event.operation == operation and event.path == paths[2]]
+    assert len(calls) >= 3
+    destination = paths[2]
+    for number in range(len(calls)):
+        folder, paths = in_memory(chain)
+        passed = itertools.count()
 
-    def fail_once(event: Event) -> None:
-        if event.operation == "sync" and next(syncs) == 1:
-            raise OSError(errno.EIO, "lost", event.path)
+        def fail_once(event: Event, number: int = number, passed: Iterator[int] = passed) -> None:
+            if event.operation == operation and event.path == destination and next(passed) == number:
+                raise OSError(errno.EIO, "lost", event.path)
 
-    spy = SpyFolder(folder, fail_once)
-    with pytest.raises(OSError, match="lost"):
-        fold(spy, paths, merge)
-    assert spy.changes()[-1].operation == "sync"
-    assert plain_view(folder, paths) == chain.view().tobytes()
-    assert UNALLOCATED in parse(bytes(folder[paths[2]].content)).bat.tolist()
+        spy = SpyFolder(folder, fail_once)
+        with pytest.raises(OSError, match="lost"):
+            fold(spy, paths, merge)
+        changes = spy.changes()
+        failed = max(i for i, event in enumerate(changes) if event.operation == operation and event.path == paths[2])
+        after = [(event.operation, event.path) for event in changes[failed + 1 :]]
+        assert {path for _, path in after} <= {journal, "/vms", paths[2]}
+        assert [op for op, path in after if path == paths[2]] in ([], ["truncate"])
+        assert after[-1] in {("write", journal), ("sync folder", "/vms")}
+        assert plain_view(folder, paths) == chain.view().tobytes()
+        assert paths[1] in contents(folder)

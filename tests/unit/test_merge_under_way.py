@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +51,44 @@ def merge_while(leaf: Path, into: Path, happens: Callable[[], object]) -> vhdkit
     return vhdkit.merge(vhdkit.plan_merge(str(leaf), into=str(into)), progress=progress)
 
 
-def test_a_leaf_written_during_its_merge_is_not_removed(vms: Path) -> None:
+def test_nobody_who_asks_can_write_to_a_layer_during_its_merge(vms: Path) -> None:
+    refused = []
+
+    def try_all() -> None:
+        for name in ("leaf.avhd", "middle.avhd", "base.vhd"):
+            with pytest.raises(vhdkit.ImageInUseError) as caught:
+                vhdkit.open_image(str(vms / name), writable=True, exclusive=True)
+            refused.append(Path(caught.value.path).name)
+        with pytest.raises(vhdkit.ImageInUseError):
+            write(vms / "leaf.avhd", 0, b"late")
+        with pytest.raises(vhdkit.ImageInUseError):
+            view(vms / "leaf.avhd")
+
+    expected = view(vms / "leaf.avhd")
+    merge_while(vms / "leaf.avhd", vms / "base.vhd", try_all)
+    assert refused == ["leaf.avhd", "middle.avhd", "base.vhd"]
+    assert os.listdir(vms) == ["base.vhd"]
+    assert view(vms / "base.vhd") == expected
+
+
+def test_a_source_written_around_the_locks_during_its_merge_is_not_removed(vms: Path) -> None:
+    """A writer that asks for no lock: the file is held against what it was before anything goes by names."""
+    place = (vms / "leaf.avhd").read_bytes().index(b"leaf" * 512)
+
+    def write_late() -> None:
+        with (vms / "leaf.avhd").open("r+b") as file:
+            file.seek(place)
+            file.write(b"late")
+
     with pytest.raises(vhdkit.MergeError, match="changed or replaced"):
-        merge_while(vms / "leaf.avhd", vms / "base.vhd", lambda: write(vms / "leaf.avhd", 0, b"late"))
-    assert view(vms / "leaf.avhd")[:4] == b"late"
+        merge_while(vms / "leaf.avhd", vms / "base.vhd", write_late)
+    assert view(vms / "leaf.avhd")[5 * MIB : 5 * MIB + 4] == b"late"
+    assert sorted(os.listdir(vms)) == ["base.vhd", "base.vhd.vhdkit-journal", "leaf.avhd", "middle.avhd"]
+    # The same merge again takes over what was written, though its journal had passed that place.
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"))
+    assert plan.resume is vhdkit.Resume.RESTARTS
+    vhdkit.merge(plan)
+    assert view(vms / "base.vhd")[5 * MIB : 5 * MIB + 8] == b"lateleaf"
 
 
 def test_a_destination_replaced_during_the_merge_costs_no_source(vms: Path) -> None:
@@ -70,23 +106,46 @@ def test_another_file_that_takes_the_sources_name_is_not_removed(vms: Path) -> N
     assert (vms / "leaf.avhd").read_bytes() == b"precious"
 
 
-def test_a_snapshot_taken_during_the_merge_is_not_orphaned(vms: Path) -> None:
+def test_a_snapshot_cannot_be_taken_during_the_merge(vms: Path) -> None:
+    def snapshot() -> None:
+        with pytest.raises(vhdkit.ImageInUseError):
+            vhdkit.create_image(str(vms / "new.avhd"), parent=str(vms / "leaf.avhd"))
+
     expected = view(vms / "leaf.avhd")
-    with pytest.raises(vhdkit.MergeError, match="came or went"):
-        merge_while(
-            vms / "leaf.avhd",
-            vms / "base.vhd",
-            lambda: vhdkit.create_image(str(vms / "new.avhd"), parent=str(vms / "leaf.avhd")),
-        )
-    assert view(vms / "new.avhd") == expected
+    merge_while(vms / "leaf.avhd", vms / "base.vhd", snapshot)
+    assert os.listdir(vms) == ["base.vhd"]
+    assert view(vms / "base.vhd") == expected
 
 
-def test_a_merge_cut_off_between_two_removals_can_be_run_again(vms: Path) -> None:
+@pytest.mark.parametrize("parent", ["leaf", "middle", "base"])
+def test_a_child_that_appears_during_the_merge_is_not_orphaned(vms: Path, parent: str) -> None:
+    """Whoever made it asked for no lock: it comes into the folder as a whole."""
     expected = view(vms / "leaf.avhd")
+    suffix = "vhd" if parent == "base" else "avhd"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        made = Path(elsewhere) / "new.avhd"
+        vhdkit.create_image(str(vms / "new.avhd"), parent=str(vms / f"{parent}.{suffix}"))
+        before = view(vms / "new.avhd")
+        shutil.move(vms / "new.avhd", made)
+        with pytest.raises(vhdkit.MergeError, match="came or went"):
+            merge_while(vms / "leaf.avhd", vms / "base.vhd", lambda: shutil.move(made, vms / "new.avhd"))
+    assert view(vms / "leaf.avhd") == expected
+    assert {"leaf.avhd", "middle.avhd", "base.vhd"} < set(os.listdir(vms))
+    if parent == "leaf":
+        assert view(vms / "new.avhd") == before
+        vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
+        assert sorted(os.listdir(vms)) == ["base.vhd", "new.avhd"]
+        assert view(vms / "new.avhd") == before
+
+
+@pytest.mark.parametrize("stubborn", ["leaf.avhd", "middle.avhd", "base.vhd.vhdkit-journal"])
+def test_a_merge_cut_off_at_a_removal_can_be_run_again(vms: Path, stubborn: str) -> None:
+    expected = view(vms / "leaf.avhd")
+    order = ["leaf.avhd", "middle.avhd", "base.vhd.vhdkit-journal"]
 
     class Stubborn(LocalFolder):
         def remove(self, path: str) -> None:
-            if path.endswith("leaf.avhd"):
+            if path.endswith(stubborn):
                 raise OSError(errno.EIO, "cut", path)
             super().remove(path)
 
@@ -94,10 +153,16 @@ def test_a_merge_cut_off_between_two_removals_can_be_run_again(vms: Path) -> Non
     with pytest.raises(OSError, match="cut") as caught:
         vhdkit.merge(plan, folder=Stubborn())
     assert "complete and durable" in "".join(caught.value.__notes__)
-    assert not (vms / "middle.avhd").exists()
-    assert view(vms / "leaf.avhd") == expected
-    vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
-    assert [path.name for path in vms.iterdir()] == ["base.vhd"]
+    left = order[order.index(stubborn) :]
+    assert sorted(os.listdir(vms)) == sorted(["base.vhd", *left])
+    assert view(vms / "base.vhd") == expected
+    if "leaf.avhd" in left:
+        assert view(vms / "leaf.avhd") == expected
+    again = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"))
+    assert again.resume is vhdkit.Resume.FINISHES
+    assert list(again.removals) == [str(vms / name) for name in left[:-1]]
+    vhdkit.merge(again)
+    assert os.listdir(vms) == ["base.vhd"]
     assert view(vms / "base.vhd") == expected
 
 

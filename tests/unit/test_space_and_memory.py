@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -209,36 +210,32 @@ def test_writes_come_in_the_promised_order_each_step_durable_before_the_next() -
     bitmaps = {int(at) * SECTOR for at in old.bat[old.allocated]}
     table = range(image.header.table_offset, image.header.table_offset + 4 * len(image.bat))
     footer_end = len(after) - SECTOR
-    new_area = range(len(before) - SECTOR, footer_end)
+    journal = destination + ".vhdkit-journal"
+    header_step = leaf + ".vhdkit-header"
 
     def step(event: Event) -> str:
-        if event.operation != "write":
-            return f"{event.operation} {Path(event.path).name}"
-        if event.path != destination:
-            return f"relink {Path(event.path).name}"
+        name = {journal: "journal", header_step: "step file", destination: "data", leaf: "child", source: "source"}
+        what = name.get(event.path, event.path)
+        if event.operation != "write" or event.path != destination:
+            return f"{event.operation} {what}"
         if event.offset == footer_end:
             return "footer"
         if event.offset in bitmaps or event.offset in table:
             return "reference"
-        return "payload" if event.offset in new_area or event.offset < new_area.start else "?"
+        return "clean" if event.offset == len(before) - SECTOR and event.length == SECTOR else "data"
 
     steps = [step(event) for event in events if event.operation != "copy"]
     runs = [name for name, before_it in zip(steps, ["", *steps], strict=False) if name != before_it]
-    data, child, gone = Path(destination).name, Path(leaf).name, Path(source).name
+    said, folder = ["write journal", "sync journal"], "sync folder /vms"
     assert runs == [
-        "footer",
-        f"sync {data}",
-        f"reserve {data}",
-        "payload",
-        f"sync {data}",
-        "reference",
-        f"sync {data}",
-        f"relink {child}",
-        f"sync {child}",
-        f"relink {child}",
-        f"sync {child}",
-        f"remove {gone}",
-        "sync folder vms",
+        *["create journal", *said, folder],
+        *["footer", "sync data", "reserve data", "clean", "sync data", *said],
+        *["data", "sync data", "reference", "sync data", *said],
+        *["create step file", "write step file", "sync step file", folder],
+        *["write child", "sync child", "write child", "sync child"],
+        *["remove step file", folder],
+        *["remove source", folder],
+        *["remove journal", folder],
     ]
 
 
@@ -249,8 +246,22 @@ def test_syncs_are_a_handful_however_many_blocks_are_written() -> None:
         folder, paths = in_memory(chain)
         spy = SpyFolder(folder)
         fold(spy, paths, Merge())
+        counts.append(Counter(event.operation for event in spy.events if event.operation.startswith("sync")))
+    assert counts[0] == counts[1]
+    # The journal's first word, its name, room, "reserved", payload, references, "merged", two removals.
+    assert counts[0]["sync"] <= 7
+    assert counts[0]["sync folder"] <= 3
+
+
+def test_an_undo_image_adds_a_handful_of_syncs_and_not_one_per_block() -> None:
+    counts = []
+    for blocks in (2, 200):
+        chain = chain_over(Kind.DYNAMIC, put(0, 1600, 1), Snapshot(), put(0, 8 * blocks, 2), sectors=1600)
+        folder, paths = in_memory(chain)
+        spy = SpyFolder(folder)
+        vhdkit.merge(vhdkit.plan_merge(paths[0], undo="/vms/undo.avhd", folder=spy), folder=spy)
         counts.append(sum(event.operation.startswith("sync") for event in spy.events))
-    assert counts[0] == counts[1] <= 5
+    assert counts[0] == counts[1] <= 18
 
 
 @pytest.mark.parametrize("kind", [Kind.DYNAMIC, Kind.DIFFERENCING, Kind.FIXED])
@@ -260,9 +271,12 @@ def test_nothing_but_the_destination_and_its_new_children_is_written(kind: Kind)
     spy = SpyFolder(folder)
     fold(spy, paths, Merge(depth_from=1, depth_to=3))
     touched = {event.path for event in spy.events if event.operation in CHANGES - {"remove", "sync folder"}}
-    assert touched == {paths[0], paths[1], paths[3]}
-    written = [event.operation for event in spy.events if event.path == paths[1] and event.operation in CHANGES]
-    assert written[-1] == "remove", "the topmost source skips the layers that go first, and goes itself"
+    assert touched == {paths[0], paths[3], paths[3] + ".vhdkit-journal", paths[0] + ".vhdkit-header"}
+    for source in paths[1:3]:
+        assert [event.operation for event in spy.changes(source)] == ["remove"]
+    removed = [event.path for event in spy.events if event.operation == "remove"]
+    assert removed[-3:] == [paths[1], paths[2], paths[3] + ".vhdkit-journal"], "leaf first, and the journal last"
+    assert set(contents(folder)) == {paths[0], *paths[3:]}
 
 
 def test_the_size_of_a_growing_disk_is_written_after_all_that_it_brings_into_view() -> None:

@@ -1,0 +1,171 @@
+"""How fast a merge goes and how soon it stops: the rate that was asked for, and less than a second."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vhdkit
+from tests.model import Kind, ModelChain, Snapshot
+from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
+from vhdkit.merging.pace import Pace, Phase
+
+if TYPE_CHECKING:
+    from vhdkit.merging.pace import Progress
+
+MIB = 1 << 20
+
+
+def large_chain(mebibytes: int) -> ModelChain:
+    sectors = mebibytes * 2048
+    return chain_over(Kind.DYNAMIC, Snapshot(block_size=MIB), put(0, sectors, 5), sectors=sectors, block_size=MIB)
+
+
+def test_a_rate_is_kept_within_a_fifth() -> None:
+    folder, paths = in_memory(large_chain(8))
+    plan = vhdkit.plan_merge(paths[0], folder=folder)
+    begun = time.monotonic()
+    vhdkit.merge(plan, rate=6 * MIB, folder=folder)
+    took = time.monotonic() - begun
+    assert 0.8 <= took / (plan.payload_bytes / (6 * MIB)) <= 1.2
+
+
+def test_without_a_rate_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _seconds: pytest.fail("it waited"))
+    folder, paths = in_memory(large_chain(2))
+    vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder)
+
+
+@pytest.mark.parametrize("rate", [0, -1])
+def test_a_rate_of_nothing_is_refused_before_anything_is_done(rate: int) -> None:
+    folder, paths = in_memory(large_chain(1))
+    plan = vhdkit.plan_merge(paths[0], folder=folder)
+    before = contents(folder)
+    with pytest.raises(ValueError, match="rate"):
+        vhdkit.merge(plan, rate=rate, folder=folder)
+    assert contents(folder) == before
+
+
+class SlowFolder(SpyFolder):
+    """A disk that writes 4 MiB a second: at once into its cache if it has one, and on sync for certain."""
+
+    def __init__(self, inner: SpyFolder | object, *, cached: bool) -> None:
+        super().__init__(inner, self.dawdle)  # type: ignore[arg-type] # any folder
+        self.cached = cached
+        self.dirty = 0
+
+    def dawdle(self, event: Event) -> None:
+        if event.operation in {"write", "copy"} and not self.cached:
+            time.sleep(event.length / (4 * MIB))
+        elif event.operation in {"write", "copy"}:
+            self.dirty += event.length
+        elif event.operation == "sync":
+            time.sleep(self.dirty / (4 * MIB))
+            self.dirty = 0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("rate", [None, 100_000])
+def test_a_merge_stops_within_a_second_on_a_slow_disk(cached: bool, rate: int | None) -> None:
+    chain = large_chain(24)
+    folder, paths = in_memory(chain)
+    slow = SlowFolder(folder, cached=cached)
+    plan = vhdkit.plan_merge(paths[0], folder=folder)
+    cancel = threading.Event()
+    asked: list[float] = []
+
+    def ask(state: Progress) -> None:
+        if not asked and state.phase is Phase.COPYING:
+            asked.append(time.monotonic())
+            threading.Timer(0.4, set_it).start()
+
+    def set_it() -> None:
+        asked.append(time.monotonic())
+        cancel.set()
+
+    with pytest.raises(vhdkit.MergeCancelled) as caught:
+        vhdkit.merge(plan, progress=ask, cancel=cancel, rate=rate, folder=slow)
+    assert time.monotonic() - asked[1] < 1
+    assert "reads as before" in "".join(caught.value.__notes__)
+    assert plain_view(folder, paths) == chain.view().tobytes()
+    again = vhdkit.plan_merge(paths[0], folder=folder)
+    assert again.resume is vhdkit.Resume.CONTINUES
+    assert again.journal is not None
+    assert again.journal.stopped == "cancelled"
+    vhdkit.merge(again, folder=folder)
+    assert plain_view(folder, paths[1:]) == chain.view().tobytes()
+    assert list(contents(folder)) == [paths[1]]
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_the_progress_function_may_stop_it_in_every_phase(phase: Phase) -> None:
+    chain = chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 30, 2))
+    folder, paths = in_memory(chain)
+
+    def stop(state: Progress) -> None:
+        if state.phase is phase:
+            raise vhdkit.MergeCancelled("enough")
+
+    plan = vhdkit.plan_merge(paths[0], verify=True, folder=folder)
+    with pytest.raises(vhdkit.MergeCancelled, match="enough"):
+        vhdkit.merge(plan, progress=stop, folder=folder)
+    assert plain_view(folder, paths) == chain.view().tobytes()
+    vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder)
+    assert plain_view(folder, paths[1:]) == chain.view().tobytes()
+    assert list(contents(folder)) == [paths[1]]
+
+
+def test_an_event_that_was_set_before_stops_it_before_anything_is_changed_for_good() -> None:
+    folder, paths = in_memory(large_chain(1))
+    expected = plain_view(folder, paths)
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(vhdkit.MergeCancelled):
+        vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), cancel=cancel, folder=folder)
+    assert plain_view(folder, paths) == expected
+
+
+def test_progress_never_passes_the_total_nor_goes_back() -> None:
+    seen: list[Progress] = []
+    pace = Pace(100, 10, seen.append, None, None)
+    for count in (30, 30, 90):
+        pace.add(count)
+    assert [state.bytes_done for state in seen] == [40, 70, 100]
+    assert {state.bytes_total for state in seen} == {100}
+
+
+RATE = 1 << 20
+
+
+class Clock:
+    """A clock that only sleeping and `pause` move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.pause)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = Pace(100 * RATE, 0, None, None, RATE)
+    for _ in range(40):
+        pace.add(RATE // 4)
+    assert clock.now == pytest.approx(110.0)
+
+
+@pytest.mark.parametrize("pause", [0.3, 5, 3600])
+def test_a_pause_is_not_made_up_for_by_going_faster(monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
+    clock = Clock(monkeypatch)
+    pace = Pace(100 * RATE, 0, None, None, RATE)
+    clock.pause(pause)
+    after = clock.now
+    for _ in range(40):
+        pace.add(RATE // 4)
+    assert 9.2 <= clock.now - after <= 10.0
