@@ -1,0 +1,276 @@
+"""Every cut of a logged action, and the disks that the next start may find there (tests/crashfs.py says which).
+
+folder = CrashFolder(files)
+action(folder)
+for cut in cuts(folder):
+    for survival in cut.survivals(seed=1):
+        again = survival.folder()    # a CrashFolder to go on with; what happens on it can be cut again
+"""
+
+from __future__ import annotations
+
+import posixpath
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.crashfs import SECTOR, Content, CrashFolder, FolderSynced, Named, Published, Synced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tests.crashfs import Change
+
+
+class Atom(NamedTuple):
+    """Something that survives or not: a `sector` or the `size` of a file (by number), or a `name`.
+
+    Of its `versions` (the durable one is 0) exactly one is found.
+    """
+
+    kind: str
+    owner: int | str
+    sector: int
+    versions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survival:
+    """One disk that may be found. `lost` has each file's sectors whose last content did not survive."""
+
+    cut: int
+    label: str
+    files: Mapping[str, bytes]
+    numbers: Mapping[str, int]
+    times: Mapping[int, float]
+    lost: Mapping[str, frozenset[int]]
+
+    def folder(self, *, clock: bool = False) -> CrashFolder:
+        """Return the disk after the start: everything on it is durable."""
+        return CrashFolder(self.files, numbers=self.numbers, times=self.times, clock=clock)
+
+    @property
+    def key(self) -> frozenset[tuple[str, int, bytes]]:
+        """Equal for disks that cannot be told apart (but by their files' times)."""
+        return frozenset((path, self.numbers[path], raw) for path, raw in self.files.items())
+
+
+class Cut:
+    """The power gone after the first `index` changes; to be used before the next cut is asked for."""
+
+    def __init__(self, disk: _Disk, index: int, last: Change | None) -> None:
+        self._disk = disk
+        self.index = index
+        self.last = last
+
+    @cached_property
+    def atoms(self) -> list[Atom]:
+        """What is pending, in a stable order."""
+        return self._disk.atoms()
+
+    def survival(self, choice: Sequence[int], label: str = "chosen", *, stale: bool = False) -> Survival:
+        """Return the disk on which each atom is of the chosen version."""
+        return self._disk.found(self.index, label, dict(zip(self.atoms, choice, strict=True)), stale=stale)
+
+    def survivals(
+        self, seed: int = 0, *, missing: int = 24, alone: int = 4, drawn: int = 4, stale: bool = False
+    ) -> Iterator[Survival]:
+        """Yield what may be found: nothing of what is pending, all of it, and much between.
+
+        All but one atom, each in turn (with more than `missing` of them, as many as that, drawn by seed); `alone`
+        single ones; all of one file alone, names alone, data alone; and `drawn` subsets, dense and sparse, of any
+        versions.
+        """
+        none = [0] * len(self.atoms)
+        everything = [atom.versions - 1 for atom in self.atoms]
+        yield self.survival(none, "none")
+        if not self.atoms:
+            return
+        yield self.survival(everything, "all", stale=stale)
+        dice = random.Random(seed << 20 | self.index)
+        for at in _some(dice, len(self.atoms), missing):
+            choice = [*everything]
+            choice[at] = 0
+            yield self.survival(choice, f"all but {self.atoms[at][:3]}", stale=stale)
+        if len(self.atoms) > 2:
+            for at in _some(dice, len(self.atoms), alone):
+                choice = [*none]
+                choice[at] = everything[at]
+                yield self.survival(choice, f"only {self.atoms[at][:3]}", stale=stale)
+        owners = ["names" if atom.kind == "name" else atom.owner for atom in self.atoms]
+        for owner in sorted(set(owners), key=str) if len(set(owners)) > 1 else ():
+            choice = [last if owner == own else 0 for own, last in zip(owners, everything, strict=True)]
+            yield self.survival(choice, f"only of {owner}", stale=stale)
+        for turn in range(drawn if len(self.atoms) > 2 else 0):
+            likely = (0.5, 0.85, 0.15, 0.65)[turn % 4]
+            choice = [dice.randrange(1, atom.versions) if dice.random() < likely else 0 for atom in self.atoms]
+            yield self.survival(choice, f"drawn {turn}", stale=stale)
+
+
+def cuts(
+    folder: CrashFolder, *, without: frozenset[int] = frozenset(), log: Sequence[Change] | None = None
+) -> Iterator[Cut]:
+    """Yield the cuts before the first change, after it, ... after the last.
+
+    `without` leaves out changes by their place in the log, as if the action had forgotten them; `log` stands in for the
+    folder's. A cut is good until the next is asked for.
+    """
+    disk = _Disk(folder)
+    yield Cut(disk, 0, None)
+    for index, change in enumerate(folder.log if log is None else log):
+        if index not in without:
+            disk.apply(change)
+            yield Cut(disk, index + 1, change)
+
+
+def _some(dice: random.Random, count: int, limit: int) -> Sequence[int]:
+    return range(count) if count <= limit else sorted(dice.sample(range(count), limit))
+
+
+class _Version(NamedTuple):
+    """A sector's content, and how many lengths the file had had when it was written."""
+
+    data: bytes
+    sizes: int
+
+
+class _File:
+    """A file's durable content and what is pending of it; lengths and versions are in the order of their making."""
+
+    def __init__(self, content: bytes, time: float) -> None:
+        self.durable = content
+        self.sizes = [len(content)]
+        self.versions: dict[int, list[_Version]] = {}
+        self.doomed: set[int] = set()
+        self.times = (time, time)
+
+    def change(self, change: Content) -> None:
+        if change.size != self.sizes[-1]:
+            self.sizes.append(change.size)
+        for at in range(0, len(change.data), SECTOR):
+            sector = change.first + at // SECTOR
+            piece = change.data[at : at + SECTOR]
+            self.versions.setdefault(sector, []).append(_Version(piece, len(self.sizes)))
+            self.doomed.discard(sector)
+        self.times = (self.times[0], change.time)
+
+    def sync(self, *, lost: bool) -> None:
+        if lost:
+            self.doomed |= set(self.versions)
+            return
+        keep = {sector: self.versions[sector] for sector in self.doomed if sector in self.versions}
+        choice = {sector: 0 if sector in keep else len(held) for sector, held in self.versions.items()}
+        self.durable = self.found(len(self.sizes) - 1, choice)
+        size = len(self.durable)
+        self.sizes = [size]
+        self.versions = {
+            sector: [_Version(version.data, 1) for version in held]
+            for sector, held in keep.items()
+            if sector * SECTOR < size
+        }
+        self.doomed = set(self.versions)
+        self.times = (self.times[1], self.times[1])
+
+    def found(self, size_at: int, choice: Mapping[int, int], rubbish: int | None = None) -> bytes:
+        """Return the content with the length of that index, and of each sector that version (0 is the durable one)."""
+        if not self.versions and not size_at:
+            return self.durable
+        size = self.sizes[size_at]
+        content = bytearray(self.durable[: min(self.sizes[: size_at + 1])])
+        content.extend(bytes(size - len(content)))
+        for sector, held in self.versions.items():
+            at, version = sector * SECTOR, choice.get(sector, 0)
+            if version:
+                data, written_at = held[version - 1]
+                # A truncation since then that survived has taken what lies past its end.
+                end = min([at + len(data), size, *self.sizes[written_at : size_at + 1]])
+                if end > at:
+                    content[at:end] = data[: end - at]
+            elif rubbish is not None and self.sizes[0] <= at < size:
+                end = min(size, at + SECTOR)
+                content[at:end] = random.Random(rubbish << 32 | sector).randbytes(end - at)
+        return bytes(content)
+
+
+class _Disk:
+    """What a log has made of a folder so far: durable, and pending."""
+
+    def __init__(self, folder: CrashFolder) -> None:
+        self.files: dict[int, _File] = {}
+        self.entries: dict[str, list[int | None]] = {}
+        self.published: list[tuple[str, int, str, int]] = []
+        for path, (file, content) in folder.started_with.items():
+            self.files.setdefault(file.number, _File(content, folder.start_times[file.number]))
+            self.entries[path] = [file.number]
+
+    def apply(self, change: Change) -> None:
+        match change:
+            case Content():
+                self.files[change.number].change(change)
+            case Synced():
+                self.files[change.number].sync(lost=change.lost)
+            case Named():
+                if change.number is not None:
+                    self.files[change.number] = _File(b"", 0.0)
+                self.entries.setdefault(change.path, [None]).append(change.number)
+            case Published():
+                new = self.entries.setdefault(change.path, [None])
+                old = self.entries[change.temporary]
+                new.append(change.number)
+                old.append(None)
+                self.published.append((change.temporary, len(old) - 1, change.path, len(new) - 1))
+            case FolderSynced():
+                for path, history in self.entries.items():
+                    if posixpath.dirname(path) == change.directory:
+                        del history[:-1]
+                self.published = [item for item in self.published if posixpath.dirname(item[0]) != change.directory]
+
+    def atoms(self) -> list[Atom]:
+        reached = {number for history in self.entries.values() for number in history}
+        atoms = []
+        for number, file in self.files.items():
+            if number in reached:
+                atoms += [Atom("sector", number, at, len(held) + 1) for at, held in sorted(file.versions.items())]
+                if len(file.sizes) > 1:
+                    atoms.append(Atom("size", number, 0, len(file.sizes)))
+        return atoms + [
+            Atom("name", path, 0, len(history)) for path, history in self.entries.items() if len(history) > 1
+        ]
+
+    def found(self, cut: int, label: str, choice: Mapping[Atom, int], *, stale: bool) -> Survival:
+        names, sizes, sectors = self._sorted(choice)
+        for old, unlinked, new, linked in reversed(self.published):
+            if names.get(old, 0) >= unlinked and names.get(new, 0) < linked:
+                names[old] = unlinked - 1
+        found = {path: history[names.get(path, 0)] for path, history in self.entries.items()}
+        numbers = {path: number for path, number in found.items() if number is not None}
+        raws, lost, times = {}, {}, {}
+        for number in sorted(set(numbers.values())):
+            file, chosen = self.files[number], sectors.get(number, {})
+            raws[number] = file.found(sizes.get(number, 0), chosen, number if stale else None)
+            lost[number] = frozenset(at for at, held in file.versions.items() if chosen.get(at, 0) < len(held))
+            times[number] = file.times[any(chosen.values()) or sizes.get(number, 0) > 0]
+        return Survival(
+            cut=cut,
+            label=label,
+            files={path: raws[number] for path, number in numbers.items()},
+            numbers=numbers,
+            times=times,
+            lost={path: lost[number] for path, number in numbers.items()},
+        )
+
+    @staticmethod
+    def _sorted(choice: Mapping[Atom, int]) -> tuple[dict[str, int], dict[int, int], dict[int, dict[int, int]]]:
+        """Return the chosen versions of names, of lengths by file, and of sectors by file."""
+        names: dict[str, int] = {}
+        sizes: dict[int, int] = {}
+        sectors: dict[int, dict[int, int]] = {}
+        for atom, version in choice.items():
+            if isinstance(atom.owner, str):
+                names[atom.owner] = version
+            elif atom.kind == "size":
+                sizes[atom.owner] = version
+            else:
+                sectors.setdefault(atom.owner, {})[atom.sector] = version
+        return names, sizes, sectors

@@ -1,0 +1,164 @@
+"""Faults planted in the engine, each of which a walk must find; and by which law.
+
+The laws are told by the words of what they find: `found` says some of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.crash.acts import small_steps, uncut
+from tests.crash.programs import PROGRAMS
+from tests.crash.walking import How, walk
+from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
+from vhdkit.image import step
+from vhdkit.image.image import Image
+from vhdkit.image.journal import SUFFIX as JOURNAL
+from vhdkit.image.journal import JournalWriter
+from vhdkit.merging import engine, growth, layout, mover
+from vhdkit.merging.undo import Saver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BY_NAME = {program.name: program for program in PROGRAMS}
+
+
+def finding(name: str, *, without: frozenset[int] = frozenset(), first: int = 0) -> str:
+    """Return the first law broken by what the test has planted, from a cut on: before it the log is as it should be."""
+    return "".join(findings(name, 1, without=without, first=first))
+
+
+def findings(name: str, enough: int, *, without: frozenset[int] = frozenset(), first: int = 0) -> list[str]:
+    """Return the first laws broken by what the test has planted."""
+    return walk(BY_NAME[name], How(enough=enough, first=first), without=without).findings
+
+
+def deaf(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Let no image be synced while one of the engine's functions runs."""
+    during: Callable[..., object] = getattr(owner, name)
+    sync = Image.sync
+
+    def quietly(*arguments: object, **named: object) -> object:
+        monkeypatch.setattr(Image, "sync", lambda _: None)
+        try:
+            return during(*arguments, **named)
+        finally:
+            monkeypatch.setattr(Image, "sync", sync)
+
+    monkeypatch.setattr(owner, name, quietly)
+
+
+@pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
+def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # In a dynamic destination it is not one: what is lost reads as zeros, as before.
+    deaf(monkeypatch, mover.Mover, "checkpoint")
+    assert "neither old nor new" in finding(name)
+
+
+@pytest.mark.parametrize("name", ["seams dynamic 4096", "seams differencing 512", "longer BAT dynamic over 1 blocks"])
+def test_a_footer_moved_without_a_sync_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    deaf(monkeypatch, engine._Merge, "_make_room")  # noqa: SLF001
+    assert finding(name)
+
+
+@pytest.mark.parametrize("name", ["relinked dynamic from 1 to 2", "two children relinked fixed", "2 levels dynamic"])
+def test_a_relink_before_the_payload_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    deaf(monkeypatch, engine._Merge, "_fold")  # noqa: SLF001
+    assert finding(name)
+
+
+def test_a_block_linked_before_its_copy_is_durable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf(monkeypatch, growth, "_move_blocks")
+    assert finding("longer BAT dynamic over 4 blocks")
+
+
+def test_a_source_removed_before_the_merge_is_durable_is_found() -> None:
+    name = "seams dynamic 4096"
+    log = uncut(BY_NAME[name]).log
+    numbers = [change.number for change in log if isinstance(change, Synced)]
+    last = max(at for at, change in enumerate(log) if isinstance(change, Synced) and change.number != numbers[-1])
+    assert finding(name, without=frozenset([last]), first=last)
+
+
+def test_a_journal_removed_before_the_removals_are_durable_is_found() -> None:
+    name = "3 levels dynamic"
+    log = uncut(BY_NAME[name]).log
+    gone = [at for at, change in enumerate(log) if isinstance(change, Named) and change.number is None]
+    assert str(log[gone[-1]]).count(JOURNAL)
+    between = [at for at in range(gone[0], gone[-1]) if isinstance(log[at], FolderSynced)]
+    assert finding(name, without=frozenset(between), first=gone[0])
+
+
+@pytest.mark.parametrize("name", ["undo fixed", "undo dynamic"])
+def test_what_is_saved_after_it_was_overwritten_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    save, move = Saver.save, mover.Mover.move
+    late: list[tuple[Any, ...]] = []
+
+    def late_move(self: mover.Mover, *arguments: Any) -> None:
+        move(self, *arguments)
+        while late:
+            save(*late.pop())
+
+    monkeypatch.setattr(Saver, "save", lambda *arguments: late.append(arguments))
+    monkeypatch.setattr(mover.Mover, "move", late_move)
+    assert UNDO_LOST in finding(name)
+
+
+UNDO_LOST = "/vms/undo.avhd: the independent reader finds other bytes"
+
+
+@pytest.mark.parametrize("name", ["undo fixed", "undo dynamic"])
+def test_an_undo_image_that_is_not_durable_when_its_sectors_are_overwritten_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    deaf(monkeypatch, Saver, "save")
+    # Bits without data, or data without bits, are found in it first.
+    assert any(UNDO_LOST in text for text in findings(name, 30, first=20))
+
+
+@pytest.mark.parametrize("name", ["undo fixed", "undo dynamic"])
+def test_a_word_that_sectors_are_saved_and_is_not_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write = JournalWriter.write
+
+    def hasty(self: JournalWriter, kind: str, **fields: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == "saved":
+                patch.setattr(CrashStorage, "sync", lambda _: None)
+            write(self, kind, **fields)
+
+    monkeypatch.setattr(JournalWriter, "write", hasty)
+    assert UNDO_LOST in finding(name, first=20)
+
+
+@pytest.mark.parametrize("name", ["seams differencing 4096", "seams dynamic 4096", "seams fixed 4096"])
+def test_a_mark_before_its_checkpoint_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def hasty(self: mover.Mover) -> None:
+        self.durable(*self._reached)
+        self.destination.sync()
+
+    monkeypatch.setattr(mover.Mover, "_sync", hasty)
+    with small_steps():
+        # What is below the mark is looked at again, all of it in a merge as small as this: the fault does no harm.
+        assert not walk(BY_NAME[name], How(share=0.3)).findings
+        monkeypatch.setattr(layout, "linked_rightly", lambda *_: True)
+        monkeypatch.setattr(layout, "shows_what_was_copied", lambda *_: True)
+        assert finding(name)
+
+
+@pytest.mark.parametrize("name", ["relinked dynamic from 1 to 2", "locators make way"])
+def test_a_header_changed_before_its_step_file_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # A longer table alone changes one sector of the header, which cannot be halved.
+    sync = CrashStorage.sync
+    monkeypatch.setattr(CrashStorage, "sync", lambda self: None if self.path.endswith(step.SUFFIX) else sync(self))
+    assert "/vms/layer" in finding(name)
+
+
+@pytest.mark.parametrize("name", ["relinked dynamic from 1 to 2", "locators make way"])
+def test_a_header_changed_before_its_step_file_has_a_durable_name_is_found(name: str) -> None:
+    log = uncut(BY_NAME[name]).log
+    made = [at for at, change in enumerate(log) if isinstance(change, Named) and change.path.endswith(step.SUFFIX)]
+    after = next(at for at in range(made[0], len(log)) if isinstance(log[at], FolderSynced))
+    assert "/vms/layer" in finding(name, without=frozenset([after]))
