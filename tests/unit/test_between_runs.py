@@ -143,3 +143,21 @@ def test_a_journal_of_another_user_is_not_believed(vms: Path) -> None:
     os.chown(vms / "base.vhd.vhdkit-journal", 65534, 65534)
     with pytest.raises(vhdkit.JournalError, match="another user"):
         vhdkit.plan_merge(str(vms / "leaf.avhd"))
+
+
+def test_a_destination_put_back_is_found_out_behind_stretches_where_nothing_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vhdkit.chain.chain._WINDOW_BYTES", MIB)
+    monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
+    monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
+    vhdkit.create_image(str(tmp_path / "base.vhd"), size=8 * MIB, block_size=BLOCK)
+    write(tmp_path / "base.vhd", 0, b"base" * (2 * MIB))
+    vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))
+    write(tmp_path / "leaf.avhd", 3 * MIB, b"leaf" * (MIB // 2))
+    expected = view(tmp_path / "leaf.avhd")
+    shutil.copy(tmp_path / "base.vhd", tmp_path / "backup")
+    cancelled(tmp_path / "leaf.avhd", 20)
+    os.replace(tmp_path / "backup", tmp_path / "base.vhd")
+    merge(tmp_path / "leaf.avhd")
+    assert view(tmp_path / "base.vhd") == expected

@@ -123,7 +123,9 @@ def shows_what_was_copied(
         return True
     below, last = Chain(chain.layers[depth:]), -1
     for writes, _, _ in moves:
-        if not len(writes) or int(writes.start[0]) >= journal.mark:
+        if not len(writes):
+            continue
+        if int(writes.start[0]) >= journal.mark:
             break
         for piece in np.unique(extent.split(extent.clipped(writes, 0, journal.mark), _PIECE).start // _PIECE).tolist():
             # A window's edge may lie within a piece, which is then met twice.
