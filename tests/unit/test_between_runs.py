@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -161,3 +162,33 @@ def test_a_destination_put_back_is_found_out_behind_stretches_where_nothing_was_
     os.replace(tmp_path / "backup", tmp_path / "base.vhd")
     merge(tmp_path / "leaf.avhd")
     assert view(tmp_path / "base.vhd") == expected
+
+
+def test_an_undo_image_that_somebody_reads_is_not_removed(vms: Path) -> None:
+    merge(vms / "leaf.avhd", undo=str(vms / "undo.vhd"))
+    with vhdkit.open_image(str(vms / "undo.vhd"), exclusive=False), pytest.raises(vhdkit.ImageInUseError):
+        vhdkit.drop_undo(str(vms / "undo.vhd"))
+    assert {"base.vhd", "leaf.avhd", "undo.vhd"} <= set(os.listdir(vms))
+    vhdkit.drop_undo(str(vms / "undo.vhd"))
+    assert os.listdir(vms) == ["base.vhd"]
+
+
+def test_dropping_that_is_refused_for_a_file_in_use_can_still_be_rolled_back(vms: Path) -> None:
+    before = view(vms / "base.vhd")
+    merge(vms / "leaf.avhd", undo=str(vms / "undo.vhd"))
+    with vhdkit.open_image(str(vms / "leaf.avhd"), exclusive=False), pytest.raises(vhdkit.ImageInUseError):
+        vhdkit.drop_undo(str(vms / "undo.vhd"))
+    vhdkit.rollback(str(vms / "undo.vhd"))
+    assert view(vms / "base.vhd") == before
+
+
+def test_a_child_that_appears_after_the_plan_to_finish_is_not_orphaned(vms: Path) -> None:
+    merge(vms / "leaf.avhd", undo=str(vms / "undo.vhd"))
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"))
+    assert plan.resume is vhdkit.Resume.FINISHES
+    vhdkit.create_image(str(vms / "late.avhd"), parent=str(vms / "leaf.avhd"))
+    # As if the undo image had been dropped: the plan would remove the leaf, and does not know of the child.
+    plan = replace(plan, removals=(str(vms / "leaf.avhd"),))
+    with pytest.raises(vhdkit.MergeError, match="since"):
+        vhdkit.merge(plan)
+    assert (vms / "leaf.avhd").exists()

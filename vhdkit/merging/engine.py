@@ -116,7 +116,7 @@ def merge(
         relinked: tuple[str, ...] = ()
         removed: tuple[str, ...] = ()
     else:
-        with MergeFiles(plan, place) as files:
+        with MergeFiles(plan, place, _dropped(plan, place)) as files:
             relinked, removed = _Merge(plan, place, files, pace).run()
             size = files.destination.storage.size()
     journal = plan.journal
@@ -135,6 +135,15 @@ def merge(
         undo=undo,
         resumed=plan.resume is not None,
     )
+
+
+def _dropped(plan: MergePlan, folder: Folder) -> str:
+    """Return the undo image that goes with a merge's sources, "" if none does."""
+    journal = plan.journal
+    if journal is None or journal.begin is None or not journal.dropping or journal.keep_undo_file:
+        return ""
+    path = journal.resolve(journal.begin.undo)
+    return path if folder.exists(path) else ""
 
 
 def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
@@ -390,13 +399,8 @@ class _Merge:
                 apply_patches(self.folder, self.files.child(path), relink.patches)
                 relinked.append(path)
         removed = remove_sources(self.plan, self.files, self.folder)
-        if journal.begin is not None and journal.begin.undo:
-            if not journal.dropping:
-                return tuple(relinked), removed
-            undo = journal.resolve(journal.begin.undo)
-            if not journal.keep_undo_file and self.folder.exists(undo):
-                self.folder.remove(undo)
-                self.folder.sync(paths.dirname(undo))
+        if journal.begin is not None and journal.begin.undo and not journal.dropping:
+            return tuple(relinked), removed
         writer.close()
         self.folder.remove(journal.path)
         self.folder.sync(paths.dirname(journal.path))

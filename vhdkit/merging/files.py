@@ -14,6 +14,7 @@ from vhdkit.image.step import finish, finish_all
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relatives import Relatives, find_relatives
 from vhdkit.merging.relink import check_relink
+from vhdkit.merging.resume import finishing_plan
 from vhdkit.merging.survey import states
 from vhdkit.storage import paths
 
@@ -63,9 +64,13 @@ def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive
 
 
 class MergeFiles:
-    """The open files of a merge: its chain, the destination writable among it, and the children to be relinked."""
+    """The open files of a merge: its chain, the destination writable among it, and the children to be relinked.
 
-    def __init__(self, plan: MergePlan, folder: Folder) -> None:
+    `dropped` is the undo image that is to go, "" if there is none: it is held as well.
+    """
+
+    def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
+        self.dropped: Image | None = None
         self._children: dict[str, Image] = {}
         self.made_undo = False
         self.chain = open_planned(plan, folder, plan.destination)
@@ -80,8 +85,9 @@ class MergeFiles:
             for path in _children(plan, folder):
                 finish(folder, path)
                 self._children[path] = open_image(path, writable=True, exclusive=True, folder=folder)
-            if plan.resume is not Resume.FINISHES:
-                _check_plan(plan, self.chain, folder)
+            if dropped:
+                self.dropped = open_image(dropped, exclusive=True, folder=folder)
+            _check_plan(plan, self.chain, folder)
         except BaseException:
             self.close()
             raise
@@ -105,6 +111,8 @@ class MergeFiles:
     def close(self) -> None:
         """Give all of them back, and their locks."""
         self.chain.close()
+        if self.dropped is not None:
+            self.dropped.close()
         for child in self._children.values():
             child.close()
 
@@ -118,6 +126,11 @@ def _children(plan: MergePlan, folder: Folder) -> list[str]:
 
 
 def _check_plan(plan: MergePlan, chain: Chain, folder: Folder) -> None:
+    if plan.resume is Resume.FINISHES and plan.journal is not None:
+        now = finishing_plan(plan.journal, folder, plan.search, keep_sources=plan.keep_sources)
+        if (now.relatives, now.removals, now.obstacles) != (plan.relatives, plan.removals, ()):
+            raise MergeError("its files or their children changed since it was planned; plan it again", path=chain.path)
+        return
     undo_id = plan.undo.unique_id if plan.undo is not None else b""
     if find_relatives(chain, len(plan.sources), folder, plan.search, undo_id) != plan.relatives:
         raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
@@ -148,7 +161,7 @@ def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -
 
 
 def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[str, ...]:
-    """Remove the sources that the plan says, leaf first; each is held until its name is gone.
+    """Remove the sources that the plan says, leaf first, then a dropped undo image; each is held until it is gone.
 
     The layers between the topmost and the destination no longer show what they did; the journal, which goes last, says
     so to whoever opens one that a power cut has left.
@@ -159,18 +172,24 @@ def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[
     """
     held = {layer.path: layer for layer in files.chain.layers}
     for path in plan.removals:
-        layer = held[path]
-        if _identity(path, folder) != layer.storage.identity:
-            message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
-            raise MergeError(message, path=path)
-        try:
-            folder.remove(path)
-        except PermissionError:
-            # Windows removes no file that is open.
-            layer.close()
-            folder.remove(path)
-        folder.sync(paths.dirname(path))
+        _remove_held(held[path], plan, folder)
+    if files.dropped is not None:
+        _remove_held(files.dropped, plan, folder)
     return plan.removals
+
+
+def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
+    path = layer.path
+    if _identity(path, folder) != layer.storage.identity:
+        message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
+        raise MergeError(message, path=path)
+    try:
+        folder.remove(path)
+    except PermissionError:
+        # Windows removes no file that is open.
+        layer.close()
+        folder.remove(path)
+    folder.sync(paths.dirname(path))
 
 
 def _is_unchanged(state: LayerState, folder: Folder) -> bool:

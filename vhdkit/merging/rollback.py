@@ -27,6 +27,7 @@ from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, read_journal
 from vhdkit.image.step import finish, finish_all
 from vhdkit.merging.engine import MergeResult, merge
+from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
 from vhdkit.merging.relatives import children_of
@@ -89,7 +90,9 @@ def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, ke
     plan = finishing_plan(journal, folder, tuple(search))
     if plan.obstacles:
         raise plan.obstacles[0]
-    with open_image(journal.destination, exclusive=True, folder=folder):
+    undo = journal.resolve(journal.begin.undo) if journal.begin is not None else ""
+    # Everything that will be needed is held: what is refused now can still be rolled back.
+    with MergeFiles(plan, folder, undo if folder.exists(undo) and not keep_file else ""):
         writer = JournalWriter.append(folder, _unchanged(journal, folder))
         try:
             writer.write("dropping", keep_file=keep_file)
