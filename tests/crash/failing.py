@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tests.crashfs import SECTOR, CrashStorage
+from tests.through import ThroughFolder, ThroughStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,11 +45,11 @@ class Fault:
     lasting: bool = False
 
 
-class FailingFolder:
+class FailingFolder(ThroughFolder):
     """A folder with one fault. `calls` counts those that the fault may hit, `struck` tells at which one it did."""
 
     def __init__(self, inner: Folder, fault: Fault) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.fault = fault
         self.calls = 0
         self.struck: str | None = None
@@ -89,15 +90,6 @@ class FailingFolder:
         self.fail("remove", path)
         self.inner.remove(path)
 
-    def real(self, path: str) -> str:
-        return self.inner.real(path)
-
-    def display(self, path: str) -> str:
-        return self.inner.display(path)
-
-    def exists(self, path: str) -> bool:
-        return self.inner.exists(path)
-
     def check_directory(self, directory: str) -> None:
         self.fail("check directory", directory)
         self.inner.check_directory(directory)
@@ -122,9 +114,6 @@ class FailingFolder:
             return
         yield from self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
 
-    def may_write(self, path: str) -> bool:
-        return self.inner.may_write(path)
-
     def free_space(self, directory: str) -> int:
         self.fail("free space", directory)
         return self.inner.free_space(directory)
@@ -134,40 +123,12 @@ class FailingFolder:
         self.inner.sync(directory)
 
 
-class FailingStorage:
+class FailingStorage(ThroughStorage):
     """A storage of a `FailingFolder`."""
 
     def __init__(self, inner: Storage, folder: FailingFolder) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._folder = folder
-
-    @property
-    def path(self) -> str:
-        return self.inner.path
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        return self.inner.identity
-
-    @property
-    def writable(self) -> bool:
-        return self.inner.writable
-
-    @property
-    def link_count(self) -> int:
-        return self.inner.link_count
-
-    @property
-    def mtime(self) -> float:
-        return self.inner.mtime
-
-    @property
-    def owner(self) -> int:
-        return self.inner.owner
-
-    @property
-    def allocated_size(self) -> int:
-        return self.inner.allocated_size
 
     def size(self) -> int:
         self._folder.fail("size", self.path)
@@ -192,9 +153,6 @@ class FailingStorage:
     def reserve(self, offset: int, length: int) -> None:
         self._do("reserve", length, lambda done: self.inner.reserve(offset, done))
 
-    def hole_bytes(self, offset: int, length: int) -> int:
-        return self.inner.hole_bytes(offset, length)
-
     def truncate(self, size: int) -> None:
         self._folder.fail("truncate", self.path)
         self.inner.truncate(size)
@@ -209,9 +167,6 @@ class FailingStorage:
     def lock(self, *, exclusive: bool) -> None:
         self._folder.fail("lock", self.path)
         self.inner.lock(exclusive=exclusive)
-
-    def close(self) -> None:
-        self.inner.close()
 
     def _do(self, kind: str, length: int, change: Callable[[int], None]) -> None:
         """Make a change of so many bytes whole, or as the fault says."""

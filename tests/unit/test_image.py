@@ -33,6 +33,7 @@ from tests.plainvhd import (
     seal,
 )
 from tests.strategies import image_specs
+from tests.through import ThroughStorage
 from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError, UnsupportedImageError
 from vhdkit.image.create import create_image
 from vhdkit.image.extent import Kind
@@ -566,47 +567,13 @@ def test_creating_never_replaces(tmp_path: Path, disk_type: str) -> None:
 # A storage that takes notes
 
 
-class Recorder:
+class Recorder(ThroughStorage):
     """A storage that notes every change, and fails at a chosen one, having done half of it."""
 
     def __init__(self, inner: Storage, fail_at: int = -1) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.fail_at = fail_at
         self.events: list[tuple[str, int, int]] = []
-
-    @property
-    def path(self) -> str:
-        return self.inner.path
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        return self.inner.identity
-
-    @property
-    def writable(self) -> bool:
-        return self.inner.writable
-
-    @property
-    def link_count(self) -> int:
-        return self.inner.link_count
-
-    @property
-    def mtime(self) -> float:
-        return self.inner.mtime
-
-    @property
-    def owner(self) -> int:
-        return self.inner.owner
-
-    @property
-    def allocated_size(self) -> int:
-        return self.inner.allocated_size
-
-    def size(self) -> int:
-        return self.inner.size()
-
-    def read_into(self, offset: int, buffer: Buffer) -> int:
-        return self.inner.read_into(offset, buffer)
 
     def write_at(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer).cast("B")
@@ -622,9 +589,6 @@ class Recorder:
         self._note("reserve", offset, length, lambda: None)
         self.inner.reserve(offset, length)
 
-    def hole_bytes(self, offset: int, length: int) -> int:
-        return self.inner.hole_bytes(offset, length)
-
     def truncate(self, size: int) -> None:
         self._note("truncate", size, 0, lambda: None)
         self.inner.truncate(size)
@@ -632,12 +596,6 @@ class Recorder:
     def sync(self) -> None:
         self._note("sync", 0, 0, lambda: None)
         self.inner.sync()
-
-    def lock(self, *, exclusive: bool) -> None:
-        self.inner.lock(exclusive=exclusive)
-
-    def close(self) -> None:
-        self.inner.close()
 
     def _note(self, name: str, offset: int, length: int, half: Callable[[], None]) -> None:
         self.events.append((name, offset, length))

@@ -27,6 +27,7 @@ from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write, specs,
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import SECTOR, bitmap_length, flat, parse, round_up, seal
+from tests.through import ThroughFolder, ThroughStorage
 from vhdkit.errors import Corruption
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Storage
+    from vhdkit.storage.seam import Folder, Storage
 
 Vary = Mapping[int, Callable[[ImageSpec], ImageSpec]]
 Mend = Mapping[int, Callable[[bytes], bytes]]
@@ -60,43 +61,12 @@ class Event:
     length: int = 0
 
 
-class SpyStorage:
+class SpyStorage(ThroughStorage):
     """A storage whose calls are told to its folder before they are made."""
 
     def __init__(self, inner: Storage, folder: SpyFolder) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._folder = folder
-
-    @property
-    def path(self) -> str:
-        return self.inner.path
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        return self.inner.identity
-
-    @property
-    def writable(self) -> bool:
-        return self.inner.writable
-
-    @property
-    def link_count(self) -> int:
-        return self.inner.link_count
-
-    @property
-    def mtime(self) -> float:
-        return self.inner.mtime
-
-    @property
-    def owner(self) -> int:
-        return self.inner.owner
-
-    @property
-    def allocated_size(self) -> int:
-        return self.inner.allocated_size
-
-    def size(self) -> int:
-        return self.inner.size()
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         self._folder.tell("read", self.path, offset, memoryview(buffer).nbytes)
@@ -115,9 +85,6 @@ class SpyStorage:
         self._folder.tell("reserve", self.path, offset, length)
         self.inner.reserve(offset, length)
 
-    def hole_bytes(self, offset: int, length: int) -> int:
-        return self.inner.hole_bytes(offset, length)
-
     def truncate(self, size: int) -> None:
         self._folder.tell("truncate", self.path, size)
         self.inner.truncate(size)
@@ -127,20 +94,14 @@ class SpyStorage:
         self.inner.sync()
         self._folder.synced(self.inner)
 
-    def lock(self, *, exclusive: bool) -> None:
-        self.inner.lock(exclusive=exclusive)
 
-    def close(self) -> None:
-        self.inner.close()
-
-
-class SpyFolder:
+class SpyFolder(ThroughFolder):
     """A folder that notes every call, hands it to `before`, and may pretend that little space is free."""
 
     def __init__(
         self, inner: Folder, before: Callable[[Event], None] = lambda _: None, *, free: int | None = None
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.before = before
         self.free = free
         self.events: list[Event] = []
@@ -171,34 +132,6 @@ class SpyFolder:
     def remove(self, path: str) -> None:
         self.tell("remove", path)
         self.inner.remove(path)
-
-    def real(self, path: str) -> str:
-        return self.inner.real(path)
-
-    def display(self, path: str) -> str:
-        return self.inner.display(path)
-
-    def exists(self, path: str) -> bool:
-        return self.inner.exists(path)
-
-    def check_directory(self, directory: str) -> None:
-        self.inner.check_directory(directory)
-
-    def names(self, directory: str) -> tuple[str, ...]:
-        return self.inner.names(directory)
-
-    def walk(
-        self,
-        directory: str,
-        *,
-        deep: bool = True,
-        one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
-    ) -> Iterator[Entry]:
-        return self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
-
-    def may_write(self, path: str) -> bool:
-        return self.inner.may_write(path)
 
     def free_space(self, directory: str) -> int:
         return self.inner.free_space(directory) if self.free is None else self.free

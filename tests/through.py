@@ -1,0 +1,131 @@
+"""A storage and a folder that hand every call on: test doubles change the calls that they are about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+    from vhdkit.storage.seam import Entry, Folder, Storage
+
+
+class ThroughStorage:
+    """All of the seam's Storage, by way of another."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+
+    @property
+    def path(self) -> str:
+        return self.inner.path
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.inner.identity
+
+    @property
+    def writable(self) -> bool:
+        return self.inner.writable
+
+    @property
+    def link_count(self) -> int:
+        return self.inner.link_count
+
+    @property
+    def mtime(self) -> float:
+        return self.inner.mtime
+
+    @property
+    def owner(self) -> int:
+        return self.inner.owner
+
+    @property
+    def allocated_size(self) -> int:
+        return self.inner.allocated_size
+
+    def size(self) -> int:
+        return self.inner.size()
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        return self.inner.read_into(offset, buffer)
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        self.inner.write_at(offset, buffer)
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        inner = source.inner if isinstance(source, ThroughStorage) else source
+        self.inner.copy_from(inner, source_offset, offset, length)
+
+    def reserve(self, offset: int, length: int) -> None:
+        self.inner.reserve(offset, length)
+
+    def hole_bytes(self, offset: int, length: int) -> int:
+        return self.inner.hole_bytes(offset, length)
+
+    def truncate(self, size: int) -> None:
+        self.inner.truncate(size)
+
+    def sync(self) -> None:
+        self.inner.sync()
+
+    def lock(self, *, exclusive: bool) -> None:
+        self.inner.lock(exclusive=exclusive)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class ThroughFolder:
+    """All of the seam's Folder, by way of another."""
+
+    def __init__(self, inner: Folder) -> None:
+        self.inner = inner
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        return self.inner.open(path, writable=writable)
+
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        return self.inner.create(path, private=private)
+
+    def publish(self, temporary: str, path: str) -> None:
+        self.inner.publish(temporary, path)
+
+    def remove(self, path: str) -> None:
+        self.inner.remove(path)
+
+    def real(self, path: str) -> str:
+        return self.inner.real(path)
+
+    def display(self, path: str) -> str:
+        return self.inner.display(path)
+
+    def exists(self, path: str) -> bool:
+        return self.inner.exists(path)
+
+    def check_directory(self, directory: str) -> None:
+        self.inner.check_directory(directory)
+
+    def names(self, directory: str) -> tuple[str, ...]:
+        return self.inner.names(directory)
+
+    def walk(
+        self,
+        directory: str,
+        *,
+        deep: bool = True,
+        one_device: bool = False,
+        unlisted: dict[str, OSError] | None = None,
+    ) -> Iterator[Entry]:
+        return self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
+
+    def may_write(self, path: str) -> bool:
+        return self.inner.may_write(path)
+
+    def free_space(self, directory: str) -> int:
+        return self.inner.free_space(directory)
+
+    def sync(self, directory: str) -> None:
+        self.inner.sync(directory)
