@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import replace
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -313,25 +314,21 @@ def test_a_step_file_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
 # Patches
 
 
-def test_a_patch_is_cut_at_the_files_sectors() -> None:
-    raw = bytes(range(256)) * 8
-    patch = Patch(offset=500, before=raw[:1100], after=raw[100:1200])
-    cut = list(patch.sectors(raw[200:1300]))
-    assert [len(now) for now, _, _ in cut] == [12, 512, 512, 64]
-    assert b"".join(now for now, _, _ in cut) == raw[200:1300]
-    assert b"".join(before for _, before, _ in cut) == patch.before
-    assert b"".join(after for _, _, after in cut) == patch.after
-
-
-@pytest.mark.parametrize(("offset", "length"), [(0, 512), (0, 1024), (512, 1), (511, 1), (511, 2), (1000, 24)])
-def test_no_piece_of_a_patch_is_empty_or_crosses_a_sector(offset: int, length: int) -> None:
-    patch = Patch(offset=offset, before=bytes(length), after=b"x" * length)
-    at = offset
-    for now, before, after in patch.sectors(bytes(length)):
-        assert len(now) == len(before) == len(after) > 0
-        assert at // SECTOR == (at + len(now) - 1) // SECTOR
-        at += len(now)
-    assert at == offset + length
+@pytest.mark.parametrize(("offset", "length"), [(0, 512), (0, 1024), (512, 1), (511, 2), (1000, 24), (500, 1100)])
+def test_a_patch_fits_every_mix_of_whole_sectors_and_no_other(offset: int, length: int) -> None:
+    patch = Patch(offset=offset, before=b"b" * length, after=b"a" * length)
+    edges = [offset, *range((offset // SECTOR + 1) * SECTOR, offset + length, SECTOR), offset + length]
+    for choice in product(b"ab", repeat=len(edges) - 1):
+        file = bytearray(b"x" * 2048)
+        for (start, stop), fill in zip(pairwise(edges), choice, strict=True):
+            file[start:stop] = bytes([fill]) * (stop - start)
+        assert patch.fits(MemoryFolder({"/f": bytes(file)}).open("/f"))
+        for at in range(offset, offset + length):
+            torn = bytearray(file)
+            torn[at] ^= 3  # an "a" where "b" stands, or the other way round
+            is_alone = any(start == at and stop == at + 1 for start, stop in pairwise(edges))
+            assert patch.fits(MemoryFolder({"/f": bytes(torn)}).open("/f")) == is_alone
+    assert not patch.fits(MemoryFolder({"/f": b"b" * (offset + length - 1)}).open("/f"))
 
 
 def test_a_patch_survives_its_record() -> None:

@@ -26,10 +26,11 @@ from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.image import records
+from vhdkit.image.transfer import read_bytes
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from vhdkit.storage.seam import Folder, Storage
 
@@ -46,11 +47,14 @@ class Patch:
     before: bytes
     after: bytes
 
-    def sectors(self, current: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """Yield (now, before, after) of the patch, cut where the file's sectors end."""
+    def fits(self, storage: Storage) -> bool:
+        """Whether every sector of the file that the patch touches is as it was before, or as it is to be."""
+        if self.offset > storage.size():
+            return False
+        now = read_bytes(storage, self.offset, len(self.after))
         cuts = [0, *range(-self.offset % SECTOR or SECTOR, len(self.after), SECTOR), len(self.after)]
-        for start, stop in pairwise(cuts):
-            yield current[start:stop], self.before[start:stop], self.after[start:stop]
+        pairs = ((slice(start, stop), now[start:stop]) for start, stop in pairwise(cuts))
+        return len(now) == len(self.after) and all(part in {self.before[at], self.after[at]} for at, part in pairs)
 
     @property
     def reversed(self) -> Patch:
@@ -114,7 +118,7 @@ def _fitting(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
         patches = tuple(Patch.from_record(record) for record in found[0]["patches"]) if found else ()
     except (VhdError, ValueError, KeyError, TypeError):
         return ()
-    fits = _is_of_header(storage, patches) and all(_fits(storage, patch) for patch in patches)
+    fits = _is_of_header(storage, patches) and all(patch.fits(storage) for patch in patches)
     return patches if fits else ()
 
 
@@ -213,7 +217,7 @@ def _is_of_header(storage: Storage, patches: Sequence[Patch]) -> bool:
         before, after = DynamicHeader.from_bytes(last.before), DynamicHeader.from_bytes(last.after)
     except VhdError:
         return False
-    footers = [_read(storage, at, FOOTER_SIZE) for at in (max(0, storage.size() - FOOTER_SIZE), 0)]
+    footers = [read_bytes(storage, at, FOOTER_SIZE) for at in (max(0, storage.size() - FOOTER_SIZE), 0)]
     at = [int.from_bytes(raw[16:24]) for raw in footers if raw.startswith(FOOTER_COOKIE)]
     same = (before.table_offset, before.block_size) == (after.table_offset, after.block_size)
     grows = before.max_table_entries <= after.max_table_entries
@@ -228,20 +232,6 @@ def are_inside_locators(patches: Sequence[Patch], header: DynamicHeader) -> bool
         any(start <= patch.offset and patch.offset + len(patch.after) <= stop for start, stop in rooms)
         for patch in patches
     )
-
-
-def _read(storage: Storage, offset: int, length: int) -> bytes:
-    raw = bytearray(length)
-    return bytes(raw[: storage.read_into(offset, raw)])
-
-
-def _fits(storage: Storage, patch: Patch) -> bool:
-    current = bytearray(len(patch.after))
-    if patch.offset > storage.size():
-        return False
-    if storage.read_into(patch.offset, current) < len(current):
-        return False
-    return all(now in {before, after} for now, before, after in patch.sectors(bytes(current)))
 
 
 def _texts(patches: Sequence[Patch]) -> list[dict[str, object]]:

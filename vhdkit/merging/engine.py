@@ -37,7 +37,7 @@ from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planne
 from vhdkit.merging.growth import finish, grow_table, write_footers
 from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.mover import Mover
-from vhdkit.merging.pace import Pace, Phase
+from vhdkit.merging.pace import Marks, Pace, Phase
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relink import apply_patches, relink_patches
 from vhdkit.merging.resume import file_state
@@ -53,11 +53,7 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder, Storage
-
-
-_MARKS = 4096
-_MARK_SECONDS = 30
+    from vhdkit.storage.seam import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,24 +149,6 @@ def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
             pace.add(pace.total * done // max(1, total) - pace.done)
 
         return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=advance)
-
-
-class _Marks:
-    """Writes the journal's mark, not after every checkpoint: the marks of a merge of terabytes must not fill a disk."""
-
-    def __init__(self, plan: MergePlan, writer: JournalWriter, destination: Storage) -> None:
-        self.writer = writer
-        self.destination = destination
-        self.before = self.last = plan.bytes_done
-        self.step = plan.payload_bytes // _MARKS
-        self.time = time.monotonic()
-
-    def durable(self, stop: int, size: int) -> None:
-        """Take note that the disk is durable up to `stop`, after `size` bytes of this run."""
-        done, now = self.before + size, time.monotonic()
-        if done - self.last >= self.step or now - self.time >= _MARK_SECONDS:
-            self.writer.write("mark", offset=stop, bytes=done, mtime=self.destination.mtime)
-            self.last, self.time = done, now
 
 
 class _Merge:
@@ -294,7 +272,7 @@ class _Merge:
         plan, destination = self.plan, self.destination
         self.pace.say(Phase.RESERVING)
 
-        marks = _Marks(plan, writer, destination.storage)
+        marks = Marks(plan, writer, destination.storage)
         again = plan.resume is not None
         mover = Mover(self.layers, destination, plan.blocks_added, self.pace.add, marks.durable, again=again)
         saver = self._open_undo(writer)

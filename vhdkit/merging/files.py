@@ -12,7 +12,7 @@ from vhdkit.errors import MergeError
 from vhdkit.image.image import Image, Layer, RawImage, open_image
 from vhdkit.image.step import finish, finish_all
 from vhdkit.merging.plan import Resume
-from vhdkit.merging.relatives import Relatives, find_relatives
+from vhdkit.merging.relatives import Relatives, find_relatives, identity_at
 from vhdkit.merging.relink import check_relink
 from vhdkit.merging.resume import finishing_plan
 from vhdkit.merging.survey import states
@@ -150,7 +150,7 @@ def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -
     for state in plan.layers[:depth]:
         if not _is_unchanged(state, folder):
             raise MergeError(f"it was changed or replaced while it was merged: {kept}", path=state.path)
-    if _identity(plan.destination, folder) != files.destination.storage.identity:
+    if identity_at(plan.destination, folder) != files.destination.storage.identity:
         raise MergeError(f"it was replaced while it was merged into: {kept}", path=plan.destination)
     undo_id = plan.undo.unique_id if plan.undo is not None else b""
     expected = plan.relatives
@@ -180,7 +180,7 @@ def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[
 
 def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
     path = layer.path
-    if _identity(path, folder) != layer.storage.identity:
+    if identity_at(path, folder) != layer.storage.identity:
         message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
         raise MergeError(message, path=path)
     try:
@@ -200,13 +200,3 @@ def _is_unchanged(state: LayerState, folder: Folder) -> bool:
     now = (storage.identity, storage.size(), storage.mtime)
     storage.close()
     return now == (state.identity, state.file_size, state.mtime)
-
-
-def _identity(path: str, folder: Folder) -> tuple[int, int] | None:
-    """Return which file a name leads to now."""
-    try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    storage.close()
-    return storage.identity

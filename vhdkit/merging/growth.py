@@ -28,6 +28,7 @@ from vhdkit.format.layout import SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image import step
 from vhdkit.image.table import Table
+from vhdkit.image.transfer import read_bytes
 from vhdkit.image.write import link_blocks
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def plan_growth(image: Image, new_size: int) -> Growth | None:
         blocks=np.concatenate(moving) if moving else np.empty(0, np.int64),
         batmap_bytes=batmap_bytes,
         locator_offsets=offsets,
-        batmap=_read(image, image.metadata.batmap[0], SECTOR) if has_batmap else b"",
+        batmap=read_bytes(image.storage, image.metadata.batmap[0], SECTOR) if has_batmap else b"",
     )
 
 
@@ -186,9 +187,8 @@ def _move_locators(folder: Folder, image: Image, header: DynamicHeader, growth: 
         return header
     for slot, offset in growth.locator_offsets.items():
         locator = header.locators[slot]
-        data = bytearray(locator.data_length)
-        image.storage.read_into(locator.data_offset, data)
-        image.write_at(offset, bytes(data).ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
+        data = read_bytes(image.storage, locator.data_offset, locator.data_length)
+        image.write_at(offset, data.ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
     image.sync()
     locators = tuple(
         replace(entry, data_offset=growth.locator_offsets.get(slot, entry.data_offset))
@@ -219,11 +219,7 @@ def _move_batmap(image: Image, growth: Growth) -> None:
 def _write_header(folder: Folder, image: Image, header: DynamicHeader) -> None:
     after = header.to_bytes()
     at = image.footer.data_offset
-    step.apply(folder, image.storage, [step.Patch(offset=at, before=_read(image, at, len(after)), after=after)])
+    step.apply(
+        folder, image.storage, [step.Patch(offset=at, before=read_bytes(image.storage, at, len(after)), after=after)]
+    )
     image.header = header
-
-
-def _read(image: Image, offset: int, length: int) -> bytes:
-    raw = bytearray(length)
-    image.storage.read_into(offset, raw)
-    return bytes(raw)

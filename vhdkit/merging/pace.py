@@ -15,10 +15,18 @@ from vhdkit.errors import MergeCancelled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhdkit.image.journal import JournalWriter
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Storage
+
 # However slow the rate, being asked to stop is noticed this soon.
 _NAP = 0.1
 # A pause (a sync, SIGSTOP, a verification) is made up for by going faster for so long at most, in seconds.
 _CREDIT = 0.5
+
+# At most so many marks by bytes in a merge, and one in so many seconds besides.
+_MARKS = 4096
+_MARK_SECONDS = 30
 
 
 class Phase(StrEnum):
@@ -111,3 +119,21 @@ class Pace:
         """
         if self._cancel is not None and self._cancel.is_set():
             raise MergeCancelled("the merge was cancelled")
+
+
+class Marks:
+    """Writes the journal's mark, not after every checkpoint: the marks of a merge of terabytes must not fill a disk."""
+
+    def __init__(self, plan: MergePlan, writer: JournalWriter, destination: Storage) -> None:
+        self.writer = writer
+        self.destination = destination
+        self.before = self.last = plan.bytes_done
+        self.step = plan.payload_bytes // _MARKS
+        self.time = time.monotonic()
+
+    def durable(self, stop: int, size: int) -> None:
+        """Take note that the disk is durable up to `stop`, after `size` bytes of this run."""
+        done, now = self.before + size, time.monotonic()
+        if done - self.last >= self.step or now - self.time >= _MARK_SECONDS:
+            self.writer.write("mark", offset=stop, bytes=done, mtime=self.destination.mtime)
+            self.last, self.time = done, now

@@ -16,7 +16,7 @@ So every window of the disk has `writes` (sectors that the destination will own,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,16 +26,21 @@ from vhdkit.format import bat
 from vhdkit.format.footer import DiskType
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.image import Image, Placement
+from vhdkit.merging.relatives import Relatives
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.errors import Finding, VhdError
-    from vhdkit.image.image import Placement
+    from vhdkit.image.image import Layer
     from vhdkit.image.journal import Journal
     from vhdkit.merging.growth import Growth
-    from vhdkit.merging.relatives import Relatives
     from vhdkit.merging.relink import Relink
+
+
+# Where no block is placed.
+NOWHERE = Placement(0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,17 @@ class LayerState:
     unique_id: bytes
     file_size: int
     mtime: float
+
+    @classmethod
+    def of(cls, layer: Layer) -> LayerState:
+        """Return the state of an open layer."""
+        return cls(
+            path=layer.path,
+            identity=layer.storage.identity,
+            unique_id=layer.unique_id if isinstance(layer, Image) else b"",
+            file_size=layer.storage.size(),
+            mtime=layer.storage.mtime,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,26 +106,26 @@ class MergePlan:
     block_size: int
     payload_bytes: int
     blocks_added: NDArray[np.uint32]
-    blocks_moved: int
+    blocks_moved: int = 0
     virtual_size: int
     virtual_size_before: int
     destination_size: int
     destination_size_before: int
     space_needed: int
     space_free: int
-    relatives: Relatives
-    removals: tuple[str, ...]
+    relatives: Relatives = field(default_factory=Relatives)
+    removals: tuple[str, ...] = ()
     keep_sources: bool
-    growth: Growth | None
-    place: Placement
-    file_end: int
-    undo: UndoPlan | None
-    relink_siblings: bool
-    sibling_relinks: tuple[Relink, ...]
-    verify: bool
-    journal: Journal | None
-    resume: Resume | None
-    digest: str
+    growth: Growth | None = None
+    place: Placement = NOWHERE
+    file_end: int = 0
+    undo: UndoPlan | None = None
+    relink_siblings: bool = False
+    sibling_relinks: tuple[Relink, ...] = ()
+    verify: bool = False
+    journal: Journal | None = None
+    resume: Resume | None = None
+    digest: str = ""
     layers: tuple[LayerState, ...]
     search: tuple[str, ...]
     findings: tuple[Finding, ...]

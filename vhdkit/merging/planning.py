@@ -15,12 +15,11 @@ from vhdkit.format import layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import SECTOR
-from vhdkit.image.image import Image, Placement
+from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.merging.plan import MergePlan
-from vhdkit.merging.relatives import Relatives
 from vhdkit.merging.resume import find_complete, finishing_plan, is_about, still_holds
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
@@ -153,26 +152,13 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
         block_size=block_size,
         payload_bytes=payload,
         blocks_added=added,
-        blocks_moved=0,
         virtual_size=chain.size,
         virtual_size_before=0,
         destination_size=size,
         destination_size_before=0,
         space_needed=size,
         space_free=free,
-        relatives=Relatives(),
-        removals=(),
         keep_sources=True,
-        growth=None,
-        place=Placement(0, 0),
-        file_end=0,
-        undo=None,
-        relink_siblings=False,
-        sibling_relinks=(),
-        verify=False,
-        journal=None,
-        resume=None,
-        digest="",
         layers=states(chain),
         search=search,
         findings=chain.findings,

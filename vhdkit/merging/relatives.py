@@ -119,6 +119,16 @@ def parent_of(path: str, where: Where) -> tuple[int, int] | None:
         return None
 
 
+def identity_at(path: str, folder: Folder) -> tuple[int, int] | None:
+    """Return which file a name leads to now, None if it leads to none that can be opened."""
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    storage.close()
+    return storage.identity
+
+
 def leads_to(path: str, wanted: tuple[int, int], where: Where) -> bool:
     """Whether an image reads through a file at any depth; what lies below that file need not be there.
 

@@ -19,6 +19,7 @@ from vhdkit.image import step
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
 from vhdkit.image.step import Patch
+from vhdkit.image.transfer import read_bytes
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -59,7 +60,18 @@ def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tupl
     """Return what changes in an open child, the header last."""
     header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
     changes = [*data, (child.footer.data_offset, header.to_bytes())]
-    return tuple(Patch(offset=at, before=_bytes(child, at, len(new)), after=new) for at, new in changes)
+    return tuple(Patch(offset=at, before=read_bytes(child.storage, at, len(new)), after=new) for at, new in changes)
+
+
+def check_patches(child: Image, patches: tuple[Patch, ...]) -> None:
+    """Refuse a child that was changed otherwise.
+
+    Raises:
+        MergeError: what should change is neither as it was nor as it is to be.
+
+    """
+    if not all(patch.fits(child.storage) for patch in patches):
+        raise MergeError("its header was changed since it was to be relinked; it is left alone", path=child.path)
 
 
 def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> None:
@@ -69,21 +81,12 @@ def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> N
         MergeError: what should change is neither as it was nor as it is to be.
 
     """
-    current = [_bytes(child, patch.offset, len(patch.after)) for patch in patches]
-    for patch, now in zip(patches, current, strict=True):
-        if not all(sector in {before, after} for sector, before, after in patch.sectors(now)):
-            raise MergeError("it was changed since it was to be relinked; it is left alone", path=child.path)
-    if current == [patch.after for patch in patches]:
+    check_patches(child, patches)
+    if all(read_bytes(child.storage, patch.offset, len(patch.after)) == patch.after for patch in patches):
         step.forget(folder, child.path)
     else:
         child.check_writable()
         step.apply(folder, child.storage, patches)
-
-
-def _bytes(child: Image, offset: int, length: int) -> bytes:
-    raw = bytearray(length)
-    child.storage.read_into(offset, raw)
-    return bytes(raw)
 
 
 def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:

@@ -25,7 +25,7 @@ from vhdkit.image.image import Image, Layer, Placement, open_image
 from vhdkit.image.journal import SUFFIX, FileState, Journal, RelinkState, command, read_journal
 from vhdkit.image.step import are_inside_locators
 from vhdkit.merging.plan import LayerState, MergePlan, Resume
-from vhdkit.merging.relatives import Relatives, children_of, leads_to, parent_of
+from vhdkit.merging.relatives import Relatives, children_of, identity_at, leads_to, parent_of
 from vhdkit.merging.relink import Relink, check_relink
 from vhdkit.storage import paths
 
@@ -180,20 +180,8 @@ def finishing_plan(
         raise JournalError(f"finish that first: {journal.say()}", path=journal.destination)
     states = []
     with open_image(journal.destination, folder=folder) as destination:
-        if destination.unique_id.hex() != begin.destination.unique_id:
-            raise JournalError("the file beside it is not the destination that it speaks of", path=journal.path)
-        if journal.destination_after is None or not is_as_left(journal.destination_after, destination):
-            message = (
-                "it was written after it was merged into. If its disk is what it should be, remove what is left of"
-            )
-            message += f" the sources, and {journal.path}"
-            raise JournalError(message, path=destination.path)
-        check_relinks(journal, destination, folder, search)
-        undo = journal.resolve(begin.undo) if begin.undo else ""
-        if undo and journal.dropping and folder.exists(undo):
-            with open_image(undo, folder=folder) as image:
-                check_undo(journal, image, destination, folder, search)
-        states.append(_layer_state(destination))
+        _check_complete(journal, destination, folder, search)
+        states.append(LayerState.of(destination))
         identity, disk_type = destination.storage.identity, destination.disk_type
         block_size, size, file_size = destination.block_size, destination.size, destination.storage.size()
     for source in reversed(begin.sources):
@@ -217,7 +205,6 @@ def finishing_plan(
         block_size=block_size,
         payload_bytes=0,
         blocks_added=np.empty(0, np.uint32),
-        blocks_moved=0,
         virtual_size=size,
         virtual_size_before=size,
         destination_size=file_size,
@@ -227,16 +214,8 @@ def finishing_plan(
         relatives=Relatives(relinks=relinks),
         removals=() if kept else left,
         keep_sources=keep_sources or begin.keep_sources,
-        growth=None,
-        place=Placement(0, 0),
-        file_end=0,
-        undo=None,
-        relink_siblings=begin.relink_siblings,
-        sibling_relinks=(),
-        verify=False,
         journal=journal,
         resume=Resume.FINISHES,
-        digest=begin.plan,
         layers=tuple(states),
         search=search,
         findings=findings,
@@ -244,14 +223,19 @@ def finishing_plan(
     )
 
 
-def _layer_state(image: Image) -> LayerState:
-    return LayerState(
-        path=image.path,
-        identity=image.storage.identity,
-        unique_id=image.unique_id,
-        file_size=image.storage.size(),
-        mtime=image.storage.mtime,
-    )
+def _check_complete(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+    """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
+    begin = journal.begin
+    if begin is None or destination.unique_id.hex() != begin.destination.unique_id:
+        raise JournalError("the file beside it is not the destination that it speaks of", path=journal.path)
+    if journal.destination_after is None or not is_as_left(journal.destination_after, destination):
+        message = "it was written after it was merged into. If its disk is what it should be, remove what is left"
+        raise JournalError(f"{message} of the sources, and {journal.path}", path=destination.path)
+    check_relinks(journal, destination, folder, search)
+    undo = journal.resolve(begin.undo) if begin.undo else ""
+    if undo and journal.dropping and folder.exists(undo):
+        with open_image(undo, folder=folder) as image:
+            check_undo(journal, image, destination, folder, search)
 
 
 def _born_since(
@@ -306,7 +290,7 @@ def remaining(
     try:
         is_ours = leads_to(path, destination, where)
         with open_image(path, folder=folder) as image:
-            state, now = _layer_state(image), file_state(image, journal)
+            state, now = LayerState.of(image), file_state(image, journal)
     except (VhdError, OSError) as error:
         raise JournalError(f"it names {path}, which cannot be opened: {error}", path=journal.path) from error
     if not is_ours or now.unique_id != source.unique_id:
@@ -351,7 +335,7 @@ def check_relinks(journal: Journal, destination: Image, folder: Folder, search: 
     begin = journal.begin
     family = [journal.destination, *(journal.resolve(source.path) for source in (begin.sources[:1] if begin else ()))]
     where = Where(folder=folder, search=(*search, *dict.fromkeys(map(paths.dirname, family))))
-    identities = {_identity(path, folder) for path in family if folder.exists(path)}
+    identities = {identity_at(path, folder) for path in family} - {None}
     for relink in (*journal.former_relinks, *(journal.relinks or ())):
         path = journal.resolve(relink.path)
         if not folder.exists(path):
@@ -380,12 +364,6 @@ def _is_relinking(relink: RelinkState, child: Image, destination: Image) -> bool
         and shapes[0] == shapes[1] == shapes[2]
         and are_inside_locators(data, before)
     )
-
-
-def _identity(path: str, folder: Folder) -> tuple[int, int]:
-    storage = folder.open(path)
-    storage.close()
-    return storage.identity
 
 
 def linked_rightly(destination: Image, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:

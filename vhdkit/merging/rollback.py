@@ -31,7 +31,7 @@ from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
 from vhdkit.merging.relatives import children_of
-from vhdkit.merging.relink import Relink, apply_patches, check_relink, relink_patches
+from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.merging.resume import check_relinks, check_undo, find_complete, finishing_plan, is_as_left, remaining
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -257,11 +257,7 @@ class _Rollback:
             message = f"{len(others)} image(s) were made of it since the merge: {', '.join(others)}"
             raise SiblingsError(message, path=storage.path, siblings=tuple(others))
         for child, patches in self.relinked:
-            for patch in patches:
-                current = bytearray(len(patch.after))
-                child.storage.read_into(patch.offset, current)
-                if not all(now in {before, then} for now, before, then in patch.sectors(bytes(current))):
-                    raise MergeError("its header was changed since it was relinked; it is left alone", path=child.path)
+            check_patches(child, patches)
 
     def _sibling(self, path: str) -> tuple[Image, Relink]:
         relink = Relink(

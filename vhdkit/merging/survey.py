@@ -348,13 +348,4 @@ def changes_nothing(chain: Chain, depth: int) -> bool:
 
 def states(chain: Chain) -> tuple[LayerState, ...]:
     """Return the chain's files as they are now, leaf first."""
-    return tuple(
-        LayerState(
-            path=layer.path,
-            identity=layer.storage.identity,
-            unique_id=layer.unique_id if isinstance(layer, Image) else b"",
-            file_size=layer.storage.size(),
-            mtime=layer.storage.mtime,
-        )
-        for layer in chain.layers
-    )
+    return tuple(map(LayerState.of, chain.layers))
