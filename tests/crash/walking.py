@@ -12,6 +12,7 @@ from tests.crash.laws import Rules, Tally, broken
 from tests.crash.survivals import cuts
 from tests.crash.undoing import broken_dropping, broken_rolling_back, undone
 from tests.crashfs import CrashFolder
+from tests.plainvhd import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -115,7 +116,9 @@ def _walk(
     repeat: Act,
     how: How,
     without: frozenset[int] = frozenset(),
+    earlier: Survival | None = None,
 ) -> Tally:
+    """Walk a log; `earlier` is the disk that it began on, if a cut had left that."""
     tally = Tally(programs=1)
     dice = random.Random(f"{how.seed} {program.name} {len(folder.log)}")
     seen = set()
@@ -126,7 +129,8 @@ def _walk(
             continue
         tally.cuts += 1
         stale = (cut.index + how.seed) % 2 == 1 if how.stale is None else how.stale
-        for survival in cut.survivals(how.seed, stale=stale):
+        for found_disk in cut.survivals(how.seed, stale=stale):
+            survival = found_disk if earlier is None else with_earlier_losses(found_disk, earlier)
             tally.survivals += 1
             if survival.key in seen:
                 continue
@@ -141,11 +145,22 @@ def _walk(
                 # The second run is cut as well, at a cut in ten.
                 folder_again = survival.folder()
                 repeat(program, folder_again)
-                more = _walk(
-                    program, folder_again, laws, repeat, replace(how, seed=how.seed + 1, share=0.1, twice=0.0, first=0)
-                )
+                again = replace(how, seed=how.seed + 1, share=0.1, twice=0.0, first=0)
+                more = _walk(program, folder_again, laws, repeat, again, earlier=survival)
                 tally.add(replace(more, programs=0))
     return tally
+
+
+def with_earlier_losses(survival: Survival, earlier: Survival) -> Survival:
+    """Return the same disk, with what an earlier cut had lost and nobody has written since counted as lost as well."""
+    lost = dict(survival.lost)
+    for path, sectors in earlier.lost.items():
+        if path in survival.files:
+            now, then = survival.files[path], earlier.files[path]
+            places = ((sector, slice(sector * SECTOR, (sector + 1) * SECTOR)) for sector in sectors)
+            still = frozenset(sector for sector, at in places if now[at] == then[at])
+            lost[path] = lost[path] | still
+    return replace(survival, lost=lost)
 
 
 def described(change: Change | None) -> str:
