@@ -18,6 +18,7 @@ What is excused, exactly and counted:
  - a dynamic header of which one sector is new and one old (with `heals_headers` only until vhdkit has opened it);
  - a file whose length has survived without the footer at its end, as long as its footer copy serves;
  - what the judge found wrong with the file before the merge;
+ - in the undo image: data in sectors whose bits are still clear, of a block that it has already;
  - in the destination, while the topmost source hides it: data in sectors whose bits are still clear; and if it grows,
    blocks past its old end, and a footer and copy, both valid, of which one has the new size already.
 """
@@ -145,6 +146,10 @@ def opens(
             problems = _judged_by_copy(raw)
         under_way = path == program.destination and program.top in survival.files
         problems = [text for text in problems if text not in at_first(program, path)]
+        if path == UNDO:
+            # What is saved into a block that the undo image has lies there before its bits do, as in the destination.
+            tally.clear_bits += sum(text.endswith("(35)") for text in problems)
+            problems = [text for text in problems if not text.endswith("(35)")]
         yield from (f"{path}: the judge: {text}" for text in _inexcusable(problems, program, under_way, tally))
         yield from _is_checked(program, folder, path, tally)
         try:
