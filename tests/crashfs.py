@@ -16,6 +16,8 @@ log apart: before, between and after all changes the power may go, and this is w
    its content. A file's sync makes data and length durable, and never a name. A name may survive without its data.
  - `publish` links and then unlinks, in this order: the old name, both, or the new one survive; never neither. Only
    within one directory.
+ - A sync that was begun makes durable what was written before it began, when it is waited for: until then all of it is
+   pending, and what was written meanwhile stays so.
  - A sync that fails (`CrashStorage.lose`) has lost what it was for: the machine reads it, but no later sync writes it,
    only writing it again does.
  - Nothing that was durable is harmed: no torn sector, no bit rot, no lying drive.
@@ -36,11 +38,11 @@ from vhdkit.errors import ImageInUseError
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.seam import Storage, Syncing
 
 SECTOR = 512
 _COPY_BYTES = 1 << 20
@@ -63,10 +65,19 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """A file was synced; with `lost` in vain."""
+    """A file was synced; with `lost` in vain. `begun` is the sync's number if it was begun earlier."""
 
     number: int
     lost: bool = False
+    begun: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncBegun:
+    """A sync of a file was begun: what is pending now is what it is for."""
+
+    number: int
+    begun: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,7 @@ class FolderSynced:
     directory: str
 
 
-Change = Content | Synced | Named | Published | FolderSynced
+Change = Content | Synced | SyncBegun | Named | Published | FolderSynced
 
 
 # The seam
@@ -176,6 +187,12 @@ class CrashStorage:
                 raise OSError(errno.EIO, "the file ended while it was being copied", source.path)
             self.write_at(offset + done, piece)
 
+    def copy_many_from(
+        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
+            self.copy_from(source, source_offset, offset, length)
+
     def reserve(self, offset: int, length: int) -> None:
         before = len(self._changing())
         self._lengthen(offset + length, taken=True)
@@ -203,6 +220,10 @@ class CrashStorage:
     def sync(self) -> None:
         self._open_content()
         self._folder.log.append(Synced(self._file.number))
+
+    def begin_sync(self) -> Syncing:
+        self._open_content()
+        return CrashSyncing(self._folder, self._file.number)
 
     def lose(self) -> None:
         """Log a sync that failed; see the module. FailingFolder calls it."""
@@ -241,6 +262,24 @@ class CrashStorage:
             self._file.time = self._folder.now
         size = len(self._file.content)
         self._folder.log.append(Content(call, self._file.number, first, data, size, self._file.time))
+
+
+class CrashSyncing:
+    """A sync of a `CrashStorage` that was begun."""
+
+    def __init__(self, folder: CrashFolder, number: int) -> None:
+        self._log = folder.log
+        self._number = number
+        self._begun = len(folder.log) + 1
+        self._log.append(SyncBegun(number, self._begun))
+
+    def wait(self) -> float:
+        self._log.append(Synced(self._number, begun=self._begun))
+        return 0.0
+
+    def lose(self) -> None:
+        """Log that it failed."""
+        self._log.append(Synced(self._number, lost=True, begun=self._begun))
 
 
 class CrashFolder:

@@ -5,15 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Storage
+    from vhdkit.storage.seam import Entry, Folder, Storage, Syncing
+
+
+class LateSyncing:
+    """A sync that is made when it is waited for, by the double's own way."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def wait(self) -> float:
+        self._storage.sync()
+        return 0.0
 
 
 class ThroughStorage:
-    """All of the seam's Storage, by way of another."""
+    """All of the seam's Storage, by way of another.
+
+    Many pieces are copied one by one, and a sync that is begun is made later: by the double's own `copy_from` and
+    `sync`.
+    """
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
@@ -59,6 +74,12 @@ class ThroughStorage:
         inner = source.inner if isinstance(source, ThroughStorage) else source
         self.inner.copy_from(inner, source_offset, offset, length)
 
+    def copy_many_from(
+        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
+            self.copy_from(source, source_offset, offset, length)
+
     def reserve(self, offset: int, length: int) -> None:
         self.inner.reserve(offset, length)
 
@@ -70,6 +91,9 @@ class ThroughStorage:
 
     def sync(self) -> None:
         self.inner.sync()
+
+    def begin_sync(self) -> Syncing:
+        return LateSyncing(self)
 
     def lock(self, *, exclusive: bool) -> None:
         self.inner.lock(exclusive=exclusive)

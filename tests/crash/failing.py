@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tests.crashfs import SECTOR, CrashStorage
+from tests.crashfs import SECTOR, CrashStorage, CrashSyncing
 from tests.through import ThroughFolder, ThroughStorage
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pytest
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Storage
+    from vhdkit.storage.seam import Entry, Folder, Storage, Syncing
 
 CHANGING: Final = frozenset(
     {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "remove", "sync folder"}
@@ -164,6 +164,9 @@ class FailingStorage(ThroughStorage):
             raise self._folder.error(self.path)
         self.inner.sync()
 
+    def begin_sync(self) -> Syncing:
+        return FailingSyncing(self, self._folder, self.inner.begin_sync())
+
     def lock(self, *, exclusive: bool) -> None:
         self._folder.fail("lock", self.path)
         self.inner.lock(exclusive=exclusive)
@@ -177,6 +180,22 @@ class FailingStorage(ThroughStorage):
         change(length)
 
 
+class FailingSyncing:
+    """A sync that was begun, and may fail when it is waited for."""
+
+    def __init__(self, storage: FailingStorage, folder: FailingFolder, inner: Syncing) -> None:
+        self._storage = storage
+        self._folder = folder
+        self._inner = inner
+
+    def wait(self) -> float:
+        if self._folder.strikes("sync") and self._folder.fault.error is not None:
+            if isinstance(self._inner, CrashSyncing):
+                self._inner.lose()
+            raise self._folder.error(self._storage.path)
+        return self._inner.wait()
+
+
 def shorten_system_calls(monkeypatch: pytest.MonkeyPatch, every: int) -> list[int]:
     """Let every n-th read, write and copy of the kernel move a byte less than it could; return a count of them."""
     calls, shortened = [0], [0]
@@ -187,16 +206,20 @@ def shorten_system_calls(monkeypatch: pytest.MonkeyPatch, every: int) -> list[in
         shortened[0] += short
         return short
 
-    read, write = os.preadv, os.pwrite
+    read, write, read_bytes = os.preadv, os.pwrite, os.pread
 
     def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
         (view,) = buffers
         return read(descriptor, [view[: len(view) - is_short(len(view))]], offset)
 
+    def pread(descriptor: int, count: int, offset: int) -> bytes:
+        return read_bytes(descriptor, count - is_short(count), offset)
+
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
         return write(descriptor, data[: len(data) - is_short(len(data))], offset)
 
     monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(os, "pread", pread)
     monkeypatch.setattr(os, "pwrite", pwrite)
     if hasattr(os, "copy_file_range"):
         copy = os.copy_file_range

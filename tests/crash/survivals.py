@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.crashfs import SECTOR, Content, CrashFolder, FolderSynced, Named, Published, Synced
+from tests.crashfs import SECTOR, Content, CrashFolder, FolderSynced, Named, Published, SyncBegun, Synced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -143,6 +143,7 @@ class _File:
         self.sizes = [len(content)]
         self.versions: dict[int, list[_Version]] = {}
         self.doomed: set[int] = set()
+        self.begun: dict[int, tuple[int, dict[int, int], float]] = {}
         self.times = (time, time)
 
     def change(self, change: Content) -> None:
@@ -155,22 +156,32 @@ class _File:
             self.doomed.discard(sector)
         self.times = (self.times[0], change.time)
 
-    def sync(self, *, lost: bool) -> None:
+    def begin_sync(self, begun: int) -> None:
+        """Note what is pending: how many lengths, how many versions of each sector, and the time."""
+        self.begun[begun] = self._pending()
+
+    def _pending(self) -> tuple[int, dict[int, int], float]:
+        return len(self.sizes), {sector: len(held) for sector, held in self.versions.items()}, self.times[1]
+
+    def sync(self, *, lost: bool, begun: int = 0) -> None:
+        if begun and begun not in self.begun:
+            return  # another sync has made durable what this one was for
+        sizes, counts, time = self.begun.pop(begun) if begun else self._pending()
         if lost:
-            self.doomed |= set(self.versions)
+            self.doomed |= {sector for sector, count in counts.items() if len(self.versions[sector]) == count}
             return
-        keep = {sector: self.versions[sector] for sector in self.doomed if sector in self.versions}
-        choice = {sector: 0 if sector in keep else len(held) for sector, held in self.versions.items()}
-        self.durable = self.found(len(self.sizes) - 1, choice)
-        size = len(self.durable)
-        self.sizes = [size]
+        choice = {sector: 0 if sector in self.doomed else count for sector, count in counts.items()}
+        self.durable = self.found(sizes - 1, choice)
+        self.sizes = self.sizes[sizes - 1 :]
+        left = {sector: held[choice.get(sector, 0) :] for sector, held in self.versions.items()}
         self.versions = {
-            sector: [_Version(version.data, 1) for version in held]
-            for sector, held in keep.items()
-            if sector * SECTOR < size
+            sector: [_Version(version.data, max(1, version.sizes - sizes + 1)) for version in held]
+            for sector, held in left.items()
+            if held and sector * SECTOR < max(self.sizes)
         }
-        self.doomed = set(self.versions)
-        self.times = (self.times[1], self.times[1])
+        self.doomed &= set(self.versions)
+        self.begun.clear()
+        self.times = (time, self.times[1])
 
     def found(self, size_at: int, choice: Mapping[int, int], rubbish: int | None = None) -> bytes:
         """Return the content with the length of that index, and of each sector that version (0 is the durable one)."""
@@ -208,8 +219,10 @@ class _Disk:
         match change:
             case Content():
                 self.files[change.number].change(change)
+            case SyncBegun():
+                self.files[change.number].begin_sync(change.begun)
             case Synced():
-                self.files[change.number].sync(lost=change.lost)
+                self.files[change.number].sync(lost=change.lost, begun=change.begun)
             case Named():
                 if change.number is not None:
                     self.files[change.number] = _File(b"", 0.0)

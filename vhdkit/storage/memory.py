@@ -8,16 +8,16 @@ import posixpath
 from itertools import count
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.local import copy_through_memory
+from vhdkit.storage.local import copy_one_by_one, copy_through_memory
 from vhdkit.storage.locks import in_use
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.seam import Storage, Syncing
 
 
 class MemoryFile:
@@ -30,6 +30,13 @@ class MemoryFile:
         self.read_only = False
         self.owner = 0
         self.holders: dict[int, bool] = {}
+
+
+class _Synced:
+    """A sync of what has no other storage."""
+
+    def wait(self) -> float:
+        return 0.0
 
 
 class MemoryStorage:
@@ -89,6 +96,11 @@ class MemoryStorage:
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         copy_through_memory(source, source_offset, self, offset, length)
 
+    def copy_many_from(
+        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        copy_one_by_one(source, source_offsets, self, offsets, lengths)
+
     def reserve(self, offset: int, length: int) -> None:
         self._check_writable()
         missing = offset + length - self.size()
@@ -106,6 +118,10 @@ class MemoryStorage:
 
     def sync(self) -> None:
         self._content()
+
+    def begin_sync(self) -> Syncing:
+        self.sync()
+        return _Synced()
 
     def lock(self, *, exclusive: bool) -> None:
         self._content()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -25,6 +25,14 @@ class Entry:
     path: str
     size: int
     identity: tuple[int, int]
+
+
+class Syncing(Protocol):
+    """A sync that was begun."""
+
+    def wait(self) -> float:
+        """Return, once what it is for is on stable storage, the seconds that it took; raise its OSError."""
+        ...
 
 
 class Storage(Protocol):
@@ -66,6 +74,12 @@ class Storage(Protocol):
         """Copy bytes from another storage; they may be shared instead of copied where the file system can."""
         ...
 
+    def copy_many_from(
+        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Do what as many calls of `copy_from` do, in their order."""
+        ...
+
     def reserve(self, offset: int, length: int) -> None:
         """Make the file at least `offset + length` long, new bytes zero, and their space really taken."""
         ...
@@ -80,6 +94,13 @@ class Storage(Protocol):
 
     def sync(self) -> None:
         """Return once everything written before is on stable storage."""
+        ...
+
+    def begin_sync(self) -> Syncing:
+        """Begin to make durable everything written before; what is written from now on waits for another sync.
+
+        One at a time: it is to be waited for before the next is begun.
+        """
         ...
 
     def lock(self, *, exclusive: bool) -> None:
