@@ -10,7 +10,6 @@ import io
 import os
 import signal
 import sys
-from importlib import metadata
 from typing import NoReturn
 
 import click
@@ -33,6 +32,9 @@ _ALIASES = {"commit": "merge", "coalesce": "merge"}
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
+        # It takes longer to load than everything else that --help needs.
+        from importlib import metadata
+
         try:
             click.echo(f"vhdkit {metadata.version('vhdkit')}")
         except metadata.PackageNotFoundError:
