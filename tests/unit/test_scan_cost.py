@@ -11,6 +11,8 @@ import vhdkit
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from tests.through import ThroughFolder, ThroughStorage
+from vhdkit.chain.locate import Where, find_parent, parent_identity
+from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -150,3 +152,18 @@ def test_the_largest_disk_is_opened_by_reading_its_table_once(block_size: int) -
     table = 2040 * GIB // block_size * 4
     assert folder.calls["bytes"] <= table + 8192
     assert folder.calls["reads"] <= table // 65536 + 8
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "by-id"])
+def test_who_is_a_parent_is_told_without_reading_tables(*, named: bool) -> None:
+    folder = folder_of(2, lambda number: None if number == 0 else 0, named=named)
+    # A table that a merge could not use is no reason to think that somebody else is the parent.
+    base = folder.inner.open(f"/vms/{name(0)}", writable=True)
+    with vhdkit.open_image(f"/vms/{name(1)}", folder=folder) as child:
+        base.write_at(1536, bytes(4))
+        with pytest.raises(CorruptImageError):
+            find_parent(child, Where(folder=folder), {child.storage.identity})
+        folder.calls.clear()
+        found = parent_identity(child, Where(folder=folder), {child.storage.identity})
+    assert found == base.identity
+    assert folder.calls["bytes"] <= 2 * 4096 * folder.calls["opens"]
