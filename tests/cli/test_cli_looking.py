@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.cli.running import BASE, CHAIN, FIXTURES, LEAF, MANIFEST, MIDDLE, snapshot, view_of
+from tests.plainbuild import ImageSpec, build
+from tests.plainvhd import DIFFERENCING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -188,6 +191,19 @@ def test_scan_of_a_folder_without_images_says_so(cli: Cli, tmp_path: Path) -> No
     done = cli("scan", tmp_path)
     assert done.code == 0
     assert "no images" in done.out
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_scan_tells_a_chain_that_is_deeper_than_pythons_stack(cli: Cli, tmp_path: Path, options: list[str]) -> None:
+    for number in range(1024):
+        spec = ImageSpec(size=4096, block_size=4096, unique_id=(number + 1).to_bytes(16, "big"))
+        if number:
+            spec = replace(spec, disk_type=DIFFERENCING, parent_id=number.to_bytes(16, "big"))
+        (tmp_path / f"layer{number:04}.vhd").write_bytes(build(spec))
+    done = cli("scan", tmp_path, *options)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("layer") == 1024
+    assert "children" in done.out or done.out.splitlines()[1024].startswith("    " * 1023 + "└── ")
 
 
 def test_scan_joins_families_across_search_folders(cli: Cli, vms: Path, tmp_path: Path) -> None:

@@ -90,23 +90,62 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert re.search(r"^vhdkit\b.*(\d+\.\d+|not installed)", done.out)
 
 
-def test_help_loads_neither_numpy_nor_construct_nor_rich(tmp_path: Path) -> None:
+NOT_FOR_HELP = ["numpy", "construct", "rich", "importlib.metadata", "ctypes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["--help"], NOT_FOR_HELP),
+        (["--version"], ["numpy", "construct", "rich"]),
+        *[([verb, "--help"], NOT_FOR_HELP) for verb in (*VERBS, "check", "rollback", "undo")],
+        (["undo", "drop", "--help"], NOT_FOR_HELP),
+        (["scan", str(FIXTURES)], ["numpy", "rich"]),
+        (["info", str(FIXTURES / LEAF)], ["rich", "numpy.ma"]),
+        (["chain", str(FIXTURES / LEAF)], ["rich", "numpy.ma"]),
+    ],
+    ids=lambda value: value[0] if value[0] in NOT_FOR_HELP else "-".join(value[:2]),
+)
+def test_a_verb_loads_only_what_it_needs(tmp_path: Path, words: list[str], spared: list[str]) -> None:
     script = (
-        "import sys\n"
-        "from vhdkit.cli.main import run\n"
-        "assert run(sys.argv[1:]) == 0\n"
-        "print([name for name in ('numpy', 'construct', 'rich') if name in sys.modules])\n"
+        "import sys\nfrom vhdkit.cli.main import run\nassert run(sys.argv[1:]) == 0\nprint(' '.join(sys.modules))\n"
     )
-    for words in (["--help"], ["merge", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *words],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.splitlines()[-1] == "[]"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "click" in loaded
+    assert [name for name in spared if name in loaded] == []
+
+
+def test_the_program_starts_no_threads_for_linear_algebra(vms: Path) -> None:
+    """numpy would start one a processor; merging has need of none of them."""
+    script = (
+        "import os, sys\n"
+        "import vhdkit.cli.main as program\n"
+        "real = program.run\n"
+        "def run(words):\n"
+        "    code = real(words)\n"
+        "    assert 'numpy' in sys.modules\n"
+        "    print(len(os.listdir('/proc/self/task')), flush=True)\n"
+        "    return code\n"
+        "program.run = run\n"
+        "program.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "chain", LEAF],
+        cwd=vms,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "1"
 
 
 def test_help_answers_fast(tmp_path: Path) -> None:

@@ -56,27 +56,37 @@ class Catalog:
     images: dict[str, Cataloged] = field(default_factory=dict)
     unreadable: dict[str, VhdError | OSError] = field(default_factory=dict)
 
-    def parents_of(self, child: Cataloged) -> list[Cataloged]:
+
+class Parents:
+    """Which images of a catalog may be whose parents: looked up, so that families cost no more than their files."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._images = catalog.images
+        self._by_id: dict[bytes, list[Cataloged]] = {}
+        self._by_name: dict[str, list[Cataloged]] = {}
+        for path, image in catalog.images.items():
+            self._by_id.setdefault(image.unique_id, []).append(image)
+            self._by_name.setdefault(path.lower(), []).append(image)
+
+    def of(self, child: Cataloged) -> list[Cataloged]:
         """Return the images that may be the child's parent: one if it is clear, several if ids alone must tell.
 
         The id must fit. Of several that fit, the one that the child names wins, in other case if need be; nothing is
         its own parent.
         """
-        if child.parent_id is None:
+        wanted = child.parent_id
+        if wanted is None or wanted not in self._by_id:
             return []
-        fitting = [
-            image
-            for image in self.images.values()
-            if image.unique_id == child.parent_id and image.identity != child.identity
-        ]
-        for key in (str, str.lower):
-            by_path = {key(image.path): image for image in fitting}
-            for path in named_paths(child.metadata, paths.dirname(child.path)):
-                if key(path) in by_path:
-                    return [by_path[key(path)]]
+        named = list(named_paths(child.metadata, paths.dirname(child.path)))
+        exact = (self._images[path] for path in named if path in self._images)
+        alike = (image for path in named for image in reversed(self._by_name.get(path.lower(), ())))
+        for image in (*exact, *alike):
+            if image.unique_id == wanted and image.identity != child.identity:
+                return [image]
         # A null id says nothing: then only a name can tell.
-        if child.parent_id == unique_id.NULL:
+        if wanted == unique_id.NULL:
             return []
+        fitting = [image for image in self._by_id[wanted] if image.identity != child.identity]
         return list({image.identity: image for image in reversed(fitting)}.values())[::-1]
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vhdkit.chain import chain as chains
-from vhdkit.chain.catalog import read_catalog
+from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.errors import (
@@ -234,10 +234,11 @@ class _Checker:
         for layer in self.layers:
             if layer.metadata is not None:
                 by_id.setdefault(layer.metadata.footer.unique_id, {})[layer.identity] = layer.path
+        parents = Parents(catalog)
         for image in catalog.images.values():
             if image.identity in own:
                 continue
-            for parent in catalog.parents_of(image):
+            for parent in parents.of(image):
                 children.setdefault(parent.identity, []).append(image.path)
             if image.unique_id in by_id:
                 by_id[image.unique_id].setdefault(image.identity, image.path)

@@ -97,10 +97,17 @@ def find_parent(child: Child, where: Where, above: Collection[tuple[int, int]]) 
     return _Search(child, where, above).run()
 
 
-class _Search:
-    """One search: it gathers the candidates that were not taken."""
+def parent_identity(child: Child, where: Where, above: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """Return which file is an image's parent: what `find_parent` opens and why not, without reading its table."""
+    with _Search(child, where, above, glance=True).run().layer as layer:
+        return layer.storage.identity
 
-    def __init__(self, child: Child, where: Where, above: Collection[tuple[int, int]]) -> None:
+
+class _Search:
+    """One search: it gathers the candidates that were not taken. With `glance` the parent's table is not read."""
+
+    def __init__(self, child: Child, where: Where, above: Collection[tuple[int, int]], *, glance: bool = False) -> None:
+        self.glance = glance
         self.child = child
         self.where = where
         self.folder = where.folder
@@ -295,6 +302,8 @@ class _Search:
                 metadata = read_metadata(storage, patches=pending(self.folder, storage))
                 if metadata.footer.unique_id != self.wanted:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
+        if self.glance:
+            return Layer(storage, 0, "")
         return RawImage(storage) if metadata is None else Image(storage, metadata)
 
     def _refuse_loop(self, storage: Storage) -> None:

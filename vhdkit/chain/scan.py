@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
 from vhdkit.image.journal import unfinished_merges
 from vhdkit.storage.local import LocalFolder
 
@@ -74,8 +74,9 @@ def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
     children: dict[str, list[Cataloged]] = {}
     roots: list[Cataloged] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
+    known = Parents(catalog)
     for image in catalog.images.values():
-        parents = catalog.parents_of(image)
+        parents = known.of(image)
         if len(parents) == 1:
             children.setdefault(parents[0].path, []).append(image)
             continue
@@ -96,14 +97,20 @@ def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
     )
 
 
-def _tree(image: Cataloged, children: dict[str, list[Cataloged]], placed: set[str]) -> ScannedImage:
-    placed.add(image.path)
-    below = [child for child in children.get(image.path, []) if child.path not in placed]
-    return ScannedImage(
-        path=image.path,
-        metadata=image.metadata,
-        children=tuple(_tree(child, children, placed) for child in below),
-    )
+def _tree(root: Cataloged, children: dict[str, list[Cataloged]], placed: set[str]) -> ScannedImage:
+    """Return an image with what hangs below it; without recursion, for a chain may be deeper than Python's stack."""
+    order = [root]
+    below: list[list[Cataloged]] = []
+    placed.add(root.path)
+    for image in order:  # which grows
+        below.append([child for child in children.get(image.path, []) if child.path not in placed])
+        placed.update(child.path for child in below[-1])
+        order += below[-1]
+    built: dict[str, ScannedImage] = {}
+    for image, own in zip(reversed(order), reversed(below), strict=True):
+        members = tuple(built.pop(child.path) for child in own)
+        built[image.path] = ScannedImage(path=image.path, metadata=image.metadata, children=members)
+    return built[root.path]
 
 
 def _duplicates(catalog: Catalog) -> dict[bytes, tuple[str, ...]]:

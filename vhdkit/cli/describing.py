@@ -95,6 +95,16 @@ def _shown_as_in(found: Scan, key: bytes, path: str) -> str:
 
 def describe_scanned(image: ScannedImage) -> dict[str, Any]:
     """Return one image of a family tree, its children inside."""
+    record = _scanned(image)
+    todo = [(image, record)]
+    for parent, told in todo:  # which grows: a chain may be deeper than Python's stack
+        below = [(child, _scanned(child)) for child in parent.children]
+        told["children"] = [child for _, child in below]
+        todo += below
+    return record
+
+
+def _scanned(image: ScannedImage) -> dict[str, Any]:
     footer = image.metadata.footer
     return {
         "filename": image.path,
@@ -102,7 +112,6 @@ def describe_scanned(image: ScannedImage) -> dict[str, Any]:
         "virtual-size": footer.current_size,
         "unique-id": _shown(footer.unique_id, footer),
         "parent-unique-id": None if image.parent_id is None else _shown(image.parent_id, footer),
-        "children": [describe_scanned(child) for child in image.children],
     }
 
 

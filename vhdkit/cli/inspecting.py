@@ -6,6 +6,7 @@ The first three tell what headers say and lock nothing, so that one can always a
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,14 +19,9 @@ from vhdkit.errors import VhdError, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.tree import Tree
-
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.image.extent import Extent
-
-# Wider than any line: rich would cut names off at the terminal's edge.
-_UNCUT = 100_000
 
 
 @click.command()
@@ -149,36 +145,34 @@ def _print_paths(paths: list[str]) -> None:
 
 
 def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
-    """Print trees; rich only draws the branches: names are untrusted, so no markup is read from them."""
+    """Print trees, with a stack of our own: a chain may be deeper than Python's."""
     if not images:
         return
-    from rich.console import Console
-    from rich.tree import Tree
+    # A terminal without line-drawing characters gets what every one has.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    fork, corner, bar = ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
+    lines = [title]
+    todo = [(image, "", place == 0) for place, image in enumerate(reversed(images))]
+    while todo:
+        image, indent, is_last = todo.pop()
+        needs = "" if indent or image.parent_id is None else f", {_needs(image)}"
+        lines.append(f"{indent}{corner if is_last else fork}{_image_text(image)}{needs}")
+        indent += "    " if is_last else bar
+        todo += [(child, indent, place == 0) for place, child in enumerate(reversed(image.children))]
+    click.echo("\n".join(lines))
 
-    root = Tree(title)
-    for image in images:
-        _grow(root, image)
-    console = Console(width=_UNCUT, highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(root)
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+def _image_text(image: ScannedImage) -> str:
+    footer = image.metadata.footer
+    return f"{path_text(image.path)}  {footer.disk_type.label}, {size_text(footer.current_size)}"
 
 
-def _grow(tree: Tree, image: ScannedImage) -> None:
-    from rich.text import Text
-
+def _needs(orphan: ScannedImage) -> str:
     from vhdkit.cli.describing import describe_scanned
 
-    record = describe_scanned(image)
-    text = f"{path_text(image.path)}  {record['disk-type']}, {size_text(record['virtual-size'])}"
-    branch = tree.add(Text(text))
-    if record["parent-unique-id"] is not None and tree.label == "orphans":
-        needs = f"looks for {record['parent-unique-id']}"
-        if image.parent_id == bytes(16):
-            needs = "needs a raw parent, which --parent must name"
-        branch.label = Text(f"{text}, {needs}")
-    for child in image.children:
-        _grow(branch, child)
+    if orphan.parent_id == bytes(16):
+        return "needs a raw parent, which --parent must name"
+    return f"looks for {describe_scanned(orphan)['parent-unique-id']}"
 
 
 @click.command("map")

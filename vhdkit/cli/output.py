@@ -19,11 +19,20 @@ if TYPE_CHECKING:
 
 # What says that an earlier run of something was cut off.
 UNFINISHED = {Corruption.MERGE_UNFINISHED, Corruption.HEADER_UNFINISHED}
+# Calls within calls; 8 MiB of stack have room for several times as many.
+_DEEP = 6000
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON; bytes that are no text in a path come out escaped."""
-    click.echo(json.dumps(value, indent=2))
+    # The encoder calls itself twice for each layer of a family tree, and chains may have 1,024.
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, _DEEP))
+    try:
+        text = json.dumps(value, indent=2)
+    finally:
+        sys.setrecursionlimit(before)
+    click.echo(text)
 
 
 def size_text(size: int) -> str:

@@ -26,8 +26,8 @@ from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.image import records
-from vhdkit.image.transfer import read_bytes
 from vhdkit.storage import paths
+from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.image.image import Layer
-    from vhdkit.storage.seam import Storage
 
 GAP = 16384
 # Where a read this long is all hole, asking first saves it; elsewhere the question costs a thousandth of the read.
@@ -60,12 +59,6 @@ def covered(start: NDArray[np.int64], stop: NDArray[np.int64], length: int) -> N
     np.add.at(steps, start // SECTOR, 1)
     np.add.at(steps, stop // SECTOR, -1)
     return np.cumsum(steps[:-1], dtype=np.int8) > 0
-
-
-def read_bytes(storage: Storage, offset: int, length: int) -> bytes:
-    """Return file bytes, fewer where the file ends."""
-    raw = bytearray(length)
-    return bytes(raw[: storage.read_into(offset, raw)])
 
 
 def read_exactly(layer: Layer, offset: int, buffer: NDArray[np.uint8]) -> None:

@@ -28,8 +28,8 @@ from vhdkit.format.layout import SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image import step
 from vhdkit.image.table import Table
-from vhdkit.image.transfer import read_bytes
 from vhdkit.image.write import link_blocks
+from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

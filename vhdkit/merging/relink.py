@@ -19,8 +19,8 @@ from vhdkit.image import step
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
 from vhdkit.image.step import Patch
-from vhdkit.image.transfer import read_bytes
 from vhdkit.storage import paths
+from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
