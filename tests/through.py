@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ class LateSyncing:
         self._storage = storage
 
     def wait(self) -> float:
+        begun = time.monotonic()
         self._storage.sync()
-        return 0.0
+        return time.monotonic() - begun
 
 
 class ThroughStorage:
