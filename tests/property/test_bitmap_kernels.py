@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vhdkit.format import bitmap
+from vhdkit.format.bitmap import Fill
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.transfer import covered
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
+    import pytest
 
     Stretch = tuple[int, int]
     # What stands behind one byte: kind, depth, file offset.
@@ -156,6 +158,138 @@ def test_full_bitmaps_have_every_sector_set_and_the_padding_clear(power: int, co
     for sector in range(sectors):
         set_bit(expected, sector)
     assert [bytes(row) for row in bitmap.full(SECTOR * sectors, count)] == [bytes(expected)] * count
+
+
+@settings(deadline=None)
+@given(bitmaps())
+def test_classify_tells_empty_from_full_from_mixed(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
+    array, sectors = drawn
+    expected = []
+    for row in array.tolist():
+        found = [bit(row, sector) for sector in range(sectors)]
+        expected.append(Fill.FULL if all(found) else Fill.MIXED if any(found) else Fill.EMPTY)
+    assert bitmap.classify(array, sectors).tolist() == expected
+
+
+@settings(deadline=None)
+@given(bitmaps(), st.sampled_from(["every other row", "backwards", "columns first", "unaligned"]))
+def test_how_the_rows_lie_in_memory_changes_nothing(drawn: tuple[npt.NDArray[np.uint8], int], how: str) -> None:
+    array, sectors = drawn
+    if how == "every other row":
+        other = np.repeat(array, 2, axis=0)[::2]
+    elif how == "backwards":
+        other = array[::-1].copy()[::-1]
+    elif how == "columns first":
+        other = np.asfortranarray(array)
+    else:
+        raw = b"x" + array.tobytes()
+        other = np.frombuffer(raw, np.uint8)[1:].reshape(array.shape)
+    assert list(map(list, bitmap.runs(other, sectors))) == list(map(list, bitmap.runs(array, sectors)))
+    assert bitmap.count(other, sectors).tolist() == bitmap.count(array, sectors).tolist()
+    layers = np.stack([other, array])
+    assert np.array_equal(bitmap.ownership(layers[:, ::-1])[:, ::-1], bitmap.ownership(layers))
+    found = bitmap.owners(len(other), [(np.arange(len(other)), other)], sectors)
+    wanted = bitmap.owners(len(other), [(np.arange(len(other)), array)], sectors)
+    assert list(map(list, found)) == list(map(list, wanted))
+
+
+def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(5)
+    array = random.integers(0, 256, (37, 512), np.uint8) & random.integers(0, 256, (37, 512), np.uint8)
+    layers = random.integers(0, 256, (3, 37, 512), np.uint8)
+    numbered = [(np.arange(37), layer) for layer in layers]
+
+    def answers() -> list[list[int]]:
+        again = np.zeros_like(array)
+        runs = bitmap.runs(array, 4095)
+        bitmap.set_runs(again, *runs)
+        owned = bitmap.ownership(layers)
+        columns = [*runs, bitmap.count(array, 4095), again, owned, *bitmap.owners(37, numbered, 4095)]
+        return [column.ravel().tolist() for column in columns]
+
+    once = answers()
+    monkeypatch.setattr(bitmap, "_RUN_SLAB", 2048)
+    monkeypatch.setattr(bitmap, "_COUNT_SLAB", 2048)
+    assert answers() == once
+    for dense in (0, 65):
+        monkeypatch.setattr(bitmap, "_DENSE", dense)
+        assert answers() == once
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
+    """Bitmaps of the same blocks in several layers: shape (layers, blocks, bytes)."""
+    sectors = draw(sector_counts)
+    depth, blocks = draw(st.integers(1, 5)), draw(st.integers(0, 3))
+    raw = [draw(rows(sectors)) for _ in range(depth * blocks)]
+    return np.frombuffer(b"".join(raw), np.uint8).reshape(depth, blocks, row_bytes(sectors)), sectors
+
+
+@settings(deadline=None)
+@given(stacks())
+def test_union_difference_and_ownership_say_it_bit_by_bit(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
+    layers, _ = drawn
+    joined, owned = bitmap.union(layers), bitmap.ownership(layers)
+    assert owned.shape == layers.shape
+    for place in np.ndindex(*layers.shape[1:]):
+        column = layers[(slice(None), *place)].tolist()
+        above = 0
+        for depth, byte in enumerate(column):
+            assert int(owned[(depth, *place)]) == byte & (255 ^ above)
+            above |= byte
+        assert int(joined[place]) == above
+    other = layers[-1]
+    assert bitmap.difference(layers[0], other).tolist() == [
+        [a & (255 ^ b) for a, b in zip(*pair, strict=True)]
+        for pair in zip(layers[0].tolist(), other.tolist(), strict=True)
+    ]
+
+
+def plain_owners(
+    row_count: int, layers: list[tuple[list[int], list[list[int]]]], sectors: int
+) -> list[tuple[int, int, int, int]]:
+    found: list[tuple[int, int, int, int]] = []
+    for row in range(row_count):
+        for sector in range(sectors):
+            owner = -1
+            for number, (held, maps) in enumerate(layers):
+                if owner < 0 and row in held and bit(maps[held.index(row)], sector):
+                    owner = number
+            if sector and found[-1][3] == owner:
+                found[-1] = (row, found[-1][1], sector + 1, owner)
+            else:
+                found.append((row, sector, sector + 1, owner))
+    return found
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(0, 4))
+def test_a_sectors_owner_is_the_first_layer_that_has_it(data: st.DataObject, depth: int) -> None:
+    sectors, row_count = data.draw(sector_counts), data.draw(st.integers(0, 3))
+    numbers = st.permutations(range(row_count)).flatmap(lambda all_: st.integers(0, row_count).map(lambda n: all_[:n]))
+    drawn = [data.draw(numbers) for _ in range(depth)]
+    maps = [[list(data.draw(rows(sectors))) for _ in held] for held in drawn]
+    layers = [
+        (ints(held), np.array(found, np.uint8).reshape(len(held), row_bytes(sectors)))
+        for held, found in zip(drawn, maps, strict=True)
+    ]
+    found = bitmap.owners(row_count, layers, sectors)
+    assert [column.dtype for column in found] == [np.dtype(np.int64)] * 4
+    expected = plain_owners(row_count, list(zip(drawn, maps, strict=True)), sectors)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
+
+
+@given(st.binary(max_size=9), st.integers(0, 200))
+def test_merging_sectors_takes_the_wanted_ones_and_leaves_the_others(mask: bytes, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    wanted = np.array([byte & 1 for byte in mask], np.bool_)
+    # From a byte on that no word begins with, as a buffer that a file was read into may lie.
+    out, other = random.integers(0, 256, (2, len(mask) * SECTOR + 1), np.uint8)[:, 1:]
+    expected = [
+        (other if wish else out)[at * SECTOR : (at + 1) * SECTOR].tolist() for at, wish in enumerate(wanted.tolist())
+    ]
+    bitmap.merge_sectors(out, other, wanted)
+    assert out.tolist() == [byte for sector in expected for byte in sector]
 
 
 # image.extent

