@@ -7,15 +7,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.model import Create, Kind, ModelChain, Program, Snapshot, write_files
 from tests.strategies import programs
 from vhdkit.chain.chain import Chain, open_chain, resolve
-from vhdkit.chain.stacked import resolve_stacked, stack_height
+from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.image.extent import Kind as Source
-from vhdkit.image.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,16 +50,18 @@ def test_layers_at_once_are_layers_one_by_one(program: Program, data: st.DataObj
     with opened(program) as chain:
         edges = st.integers(0, chain.size // SECTOR)
         start, stop = sorted(SECTOR * data.draw(edges) for _ in range(2))
-        height = stack_height(chain.layers, stop)
-        images = [layer for layer in chain.layers[:height] if isinstance(layer, Image)]
-        assert len(images) == height
-        if height and start < stop:
-            assert sectors(resolve_stacked(images, start, stop)) == sectors(resolve(images, start, stop))
+        images = stack_of(chain.layers, stop)
+        assert tuple(images) == chain.layers[: len(images)]
+        if images and start < stop:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("vhdkit.chain.chain._STACKED", 2000)
+                one_by_one = resolve(images, start, stop)
+            assert sectors(resolve_stacked(images, start, stop)) == sectors(one_by_one)
 
 
 def test_a_stack_ends_at_a_disk_without_a_parent_and_before_one_that_ends_too_soon() -> None:
     program = (Create(kind=Kind.DYNAMIC, sector_count=64), Snapshot(), Snapshot())
     with opened(program) as chain:
-        assert stack_height(chain.layers, chain.size) == 3
-        assert stack_height(chain.layers[1:], chain.size) == 2
-        assert stack_height(chain.layers, chain.size + SECTOR) == 0
+        assert len(stack_of(chain.layers, chain.size)) == 3
+        assert len(stack_of(chain.layers[1:], chain.size)) == 2
+        assert not stack_of(chain.layers, chain.size + SECTOR)

@@ -17,6 +17,7 @@ import numpy as np
 
 from vhdkit.chain.link import compare_link
 from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
@@ -44,6 +45,9 @@ MAX_LAYERS = 1024
 _WINDOW_SECTORS = 524_288
 _WINDOW_BYTES = 32 << 30
 _WINDOW_BLOCKS = 16384
+# From so many layers on their bitmaps are looked at together; of fewer, one layer's answer over the next one's is as
+# quick, and those below a layer that holds everything are not even asked.
+_STACKED = 3
 
 
 def open_chain(
@@ -324,8 +328,12 @@ def _mapped(layers: Sequence[Layer], offset: int, stop: int) -> int:
 
 def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
     """Return where a window's bytes come from; PARENT where the last of the layers leaves them to its own."""
-    result = _layer_extents(layers[0], 0, start, stop)
-    for depth, layer in enumerate(layers[1:], 1):
+    stack = stack_of(layers, stop)
+    if len(stack) >= _STACKED:
+        done, result = len(stack), resolve_stacked(stack, start, stop)
+    else:
+        done, result = 1, _layer_extents(layers[0], 0, start, stop)
+    for depth, layer in enumerate(layers[done:], done):
         if not (result.kind == Kind.PARENT).any():
             break
         result = extent.overlay(result, _layer_extents(layer, depth, start, stop))

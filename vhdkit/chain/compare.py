@@ -90,7 +90,7 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
     if start >= chain.size:
         return np.empty(0, np.int64)
     data = resolve(chain.layers, start, min(stop, chain.size)).of(Kind.DATA)
-    return np.unique(extent.split(data, _PIECE).start // _PIECE)
+    return extent.distinct(extent.split(data, _PIECE).start // _PIECE)
 
 
 def _open_view(

@@ -87,7 +87,7 @@ def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint3
     for window in chain.extents():
         data = window.of(Kind.DATA)
         payload += data.total
-        found = np.unique(extent.split(data, block_size).start // block_size)
+        found = extent.distinct(extent.split(data, block_size).start // block_size)
         # A block that the window's edge cuts is met twice.
         found = found[found > last]
         if len(found):

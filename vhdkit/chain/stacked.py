@@ -24,32 +24,35 @@ if TYPE_CHECKING:
     from vhdkit.image.image import Layer
 
 
-def stack_height(layers: Sequence[Layer], stop: int) -> int:
-    """Return how many layers from the leaf down `resolve_stacked` can take together, for a window that ends at `stop`.
+def stack_of(layers: Sequence[Layer], stop: int) -> list[Image]:
+    """Return the layers from the leaf down that `resolve_stacked` can take together, for a window that ends at `stop`.
 
     They have blocks of one size, none ends before the window, and all but the last are differencing.
     """
-    height = 0
+    stack: list[Image] = []
     for layer in layers:
         if not isinstance(layer, Image) or layer.is_fixed or layer.size < stop:
             break
-        first = layers[0]
-        if isinstance(first, Image) and layer.block_size != first.block_size:
+        if stack and layer.block_size != stack[0].block_size:
             break
-        height += 1
+        stack.append(layer)
         if not layer.is_differencing:
             break
-    return height
+    return stack
 
 
 def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
-    """Return where a window's bytes come from in layers as `stack_height` counts them, leaf first; depths count from 0.
+    """Return where a window's bytes come from in layers as `stack_of` finds them, leaf first; depths count from 0.
 
     What none of them holds is of the last layer's depth: PARENT, or ZERO if that is a dynamic disk. Reads tables and
     bitmaps only.
     """
     found = [image.allocated(start, stop) for image in images]
-    blocks = np.unique(np.concatenate([inside for inside, _ in found]))
+    first_block = start // images[0].block_size
+    is_held = np.zeros(-(-stop // images[0].block_size) - first_block, np.bool_)
+    for inside, _ in found:
+        is_held[inside - first_block] = True
+    blocks = np.flatnonzero(is_held) + first_block
     layers = []
     bitmaps_at = np.zeros((len(images), len(blocks)), np.int64)
     for depth, (image, (inside, at)) in enumerate(zip(images, found, strict=True)):

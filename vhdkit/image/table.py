@@ -13,6 +13,7 @@ import numpy as np
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.format import bat
 from vhdkit.format.layout import SECTOR
+from vhdkit.image.extent import distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +53,7 @@ class Table:
 
     def assign(self, blocks: NDArray[np.int64], sectors: NDArray[np.uint32]) -> None:
         """Write the entries of `blocks` (ascending), in whole sectors of the table."""
-        for base in np.unique(blocks // WINDOW * WINDOW).tolist():
+        for base in distinct(blocks // WINDOW * WINDOW).tolist():
             window = self._load(base)
             inside = (blocks >= base) & (blocks < base + WINDOW)
             local = blocks[inside] - base
@@ -76,7 +77,7 @@ class Table:
 
 def _sector_stretches(changed: NDArray[np.int64], count: int) -> Iterator[tuple[int, int]]:
     """Yield [low, high) of the entries to write: the touched sectors, small gaps between them included."""
-    sectors = np.unique(changed // bat.ENTRIES_PER_SECTOR)
+    sectors = distinct(changed // bat.ENTRIES_PER_SECTOR)
     breaks = np.flatnonzero(np.diff(sectors) > 8)  # 4 KiB of table: cheaper than another call
     heads = np.concatenate((sectors[:1], sectors[breaks + 1]))
     tails = np.concatenate((sectors[breaks], sectors[-1:]))

@@ -36,7 +36,7 @@ def read_extents(extents: Extents, layers: Sequence[Layer], first: int, out: NDA
     for start, stop in zip((zeros.start - first).tolist(), (zeros.stop - first).tolist(), strict=True):
         out[start:stop] = 0
     data = extents.of(Kind.DATA)
-    for depth in np.unique(data.depth).tolist():
+    for depth in np.flatnonzero(np.bincount(data.depth)).tolist():
         _read_layer(data.take(data.depth == depth), layers[depth], first, out)
 
 

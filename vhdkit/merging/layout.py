@@ -178,7 +178,10 @@ def _count(sources: list[Image], destination: Image, new_from: int | None) -> tu
     for first in range(0, block_count, _COUNTED_BLOCKS):
         stop = min(block_count, first + _COUNTED_BLOCKS)
         found = [layer.allocated(first * size, min(disk, stop * size)) for layer in sources]
-        touched = np.unique(np.concatenate([blocks for blocks, _ in found]))
+        is_touched = np.zeros(stop - first, np.bool_)
+        for blocks, _ in found:
+            is_touched[blocks - first] = True
+        touched = np.flatnonzero(is_touched) + first
         if not len(touched):
             continue
         rows = np.zeros((len(touched), destination.bitmap_size), np.uint8)

@@ -295,7 +295,7 @@ class Mover:
         for offset, length in zip(at[zeros].tolist(), (pieces.stop - pieces.start)[zeros].tolist(), strict=True):
             self._staging[:length] = 0
             self.destination.write_at(offset, self._staging[:length].data)
-        for depth in np.unique(pieces.depth[~zeros]).tolist():
+        for depth in np.flatnonzero(np.bincount(pieces.depth[~zeros])).tolist():
             of_layer = ~zeros & (pieces.depth == depth)
             found = pieces.take(of_layer)
             source_offsets, lengths = found.file_offset.tolist(), (found.stop - found.start).tolist()

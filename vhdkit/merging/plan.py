@@ -188,6 +188,6 @@ def choose(sources: Extents, target: Target) -> tuple[Extents, Extents]:
 def missing_blocks(writes: Extents, entries: NDArray[np.uint32], first: int, block_size: int) -> NDArray[np.int64]:
     """Return the blocks (ascending) that the writes touch and the table lacks; `entries` begin with block `first`."""
     pieces = extent.split(writes, block_size)
-    touched = np.unique(pieces.start // block_size)
+    touched = extent.distinct(pieces.start // block_size)
     missing: NDArray[np.int64] = touched[entries[touched - first] == bat.UNALLOCATED]
     return missing

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.catalog import Catalog, read_catalog
-from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.locate import Where, find_parent, parent_identity
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, open_image
@@ -62,7 +62,7 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
     for path, parent_id in children.items():
         if parent_id not in ids:
             continue
-        parent = parent_of(path, where)
+        parent = parent_of(catalog.images.get(path, path), where)
         if parent == top.storage.identity:
             relinks.append(
                 Relink(
@@ -108,13 +108,13 @@ def children_of(image: Image, folder: Folder, search: Sequence[str]) -> tuple[st
     )
 
 
-def parent_of(path: str, where: Where) -> tuple[int, int] | None:
+def parent_of(child: Cataloged | str, where: Where) -> tuple[int, int] | None:
     """Return the identity of the file that an image reads through, None if that cannot be found out."""
     try:
-        with open_image(path, folder=where.folder) as child:
-            found = find_parent(child, where, {child.storage.identity})
-            with found.layer:
-                return found.layer.storage.identity
+        if isinstance(child, str):
+            with open_image(child, folder=where.folder) as image:
+                return parent_identity(image, where, {image.storage.identity})
+        return parent_identity(child, where, {child.identity})
     except (VhdError, OSError):
         return None
 

@@ -127,7 +127,8 @@ def shows_what_was_copied(
             continue
         if int(writes.start[0]) >= journal.mark:
             break
-        for piece in np.unique(extent.split(extent.clipped(writes, 0, journal.mark), _PIECE).start // _PIECE).tolist():
+        copied = extent.split(extent.clipped(writes, 0, journal.mark), _PIECE)
+        for piece in extent.distinct(copied.start // _PIECE).tolist():
             # A window's edge may lie within a piece, which is then met twice.
             at, stop = max(last, piece * _PIECE), min((piece + 1) * _PIECE, journal.mark)
             last = max(last, stop)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vhdkit.chain.chain import Chain
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind
@@ -30,7 +28,7 @@ def view_digest(layers: Sequence[Layer], check: Callable[[], None] = lambda: Non
     last = -1
     for window in chain.extents():
         pieces = extent.split(window.of(Kind.DATA), _PIECE)
-        for piece in np.unique(pieces.start // _PIECE).tolist():
+        for piece in extent.distinct(pieces.start // _PIECE).tolist():
             # A window's edge may lie within a piece, which is then met twice.
             if piece <= last:
                 continue
