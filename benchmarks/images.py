@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import struct
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -50,14 +51,12 @@ class Inputs(ABC):
     def _names(self) -> list[str]: ...
 
     @abstractmethod
-    def restore(self) -> None:
-        """Make the files what they were before any merge, writing as little as that takes."""
+    def restore(self, *, thorough: bool = False) -> None:
+        """Make the files what they were before a merge, writing as little as that takes, or with `thorough` all."""
 
     def remove(self) -> None:
-        """Remove every file of the folder."""
-        for name in os.listdir(self.folder):
-            os.unlink(os.path.join(self.folder, name))
-        os.rmdir(self.folder)
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def read_once(self) -> None:
         """Sync the files, and read them into the page cache."""
@@ -114,7 +113,7 @@ class VhdChain(Inputs):
     def _names(self) -> list[str]:
         return ["base.vhd", *(f"level{layer.number:02}.avhd" for layer in self.workload.layers[1:])]
 
-    def restore(self) -> None:
+    def restore(self, *, thorough: bool = False) -> None:
         """Write missing layers whole; of the others what lies on blocks that layers above hold, heads and ends."""
         for layer in self.workload.layers:
             number, path = layer.number, self.paths[layer.number]
@@ -123,7 +122,7 @@ class VhdChain(Inputs):
                 self._create(number)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                self._fill(descriptor, number, whole=whole or not os.fstat(descriptor).st_size)
+                self._fill(descriptor, number, whole=whole or thorough or not os.fstat(descriptor).st_size)
             finally:
                 os.close(descriptor)
 
@@ -147,12 +146,14 @@ class VhdChain(Inputs):
             place = Placement(len(head), _BITMAP + BLOCK)
         table = np.full(self.workload.size // BLOCK, 0xFFFF_FFFF, ">u4")
         table[blocks] = place.offsets(np.arange(len(blocks))) // SECTOR
-        self._heads[number] = head[:_TABLE] + table.tobytes() + head[_TABLE + table.nbytes :]
+        head = head[:_TABLE] + table.tobytes() + head[_TABLE + table.nbytes :]
+        # Up to the first block, so that nothing stays of the empty image's footer.
+        self._heads[number] = head.ljust(place.first, b"\0")
         self._places[number] = place
 
     def _fill(self, descriptor: int, number: int, *, whole: bool) -> None:
         layer, head, place = self.workload.layers[number], self._heads[number], self._places[number]
-        end = place.at(len(layer.blocks)) if len(layer.blocks) else len(head)
+        end = place.at(len(layer.blocks))
         os.ftruncate(descriptor, end + SECTOR)
         above = set[int]().union(*(other.blocks.tolist() for other in self.workload.layers[number + 1 :]))
         for rank, block in enumerate(layer.blocks.tolist()):
@@ -245,8 +246,9 @@ class Qcow2Chain(Inputs):
     def _names(self) -> list[str]:
         return ["base.raw", *(f"level{layer.number:02}.qcow2" for layer in self.workload.layers[1:])]
 
-    def restore(self) -> None:
+    def restore(self, *, thorough: bool = False) -> None:
         """Write the base's blocks that layers above hold (all of them the first time), and every overlay."""
+        self._made = self._made and not thorough
         descriptor = os.open(self.paths[0], os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._restore_base(descriptor)
@@ -323,12 +325,12 @@ class Payload(Inputs):
     def _names(self) -> list[str]:
         return ["payload"]
 
-    def restore(self) -> None:
+    def restore(self, *, thorough: bool = False) -> None:
         """Write the payload once; a copy of it is removed."""
         copy = self.paths[0] + ".copy"
         if os.path.exists(copy):
             os.unlink(copy)
-        if os.path.exists(self.paths[0]):
+        if os.path.exists(self.paths[0]) and not thorough:
             return
         with open(self.paths[0], "wb") as file:
             for layer in self.workload.layers[1:]:
