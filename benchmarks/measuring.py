@@ -95,12 +95,14 @@ def _spawned(step: Step, before: Sequence[str] = ()) -> dict[str, Any]:
             check=True,
         )
     except subprocess.TimeoutExpired as error:
-        raise FailedError(f"{step.command[0]}: not done after {step.limit:.0f} s") from error
+        raise FailedError(f"failed: not done after {step.limit:.0f} s") from error
     except subprocess.CalledProcessError as error:
-        raise FailedError(f"{step.command[0]}: {error.stderr[-400:]}") from error
+        raise FailedError(f"failed: {error.stderr.strip()[-200:]}") from error
     taken: dict[str, Any] = json.loads(done.stdout)
     if taken["status"]:
-        raise FailedError(f"{' '.join(step.command)[:200]}: exit code {taken['status']}: {done.stderr[-400:]}")
+        said = re.search(r"^.*Error\b.*$", done.stderr, re.MULTILINE)
+        last = said[0] if said else done.stderr.strip()[-200:]
+        raise FailedError(f"failed with exit code {taken['status']}: {last.strip()}")
     return taken
 
 

@@ -75,9 +75,14 @@ def _bar(row: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _skipped(reason: str) -> str:
+    line = reason.splitlines()[0][:120]
+    return line if line.startswith("failed") else f"skipped: {line}"
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in row:
-        return row["what"], row["against"], f"skipped: {row['skipped'].splitlines()[0][:80]}", "", "", _bar(row), ""
+        return row["what"], row["against"], _skipped(row["skipped"]), "", "", _bar(row), ""
     note = row["rival"]["note"]
     against = f"{row['against']} ({note})" if note else row["against"]
     keep = f"{row['ratio-keep']:.2f}" if "ratio-keep" in row else ""
