@@ -135,7 +135,7 @@ class VhdChain(Inputs):
             path,
             size=self.workload.size,
             parent=self.paths[number - 1] if number else None,
-            unique_id=bytes([0x40 + number]) * 16,
+            unique_id=_unique_id(number),
             stamp=800_000_000,
         )
         with open(path, "rb") as file:
@@ -176,6 +176,12 @@ class VhdChain(Inputs):
         for start, stop in _spans(pages):
             low, high = start * _PAGE_SECTORS * SECTOR, stop * _PAGE_SECTORS * SECTOR
             _write(descriptor, at + _BITMAP + low, data[low:high])
+
+
+def _unique_id(number: int) -> bytes:
+    """Return an id that is a random UUID's by its marks, in either byte order: some readers refuse others."""
+    mark = bytes([0x40 + number])
+    return mark * 8 + bytes([0x80 + number]) + mark * 7
 
 
 def check_vhd(workload: Workload, path: str) -> None:

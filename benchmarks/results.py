@@ -19,8 +19,9 @@ last sync is done, journal on. Medians of runs in turn with the rival, from inpu
 before each; the least of each beside them. Ratios are what counts; a shared machine's seconds are not. Where the rival
 removes nothing, the ratio without the removal of our sources (`--keep-sources`) stands beside ours as users run it.
 `cp` copies the payload alone to a new file, which is then synced. `qemu-img commit` syncs by itself; its overlays are
-raw disks' with 64 KiB clusters, each filled up as a guest's writes would have filled it. vhd-lib is the newest that can
-be installed, which its caller syncs. Every result's bytes were compared with what the leaf read.
+raw disks' with 64 KiB clusters, each filled up as a guest's writes would have filled it. vhd-lib 0.7.2 is the newest
+that npm can install; 4.15.0 runs once three packages that the registry lacks are stood in for. Their caller syncs.
+Every result's bytes were compared with what the leaf read.
 """
 
 

@@ -38,16 +38,20 @@ ROWS = {
     "W1-cp": Row("W1", "W1, 2 GiB of full blocks", "vhdkit", "cp", 0.8),
     "W1-qemu": Row("W1", "W1", "vhdkit", "qemu", 1.0),
     "W1-vhdlib": Row("W1", "W1", "vhdkit", "vhdlib", 0.6),
+    "W1-vhdlib4": Row("W1", "W1", "vhdkit", "vhdlib4", 0.6),
     "W1-fattools": Row("W1", "W1", "vhdkit", "fattools"),
     "W2-qemu": Row("W2", "W2, 1,500 blocks, a tenth of each in runs of 8", "vhdkit", "qemu", 0.6),
     "W2-vhdlib": Row("W2", "W2", "vhdkit", "vhdlib"),
+    "W2-vhdlib4": Row("W2", "W2", "vhdkit", "vhdlib4"),
     "W2-fattools": Row("W2", "W2", "vhdkit", "fattools"),
     "W3-qemu": Row("W3", "W3, 500 blocks, every other sector", "vhdkit", "qemu", 0.15),
     "W3-vhdlib": Row("W3", "W3", "vhdkit", "vhdlib"),
+    "W3-vhdlib4": Row("W3", "W3", "vhdkit", "vhdlib4"),
     "W3-fattools": Row("W3", "W3", "vhdkit", "fattools"),
     "W4-near": Row("W4", "W4, 3,000 blocks over 2040 GiB", "vhdkit", "near", 1.3),
     "W4-qemu": Row("W4", "W4", "vhdkit", "qemu", 0.3),
     "W4-vhdlib": Row("W4", "W4", "vhdkit", "vhdlib"),
+    "W4-vhdlib4": Row("W4", "W4", "vhdkit", "vhdlib4"),
     "W4-fattools": Row("W4", "W4", "vhdkit", "fattools"),
     "W5-pairs": Row("W5", "W5, ten levels in one pass", "vhdkit", "pairs", 0.4),
     "W5-qemu": Row("W5", "W5", "vhdkit", "qemu", 0.5),
@@ -121,6 +125,8 @@ def merges(work: Workload, scale: float, place: Place) -> dict[str, Maker]:
         makers["pairs"] = lambda: rivals.vhdkit_pairs(chain)
     else:
         makers["vhdlib"] = lambda: rivals.vhd_lib(work, place.at("vhdlib"), place.tools)
+        newest = rivals.VHD_LIB_NEWEST
+        makers["vhdlib4"] = lambda: rivals.vhd_lib(work, place.at("vhdlib4"), place.tools, newest)
         makers["fattools"] = lambda: rivals.fattools(work, place.at("fattools"), place.tools)
     return makers
 

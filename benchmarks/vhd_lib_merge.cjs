@@ -1,5 +1,5 @@
-// Merge a child into its parent with vhd-lib: `node vhd_lib_merge.cjs PARENT CHILD`, in a folder where it is installed.
-// The parent is synced at the end, since a merge that may still be lost is none.
+// Merge a child into its parent with the vhd-lib installed in the folder VHD_LIB: `node vhd_lib_merge.cjs PARENT CHILD`.
+// The result is synced at the end, since a merge that may still be lost is none. Version 4 gives it the child's name.
 'use strict'
 
 const fs = require('fs')
@@ -29,6 +29,12 @@ const handler = {
       const { bytesRead } = await handle.read(buffer, 0, buffer.length, position)
       return { bytesRead, buffer }
     }),
+  getSizeOnDisk: file => opened(file, async handle => (await handle.stat()).blocks * 512),
+  isEncrypted: false,
+  readFile: path => fs.promises.readFile(path),
+  writeFile: (path, data) => fs.promises.writeFile(path, data),
+  rename: (from, to) => fs.promises.rename(from, to),
+  unlink: path => fs.promises.unlink(path),
   write: (file, buffer, position) =>
     opened(file, async handle => {
       let done = 0
@@ -39,8 +45,15 @@ const handler = {
 }
 
 const main = async ([parent, child]) => {
-  await load('vhd-lib').mergeVhd(handler, parent, handler, child)
-  const handle = await fs.promises.open(parent, 'r+')
+  const { mergeVhd } = load('vhd-lib')
+  let result = parent
+  if (mergeVhd !== undefined) {
+    await mergeVhd(handler, parent, handler, child)
+  } else {
+    await load('vhd-lib/merge.js').mergeVhdChain(handler, [parent, child], { removeUnused: true })
+    result = child
+  }
+  const handle = await fs.promises.open(result, 'r+')
   await handle.sync()
   await handle.close()
 }
