@@ -155,6 +155,10 @@ class VhdChain(Inputs):
         layer, head, place = self.workload.layers[number], self._heads[number], self._places[number]
         end = place.at(len(layer.blocks))
         os.ftruncate(descriptor, end + SECTOR)
+        if whole:
+            # As Windows does: a block takes all of its space at once. A file of 76,000 pieces between holes is none of
+            # its files, and its removal alone took 10 s on a file system that discards.
+            os.posix_fallocate(descriptor, 0, end + SECTOR)
         above = set[int]().union(*(other.blocks.tolist() for other in self.workload.layers[number + 1 :]))
         for rank, block in enumerate(layer.blocks.tolist()):
             if whole or block in above:
