@@ -1,0 +1,140 @@
+"""The results of the race: kept as JSON row by row, and shown as a table on a terminal and in results.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from benchmarks.measuring import Figures
+    from benchmarks.rows import Row
+
+_HEAD = """# What was measured
+
+`python benchmarks/race.py FOLDER`, on two shared cores, ext4: whole processes, interpreter start included, until the
+last sync is done, journal on. Medians of runs in turn with the rival, from inputs restored in place, synced and read
+before each; the least of each beside them. Ratios are what counts; a shared machine's seconds are not. Where the rival
+removes nothing, the ratio without the removal of our sources (`--keep-sources`) stands beside ours as users run it.
+`cp` copies the payload alone to a new file, which is then synced. `qemu-img commit` syncs by itself; its overlays are
+raw disks' with 64 KiB clusters, each filled up as a guest's writes would have filled it. vhd-lib 0.7.2 is the newest
+that npm can install; 4.15.0 runs once three packages that the registry lacks are stood in for. Their caller syncs.
+Every result's bytes were compared with what the leaf read.
+"""
+
+
+def row(row: Row, done: dict[str, Figures], skipped: dict[str, str]) -> dict[str, Any]:
+    """Return one row's results as plain values."""
+    found: dict[str, Any] = {"what": row.what, "bar": row.bar, "limit": row.limit, "group": row.group}
+    missing = [skipped[key] for key in (row.ours, row.rival) if key in skipped]
+    if missing:
+        return found | {"against": row.rival, "skipped": missing[0]}
+    ours, rival = done[row.ours], done[row.rival]
+    found |= {
+        "against": rival.name,
+        "ratio": ours.seconds / rival.seconds,
+        "ratio-least": ours.least / rival.least,
+        "ours": ours.as_json(),
+        "rival": rival.as_json(),
+    }
+    if "keep" in done and row.rival not in {"near", "pairs"}:
+        found |= {"keep": done["keep"].as_json(), "ratio-keep": done["keep"].seconds / rival.seconds}
+    return found
+
+
+def load(folder: str) -> dict[str, Any]:
+    """Return the results that are there."""
+    try:
+        with open(os.path.join(folder, "results.json")) as file:
+            kept: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        return {"rows": {}, "series": {}}
+    return kept
+
+
+def save(folder: str, kept: dict[str, Any]) -> None:
+    """Write results.json and results.md."""
+    with open(os.path.join(folder, "results.json"), "w") as file:
+        json.dump(kept, file, indent=1, sort_keys=True)
+        file.write("\n")
+    with open(os.path.join(folder, "results.md"), "w") as file:
+        file.write(_page(kept["rows"]))
+
+
+def met(row: dict[str, Any]) -> bool:
+    """Whether a row keeps its bar and its limit."""
+    return (row["bar"] is None or row["ratio"] <= row["bar"]) and (
+        row["limit"] is None or row["ours"]["seconds"] <= row["limit"]
+    )
+
+
+def _bar(row: dict[str, Any]) -> str:
+    parts = [f"{row['bar']:g}"] if row["bar"] is not None else []
+    parts += [f"{row['limit']:g} s"] if row["limit"] is not None else []
+    return ", ".join(parts)
+
+
+def _skipped(reason: str) -> str:
+    line = reason.splitlines()[0][:120]
+    return line if line.startswith("failed") else f"skipped: {line}"
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "skipped" in row:
+        return row["what"], row["against"], _skipped(row["skipped"]), "", "", _bar(row), ""
+    note = row["rival"]["note"]
+    against = f"{row['against']} ({note})" if note else row["against"]
+    keep = f"{row['ratio-keep']:.2f}" if "ratio-keep" in row else ""
+    verdict = "" if not _bar(row) else "yes" if met(row) else "no"
+    return row["what"], against, f"{row['ratio']:.2f}", f"{row['ratio-least']:.2f}", keep, _bar(row), verdict
+
+
+_COLUMNS = ("What", "Against", "Ratio", "of the least", "sources kept", "At most", "Met")
+_TOOL_COLUMNS = (
+    *("What", "Who", "Seconds", "least", "user", "system", "Peak MiB"),
+    *("MiB read", "written", "Reads", "writes", "syncs", "Runs"),
+)
+
+
+def _tools(rows: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a line for every contender of every group, once."""
+    lines: dict[tuple[str, str], tuple[str, ...]] = {}
+    for row in rows.values():
+        for side in ("ours", "keep", "rival"):
+            taken = row.get(side)
+            if taken is None:
+                continue
+            lines[row["group"], taken["name"]] = (
+                row["group"],
+                taken["name"] + (f" ({taken['note']})" if taken["note"] else ""),
+                *(f"{taken[key]:.2f}" for key in ("seconds", "least", "user", "system")),
+                f"{taken['peak'] / (1 << 20):.0f}",
+                *(f"{taken[key] / (1 << 20):.0f}" for key in ("bytes_read", "bytes_written")),
+                *(str(taken[key]) for key in ("reads", "writes")),
+                str(taken["syncs"]) if taken["syncs"] >= 0 else "",
+                str(taken["runs"]),
+            )
+    return list(lines.values())
+
+
+def _markdown(columns: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rows = [columns, ("---",) * len(columns), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _page(rows: dict[str, Any]) -> str:
+    commits = sorted({(row["date"], row["commit"], f"{row['scale']:g}") for row in rows.values()})
+    stands = "; ".join(f"{date}, commit {commit}, scale {scale}" for date, commit, scale in commits)
+    table = _markdown(_COLUMNS, [_cells(row) for row in rows.values()])
+    tools = _markdown(_TOOL_COLUMNS, _tools(rows))
+    return f"{_HEAD}\n{stands}.\n\n## Ratios of wall time\n\n{table}\n## What each took\n\n{tools}"
+
+
+def table(rows: dict[str, Any]) -> Table:
+    """Return the table of ratios for a terminal."""
+    shown = Table(*_COLUMNS)
+    for row in rows.values():
+        shown.add_row(*_cells(row))
+    return shown
