@@ -80,7 +80,9 @@ class Figures:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
+    # Compiled once, as what pip installs is: else every run would compile vhdkit anew where the shell forbids keeping it.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPATH": path}
 
 
 def _spawned(step: Step, before: Sequence[str] = ()) -> dict[str, Any]:
