@@ -80,7 +80,7 @@ class Figures:
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Compiled once, as what pip installs is: else every run would compile vhdkit anew where the shell forbids keeping it.
+    # Compiled once, as what pip installs is, also where the shell forbids keeping that.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return kept | {"PYTHONPATH": path}
 

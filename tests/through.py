@@ -19,6 +19,9 @@ class LateSyncing:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
+    def is_done(self) -> bool:
+        return False
+
     def wait(self) -> float:
         begun = time.monotonic()
         self._storage.sync()

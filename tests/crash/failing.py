@@ -188,6 +188,9 @@ class FailingSyncing:
         self._folder = folder
         self._inner = inner
 
+    def is_done(self) -> bool:
+        return self._inner.is_done()
+
     def wait(self) -> float:
         if self._folder.strikes("sync") and self._folder.fault.error is not None:
             if isinstance(self._inner, CrashSyncing):

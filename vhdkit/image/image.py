@@ -162,6 +162,9 @@ class _LayerSyncing:
         self._layer = layer
         self._inner = inner
 
+    def is_done(self) -> bool:
+        return self._inner.is_done()
+
     def wait(self) -> float:
         try:
             return self._inner.wait()

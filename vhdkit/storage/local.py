@@ -189,6 +189,9 @@ class _Syncing(Thread):
             self._error = error
         self._seconds = time.monotonic() - begun
 
+    def is_done(self) -> bool:
+        return not self.is_alive()
+
     def wait(self) -> float:
         self.join()
         if self._error is not None:

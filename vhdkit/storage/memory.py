@@ -35,6 +35,9 @@ class MemoryFile:
 class _Synced:
     """A sync of what has no other storage."""
 
+    def is_done(self) -> bool:
+        return True
+
     def wait(self) -> float:
         return 0.0
 

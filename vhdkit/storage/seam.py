@@ -30,6 +30,10 @@ class Entry:
 class Syncing(Protocol):
     """A sync that was begun."""
 
+    def is_done(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+        ...
+
     def wait(self) -> float:
         """Return, once what it is for is on stable storage, the seconds that it took; raise its OSError."""
         ...
