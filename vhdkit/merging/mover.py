@@ -63,8 +63,8 @@ class _UnderWay(NamedTuple):
 class Mover:
     """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said.
 
-    `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended: both may raise to stop.
-    `durable` is told up to where the disk is durable in the destination, with what refers to it, and how many bytes
+    `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended; both may raise to stop
+    it. `durable` is told up to where the disk is durable in the destination, with what refers to it, and how many bytes
     that took: after each checkpoint what the one before reached.
 
     With `again` bits and table entries are written even if the file seems to have them: after a sync that failed, what
