@@ -71,6 +71,7 @@ def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyP
     assert "neither old nor new" in finding(name)
 
 
+@pytest.mark.fast_path("overlap")
 @pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
 def test_references_written_before_the_sync_under_way_has_ended_are_found(
     monkeypatch: pytest.MonkeyPatch, name: str
@@ -93,7 +94,8 @@ def test_references_written_before_the_sync_under_way_has_ended_are_found(
 def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin, stood = mover.Mover._begin_checkpoint, []  # noqa: SLF001
+    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+    stood: list[object] = []
 
     def hasty(self: mover.Mover) -> None:
         before, self._under_way = self._under_way, None
