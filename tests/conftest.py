@@ -6,11 +6,44 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.slowpaths import PATHS, chosen, turn_off
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 pytest_plugins = ["pytester"]
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"force a fast path off: all, {', '.join(PATHS)}; see tests/slowpaths.py",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        turn_off(config.getoption("without"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    off = chosen(config.getoption("without"))
+    return [f"fast paths forced off: {', '.join(off)}"] if off else []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests about what is forced off."""
+    off = set(chosen(config.getoption("without")))
+    about = [item for item in items if any(mark.args[0] in off for mark in item.iter_markers("fast_path"))]
+    if about:
+        config.hook.pytest_deselected(items=about)
+        items[:] = [item for item in items if item not in about]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -58,7 +58,8 @@ class Outcome:
 
 def environment(**extra: str) -> dict[str, str]:
     """Return this environment, the package under test importable from any folder."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **extra}
 
 
 def program(*arguments: str) -> list[str]:

@@ -319,26 +319,28 @@ def test_a_failure_under_a_bar_is_one_clear_message(vms: Path) -> None:
 
 
 LARGE = 300 << 20
+# A merge tells how far it is every 4 MiB: this comes to ten lines and more.
+PIECE = 160 << 10
 
 
-def piece(offset: int, step: int) -> bytes:
-    return bytes([1 + offset // step % 255]) * 4096
+def piece(offset: int, step: int, length: int = 4096) -> bytes:
+    return bytes([1 + offset // step % 255]) * length
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A child of 300 MiB that holds 4 KiB of every MiB, over a parent that holds a little."""
+    """A child of 300 MiB that holds 160 KiB of every MiB, over a parent that holds a little."""
     folder = tmp_path_factory.mktemp("large")
     base, leaf = str(folder / "base.vhd"), str(folder / "leaf.avhd")
     vhdkit.create_image(base, size=LARGE)
     with vhdkit.open_chain(base, writable=True) as chain:
         for offset in range(0, LARGE, 50 << 20):
             chain.write(offset, piece(offset, 1 << 19))
-            chain.write(offset + 8192, piece(offset, 1 << 19))
+            chain.write(offset + PIECE + 8192, piece(offset, 1 << 19))
     vhdkit.create_image(leaf, parent=base)
     with vhdkit.open_chain(leaf, writable=True) as chain:
         for offset in range(0, LARGE, 1 << 20):
-            chain.write(offset, piece(offset, 1 << 20))
+            chain.write(offset, piece(offset, 1 << 20, PIECE))
     return folder
 
 
@@ -346,9 +348,9 @@ def shows_the_large_view(path: Path) -> bool:
     """Whether a chain reads as what was written into `large`; not by the tests' reader, which takes seconds here."""
     with vhdkit.open_chain(str(path)) as chain:
         for offset in range(0, LARGE, 1 << 20):
-            expected = bytearray(piece(offset, 1 << 20).ljust(1 << 20, b"\0"))
+            expected = bytearray(piece(offset, 1 << 20, PIECE).ljust(1 << 20, b"\0"))
             if offset % (50 << 20) == 0:
-                expected[8192:12288] = piece(offset, 1 << 19)
+                expected[PIECE + 8192 : PIECE + 12288] = piece(offset, 1 << 19)
             if chain.read(offset, 1 << 20) != expected:
                 return False
         return chain.size == LARGE
@@ -396,12 +398,12 @@ def interrupt(*arguments: str, cwd: Path, room: int = 400) -> Outcome:
             time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        with open(ours, "rb") as reader:
-            err = reader.read()
+        err = b"".join(iter(lambda: os.read(ours, 65536), b""))
         out, _ = process.communicate(timeout=60)
     finally:
+        os.close(ours)
         process.kill()
-        process.wait()
+        process.communicate()
     return Outcome(code=process.returncode, out=out.decode(), err=err.decode().lstrip("#"))
 
 

@@ -5,6 +5,7 @@ The laws are told by the words of what they find: `found` says some of them.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from vhdkit.merging import engine, growth, layout, mover
 from vhdkit.merging.undo import Saver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 BY_NAME = {program.name: program for program in PROGRAMS}
 
@@ -36,17 +37,29 @@ def findings(name: str, enough: int, *, without: frozenset[int] = frozenset(), f
     return walk(BY_NAME[name], How(enough=enough, first=first), without=without).findings
 
 
+class NoSyncing:
+    """What a sync is that never was begun."""
+
+    def wait(self) -> float:
+        return 0.0
+
+
+@contextmanager
+def no_image_synced() -> Iterator[None]:
+    """Let no image be synced, neither at once nor begun."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "sync", lambda _: None)
+        patch.setattr(Image, "begin_sync", lambda _: NoSyncing())
+        yield
+
+
 def deaf(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
     """Let no image be synced while one of the engine's functions runs."""
     during: Callable[..., object] = getattr(owner, name)
-    sync = Image.sync
 
     def quietly(*arguments: object, **named: object) -> object:
-        monkeypatch.setattr(Image, "sync", lambda _: None)
-        try:
+        with no_image_synced():
             return during(*arguments, **named)
-        finally:
-            monkeypatch.setattr(Image, "sync", sync)
 
     monkeypatch.setattr(owner, name, quietly)
 
@@ -54,8 +67,53 @@ def deaf(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
 @pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
 def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # In a dynamic destination it is not one: what is lost reads as zeros, as before.
-    deaf(monkeypatch, mover.Mover, "checkpoint")
+    deaf(monkeypatch, mover.Mover, "_begin_checkpoint")
     assert "neither old nor new" in finding(name)
+
+
+@pytest.mark.fast_path("overlap")
+@pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
+def test_references_written_before_the_sync_under_way_has_ended_are_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+
+    def hasty(self: mover.Mover) -> None:
+        begin(self)
+        under_way = self._under_way
+        if under_way is not None:
+            self._under_way = under_way._replace(syncing=NoSyncing())
+            self._end_checkpoint()
+            under_way.syncing.wait()
+
+    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+    assert "neither old nor new" in finding(name)
+
+
+@pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
+def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+    stood: list[object] = []
+
+    def hasty(self: mover.Mover) -> None:
+        before, self._under_way = self._under_way, None
+        if before is None:
+            begin(self)
+            return
+        with no_image_synced():
+            begin(self)
+        meanwhile, self._under_way = self._under_way, before
+        self._end_checkpoint()
+        self._under_way = meanwhile
+        stood.append(meanwhile)
+        self._end_checkpoint()
+
+    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+    with small_steps():
+        assert "neither old nor new" in finding(name)
+    assert any(stood)
 
 
 @pytest.mark.parametrize("name", ["seams dynamic 4096", "seams differencing 512", "longer BAT dynamic over 1 blocks"])
@@ -133,13 +191,42 @@ def test_a_word_that_sectors_are_saved_and_is_not_durable_is_found(monkeypatch: 
     assert UNDO_LOST in finding(name, first=20)
 
 
-@pytest.mark.parametrize("name", ["seams differencing 4096", "seams dynamic 4096", "seams fixed 4096"])
-def test_a_mark_before_its_checkpoint_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def mark_before_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+
     def hasty(self: mover.Mover) -> None:
         self.durable(*self._reached)
-        self.destination.sync()
+        begin(self)
 
-    monkeypatch.setattr(mover.Mover, "_sync", hasty)
+    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+
+
+def mark_before_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = mover.Mover._end_checkpoint  # noqa: SLF001
+
+    def hasty(self: mover.Mover) -> None:
+        is_one = self._under_way is not None
+        end(self)
+        if is_one:
+            self.durable(*self._linked)
+
+    monkeypatch.setattr(mover.Mover, "_end_checkpoint", hasty)
+
+
+@pytest.mark.parametrize(
+    ("plant", "name"),
+    [
+        (mark_before_the_payload, "seams differencing 4096"),
+        (mark_before_the_payload, "seams dynamic 4096"),
+        (mark_before_the_payload, "seams fixed 4096"),
+        (mark_before_the_references, "seams differencing 4096"),
+        (mark_before_the_references, "seams dynamic 4096"),
+    ],
+)
+def test_a_mark_before_its_checkpoint_is_durable_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None], name: str
+) -> None:
+    plant(monkeypatch)
     with small_steps():
         # What is below the mark is looked at again, all of it in a merge as small as this: the fault does no harm.
         assert not walk(BY_NAME[name], How(share=0.3)).findings

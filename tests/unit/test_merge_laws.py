@@ -906,13 +906,18 @@ Case = tuple[ModelChain, Merge, Vary]
 
 
 def relinked_leaf() -> Case:
-    operations = (put(0, 9, 1), Snapshot(), put(3, 9, 2), Snapshot(), put(12, 2, 3))
-    return chain_over(Kind.DYNAMIC, *operations), Merge(depth_from=1, depth_to=2), {}
+    """Single runs, which are copied, and many close together, which become one write, in two blocks each."""
+    close = [put(sector, 1, sector) for first in (36, 100) for sector in range(first, first + 20, 2)]
+    middle = [put(3, 9, 2), put(66, 3, 4), *close]
+    operations: list[Write | Snapshot] = [put(0, 70, 1), Snapshot(), *middle, Snapshot(), put(12, 2, 3)]
+    return chain_over(Kind.DYNAMIC, *operations, sectors=140, block_size=16384), Merge(depth_from=1, depth_to=2), {}
 
 
-@pytest.mark.parametrize("operation", ["sync", "write"])
-def test_after_a_failed_write_nothing_more_is_written(operation: str) -> None:
+@pytest.mark.parametrize("operation", ["sync", "write", pytest.param("copy", marks=pytest.mark.fast_path("alone"))])
+def test_after_a_failed_write_nothing_more_is_written(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the journal gets a word of it, and an extension that failed is taken back."""
+    for name in ("_FEW_BYTES", "_MANY_BYTES"):
+        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", SECTOR)
     chain, merge, _ = relinked_leaf()
     folder, paths = in_memory(chain)
     counted = SpyFolder(folder)

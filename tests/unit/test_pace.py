@@ -10,11 +10,13 @@ import pytest
 
 import vhdkit
 from tests.model import Kind, ModelChain, Snapshot
+from tests.through import ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
 from vhdkit.merging.pace import Pace, Phase
 
 if TYPE_CHECKING:
     from vhdkit.merging.pace import Progress
+    from vhdkit.storage.seam import Storage, Syncing
 
 MIB = 1 << 20
 
@@ -50,12 +52,16 @@ def test_a_rate_of_nothing_is_refused_before_anything_is_done(rate: int) -> None
 
 
 class SlowFolder(SpyFolder):
-    """A disk that writes 4 MiB a second: at once into its cache if it has one, and on sync for certain."""
+    """A disk that writes 4 MiB a second: at once into its cache if it has one, and on sync for certain.
+
+    A sync that is begun is under way from then on; a file is not closed before it has ended.
+    """
 
     def __init__(self, inner: SpyFolder | object, *, cached: bool) -> None:
         super().__init__(inner, self.dawdle)  # type: ignore[arg-type] # any folder
         self.cached = cached
         self.dirty = 0
+        self.busy_until = 0.0
 
     def dawdle(self, event: Event) -> None:
         if event.operation in {"write", "copy"} and not self.cached:
@@ -63,8 +69,42 @@ class SlowFolder(SpyFolder):
         elif event.operation in {"write", "copy"}:
             self.dirty += event.length
         elif event.operation == "sync":
-            time.sleep(self.dirty / (4 * MIB))
-            self.dirty = 0
+            self.take()
+            self.rest()
+
+    def take(self) -> None:
+        self.busy_until = max(self.busy_until, time.monotonic()) + self.dirty / (4 * MIB)
+        self.dirty = 0
+
+    def rest(self) -> None:
+        time.sleep(max(0.0, self.busy_until - time.monotonic()))
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        return SlowStorage(super().open(path, writable=writable), self)
+
+
+class SlowStorage(ThroughStorage):
+    def __init__(self, inner: Storage, folder: SlowFolder) -> None:
+        super().__init__(inner)
+        self._folder = folder
+
+    def begin_sync(self) -> Syncing:
+        self._folder.take()
+        return SlowSyncing(self._folder)
+
+    def close(self) -> None:
+        self._folder.rest()
+        self.inner.close()
+
+
+class SlowSyncing:
+    def __init__(self, folder: SlowFolder) -> None:
+        self._folder = folder
+        self._begun = time.monotonic()
+
+    def wait(self) -> float:
+        self._folder.rest()
+        return time.monotonic() - self._begun
 
 
 @pytest.mark.parametrize("cached", [False, True])

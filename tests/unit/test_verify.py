@@ -80,15 +80,28 @@ class FaultyStorage(SpyStorage):
 
     def write_at(self, offset: int, buffer: Buffer) -> None:
         raw = bytearray(memoryview(buffer).cast("B"))
-        at = raw.find(self.faulty.wanted) if self.path == self.faulty.victim else -1
-        if at >= 0 and self.faulty.left:
-            self.faulty.left -= 1
-            raw[at + 7] ^= 0x10
+        self.spoil(raw)
         super().write_at(offset, raw)
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        super().copy_from(source, source_offset, offset, length)
+        raw = bytearray(length)
+        assert source.read_into(source_offset, raw) == length
+        if self.spoil(raw):
+            self.inner.write_at(offset, raw)
+
+    def spoil(self, raw: bytearray) -> bool:
+        """Flip the bit if these are the bytes, and there is one left to flip."""
+        at = raw.find(self.faulty.wanted) if self.path == self.faulty.victim else -1
+        if at < 0 or not self.faulty.left:
+            return False
+        self.faulty.left -= 1
+        raw[at + 7] ^= 0x10
+        return True
 
 
 class FaultyFolder(SpyFolder):
-    """A disk that flips a bit of certain bytes when it writes them to one file, so many times."""
+    """A disk that flips a bit of certain bytes when it writes or copies them to one file, so many times."""
 
     def __init__(self, inner: Folder, victim: str, wanted: bytes) -> None:
         super().__init__(inner)

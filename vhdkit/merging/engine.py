@@ -274,7 +274,10 @@ class _Merge:
 
         marks = Marks(plan, writer, destination.storage)
         again = plan.resume is not None
-        mover = Mover(self.layers, destination, plan.blocks_added, self.pace.add, marks.durable, again=again)
+        check = self.pace.check
+        mover = Mover(
+            self.layers, destination, plan.blocks_added, self.pace.add, marks.durable, again=again, check=check
+        )
         saver = self._open_undo(writer)
         try:
             self._make_room(mover, writer)

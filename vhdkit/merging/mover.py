@@ -64,8 +64,9 @@ class _UnderWay(NamedTuple):
 class Mover:
     """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said.
 
-    `report` gets the bytes of each write. `durable` is told up to where the disk is durable in the destination, with
-    what refers to it, and how many bytes that took: after each checkpoint what the one before reached.
+    `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended; both may raise to stop
+    it. `durable` is told up to where the disk is durable in the destination, with what refers to it, and how many bytes
+    that took: after each checkpoint what the one before reached.
 
     With `again` bits and table entries are written even if the file seems to have them: after a sync that failed, what
     is read back may be in memory only.
@@ -80,6 +81,7 @@ class Mover:
         durable: Callable[[int, int], None] = lambda _stop, _bytes: None,
         *,
         again: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.layers = layers
         self.destination = destination
@@ -87,6 +89,7 @@ class Mover:
         self.report = report
         self.durable = durable
         self.again = again
+        self.check = check
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
         self._checkpoint_bytes = 2 * _FEW_BYTES
@@ -168,6 +171,8 @@ class Mover:
         self._end_checkpoint()
         if not self._pending_pieces:
             return
+        # Whoever asked meanwhile to stop waits for one sync, not for the next as well.
+        self.check()
         block, start, stop = self._gathered()
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         touched, row = np.unique(block, return_inverse=True)

@@ -165,35 +165,42 @@ class _FileStorage:
 
     def close(self) -> None:
         if self._syncing is not None:
-            self._syncing.join()  # another file may soon have the descriptor's number
+            self._syncing.end()  # another file may soon have the descriptor's number
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
 
 class _Syncing(Thread):
-    """A sync under way."""
+    """A sync under way; where no thread is to be had, it is made at once."""
 
     def __init__(self, sync: Callable[[], None]) -> None:
         super().__init__(name="vhdkit-sync")
         self._sync = sync
         self._seconds = 0.0
-        self._error: OSError | None = None
-        self.start()
+        self._error: Exception | None = None
+        try:
+            self.start()
+        except RuntimeError:
+            self.run()
 
     def run(self) -> None:
         begun = time.monotonic()
         try:
             self._sync()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be durable
             self._error = error
         self._seconds = time.monotonic() - begun
 
     def is_done(self) -> bool:
         return not self.is_alive()
 
+    def end(self) -> None:
+        if self.ident is not None:
+            self.join()
+
     def wait(self) -> float:
-        self.join()
+        self.end()
         if self._error is not None:
             raise self._error
         return self._seconds
@@ -239,7 +246,11 @@ class LocalStorage(_FileStorage):
         origin, descriptor, read, write = source._descriptor, self._descriptor, os.pread, os.pwrite  # noqa: SLF001
         for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
             if length < _KERNEL_COPY_BYTES:
-                piece = read(origin, length, source_offset)
+                try:
+                    piece = read(origin, length, source_offset)
+                except OSError as error:
+                    error.filename = source.path
+                    raise
                 if len(piece) == length and write(descriptor, piece, offset) == length:
                     continue
             self.copy_from(source, source_offset, offset, length)

@@ -1,0 +1,279 @@
+"""How the mover interleaves copying and syncing, and how the payload is counted before."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vhdkit
+from tests.crash.acts import small_steps
+from tests.crash.programs import CrashProgram
+from tests.crash.walking import How, walk
+from tests.cutting import small_checkpoints
+from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
+from tests.plainvhd import SECTOR, bitmap_length, parse
+from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
+from vhdkit.image.image import Image
+from vhdkit.merging import layout
+from vhdkit.merging.mover import Mover
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Folder, Storage, Syncing
+
+GROWING = [Kind.DYNAMIC, Kind.DIFFERENCING]
+BLOCK = 16384
+
+
+def cut_blocks(kind: Kind) -> ModelChain:
+    """Sectors in every window of old and of new blocks, each of which four windows cut; alone, and close together."""
+    alone = [put(sector, 1, sector) for sector in range(1, 200, 9)]
+    close = [put(sector, 1, sector) for first in (40, 150) for sector in range(first, first + 40, 2)]
+    return chain_over(kind, put(0, 60, 7), Snapshot(), *alone, *close, sectors=200, block_size=BLOCK)
+
+
+class SyncSpyFolder(SpyFolder):
+    """Tells of a sync when it is begun, and when it has been waited for."""
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        self.tell("open", path)
+        return SyncSpyStorage(self.inner.open(path, writable=writable), self)
+
+
+class SyncSpyStorage(SpyStorage):
+    def begin_sync(self) -> Syncing:
+        self._folder.tell("begin sync", self.path)
+        return ToldSyncing(super().begin_sync(), self._folder, self.path)
+
+
+class ToldSyncing:
+    def __init__(self, inner: Syncing, folder: SpyFolder, path: str) -> None:
+        self._inner, self._folder, self._path = inner, folder, path
+
+    def wait(self) -> float:
+        seconds = self._inner.wait()
+        self._folder.tell("waited", self._path)
+        return seconds
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_checkpoints(monkeypatch)
+
+
+def references(raw: bytes) -> list[range]:
+    """Return where an image keeps what refers to its data: the BAT, and the bitmaps of its blocks."""
+    image = parse(raw)
+    assert image.header is not None
+    table = range(image.header.table_offset, image.header.table_offset + 4 * image.header.max_table_entries)
+    bitmaps = [int(image.bat[block]) * SECTOR for block in image.allocated]
+    return [table, *(range(at, at + bitmap_length(image.block_size)) for at in bitmaps)]
+
+
+@pytest.mark.fast_path("overlap")
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("kind", GROWING)
+def test_what_refers_to_a_checkpoint_is_written_when_its_sync_has_been_waited_for(kind: Kind) -> None:
+    folder, paths = in_memory(cut_blocks(kind))
+    before = references(bytes(folder[paths[1]].content))
+    spy = SyncSpyFolder(folder)
+    plan, _ = fold(spy, paths, Merge())
+    assert len(plan.blocks_added) >= 2
+    under_way, syncs, meanwhile, seen = False, 0, 0, 0
+    unsynced = taken = 0
+    for event in spy.events:
+        if event.path != paths[1]:
+            continue
+        if event.operation == "begin sync":
+            assert not under_way, "two checkpoints are under way"
+            under_way, syncs = True, syncs + 1
+            taken, unsynced = unsynced, 0
+        elif event.operation == "waited":
+            under_way, taken = False, 0
+        elif event.operation in {"write", "copy"}:
+            refers = event.operation == "write" and any(event.offset in place for place in before)
+            if refers and syncs:
+                assert not under_way, "it is written while the sync of what it refers to is under way"
+                assert taken == 0
+                seen += 1
+            elif syncs:
+                unsynced += event.length
+                meanwhile += under_way
+    assert syncs > 5
+    assert seen > 3
+    assert meanwhile > 5, "nothing is copied while the disk takes the checkpoint before"
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_a_block_that_two_checkpoints_touch_is_the_same_as_of_one(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, paths = in_memory(cut_blocks(kind))
+    fold(folder, paths, Merge())
+    expected = contents(folder)
+    small_checkpoints(monkeypatch)
+    touched: list[set[int]] = []
+    begin = Mover._begin_checkpoint  # noqa: SLF001
+
+    def noting(self: Mover) -> None:
+        touched.append({int(block) for each in self._pending for block in each[0]})
+        begin(self)
+
+    monkeypatch.setattr(Mover, "_begin_checkpoint", noting)
+    folder, paths = in_memory(cut_blocks(kind))
+    plan, _ = fold(folder, paths, Merge())
+    new = set(plan.blocks_added.tolist())
+    assert any(a & b & new for a, b in itertools.pairwise(touched)), "no new block is touched by two"
+    assert contents(folder) == expected
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws(kind: Kind) -> None:
+    writes = (put(30, 1, 5), *(put(sector, 1, sector) for sector in range(33, 49, 3)), put(60, 2, 6))
+    below: tuple[Create | Write | Snapshot, ...] = (
+        (Create(kind=Kind.DYNAMIC, sector_count=64, block_size=BLOCK), put(0, 40, 3), Snapshot(block_size=BLOCK))
+        if kind is Kind.DIFFERENCING
+        else (Create(kind=kind, sector_count=64, block_size=BLOCK),)
+    )
+    build = (*below, put(2, 3, 9), Snapshot(block_size=BLOCK), *writes)
+    with small_steps():
+        tally = walk(CrashProgram(name=f"shared block {kind.value}", build=build), How(seed=3, share=0.5))
+    assert tally.findings == []
+    assert tally.disks > 50
+
+
+def lone_mover(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[Mover, Image]:
+    image = vhdkit.open_image(path, writable=True, folder=folder)
+    return Mover([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
+
+
+@pytest.mark.parametrize("kind", [Kind.FIXED, *GROWING])
+def test_a_checkpoint_of_nothing_writes_and_syncs_nothing(kind: Kind) -> None:
+    folder, paths = in_memory(cut_blocks(kind))
+    spy, told = SyncSpyFolder(folder), list[tuple[int, int]]()
+    mover, image = lone_mover(spy, paths[1], told)
+    before = len(spy.events)
+    with image:
+        mover.checkpoint()
+        mover.checkpoint()
+    assert spy.events[before:] == []
+    assert told == []
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("kind", [Kind.FIXED, *GROWING])
+def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, int]] = []
+    begun = 0
+    make, begin = Mover.__init__, Image.begin_sync
+
+    def making(self: Mover, layers: Any, destination: Any, added: Any, report: Any, durable: Any, **named: Any) -> None:
+        make(self, layers, destination, added, report, lambda *mark: told.append((*mark, begun)), **named)
+        del durable
+
+    def counting(self: Image) -> Syncing:
+        nonlocal begun
+        begun += 1
+        return begin(self)
+
+    monkeypatch.setattr(Mover, "__init__", making)
+    monkeypatch.setattr(Image, "begin_sync", counting)
+    folder, paths = in_memory(cut_blocks(kind))
+    plan, _ = fold(folder, paths, Merge())
+    assert len(told) > 5
+    assert [mark[:2] for mark in told] == sorted({mark[:2] for mark in told})
+    assert told[-1][1] < plan.payload_bytes
+    # The first is told when the second sync has ended.
+    assert [syncs for _, _, syncs in told] == list(range(2, begun + 1))
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("kind", GROWING)
+def test_of_two_checkpoints_at_most_anything_is_kept(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, kept, most = Mover._begin_checkpoint, [], [0]  # noqa: SLF001
+
+    def noting(self: Mover) -> None:
+        begin(self)
+        assert not self._pending
+        if self._under_way is not None:
+            kept.append(weakref.ref(self._under_way.start))
+        gc.collect()
+        most[0] = max(most[0], sum(each() is not None for each in kept))
+
+    monkeypatch.setattr(Mover, "_begin_checkpoint", noting)
+    folder, paths = in_memory(cut_blocks(kind))
+    fold(folder, paths, Merge())
+    assert len(kept) > 5
+    assert most == [1]
+
+
+# What is counted before
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[ModelChain, int, list[int], int | None]:
+    """Draw a chain whose sources are alike, how many they are, which layers have bits past the end, and `new_from`."""
+    block_size = draw(st.sampled_from([512, 4096, 16384]))
+    sectors = draw(st.integers(1, 100))
+    extent = st.integers(0, sectors - 1).flatmap(
+        lambda first: st.builds(put, st.just(first), st.integers(1, min(40, sectors - first)), st.integers(0, 255))
+    )
+    writes = st.lists(extent, max_size=6)
+    kind = draw(st.sampled_from(GROWING))
+    depth = draw(st.integers(1, 4))
+    operations: list[Write | Snapshot] = [*draw(writes)]
+    for _ in range(depth):
+        operations += [Snapshot(block_size=block_size), *draw(writes)]
+    chain = chain_over(kind, *operations, sectors=sectors, block_size=block_size)
+    past = draw(st.lists(st.integers(0, depth), unique=True))
+    return chain, depth, past, draw(st.none() | st.integers(0, 400))
+
+
+def measured(folder: Folder, top: str, depth: int, new_from: int | None) -> tuple[bool, int, list[int]]:
+    """Return whether bits alone decide, the payload, and the blocks that the destination lacks."""
+    with vhdkit.open_chain(top, folder=folder) as chain:
+        target = layout.target_of(chain.layers, depth)
+        payload, added = layout._measure(chain, depth, target, new_from)  # noqa: SLF001
+        return layout._alike(chain, depth, target) is not None, payload, added.tolist()  # noqa: SLF001
+
+
+@settings(max_examples=300)
+@given(drawn=chains(), window=st.sampled_from([4096, 1 << 30]), counted=st.sampled_from([1, 3, 4096]))
+@pytest.mark.fast_path("counting")
+def test_counting_bits_is_looking_at_each_run(
+    drawn: tuple[ModelChain, int, list[int], int | None], window: int, counted: int
+) -> None:
+    chain, depth, past, new_from = drawn
+    vary = {at: lambda spec: replace(spec, bits_past_end=True) for at in past}
+    folder, paths = in_memory(chain, vary)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vhdkit.chain.chain._WINDOW_BYTES", window)
+        patch.setattr(layout, "_COUNTED_BLOCKS", counted)
+        by_bits = measured(folder, paths[0], depth, new_from)
+        patch.setattr(layout, "_alike", lambda *_: None)
+        by_runs = measured(folder, paths[0], depth, new_from)
+    assert by_bits == (True, *by_runs[1:])
+    assert not by_runs[0]
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        (Snapshot(block_size=512), put(0, 3, 1)),
+        (Snapshot(sector_count=48), put(0, 3, 1)),
+        (Snapshot(), put(0, 3, 1), Snapshot(block_size=512)),
+    ],
+    ids=["other blocks", "a longer disk", "other blocks further up"],
+)
+@pytest.mark.parametrize("kind", [Kind.FIXED, *GROWING])
+def test_what_is_not_alike_is_looked_at_run_by_run(kind: Kind, operations: tuple[Write | Snapshot, ...]) -> None:
+    chain = chain_over(kind, *operations)
+    folder, paths = in_memory(chain)
+    depth = sum(isinstance(each, Snapshot) for each in operations)
+    with vhdkit.open_chain(paths[0], folder=folder) as opened:
+        assert layout._alike(opened, depth, layout.target_of(opened.layers, depth)) is None  # noqa: SLF001
