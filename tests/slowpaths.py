@@ -30,6 +30,9 @@ class Ended:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
+    def is_done(self) -> bool:
+        return False
+
     def wait(self) -> float:
         return self._seconds
 

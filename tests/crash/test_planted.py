@@ -40,6 +40,9 @@ def findings(name: str, enough: int, *, without: frozenset[int] = frozenset(), f
 class NoSyncing:
     """What a sync is that never was begun."""
 
+    def is_done(self) -> bool:
+        return False
+
     def wait(self) -> float:
         return 0.0
 

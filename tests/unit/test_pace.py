@@ -102,6 +102,9 @@ class SlowSyncing:
         self._folder = folder
         self._begun = time.monotonic()
 
+    def is_done(self) -> bool:
+        return False
+
     def wait(self) -> float:
         self._folder.rest()
         return time.monotonic() - self._begun
