@@ -891,6 +891,7 @@ def test_progress_is_monotonic_and_ends_at_the_total(kind: Kind, sectors: int) -
     assert {progress.bytes_total for progress in seen} == {plan.payload_bytes}
 
 
+@pytest.mark.fast_path("together")
 def test_progress_counts_what_is_moved_and_not_what_lies_between() -> None:
     scattered = [put(first + 2 * number, 1, 7) for first in (0, 5000) for number in range(25)]
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), *scattered, sectors=6000))

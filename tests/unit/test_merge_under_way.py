@@ -226,6 +226,7 @@ def test_a_skipped_test_is_a_failure_where_nothing_may_be_missing(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conftest = Path(__file__).resolve().parents[1] / "conftest.py"
+    monkeypatch.setenv("PYTHONPATH", str(conftest.parents[1]))
     pytester.makeconftest(conftest.read_text(encoding="utf-8"))
     pytester.makepyfile("import pytest\ndef test_it():\n    pytest.skip('needs something')")
     monkeypatch.setenv("VHDKIT_NO_SKIPS", "1")

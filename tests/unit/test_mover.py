@@ -145,7 +145,7 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
     )
     build = (*below, put(2, 3, 9), Snapshot(block_size=BLOCK), *writes)
     with small_steps():
-        tally = walk(CrashProgram(name=f"shared block {kind.value}", build=build), How(seed=3, share=0.5))
+        tally = walk(CrashProgram(name=f"shared block {kind.value}", build=build), How(seed=3))
     assert tally.findings == []
     assert tally.disks > 50
 

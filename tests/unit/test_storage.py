@@ -264,6 +264,7 @@ def test_copying_past_the_end_of_the_source_fails(tmp_path: Path, source_kind: s
     target.close()
 
 
+@pytest.mark.fast_path("kernel-copy")
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
 @pytest.mark.parametrize("done", [0, 1000])
 def test_a_copy_that_the_kernel_gives_up_is_finished_without_it(
@@ -288,6 +289,7 @@ def test_a_copy_that_the_kernel_gives_up_is_finished_without_it(
     target.close()
 
 
+@pytest.mark.fast_path("kernel-copy")
 def test_a_full_disk_is_told_when_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
