@@ -41,7 +41,7 @@ MERGE = ("merge", "--progress", "none", "--json")
 VHDKIT = (sys.executable, "-m", "vhdkit")
 # Nothing is copied in the kernel, so a file system has nothing to share.
 _COPYING = """
-from vhdkit.storage.local import LocalStorage
+from vhdkit.storage.file import LocalStorage
 from vhdkit.__main__ import entry
 LocalStorage._copy_in_kernel = lambda *_: 0
 entry()

@@ -48,15 +48,15 @@ def _sync_at_once(image: Any) -> None:
     image.Layer.begin_sync = begin_sync
 
 
-def _copy_through_memory(local: Any) -> None:
-    local.LocalStorage._copy_in_kernel = lambda *_: 0  # noqa: SLF001 - what decides on it
+def _copy_through_memory(file: Any) -> None:
+    file.LocalStorage._copy_in_kernel = lambda *_: 0  # noqa: SLF001 - what decides on it
 
 
-def _copy_one_by_one(local: Any) -> None:
+def _copy_one_by_one(file: Any) -> None:
     def copy_many_from(self: Any, source: Any, source_offsets: Any, offsets: Any, lengths: Any) -> None:
-        local.copy_one_by_one(source, source_offsets, self, offsets, lengths)
+        file.copy_one_by_one(source, source_offsets, self, offsets, lengths)
 
-    local.LocalStorage.copy_many_from = copy_many_from
+    file.LocalStorage.copy_many_from = copy_many_from
 
 
 def _stage_nothing(mover: Any) -> None:
@@ -76,9 +76,9 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
     "overlap": ("vhdkit.image.image", _sync_at_once),
     # Long pieces are copied by the kernel.
-    "kernel-copy": ("vhdkit.storage.local", _copy_through_memory),
+    "kernel-copy": ("vhdkit.storage.file", _copy_through_memory),
     # Many short pieces are copied in one bare loop.
-    "many": ("vhdkit.storage.local", _copy_one_by_one),
+    "many": ("vhdkit.storage.file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
     "together": ("vhdkit.merging.mover", _stage_nothing),
     # A piece far from others is copied file to file; without it everything goes through the staging buffer.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import vhdkit
 from tests.crash.failing import shorten_system_calls
 from tests.unit.test_storage import KINDS, opened, pattern, read
-from vhdkit.storage import local
+from vhdkit.storage import file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,7 +137,7 @@ def test_the_error_of_a_call_names_the_file_that_it_was_made_on(
         if call == "preadv":
             # Not reached but through memory.
             monkeypatch.setattr(os, "pread", lambda *_: b"")
-            monkeypatch.setattr(local.LocalStorage, "_copy_in_kernel", lambda *_: 0)
+            monkeypatch.setattr(file.LocalStorage, "_copy_in_kernel", lambda *_: 0)
         with pytest.raises(OSError, match="error") as caught:
             copy_many(target, source, [(0, 0, 512)])
         monkeypatch.undo()
@@ -155,7 +155,7 @@ class Held:
         self.calls: list[bool] = []
         self.error = error
         monkeypatch.setattr(os, "fsync", self.fsync)
-        monkeypatch.setattr("vhdkit.storage.local.fcntl", None)
+        monkeypatch.setattr("vhdkit.storage.file.fcntl", None)
 
     def fsync(self, descriptor: int) -> None:
         self.entered.set()

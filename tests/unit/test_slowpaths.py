@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # What tells that a path is off.
 SIGNS = {
     "overlap": "vhdkit.image.image.Layer.begin_sync.__module__ == 'tests.slowpaths'",
-    "kernel-copy": "vhdkit.storage.local.LocalStorage._copy_in_kernel.__module__ == 'tests.slowpaths'",
-    "many": "vhdkit.storage.local.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
+    "kernel-copy": "vhdkit.storage.file.LocalStorage._copy_in_kernel.__module__ == 'tests.slowpaths'",
+    "many": "vhdkit.storage.file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
     "together": "vhdkit.merging.mover._MANY_PIECES > 1 << 60",
     "alone": "vhdkit.merging.mover._MANY_PIECES == 1",
     "counting": "vhdkit.merging.layout._alike() is None",

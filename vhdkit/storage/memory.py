@@ -8,7 +8,7 @@ import posixpath
 from itertools import count
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.local import copy_one_by_one, copy_through_memory
+from vhdkit.storage.file import copy_one_by_one, copy_through_memory
 from vhdkit.storage.locks import in_use
 from vhdkit.storage.seam import Entry
 
