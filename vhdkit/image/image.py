@@ -7,6 +7,7 @@ next block goes. It never looks for a parent; `chain` does that.
 from __future__ import annotations
 
 import errno
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -92,47 +93,37 @@ class Layer:
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Write file bytes; after the first failure of a write or sync nothing more is written."""
-        self.check_writable()
-        try:
+        with self._changing():
             self.storage.write_at(offset, data)
-        except OSError as error:
-            self.broken = error
-            raise
 
     def copy_from(self, source: Layer, source_offset: int, offset: int, length: int) -> None:
         """Copy file bytes of another layer, or of this one; as `write_at` about failures."""
-        self.check_writable()
-        try:
+        with self._changing():
             self.storage.copy_from(source.storage, source_offset, offset, length)
-        except OSError as error:
-            self.broken = error
-            raise
 
     def copy_many_from(
         self, source: Layer, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
     ) -> None:
         """Copy many pieces of another layer's file; as `write_at` about failures."""
-        self.check_writable()
-        try:
+        with self._changing():
             self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths)
-        except OSError as error:
-            self.broken = error
-            raise
 
     def begin_sync(self) -> Syncing:
         """Begin to make durable what was written so far; what is written meanwhile waits for another sync."""
-        self.check_writable()
-        try:
+        with self._changing():
             return _LayerSyncing(self, self.storage.begin_sync())
-        except OSError as error:
-            self.broken = error
-            raise
 
     def sync(self) -> None:
         """Make what was written durable; a failed sync may have lost it, so it ends all writing."""
+        with self._changing():
+            self.storage.sync()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Refuse what may not be written, and remember what failed."""
         self.check_writable()
         try:
-            self.storage.sync()
+            yield
         except OSError as error:
             self.broken = error
             raise
