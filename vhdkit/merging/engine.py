@@ -16,8 +16,9 @@ at every instant:
  9 the sources are removed, leaf first, folders synced; then the journal, its folder synced. With an undo image both are
    kept until it is dropped
 
-5 and 6 alternate in checkpoints, after each of which the journal's mark follows. A merge that was cut off is run again
-with the same command: it goes on at the mark, and ends in the same bytes.
+5 and 6 alternate in checkpoints, after each of which the journal's mark follows. The disk takes one checkpoint while
+the next is copied: a cut leaves sectors of both, which nothing refers to yet or a source hides. A merge that was cut
+off is run again with the same command: it goes on at the mark, and ends in the same bytes.
 """
 
 from __future__ import annotations

@@ -286,13 +286,13 @@ class Mover:
         Of fewer than `_MANY_PIECES` each is a span of its own.
         """
         heads, tails = extent.groups(pieces.start, pieces.stop, _GAP, at - pieces.start, pieces.start // _STAGING)
-        many = tails - heads >= _MANY_PIECES
-        alone = np.flatnonzero(~np.repeat(many, tails - heads))
-        order = np.argsort(np.concatenate((heads[many], alone)))
-        return np.concatenate((heads[many], alone))[order], np.concatenate((tails[many], alone + 1))[order]
+        is_head = np.repeat(tails - heads < _MANY_PIECES, tails - heads)
+        is_head[heads] = True
+        heads = np.flatnonzero(is_head)
+        return heads, np.append(heads[1:], len(pieces))[: len(heads)]
 
     def _copy(self, pieces: Extents, at: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
-        """Copy the chosen pieces, each alone; a batch has one source, and is at most the staging buffer long."""
+        """Copy the chosen pieces, each alone, in batches no longer than the staging buffer."""
         pieces, at = pieces.take(chosen), at[chosen]
         length = pieces.stop - pieces.start
         total = np.cumsum(length)
@@ -305,6 +305,7 @@ class Mover:
             first = last
 
     def _copy_batch(self, pieces: Extents, at: NDArray[np.int64]) -> None:
+        """Write zeros where there are to be any, then what each source has, by one call a source."""
         zeros = pieces.kind == Kind.ZERO
         for offset, length in zip(at[zeros].tolist(), (pieces.stop - pieces.start)[zeros].tolist(), strict=True):
             self._staging[:length] = 0
