@@ -56,19 +56,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(Run):
     """Several runs of one contender: medians, and the least time; `syncs` is -1 where it was not counted."""
 
     name: str
-    seconds: float
     least: float
-    user: float
-    system: float
-    peak: int
-    reads: int
-    writes: int
-    bytes_read: int
-    bytes_written: int
     syncs: int
     runs: int
     note: str = ""

@@ -142,7 +142,7 @@ def test_bar_of_runs(request: pytest.FixtureRequest, name: str, bar: float) -> N
 
 
 def test_bar_of_count_and_classify(request: pytest.FixtureRequest) -> None:
-    """Against one pass of numpy over the same bytes; half of it is wished for, and popcount alone takes 1.6 passes."""
+    """At least half as fast as one pass of numpy over the same bytes."""
     is_timed = _is_timed(request)
     rows = np.zeros((524_288 if is_timed else 1024, SECTORS // 8), np.uint8)
     rows[::3], rows[::5] = 0xFF, 0x81
@@ -156,7 +156,7 @@ def test_bar_of_count_and_classify(request: pytest.FixtureRequest) -> None:
         for name, call in (("count", bitmap.count), ("classify", bitmap.classify)):
             kernel = _best(partial(call, rows, SECTORS))
             _tell(f"{name}, against one pass", kernel, stream, rows.nbytes)
-            assert kernel < 4 * stream
+            assert kernel <= 2 * stream, name
 
 
 @pytest.mark.parametrize("length", [1, 8])
