@@ -16,6 +16,8 @@ log apart: before, between and after all changes the power may go, and this is w
    its content. A file's sync makes data and length durable, and never a name. A name may survive without its data.
  - `publish` links and then unlinks, in this order: the old name, both, or the new one survive; never neither. Only
    within one directory.
+ - `replace` renames: the name leads to the old file or to the new one, the new one's old name is there or is not;
+   never is the new file without both. The mark that protects a file is no content: it is set at once and lost.
  - A sync that was begun makes durable what was written before it began, when it is waited for: until then all of it is
    pending, and what was written meanwhile stays so.
  - A sync that fails (`CrashStorage.lose`) has lost what it was for: the machine reads it, but no later sync writes it,
@@ -98,13 +100,22 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A file got the name of another, and lost its own."""
+
+    temporary: str
+    path: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class FolderSynced:
     """A directory was synced."""
 
     directory: str
 
 
-Change = Content | Synced | SyncBegun | Named | Published | FolderSynced
+Change = Content | Synced | SyncBegun | Named | Published | Replaced | FolderSynced
 
 
 # The seam
@@ -235,6 +246,9 @@ class CrashStorage:
             raise ImageInUseError("it is in use", path=self._path)
         self._file.holders[id(self)] = exclusive
 
+    def begin_close(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self._closed = True
         self._file.holders.pop(id(self), None)
@@ -359,6 +373,19 @@ class CrashFolder:
         del self.names_of[old]
         self.log.append(Published(old, new, file.number))
 
+    def replace(self, temporary: str, path: str) -> None:
+        file = self[temporary]
+        self._refuse_frozen(path)
+        old, new = self.real(temporary), self.real(path)
+        if posixpath.dirname(old) != posixpath.dirname(new):
+            raise OSError(errno.EXDEV, "the model replaces within one directory", path)
+        self.names_of[new] = file
+        del self.names_of[old]
+        self.log.append(Replaced(old, new, file.number))
+
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        self[path].read_only = is_protected
+
     def remove(self, path: str) -> None:
         self[path]
         self._refuse_frozen(path)
@@ -374,6 +401,9 @@ class CrashFolder:
     def exists(self, path: str) -> bool:
         real = self.real(path)
         return real in self.names_of or any(name.startswith(real.rstrip("/") + "/") for name in self.names_of)
+
+    def make_directory(self, directory: str) -> None:
+        """Directories exist by being named."""
 
     def check_directory(self, directory: str) -> None:
         """Directories exist by being named."""

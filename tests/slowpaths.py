@@ -49,7 +49,15 @@ def _sync_at_once(image: Any) -> None:
 
 
 def _copy_through_memory(file: Any) -> None:
-    file.LocalStorage._copy_in_kernel = lambda *_: 0  # noqa: SLF001 - what decides on it
+    file.copy_in_kernel = lambda *_: 0
+
+
+def _share_nothing(copying: Any) -> None:
+    copying.LongCopies._share = lambda *_: False  # noqa: SLF001 - what decides on it
+
+
+def _write_by_the_cache(copying: Any) -> None:
+    copying._DIRECT_FILE_SYSTEMS = frozenset()  # noqa: SLF001
 
 
 def _copy_one_by_one(file: Any) -> None:
@@ -77,6 +85,10 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     "overlap": ("vhdkit.image.image", _sync_at_once),
     # Long pieces are copied by the kernel.
     "kernel-copy": ("vhdkit.storage.file", _copy_through_memory),
+    # Long pieces are shared, where the file system can.
+    "share": ("vhdkit.storage.copying", _share_nothing),
+    # Long pieces are written past the page cache.
+    "direct": ("vhdkit.storage.copying", _write_by_the_cache),
     # Many short pieces are copied in one bare loop.
     "many": ("vhdkit.storage.file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.

@@ -103,6 +103,9 @@ class ThroughStorage:
     def lock(self, *, exclusive: bool) -> None:
         self.inner.lock(exclusive=exclusive)
 
+    def begin_close(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self.inner.close()
 
@@ -122,6 +125,12 @@ class ThroughFolder:
     def publish(self, temporary: str, path: str) -> None:
         self.inner.publish(temporary, path)
 
+    def replace(self, temporary: str, path: str) -> None:
+        self.inner.replace(temporary, path)
+
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        self.inner.protect(path, is_protected=is_protected)
+
     def remove(self, path: str) -> None:
         self.inner.remove(path)
 
@@ -133,6 +142,9 @@ class ThroughFolder:
 
     def exists(self, path: str) -> bool:
         return self.inner.exists(path)
+
+    def make_directory(self, directory: str) -> None:
+        self.inner.make_directory(directory)
 
     def check_directory(self, directory: str) -> None:
         self.inner.check_directory(directory)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Entry, Folder, Storage, Syncing
 
 CHANGING: Final = frozenset(
-    {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "remove", "sync folder"}
+    {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "replace", "remove", "sync folder"}
 )
 LOOKING: Final = frozenset({"open", "size", "read", "lock", "names", "walk", "free space", "check directory"})
 
@@ -85,6 +85,14 @@ class FailingFolder(ThroughFolder):
     def publish(self, temporary: str, path: str) -> None:
         self.fail("publish", path)
         self.inner.publish(temporary, path)
+
+    def replace(self, temporary: str, path: str) -> None:
+        self.fail("replace", path)
+        self.inner.replace(temporary, path)
+
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        self.fail("protect", path)
+        self.inner.protect(path, is_protected=is_protected)
 
     def remove(self, path: str) -> None:
         self.fail("remove", path)

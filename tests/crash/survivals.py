@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.crashfs import SECTOR, Content, CrashFolder, FolderSynced, Named, Published, SyncBegun, Synced
+from tests.crashfs import SECTOR, Content, CrashFolder, FolderSynced, Named, Published, Replaced, SyncBegun, Synced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -227,7 +227,7 @@ class _Disk:
                 if change.number is not None:
                     self.files[change.number] = _File(b"", 0.0)
                 self.entries.setdefault(change.path, [None]).append(change.number)
-            case Published():
+            case Published() | Replaced():
                 new = self.entries.setdefault(change.path, [None])
                 old = self.entries[change.temporary]
                 new.append(change.number)

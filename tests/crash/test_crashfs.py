@@ -146,6 +146,14 @@ def test_a_published_file_has_its_old_name_both_or_the_new_one() -> None:
     assert disks(folder, A, NEW) == {("gone", "a")}
 
 
+def test_a_file_that_is_replaced_is_the_old_one_or_the_new_one_and_never_gone() -> None:
+    folder, _ = opened({A: of("a"), B: of("b")})
+    folder.replace(A, B)
+    assert disks(folder, A, B) == {("a", "b"), ("a", "a"), ("gone", "a")}
+    folder.sync("/d")
+    assert disks(folder, A, B) == {("gone", "a")}
+
+
 def test_a_sync_that_failed_makes_nothing_durable_later() -> None:
     folder = FailingFolder(CrashFolder({A: of("ab")}), Fault(at=0, error=errno.EIO, kinds=frozenset({"sync"})))
     assert isinstance(folder.inner, CrashFolder)

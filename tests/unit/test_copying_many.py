@@ -137,7 +137,7 @@ def test_the_error_of_a_call_names_the_file_that_it_was_made_on(
         if call == "preadv":
             # Not reached but through memory.
             monkeypatch.setattr(os, "pread", lambda *_: b"")
-            monkeypatch.setattr(file.LocalStorage, "_copy_in_kernel", lambda *_: 0)
+            monkeypatch.setattr(file, "copy_in_kernel", lambda *_: 0)
         with pytest.raises(OSError, match="error") as caught:
             copy_many(target, source, [(0, 0, 512)])
         monkeypatch.undo()

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from tests.unit.test_storage import KINDS, Place, make_place
 from vhdkit.errors import ImageInUseError
 from vhdkit.storage import holders
+from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.locks import WindowsLock
 from vhdkit.storage.memory import MemoryFolder
 
@@ -492,3 +493,35 @@ def test_at_every_step_of_an_exchange_the_file_is_held(
     assert set(commands) == {fcntl.F_OFD_GETLK, fcntl.F_OFD_SETLK}
     monkeypatch.setattr(fcntl, "fcntl", real)
     storage.close()
+
+
+def test_what_is_closed_is_free_though_a_forked_process_has_a_copy(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.vhd")
+    for portable in (False, True):
+        folder = LocalFolder(portable=portable)
+        if not portable:
+            folder.create(path).close()
+        held = folder.open(path, writable=True)
+        held.lock(exclusive=True)
+        ours, childs = os.pipe(), os.pipe()
+        if (child := os.fork()) == 0:
+            # Closing the copy gives back nothing that is its parent's.
+            os.read(ours[0], 1)
+            held.close()
+            os.write(childs[1], b"!")
+            os.read(ours[0], 1)
+            os._exit(0)
+        os.write(ours[1], b"!")
+        os.read(childs[0], 1)
+        with pytest.raises(ImageInUseError), closing(folder.open(path, writable=True)) as other:
+            other.lock(exclusive=True)
+        os.write(ours[1], b"!")
+        os.waitpid(child, 0)
+        if (child := os.fork()) == 0:
+            os.read(ours[0], 1)
+            os._exit(0)
+        held.close()
+        with closing(folder.open(path, writable=True)) as other:
+            other.lock(exclusive=True)
+        os.write(ours[1], b"!")
+        os.waitpid(child, 0)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # What tells that a path is off.
 SIGNS = {
     "overlap": "vhdkit.image.image.Layer.begin_sync.__module__ == 'tests.slowpaths'",
-    "kernel-copy": "vhdkit.storage.file.LocalStorage._copy_in_kernel.__module__ == 'tests.slowpaths'",
+    "kernel-copy": "vhdkit.storage.file.copy_in_kernel.__module__ == 'tests.slowpaths'",
+    "share": "vhdkit.storage.copying.LongCopies._share.__module__ == 'tests.slowpaths'",
+    "direct": "not vhdkit.storage.copying._DIRECT_FILE_SYSTEMS",
     "many": "vhdkit.storage.file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
     "together": "vhdkit.merging.mover._MANY_PIECES > 1 << 60",
     "alone": "vhdkit.merging.mover._MANY_PIECES == 1",

@@ -6,10 +6,11 @@ import errno
 import os
 import resource
 import tempfile
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vhdkit.storage.copying import LONG_BYTES, LongCopies
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
@@ -235,6 +237,12 @@ def test_any_program_leaves_the_bytes_that_it_leaves_in_an_array(kind: str, prog
 # Copying
 
 
+@pytest.fixture
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither shared extents nor direct writes, which come before the kernel's own copying."""
+    monkeypatch.setattr(LongCopies, "copy", lambda *_: (0, 0))
+
+
 @pytest.mark.parametrize("target_kind", KINDS)
 @pytest.mark.parametrize("source_kind", KINDS)
 @pytest.mark.parametrize("length", [0, 1, 5000, 8 * MIB + 3])
@@ -267,6 +275,7 @@ def test_copying_past_the_end_of_the_source_fails(tmp_path: Path, source_kind: s
 @pytest.mark.fast_path("kernel-copy")
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
 @pytest.mark.parametrize("done", [0, 1000])
+@pytest.mark.usefixtures("buffered")
 def test_a_copy_that_the_kernel_gives_up_is_finished_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, done: int
 ) -> None:
@@ -280,26 +289,27 @@ def test_a_copy_that_the_kernel_gives_up_is_finished_without_it(
 
     monkeypatch.setattr(os, "copy_file_range", give_up)
     place = make_place("local", str(tmp_path))
-    source = place.folder.open(place.put("source", pattern(5000)))
+    source = place.folder.open(place.put("source", pattern(LONG_BYTES + 5000)))
     target = place.folder.create(place.path("target"))
-    target.copy_from(source, 0, 0, 5000)
+    target.copy_from(source, 0, 0, LONG_BYTES + 5000)
     assert calls
-    assert read(target, 0, 9999) == pattern(5000)
+    assert read(target, 0, 2 * LONG_BYTES) == pattern(LONG_BYTES + 5000)
     source.close()
     target.close()
 
 
 @pytest.mark.fast_path("kernel-copy")
+@pytest.mark.usefixtures("buffered")
 def test_a_full_disk_is_told_when_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "copy_file_range", full)
     place = make_place("local", str(tmp_path))
-    source = place.folder.open(place.put("source", b"abc"))
+    source = place.folder.open(place.put("source", bytes(LONG_BYTES)))
     target = place.folder.create(place.path("target"))
     with pytest.raises(OSError, match="space"):
-        target.copy_from(source, 0, 0, 3)
+        target.copy_from(source, 0, 0, LONG_BYTES)
     source.close()
     target.close()
 
@@ -410,6 +420,54 @@ def test_closing_twice_is_allowed_and_closes_no_other_file(disk: Place) -> None:
     first.close()
     assert read(second, 0, 9) == b"abc"
     second.close()
+
+
+def test_a_file_that_is_being_closed_is_of_no_use_and_is_free_when_it_is_closed(place: Place) -> None:
+    storage = place.folder.open(place.put("file", b"abc"), writable=True)
+    storage.lock(exclusive=True)
+    storage.begin_close()
+    for use in USES.values():
+        with pytest.raises((OSError, ValueError)):
+            use(storage)
+    storage.begin_close()
+    storage.close()
+    storage.close()
+    other = place.folder.open(place.path("file"))
+    other.lock(exclusive=False)
+    assert read(other, 0, 9) == b"abc"
+    other.close()
+
+
+def test_closing_goes_on_aside_until_it_is_waited_for(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, may_close, closed = disk.folder.open(disk.put("file", b"abc")), Event(), []
+
+    def close(descriptor: int, real: Callable[[int], None] = os.close) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            assert may_close.wait(10)
+            closed.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "close", close)
+    storage.begin_close()
+    assert not closed
+    may_close.set()
+    storage.close()
+    assert len(closed) == 1
+
+
+def test_an_error_of_closing_aside_is_told_by_who_waits(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = disk.folder.open(disk.put("file", b"abc"))
+
+    def close(descriptor: int, real: Callable[[int], None] = os.close) -> None:
+        real(descriptor)
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", close)
+    storage.begin_close()
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        storage.close()
+    storage.close()
 
 
 # Opening

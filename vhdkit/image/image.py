@@ -141,6 +141,10 @@ class Layer:
         if not self.storage.writable:
             raise ReadOnlyImageError("it was opened for reading only", path=self.path)
 
+    def begin_close(self) -> None:
+        """Begin to give the file back, which is of no use from now on; `close` waits for it."""
+        self.storage.begin_close()
+
     def close(self) -> None:
         """Give the file back."""
         self.storage.close()

@@ -1,6 +1,6 @@
 """Open files of the operating system.
 
-`LocalStorage` uses pread, pwrite and copy_file_range; `PortableStorage` needs no more than seek, read and write,
+`LocalStorage` uses pread, pwrite and what `copying` knows; `PortableStorage` needs no more than seek, read and write,
 for systems that lack them (Windows), and is held to the same tests everywhere.
 """
 
@@ -14,6 +14,14 @@ import time
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from vhdkit.storage.copying import (
+    CALL_BYTES,
+    LONG_BYTES,
+    LongCopies,
+    copy_in_kernel,
+    copy_one_by_one,
+    copy_through_memory,
+)
 from vhdkit.storage.locks import system_lock, whole_lock
 
 try:
@@ -32,14 +40,8 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# One kernel call moves at most 2 GiB minus a page on Linux; a round number below is asked for at once.
-_CALL_BYTES = 1 << 30
-_COPY_BYTES = 8 << 20
-# Below this the kernel's own copying is no quicker than a read and a write; and where it shares extents instead of
-# copying, so many small ones would leave the file in shreds.
-_KERNEL_COPY_BYTES = 256 << 10
+_PIECE_BYTES = 8 << 20
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.ETXTBSY}
 
 
 def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -69,7 +71,8 @@ class _FileStorage:
         status = os.fstat(descriptor)
         self._identity = (status.st_dev, status.st_ino)
         self._file_lock = self._new_lock()
-        self._syncing: _Syncing | None = None
+        self._syncing: _Aside | None = None
+        self._closing: _Aside | None = None
 
     @property
     def path(self) -> str:
@@ -121,8 +124,8 @@ class _FileStorage:
 
     def _fill(self, offset: int, length: int) -> None:
         """Take space by writing: what is there already, and zeros behind the end."""
-        for at in range(offset, offset + length, _COPY_BYTES):
-            piece = bytearray(min(_COPY_BYTES, offset + length - at))
+        for at in range(offset, offset + length, _PIECE_BYTES):
+            piece = bytearray(min(_PIECE_BYTES, offset + length - at))
             self.read_into(at, piece)
             self.write_at(at, piece)
 
@@ -156,27 +159,46 @@ class _FileStorage:
 
     def begin_sync(self) -> Syncing:
         # By a thread, since there is no other way to go on meanwhile: fsync lets go of the interpreter.
-        self._syncing = _Syncing(self.sync)
+        self._syncing = _Aside(self.sync)
         return self._syncing
 
     @_naming
     def lock(self, *, exclusive: bool) -> None:
         self._file_lock.take(self._descriptor, self._path, exclusive=exclusive)
 
+    def begin_close(self) -> None:
+        descriptor = self._taken()
+        if descriptor >= 0:
+            self._closing = _Aside(functools.partial(self._give_back, descriptor))
+
     def close(self) -> None:
+        descriptor = self._taken()
+        if descriptor >= 0:
+            self._give_back(descriptor)
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            closing.wait()
+
+    def _taken(self) -> int:
+        """Return the descriptor, which this storage has no longer; -1 if it had none."""
         if self._syncing is not None:
             self._syncing.end()  # another file may soon have the descriptor's number
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self._descriptor = self._descriptor, -1
+        return descriptor
+
+    def _give_back(self, descriptor: int) -> None:
+        try:
+            self._file_lock.release(descriptor)
+        finally:
             os.close(descriptor)
 
 
-class _Syncing(Thread):
-    """A sync under way; where no thread is to be had, it is made at once."""
+class _Aside(Thread):
+    """A call of the system that takes its time, under way; where no thread is to be had, it is made at once."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        super().__init__(name="vhdkit-sync")
-        self._sync = sync
+    def __init__(self, call: Callable[[], None]) -> None:
+        super().__init__(name="vhdkit-aside")
+        self._call = call
         self._seconds = 0.0
         self._error: Exception | None = None
         try:
@@ -187,8 +209,8 @@ class _Syncing(Thread):
     def run(self) -> None:
         begun = time.monotonic()
         try:
-            self._sync()
-        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known to be durable
+            self._call()
+        except Exception as error:  # noqa: BLE001 - whatever it was, `wait` tells: nothing is known to be durable
             self._error = error
         self._seconds = time.monotonic() - begun
 
@@ -209,12 +231,16 @@ class _Syncing(Thread):
 class LocalStorage(_FileStorage):
     """An open file, by positioned calls of the kernel."""
 
+    def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
+        super().__init__(descriptor, path, writable=writable)
+        self._long_copies = LongCopies(descriptor)
+
     @_naming
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
-            count = os.preadv(self._descriptor, [view[done : done + _CALL_BYTES]], offset + done)
+            count = os.preadv(self._descriptor, [view[done : done + CALL_BYTES]], offset + done)
             if not count:
                 break
             done += count
@@ -225,13 +251,21 @@ class LocalStorage(_FileStorage):
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
-            done += os.pwrite(self._descriptor, view[done : done + _CALL_BYTES], offset + done)
+            done += os.pwrite(self._descriptor, view[done : done + CALL_BYTES], offset + done)
 
     @_naming
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        start = stop = 0
+        # A file that is read while it is written past the page cache might wait for itself.
+        if isinstance(source, LocalStorage) and length >= LONG_BYTES and source.identity != self.identity:
+            start, stop = self._long_copies.copy(source._descriptor, source_offset, offset, length)  # noqa: SLF001
+        self._copy_rest(source, source_offset, offset, start)
+        self._copy_rest(source, source_offset + stop, offset + stop, length - stop)
+
+    def _copy_rest(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         done = 0
-        if isinstance(source, LocalStorage) and hasattr(os, "copy_file_range"):
-            done = self._copy_in_kernel(source, source_offset, offset, length)
+        if isinstance(source, LocalStorage) and length >= LONG_BYTES:
+            done = copy_in_kernel(source._descriptor, source_offset, self._descriptor, offset, length)  # noqa: SLF001
         if done < length:
             copy_through_memory(source, source_offset + done, self, offset + done, length - done)
 
@@ -245,7 +279,7 @@ class LocalStorage(_FileStorage):
         # As bare as can be: of hundreds of thousands of pieces each costs little more than its two calls, 5 us.
         origin, descriptor, read, write = source._descriptor, self._descriptor, os.pread, os.pwrite  # noqa: SLF001
         for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
-            if length < _KERNEL_COPY_BYTES:
+            if length < LONG_BYTES:
                 try:
                     piece = read(origin, length, source_offset)
                 except OSError as error:
@@ -255,25 +289,10 @@ class LocalStorage(_FileStorage):
                     continue
             self.copy_from(source, source_offset, offset, length)
 
-    def _copy_in_kernel(self, source: LocalStorage, source_offset: int, offset: int, length: int) -> int:
-        done = 0
-        while done < length:
-            try:
-                count = os.copy_file_range(
-                    source._descriptor,
-                    self._descriptor,
-                    min(length - done, _CALL_BYTES),
-                    source_offset + done,
-                    offset + done,
-                )
-            except OSError as error:
-                if error.errno in _NO_KERNEL_COPY:
-                    break
-                raise
-            if not count:
-                break
-            done += count
-        return done
+    def _taken(self) -> int:
+        descriptor = super()._taken()
+        self._long_copies.close()
+        return descriptor
 
 
 class PortableStorage(_FileStorage):
@@ -292,7 +311,7 @@ class PortableStorage(_FileStorage):
         with self._lock:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             while done < len(view):
-                piece = os.read(self._descriptor, min(len(view) - done, _COPY_BYTES))
+                piece = os.read(self._descriptor, min(len(view) - done, _PIECE_BYTES))
                 if not piece:
                     break
                 view[done : done + len(piece)] = piece
@@ -306,7 +325,7 @@ class PortableStorage(_FileStorage):
         with self._lock:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             while done < len(view):
-                done += os.write(self._descriptor, view[done : done + _CALL_BYTES])
+                done += os.write(self._descriptor, view[done : done + CALL_BYTES])
 
     @_naming
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
@@ -316,26 +335,6 @@ class PortableStorage(_FileStorage):
         self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
     ) -> None:
         copy_one_by_one(source, source_offsets, self, offsets, lengths)
-
-
-def copy_through_memory(source: Storage, source_offset: int, target: Storage, offset: int, length: int) -> None:
-    """Copy by way of a buffer of 8 MiB; the way that works between any two storages."""
-    buffer = memoryview(bytearray(min(length, _COPY_BYTES)))
-    done = 0
-    while done < length:
-        piece = buffer[: min(length - done, _COPY_BYTES)]
-        if source.read_into(source_offset + done, piece) < len(piece):
-            raise OSError(errno.EIO, "the file ended while it was being copied", source.path)
-        target.write_at(offset + done, piece)
-        done += len(piece)
-
-
-def copy_one_by_one(
-    source: Storage, source_offsets: Sequence[int], target: Storage, offsets: Sequence[int], lengths: Sequence[int]
-) -> None:
-    """Copy many pieces by as many calls."""
-    for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
-        target.copy_from(source, source_offset, offset, length)
 
 
 def sync_descriptor(descriptor: int) -> None:

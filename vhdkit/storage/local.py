@@ -73,6 +73,9 @@ class LocalFolder:
         else:
             os.unlink(temporary)
 
+    def replace(self, temporary: str, path: str) -> None:
+        os.replace(temporary, path)
+
     def remove(self, path: str) -> None:
         os.unlink(path)
 
@@ -90,6 +93,11 @@ class LocalFolder:
 
     def exists(self, path: str) -> bool:
         return os.path.lexists(path)
+
+    def make_directory(self, directory: str) -> None:
+        if not os.path.isdir(directory):
+            os.mkdir(directory)
+            self.sync(os.path.dirname(os.path.abspath(directory)))
 
     def check_directory(self, directory: str) -> None:
         os.scandir(directory).close()
@@ -133,6 +141,13 @@ class LocalFolder:
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
         return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)
 
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        # Whoever may read may write again, as far as new files of this process would let them.
+        wanted = mode & ~0o222 if is_protected else mode | (mode >> 1 & 0o222 & ~_umask()) | stat.S_IWUSR
+        if wanted != mode:
+            os.chmod(path, wanted)
+
     def free_space(self, directory: str) -> int:
         if hasattr(os, "statvfs"):
             status = os.statvfs(directory)
@@ -150,6 +165,13 @@ class LocalFolder:
             sync_descriptor(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _umask() -> int:
+    """Return which permissions new files of this process lack; it can only be read by being set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 _COMMON_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)

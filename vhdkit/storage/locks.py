@@ -17,6 +17,7 @@ import errno
 import os
 import struct
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vhdkit.errors import ImageInUseError
@@ -47,6 +48,14 @@ class FileLock(Protocol):
 
     def take(self, descriptor: int, path: str, *, exclusive: bool) -> None:
         """Hold the file in the way asked for, in place of the way that it is held in (see `Storage.lock`)."""
+        ...
+
+    def release(self, descriptor: int) -> None:
+        """Hold it no longer.
+
+        Closing the descriptor does not do if another process, forked meanwhile, has a copy of it, if only until it
+        begins another program. Such a copy gives nothing back itself: what is held is its parent's.
+        """
         ...
 
 
@@ -86,6 +95,7 @@ class QemuLock:
 
     def __init__(self) -> None:
         self._held: frozenset[int] = frozenset()
+        self._process = os.getpid()
 
     def take(self, descriptor: int, path: str, *, exclusive: bool) -> None:
         """Hold the file (see `FileLock`)."""
@@ -105,6 +115,11 @@ class QemuLock:
         if in_the_way:
             # Asked only now: a search that takes its time must not keep others out.
             raise in_use(path, find_holders(file, lambda line: _covers(line, in_the_way), but=descriptor))
+
+    def release(self, descriptor: int) -> None:
+        """Hold the file no longer (see `FileLock`)."""
+        if self._process == os.getpid():
+            self._unlock(descriptor, self._held)
 
     def _lock(self, descriptor: int, bytes_: frozenset[int]) -> set[int]:
         """Lock bytes until one cannot be had, which is returned: somebody has a write lock on it, as qemu never has."""
@@ -150,6 +165,7 @@ class WholeLock:
 
     def __init__(self) -> None:
         self._kind: int | None = None
+        self._process = os.getpid()
 
     def take(self, descriptor: int, path: str, *, exclusive: bool) -> None:
         """Hold the file (see `FileLock`)."""
@@ -167,6 +183,13 @@ class WholeLock:
             but=descriptor,
         )
         raise in_use(path, holders)
+
+    def release(self, descriptor: int) -> None:
+        """Hold the file no longer (see `FileLock`)."""
+        if self._kind is not None and self._process == os.getpid():
+            self._kind = None
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     @staticmethod
     def _try(descriptor: int, kind: int) -> bool:
@@ -211,9 +234,15 @@ class WindowsLock:
             self._unlock_byte(descriptor)
         self._exclusive = exclusive
 
+    def release(self, descriptor: int) -> None:
+        """Do nothing: no process has a copy of another's handle here, and what is closed is given back."""
+
 
 class NoLock:
     """Where nothing is known about locks nothing is held."""
+
+    def release(self, descriptor: int) -> None:
+        """Do nothing."""
 
     def take(self, descriptor: int, path: str, *, exclusive: bool) -> None:
         """Do nothing."""

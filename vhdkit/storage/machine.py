@@ -1,9 +1,10 @@
-"""Who is asking: the process and the machine, for journals that another process reads later."""
+"""Who is asking: the process, the user and the machine, for what another process reads later."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 
 
 def this_process() -> tuple[int, str]:
@@ -14,3 +15,63 @@ def this_process() -> tuple[int, str]:
 def this_user() -> int:
     """Return the number of the user whom this process acts for, 0 where users have none."""
     return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def user_name() -> str:
+    """Return the name of the user whom this process acts for, or the number if nobody knows a name."""
+    import getpass  # noqa: PLC0415 - needed once a job, by those that begin one
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(this_user())
+
+
+def birth_of(pid: int) -> str:
+    """Return what tells a process from an earlier or later one of the same number; "" if there is none, or it ended.
+
+    On Linux that is when it began in the kernel's own ticks, which no change of the clock moves, with the boot and the
+    namespace in which its number counts. A process that ended and was not waited for yet counts as ended.
+    """
+    if sys.platform != "linux":
+        return _birth_elsewhere(pid)
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name, in parentheses, may hold anything.
+            state, *fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in {b"Z", b"X"} else f"{_realm()}/{int(fields[18])}"
+
+
+def is_alive(pid: int, birth: str, host: str) -> bool | None:
+    """Whether a process still runs; None if that cannot be told from here: another machine, another container."""
+    if host != platform.node():
+        return None
+    if sys.platform == "linux":
+        *realm, _ticks = birth.split("/")
+        here = _realm().split("/")
+        if realm[:1] == here[:1] and realm != here:
+            return None
+    return birth_of(pid) == birth != ""
+
+
+def _realm() -> str:
+    """Return the boot and the namespace of process numbers."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "/"
+    return f"{boot}/{space}"
+
+
+def _birth_elsewhere(pid: int) -> str:
+    import psutil  # noqa: PLC0415 - on Linux it need not even be there
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.1f}"
+    except psutil.Error:
+        return ""

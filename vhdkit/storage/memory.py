@@ -8,7 +8,7 @@ import posixpath
 from itertools import count
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.file import copy_one_by_one, copy_through_memory
+from vhdkit.storage.copying import copy_one_by_one, copy_through_memory
 from vhdkit.storage.locks import in_use
 from vhdkit.storage.seam import Entry
 
@@ -133,6 +133,9 @@ class MemoryStorage:
             raise in_use(self._path)
         self._file.holders[id(self)] = exclusive
 
+    def begin_close(self) -> None:
+        self.close()
+
     def close(self) -> None:
         self._closed = True
         self._file.holders.pop(id(self), None)
@@ -187,6 +190,10 @@ class MemoryFolder:
         self._files[self.real(path)] = self[temporary]
         del self._files[self.real(temporary)]
 
+    def replace(self, temporary: str, path: str) -> None:
+        self._files[self.real(path)] = self[temporary]
+        del self._files[self.real(temporary)]
+
     def remove(self, path: str) -> None:
         self[path]
         del self._files[self.real(path)]
@@ -200,6 +207,9 @@ class MemoryFolder:
     def exists(self, path: str) -> bool:
         real = self.real(path)
         return real in self._files or any(name.startswith(real.rstrip("/") + "/") for name in self._files)
+
+    def make_directory(self, directory: str) -> None:
+        """Directories exist by being named."""
 
     def check_directory(self, directory: str) -> None:
         """Directories exist by being named."""
@@ -225,6 +235,9 @@ class MemoryFolder:
     def may_write(self, path: str) -> bool:
         file = self._files.get(self.real(path))
         return file is None or not file.read_only
+
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        self[path].read_only = is_protected
 
     def free_space(self, directory: str) -> int:  # noqa: ARG002 - one room for all directories
         return self.free

@@ -1,5 +1,5 @@
 """Paths as text, in this machine's writing. Nothing here looks at a file: what exists, a `Folder` tells."""
 
-from os.path import basename, dirname, join, normpath, relpath, sep, splitext
+from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
 
-__all__ = ["basename", "dirname", "join", "normpath", "relpath", "sep", "splitext"]
+__all__ = ["abspath", "basename", "dirname", "join", "normpath", "relpath", "sep", "splitext"]

@@ -119,6 +119,13 @@ class Storage(Protocol):
         """
         ...
 
+    def begin_close(self) -> None:
+        """Begin to give the file back, which is of no use from now on; `close` waits for it.
+
+        The system takes about 70 ms a GiB to free a removed file's space and memory; others can be synced meanwhile.
+        """
+        ...
+
     def close(self) -> None:
         """Give the file back, and its lock; closing twice is allowed."""
         ...
@@ -142,6 +149,10 @@ class Folder(Protocol):
         """Give a finished file its name; raise FileExistsError, never replace, if the name is taken."""
         ...
 
+    def replace(self, temporary: str, path: str) -> None:
+        """Give a finished file the name of another, which loses it in the same instant; both lie in one directory."""
+        ...
+
     def remove(self, path: str) -> None:
         """Remove a file's name."""
         ...
@@ -156,6 +167,10 @@ class Folder(Protocol):
 
     def exists(self, path: str) -> bool:
         """Whether the path leads to anything."""
+        ...
+
+    def make_directory(self, directory: str) -> None:
+        """Make a directory, durably, unless it is there; the one above it must be."""
         ...
 
     def check_directory(self, directory: str) -> None:
@@ -182,6 +197,10 @@ class Folder(Protocol):
 
     def may_write(self, path: str) -> bool:
         """Whether an existing file may be written, or names in an existing directory changed."""
+        ...
+
+    def protect(self, path: str, *, is_protected: bool) -> None:
+        """Mark a file read-only for everybody, or writable again for whoever makes files here; that is no lock."""
         ...
 
     def free_space(self, directory: str) -> int:

@@ -1,0 +1,326 @@
+"""Long copies past the page cache, and extents that are shared: vhdkit/storage/copying.py.
+
+What is asked of every storage stands in test_storage.py and test_copying_many.py; here it is held that these ways are
+gone where they can be, that they touch whole pages only, and that the others take over wherever they end.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_storage import make_place, opened, pattern, read
+from vhdkit.storage import copying
+from vhdkit.storage.copying import LONG_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from vhdkit.storage.seam import Storage
+
+SECTOR, PAGE, MIB = 512, copying._PAGE, 1 << 20  # noqa: SLF001 - what a direct write is of
+RAW = pattern(5 * MIB)
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="O_DIRECT and FICLONERANGE are Linux's"),
+    pytest.mark.fast_path("direct"),
+    pytest.mark.fast_path("share"),
+]
+
+
+class Direct:
+    """The direct writes of a process, as (offset, length), and what becomes of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writes: list[tuple[int, int]] = []
+        self.outcome: Callable[[int], int] = lambda length: length
+        # No file system writes half a page direct; one that ends within a page has written it by other means.
+        self.by_other_means: Any = None
+        self._pwrite = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+
+    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            return self._pwrite(descriptor, data, offset)
+        length = self.outcome(len(data))
+        self.writes.append((offset, length))
+        if self.by_other_means is not None:
+            descriptor = self.by_other_means._descriptor  # noqa: SLF001
+        return self._pwrite(descriptor, data[:length], offset)
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Direct:
+    if copying._file_system(os.stat(tmp_path).st_dev) not in copying._DIRECT_FILE_SYSTEMS:  # noqa: SLF001
+        pytest.skip("direct writes are not made on this file system")
+    return Direct(monkeypatch)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[tuple[Storage, Storage]]:
+    place = make_place("local", str(tmp_path))
+    source = place.folder.open(place.put("source", RAW))
+    target = place.folder.open(place.put("target", b"T" * len(RAW)), writable=True)
+    yield source, target
+    source.close()
+    target.close()
+
+
+def failing(code: int) -> Callable[[int], int]:
+    def fail(_length: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def expected(source_offset: int, offset: int, length: int, size: int = len(RAW)) -> bytes:
+    piece = RAW[source_offset : source_offset + length]
+    return (b"T" * offset + piece).ljust(size, b"T")
+
+
+sectors = st.integers(0, 24).map(lambda count: count * SECTOR)
+lengths = st.one_of(
+    st.integers(-3, 3).map(lambda more: LONG_BYTES + more * SECTOR), st.integers(1, 8000).map(lambda n: n * SECTOR)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(source_offset=sectors, offset=sectors, length=lengths)
+def test_copies_of_any_sectors_have_the_bytes_and_leave_those_around(
+    source_offset: int, offset: int, length: int
+) -> None:
+    with opened("local") as source, opened("local") as target:
+        source.write_at(0, RAW)
+        target.write_at(0, b"T" * len(RAW))
+        target.copy_from(source, source_offset, offset, length)
+        assert read(target, 0, 2 * len(RAW)) == expected(source_offset, offset, length)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lead=sectors, offset=sectors, length=lengths)
+def test_writes_of_any_sectors_have_the_bytes_and_leave_those_around(lead: int, offset: int, length: int) -> None:
+    with opened("local") as target:
+        target.write_at(0, b"T" * len(RAW))
+        target.write_at(offset, memoryview(RAW)[lead : lead + length])
+        assert read(target, 0, 2 * len(RAW)) == expected(lead, offset, length)
+
+
+@pytest.mark.parametrize(
+    ("source_offset", "offset"), [(0, 0), (SECTOR, 0), (3 * SECTOR, 5 * SECTOR), (0, PAGE - SECTOR)]
+)
+def test_the_whole_pages_of_a_long_copy_are_written_direct_and_nothing_else(
+    files: tuple[Storage, Storage], direct: Direct, source_offset: int, offset: int
+) -> None:
+    source, target = files
+    target.copy_from(source, source_offset, offset, 4 * MIB + 3 * SECTOR)
+    first, last = direct.writes[0][0], sum(direct.writes[-1])
+    assert first == -(-offset // PAGE) * PAGE
+    assert last == (offset + 4 * MIB + 3 * SECTOR) // PAGE * PAGE
+    assert sum(length for _, length in direct.writes) == last - first
+    assert read(target, 0, len(RAW)) == expected(source_offset, offset, 4 * MIB + 3 * SECTOR)
+
+
+def test_what_is_short_is_not_written_direct(files: tuple[Storage, Storage], direct: Direct) -> None:
+    source, target = files
+    target.copy_from(source, 0, 0, LONG_BYTES - SECTOR)
+    target.write_at(0, RAW[: LONG_BYTES - SECTOR])
+    assert direct.writes == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EFAULT, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("after", [0, 1])
+def test_where_direct_writes_end_the_other_ways_go_on(
+    files: tuple[Storage, Storage], direct: Direct, code: int, after: int
+) -> None:
+    source, target = files
+    direct.outcome = lambda length: length // 2 // PAGE * PAGE if len(direct.writes) < after else failing(code)(length)
+    target.copy_from(source, SECTOR, 0, 4 * MIB)
+    assert len(direct.writes) == after
+    assert read(target, 0, len(RAW)) == expected(SECTOR, 0, 4 * MIB)
+
+
+@pytest.mark.parametrize("short", [1, SECTOR, PAGE, 3 * PAGE + 1])
+def test_direct_writes_that_write_less_lose_nothing(files: tuple[Storage, Storage], direct: Direct, short: int) -> None:
+    source, target = files
+    direct.by_other_means = target
+    direct.outcome = lambda length: max(0, length - short)
+    target.copy_from(source, 0, 0, 4 * MIB)
+    assert direct.writes
+    assert read(target, 0, len(RAW)) == expected(0, 0, 4 * MIB)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+def test_an_error_of_the_disk_is_told_and_names_the_file_that_is_written(
+    files: tuple[Storage, Storage], direct: Direct, code: int
+) -> None:
+    source, target = files
+    direct.outcome = failing(code)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        target.copy_from(source, 0, 0, MIB)
+    assert (caught.value.errno, caught.value.filename) == (code, target.path)
+
+
+def test_what_was_written_into_the_same_pages_before_and_after_is_there(
+    files: tuple[Storage, Storage], direct: Direct
+) -> None:
+    source, target = files
+    for offset in (0, PAGE, MIB, MIB + PAGE):
+        target.write_at(offset, b"before" * 200)
+    target.copy_from(source, 0, SECTOR, MIB)
+    target.write_at(0, b"after")
+    target.write_at(SECTOR + MIB, b"behind")
+    target.sync()
+    wanted = bytearray(expected(0, SECTOR, MIB))
+    wanted[:SECTOR] = b"after" + (b"before" * 200)[5:SECTOR]
+    tail = bytearray(b"T" * (2 * PAGE))
+    for offset in (0, PAGE):
+        tail[offset : offset + 1200] = b"before" * 200
+    wanted[MIB + SECTOR : MIB + 2 * PAGE] = tail[SECTOR:]
+    wanted[MIB + SECTOR : MIB + SECTOR + 6] = b"behind"
+    assert direct.writes
+    assert read(target, 0, len(RAW)) == bytes(wanted)
+
+
+def test_a_copy_may_end_behind_the_file_and_lengthens_it(files: tuple[Storage, Storage], direct: Direct) -> None:
+    source, target = files
+    target.truncate(MIB + 700)
+    target.copy_from(source, 0, MIB, 2 * MIB + SECTOR)
+    assert target.size() == 3 * MIB + SECTOR
+    assert read(target, 0, 9 * MIB) == b"T" * MIB + RAW[: 2 * MIB + SECTOR]
+    assert direct.writes
+
+
+def test_holes_of_the_source_are_zeros(files: tuple[Storage, Storage], tmp_path: Path) -> None:
+    _, target = files
+    place = make_place("local", str(tmp_path))
+    hollow = place.folder.create(place.path("hollow"))
+    hollow.truncate(3 * MIB)
+    hollow.write_at(MIB, RAW[:PAGE])
+    target.copy_from(hollow, 0, 0, 3 * MIB)
+    assert read(target, 0, 3 * MIB) == (bytes(MIB) + RAW[:PAGE]).ljust(3 * MIB, b"\0")
+    hollow.close()
+
+
+def test_a_source_that_ends_early_is_told_by_its_name(files: tuple[Storage, Storage], direct: Direct) -> None:
+    source, target = files
+    with pytest.raises(OSError, match="ended while") as caught:
+        target.copy_from(source, 4 * MIB, 0, 2 * MIB)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, source.path)
+    assert all(sum(write) <= MIB for write in direct.writes)
+
+
+def test_a_file_is_copied_within_itself_by_other_ways(files: tuple[Storage, Storage], direct: Direct) -> None:
+    _, target = files
+    target.write_at(0, RAW[: MIB - SECTOR])
+    direct.writes.clear()
+    target.copy_from(target, 0, 2 * MIB, MIB - SECTOR)
+    assert direct.writes == []
+    assert read(target, 2 * MIB, MIB - SECTOR) == RAW[: MIB - SECTOR]
+
+
+def test_file_systems_on_which_it_was_not_measured_are_written_as_before(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_DIRECT_FILE_SYSTEMS", frozenset({"nfs4"}))
+    source, target = files
+    target.copy_from(source, 0, 0, MIB)
+    assert direct.writes == []
+    assert read(target, 0, MIB) == RAW[:MIB]
+
+
+def test_the_kind_of_a_file_system_is_told_by_its_device_and_of_none_nothing() -> None:
+    assert copying._file_system(os.stat("/proc").st_dev) == "proc"  # noqa: SLF001
+    assert copying._file_system(os.makedev(4095, 77)) == ""  # noqa: SLF001
+
+
+def test_a_mount_point_of_any_bytes_hinders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = os.makedev(8, 1)
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(b"30 1 8:2 / /mnt/\xff\xfe rw - tmpfs none rw\n31 1 8:1 / /mnt/\xe9 rw - ext4 /dev/x rw\n")
+    monkeypatch.setattr(copying, "_MOUNTS", str(mounts))
+    assert copying._file_system(device) == "ext4"  # noqa: SLF001
+    assert copying._file_system(os.makedev(8, 3)) == ""  # noqa: SLF001
+
+
+def test_a_closed_file_has_no_descriptor_left(tmp_path: Path, direct: Direct) -> None:
+    place = make_place("local", str(tmp_path))
+    source = place.folder.open(place.put("source", RAW))
+    before = set(os.listdir("/proc/self/fd"))
+    target = place.folder.create(place.path("target"))
+    target.copy_from(source, 0, 0, MIB)
+    assert direct.writes
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 2
+    target.close()
+    target.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    source.close()
+
+
+# Shared extents
+
+
+class Cloning:
+    """What FICLONERANGE was asked for, and a stand-in that does it by copying; `error` is raised instead."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+        self.error = 0
+        monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
+
+    def ioctl(self, target: int, request: int, argument: bytes) -> int:
+        assert request == copying._CLONE_RANGE  # noqa: SLF001
+        source, source_offset, length, offset = copying._CLONE_FIELDS.unpack(argument)  # noqa: SLF001
+        self.asked.append((source_offset, length, offset))
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+        assert os.pwrite(target, os.pread(source, length, source_offset), offset) == length
+        return 0
+
+
+@pytest.fixture
+def cloning(monkeypatch: pytest.MonkeyPatch) -> Cloning:
+    return Cloning(monkeypatch)
+
+
+def test_whole_pages_that_lie_alike_are_shared(files: tuple[Storage, Storage], cloning: Cloning) -> None:
+    source, target = files
+    target.copy_from(source, PAGE + SECTOR, SECTOR, MIB)
+    assert cloning.asked == [(2 * PAGE, MIB - PAGE, PAGE)]
+    assert read(target, 0, len(RAW)) == expected(PAGE + SECTOR, SECTOR, MIB)
+
+
+def test_what_lies_otherwise_is_not_asked_for(files: tuple[Storage, Storage], cloning: Cloning) -> None:
+    source, target = files
+    target.copy_from(source, SECTOR, 0, MIB)
+    assert cloning.asked == []
+    assert read(target, 0, len(RAW)) == expected(SECTOR, 0, MIB)
+
+
+@pytest.mark.parametrize(
+    ("code", "times"), [(errno.EOPNOTSUPP, 1), (errno.EXDEV, 1), (errno.ENOTTY, 1), (errno.EINVAL, 3)]
+)
+def test_a_file_system_without_shared_extents_is_asked_once(
+    files: tuple[Storage, Storage], cloning: Cloning, code: int, times: int
+) -> None:
+    source, target = files
+    cloning.error = code
+    for _ in range(3):
+        target.copy_from(source, 0, 0, MIB)
+    assert len(cloning.asked) == times
+    assert read(target, 0, MIB) == RAW[:MIB]
+
+
+def test_an_error_while_sharing_is_told(files: tuple[Storage, Storage], cloning: Cloning) -> None:
+    source, target = files
+    cloning.error = errno.ENOSPC
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+        target.copy_from(source, 0, 0, MIB)
+    assert caught.value.filename == target.path
