@@ -11,6 +11,7 @@ import pytest
 
 import vhdkit
 from tests.plainvhd import flat, parse
+from vhdkit.storage.file import LocalStorage
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -49,6 +50,29 @@ def merge_while(leaf: Path, into: Path, happens: Callable[[], object]) -> vhdkit
             left.pop()()
 
     return vhdkit.merge(vhdkit.plan_merge(str(leaf), into=str(into)), progress=progress)
+
+
+def test_the_space_of_a_removed_source_is_freed_while_its_directory_is_synced(
+    vms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    begin_close, sync = LocalStorage.begin_close, LocalFolder.sync
+
+    def closing(storage: LocalStorage) -> None:
+        assert not os.path.exists(storage.path)
+        told.append(("closing", os.path.basename(storage.path)))
+        begin_close(storage)
+
+    def syncing(folder: LocalFolder, directory: str) -> None:
+        told.append(("syncing", directory))
+        sync(folder, directory)
+
+    monkeypatch.setattr(LocalStorage, "begin_close", closing)
+    monkeypatch.setattr(LocalFolder, "sync", syncing)
+    vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
+    first = told.index(("closing", "leaf.avhd"))
+    synced = ("syncing", str(vms))
+    assert told[first : first + 4] == [("closing", "leaf.avhd"), synced, ("closing", "middle.avhd"), synced]
 
 
 def test_nobody_who_asks_can_write_to_a_layer_during_its_merge(vms: Path) -> None:

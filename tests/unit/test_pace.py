@@ -143,6 +143,29 @@ def test_a_merge_stops_within_a_second_on_a_slow_disk(cached: bool, rate: int | 
     assert list(contents(folder)) == [paths[1]]
 
 
+def test_what_was_copied_when_it_was_asked_to_stop_is_kept() -> None:
+    chain = large_chain(24)
+    folder, paths = in_memory(chain)
+    cancel = threading.Event()
+    done = [0]
+
+    def ask(state: Progress) -> None:
+        done[0] = state.bytes_done
+        if state.bytes_done >= 18 * MIB:
+            cancel.set()
+
+    with pytest.raises(vhdkit.MergeCancelled):
+        vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), progress=ask, cancel=cancel, folder=folder)
+    again = vhdkit.plan_merge(paths[0], folder=folder)
+    assert again.resume is vhdkit.Resume.CONTINUES
+    # All but the part that it was at; a part is 8 MiB.
+    assert done[0] - 8 * MIB <= again.bytes_done <= done[0]
+    assert again.bytes_done >= 8 * MIB
+    assert plain_view(folder, paths) == chain.view().tobytes()
+    vhdkit.merge(again, folder=folder)
+    assert plain_view(folder, paths[1:]) == chain.view().tobytes()
+
+
 @pytest.mark.parametrize("phase", list(Phase))
 def test_the_progress_function_may_stop_it_in_every_phase(phase: Phase) -> None:
     chain = chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 30, 2))

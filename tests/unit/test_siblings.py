@@ -16,9 +16,12 @@ import vhdkit
 from tests.plainbuild import ImageSpec, LocatorSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, SECTOR, flat, parse
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vhdkit.storage.seam import Storage
 
 SECTORS = 64
 BLOCK = 8 * SECTOR
@@ -404,3 +407,25 @@ def test_kept_sources_and_their_relinked_children_read_as_before(family: Family)
     assert result.removed == ()
     assert {path: view(path) for path in (c, b)} == views
     assert view(base) == views[b]
+
+
+class Vanishing(LocalFolder):
+    """A folder where one file goes between being listed and being opened, as the sources of another merge do."""
+
+    def __init__(self, victim: Path) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        if path == str(self.victim):
+            self.victim.unlink(missing_ok=True)
+        return super().open(path, writable=writable)
+
+
+def test_an_image_that_goes_while_siblings_are_looked_for_is_no_obstacle(family: Family) -> None:
+    source = family.child("c.avhd", family.base(), 2)
+    victim = family.base("zz.vhd", 3)
+    plan = vhdkit.plan_merge(str(source), folder=Vanishing(victim))
+    assert not victim.exists()
+    assert plan.obstacles == ()
+    assert plan.relatives.unknown == ()

@@ -119,6 +119,10 @@ def read_entries(
                 metadata = read_metadata(storage, patches=pending(folder, storage))
             finally:
                 storage.close()
+        except FileNotFoundError:
+            # It went since the folder was listed, as the sources of another merge do: it is no image that could be
+            # harmed, or harm.
+            continue
         except (VhdError, OSError) as error:
             if looks_like_one or _is_damaged_image(error):
                 unreadable[entry.path] = error

@@ -82,12 +82,14 @@ def merge(
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
     rate: int | None = None,
+    job: str | None = None,
     folder: Folder | None = None,
 ) -> MergeResult:
     """Do what the plan says; see the module for the order of writes.
 
     It stops between two writes when `cancel` is set (a `threading.Event`), or when `progress` raises `MergeCancelled`;
-    `rate` is the most bytes of payload a second. However it ends, the same plan made anew goes on.
+    `rate` is the most bytes of payload a second; `job` the id that a journal which begins gets. However it ends, the
+    same plan made anew goes on.
 
     Raises:
         MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
@@ -114,7 +116,7 @@ def merge(
         removed: tuple[str, ...] = ()
     else:
         with MergeFiles(plan, place, _dropped(plan, place)) as files:
-            relinked, removed = _Merge(plan, place, files, pace).run()
+            relinked, removed = _Merge(plan, place, files, pace, job).run()
             size = files.destination.storage.size()
     journal = plan.journal
     undo = plan.undo.path if plan.undo is not None else ""
@@ -155,7 +157,8 @@ def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
 class _Merge:
     """One run of a merge over files that are open and locked."""
 
-    def __init__(self, plan: MergePlan, folder: Folder, files: MergeFiles, pace: Pace) -> None:
+    def __init__(self, plan: MergePlan, folder: Folder, files: MergeFiles, pace: Pace, job: str | None) -> None:
+        self.job = job
         self.plan = plan
         self.folder = folder
         self.files = files
@@ -214,7 +217,7 @@ class _Merge:
         files = [asdict(file_state(layer, journal)) for layer in self.layers]
         fields: dict[str, object] = {
             "version": 1,
-            "job": str(uuid.uuid4()) if journal.begin is None else journal.begin.job,
+            "job": (self.job or str(uuid.uuid4())) if journal.begin is None else journal.begin.job,
             "started": time.time(),
             "pid": pid,
             "host": host,
@@ -292,6 +295,13 @@ class _Merge:
                 if saver is not None:
                     saver.save(writes, wipes, stop)
                 mover.move(writes, wipes, stop)
+        except MergeCancelled as error:
+            try:
+                mover.keep()
+            except OSError as failure:
+                # It reads as before all the same, and goes on at the last mark.
+                error.add_note(f"What was copied last could not be made durable, and is copied again: {failure}")
+            raise
         finally:
             if saver is not None:
                 saver.close()
@@ -371,6 +381,7 @@ class _Merge:
 
     def _change_names(self, writer: JournalWriter) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Steps 8 and 9."""
+        self.pace.say(Phase.FINISHING)
         journal = writer.journal
         relinks: tuple[RelinkState, ...] = journal.relinks or ()
         relinked = []

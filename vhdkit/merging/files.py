@@ -189,6 +189,8 @@ def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
         # Windows removes no file that is open.
         layer.close()
         folder.remove(path)
+    # The system frees its space while the directory is synced.
+    layer.begin_close()
     folder.sync(paths.dirname(path))
 
 

@@ -44,6 +44,8 @@ _CHECKPOINT_PIECES = 250_000
 _FEW_BYTES, _MANY_BYTES = 2 << 20, 1 << 30
 _PART_BYTES = 8 << 20
 _SYNC_SECONDS = 0.25
+# A merge that is asked to stop does so within a second; so long it may take to keep what was not durable yet.
+_KEEP_SECONDS = 0.5
 _BATCH_BITS = 2 << 20
 _END = 1 << 62
 
@@ -59,6 +61,7 @@ class _UnderWay(NamedTuple):
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
     reached: tuple[int, int]
+    size: int
 
 
 class Mover:
@@ -93,6 +96,7 @@ class Mover:
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
         self._checkpoint_bytes = 2 * _FEW_BYTES
+        self._synced_bytes, self._synced_seconds = 0, 0.0
         self._place = Placement(-1, 0)
         self._rank = 0
         self._staging = np.empty(_STAGING, np.uint8)
@@ -166,6 +170,20 @@ class Mover:
         self._end_checkpoint()
         self._linked = self._reached
 
+    def keep(self) -> None:
+        """Make durable what was moved so far, with what refers to it, and tell of it: nothing more is moved.
+
+        On a disk on which that would take too long, as the last sync shows, nothing is done: whoever asked to stop is
+        not to wait, and what is not durable is copied again.
+        """
+        waiting = self._pending_bytes + (self._under_way.size if self._under_way is not None else 0)
+        if not self._synced_bytes or waiting * self._synced_seconds > _KEEP_SECONDS * self._synced_bytes:
+            return
+        self.check = lambda: None
+        self.checkpoint()
+        self.destination.sync()
+        self.durable(*self._linked)
+
     def _begin_checkpoint(self) -> None:
         """Begin to make the payload durable, and with it what refers to the checkpoint before."""
         self._end_checkpoint()
@@ -174,19 +192,21 @@ class Mover:
         # Whoever asked meanwhile to stop waits for one sync, not for the next as well.
         self.check()
         block, start, stop = self._gathered()
+        size = self._pending_bytes
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         touched, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(touched)
         self._begin(at, is_new, row, start, stop)
         syncing = self.destination.begin_sync()
-        self._under_way = _UnderWay(syncing, touched, at, is_new, row, start, stop, self._reached)
+        self._under_way = _UnderWay(syncing, touched, at, is_new, row, start, stop, self._reached, size)
 
     def _end_checkpoint(self) -> None:
         """Wait until the payload that is under way is durable, and write what refers to it."""
         if self._under_way is None:
             return
-        (syncing, touched, at, is_new, row, start, stop, reached), self._under_way = self._under_way, None
-        self._adapt(syncing.wait())
+        (syncing, touched, at, is_new, row, start, stop, reached, size), self._under_way = self._under_way, None
+        self._synced_bytes, self._synced_seconds = size, syncing.wait()
+        self._adapt(self._synced_seconds)
         if any(self._linked):
             self.durable(*self._linked)
         old = ~is_new[row]

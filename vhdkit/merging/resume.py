@@ -229,7 +229,11 @@ def _check_complete(journal: Journal, destination: Image, folder: Folder, search
     begin = journal.begin
     if begin is None or destination.unique_id.hex() != begin.destination.unique_id:
         raise JournalError("the file beside it is not the destination that it speaks of", path=journal.path)
-    if journal.destination_after is None or not is_as_left(journal.destination_after, destination):
+    # The topmost source goes when everything else is done: from then on the destination alone is the disk, and whoever
+    # it belongs to writes to it.
+    is_its_disk = not folder.exists(journal.resolve(begin.sources[0].path))
+    is_unwritten = journal.destination_after is not None and is_as_left(journal.destination_after, destination)
+    if not is_unwritten and not is_its_disk:
         message = "it was written after it was merged into. If its disk is what it should be, remove what is left"
         raise JournalError(f"{message} of the sources, and {journal.path}", path=destination.path)
     check_relinks(journal, destination, folder, search)

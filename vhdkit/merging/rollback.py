@@ -280,6 +280,9 @@ class _Rollback:
             for child, patches in self.relinked:
                 apply_patches(self.folder, child, tuple(patch.reversed for patch in patches))
             self._restore(pace)
+            # How much there was to put back is only known now.
+            pace.done = pace.total
+            pace.say(Phase.FINISHING)
             self._shrink()
             mtime = self.destination.storage.mtime
             for child, relink in self.siblings:
