@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.pace import Phase, Progress
     from vhdkit.merging.plan import MergePlan, Resume
     from vhdkit.merging.planning import plan_merge
+    from vhdkit.merging.rebase import Rebase, plan_rebase, rebase
     from vhdkit.merging.rollback import drop_undo, rollback
 
 _HOMES = {
@@ -93,6 +94,7 @@ _HOMES = {
     "vhdkit.merging.engine": ("MergeResult", "merge"),
     "vhdkit.merging.pace": ("Phase", "Progress"),
     "vhdkit.merging.plan": ("MergePlan", "Resume"),
+    "vhdkit.merging.rebase": ("Rebase", "plan_rebase", "rebase"),
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
     "vhdkit.merging.planning": ("plan_merge",),
 }
@@ -125,6 +127,7 @@ __all__ = [
     "Phase",
     "Progress",
     "ReadOnlyImageError",
+    "Rebase",
     "Resume",
     "Scan",
     "ScannedImage",
@@ -141,6 +144,8 @@ __all__ = [
     "open_chain",
     "open_image",
     "plan_merge",
+    "plan_rebase",
+    "rebase",
     "rollback",
     "scan",
 ]

@@ -19,6 +19,7 @@ from vhdkit.cli.checking import check
 from vhdkit.cli.inspecting import chain, info, map_, scan
 from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
+from vhdkit.cli.rebasing import rebase
 from vhdkit.cli.undoing import rollback, undo
 from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError, printable
 
@@ -60,7 +61,7 @@ def program() -> None:
     """
 
 
-for _verb in (info, chain, scan, map_, check, merge, rollback, undo, create, convert, compare):
+for _verb in (info, chain, scan, map_, check, merge, rebase, rollback, undo, create, convert, compare):
     program.add_command(_verb)
 
 
@@ -76,9 +77,7 @@ def run(arguments: list[str]) -> int:
         click.echo(f"{usage}vhdkit: {printable(error.format_message())}", err=True)
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt, MergeCancelled) as error:
-        # click makes an Abort of a KeyboardInterrupt, which has the notes.
-        notes = getattr(error.__cause__ or error, "__notes__", [])
-        click.echo("\n".join(["vhdkit: interrupted", *notes]), err=True)
+        click.echo("\n".join(["vhdkit: interrupted", *_notes_of(error)]), err=True)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
@@ -87,6 +86,20 @@ def run(arguments: list[str]) -> int:
     except (VhdError, OSError, ValueError) as error:
         click.echo(explain(error), err=True)
         return IN_USE if isinstance(error, ImageInUseError) else FAILED
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    """Return what was noted on an error, or on what it came from.
+
+    click makes an Abort of a KeyboardInterrupt, and a second Ctrl-C may come while the first is being dealt with.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        notes: list[str] = getattr(at, "__notes__", [])
+        if notes:
+            return notes
+        at = at.__cause__ or at.__context__
+    return []
 
 
 def explain(error: VhdError | OSError | ValueError) -> str:

@@ -128,8 +128,8 @@ def _lines(*, as_json: bool) -> Callable[[str, int, int], None]:
         percent = 100 if not total else done * 100 // total
         record = {"phase": phase, "percent": percent, "bytes-done": done, "bytes-total": total}
         plain = f"{phase}: {percent} %, {done} of {total} bytes"
-        # Whoever read the progress may have gone; the work goes on.
-        with suppress(BrokenPipeError):
+        # Whoever read the progress may have gone, or has it written to a disk that is full; the work goes on.
+        with suppress(OSError):
             click.echo(json.dumps(record) if as_json else plain, err=True)
 
     return advance

@@ -10,6 +10,7 @@ import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
 from vhdkit.cli.output import path_text, print_json, progress_shown, table
 from vhdkit.cli.stopping import stopping
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,9 @@ def rollback(
     What FILE keeps is put back into the destination, children are relinked as they were, and FILE is removed: every
     layer reads as before the merge. It is refused if the destination was written since.
     """
+    from vhdkit.job.control import job_of_undo, note_undone
+
+    job = job_of_undo(undo_image)
     with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
 
         def report(state: Progress) -> None:
@@ -50,12 +54,14 @@ def rollback(
         changed = vhdkit.rollback(
             undo_image, search=search, parent_map=dict(parent_map), progress=report, cancel=cancel
         )
+    note_undone(job, rolled_back=True)
     if as_json:
         print_json({"changed": list(changed)})
         return
     click.echo("rolled back: every layer reads as before the merge")
     if changed:
-        table(("changed", path_text(path)) for path in changed)
+        gone = paths.abspath(undo_image)
+        table(("removed" if path == gone else "changed", path_text(path)) for path in changed)
 
 
 @click.group()
@@ -77,7 +83,11 @@ def drop(
     as_json: bool,
 ) -> None:
     """Make the merge that has FILE as its undo image final: REMOVE the sources that were kept for it, and FILE."""
+    from vhdkit.job.control import job_of_undo, note_undone
+
+    job = job_of_undo(undo_image)
     result = vhdkit.drop_undo(undo_image, keep_file=keep_file, search=search, parent_map=dict(parent_map))
+    note_undone(job, rolled_back=False)
     if as_json:
         print_json({"removed": list(result.removed), "destination": result.destination})
         return

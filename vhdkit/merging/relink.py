@@ -46,14 +46,24 @@ def check_relink(folder: Folder, relink: Relink) -> None:
         ReadOnlyImageError: the child may not be written.
 
     """
-    if not folder.may_write(relink.child):
-        raise ReadOnlyImageError("it has to be relinked, and the file is read-only", path=relink.child)
-    directory = paths.dirname(relink.child)
-    if not folder.may_write(directory):
-        message = f"it has to be relinked, for which {directory} must be writable for a moment; allow that, or use --to"
-        raise ReadOnlyImageError(message, path=relink.child)
+    check_may_relink(folder, relink.child)
     with open_image(relink.child, folder=folder) as child:
         _rewritten(child, relink, stamp=0)
+
+
+def check_may_relink(folder: Folder, path: str) -> None:
+    """Refuse a child whose header may not be rewritten.
+
+    Raises:
+        ReadOnlyImageError: its file, or the folder that the step lies in meanwhile, is read-only.
+
+    """
+    if not folder.may_write(path):
+        raise ReadOnlyImageError("it has to be relinked, and the file is read-only", path=path)
+    directory = paths.dirname(path)
+    if not folder.may_write(directory):
+        message = f"it has to be relinked, for which {directory} must be writable for a moment; allow that"
+        raise ReadOnlyImageError(message, path=path)
 
 
 def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tuple[Patch, ...]:
@@ -136,7 +146,7 @@ def _new_locator(child: Image, locator: ParentLocator, reference: ParentReferenc
     if content is not None and locator.platform_code == PlatformCode.WINDOWS_RELATIVE:
         raise MergeError(
             f"it has to be relinked to {reference.name}, and the path takes {len(content)} bytes where its locator"
-            f" has room for {room}; move the files closer together or use --to",
+            f" has room for {room}; move the files closer together, or merge with --to",
             path=child.path,
         )
     return ParentLocator(), b""

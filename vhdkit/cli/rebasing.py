@@ -1,0 +1,103 @@
+"""The verb that mends a link to a parent: rebase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import vhdkit
+from vhdkit.cli.options import FOLDER, FolderMap, json_option
+from vhdkit.cli.output import path_text, print_json, size_text, table
+from vhdkit.errors import printable
+
+if TYPE_CHECKING:
+    from vhdkit.merging.rebase import Rebase
+
+
+@click.command()
+@click.argument("child")
+@click.option("-b", "--backing", "parent", metavar="PARENT", required=True, help="What CHILD is to read through.")
+@click.option("--ignore-id-mismatch", is_flag=True, help="Take PARENT though its id, or what it shows, is another.")
+@click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for the old parent in DIR too.")
+@click.option("--parent-map", multiple=True, type=FolderMap(), help="Take paths in images below FOLDER as below LOCAL.")
+@click.option("--dry-run", is_flag=True, help="Compare, and say what would be done; write nothing.")
+@json_option
+def rebase(
+    child: str,
+    *,
+    parent: str,
+    ignore_id_mismatch: bool,
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Tell CHILD that its parent is PARENT: moved, renamed, or given another id.
+
+    Ids, sizes and time stamps are compared, and what both parents show, if the old one can still be found. Only
+    CHILD's header changes; no data is copied.
+    """
+    wishes: dict[str, Any] = {
+        "ignore_id_mismatch": ignore_id_mismatch,
+        "search": search,
+        "parent_map": dict(parent_map),
+    }
+    if dry_run:
+        from vhdkit.merging.rebase import plan_rebase
+
+        result = plan_rebase(child, parent, **wishes)
+    else:
+        result = vhdkit.rebase(child, parent, **wishes)
+    _print(result, dry_run=dry_run, as_json=as_json)
+
+
+def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
+    same_id = result.expected_id == result.found_id
+    if as_json:
+        print_json(
+            {
+                "child": result.child,
+                "parent": result.parent,
+                "parent-before": result.before or None,
+                "expected-id": result.expected_id.hex(),
+                "found-id": result.found_id.hex(),
+                "same-id": same_id,
+                "child-size": result.child_size,
+                "parent-size": result.parent_size,
+                "child-block-size": result.child_block_size,
+                "parent-block-size": result.parent_block_size or None,
+                "parent-remembered": time_text(result.remembered_stamp) if result.remembered_stamp else None,
+                "parent-made": None if result.made_stamp is None else time_text(result.made_stamp),
+                "parent-changed": time_text(result.changed_stamp),
+                "fits": result.fits,
+                "first-difference": result.difference,
+                "warnings": list(result.remarks),
+                "changed": not dry_run and not result.changes_nothing,
+            }
+        )
+        return
+    ids = "the same" if same_id else f"{result.found_id.hex()}, expected {result.expected_id.hex()}"
+    rows: list[tuple[str, object]] = [("child", path_text(result.child)), ("parent", path_text(result.parent))]
+    rows += [("before", path_text(result.before) if result.before else "not found")]
+    rows += [("id", ids), ("child size", size_text(result.child_size)), ("parent size", size_text(result.parent_size))]
+    blocks = size_text(result.parent_block_size) if result.parent_block_size else "none"
+    rows += [("block sizes", f"child {size_text(result.child_block_size)}, parent {blocks}")]
+    rows += [("remembered", time_text(result.remembered_stamp) if result.remembered_stamp else "no time")]
+    rows += [("parent made", "unknown" if result.made_stamp is None else time_text(result.made_stamp))]
+    rows += [("changed", time_text(result.changed_stamp))]
+    rows += [("fits", result.fits if result.before else "unknown: there is no old parent to compare it with")]
+    table(rows)
+    for remark in result.remarks:
+        click.echo(f"warning: {path_text(result.child)}: {printable(remark)}", err=True)
+    if result.changes_nothing:
+        click.echo("nothing is to be changed: it says so already")
+    elif dry_run:
+        click.echo("nothing was written: this was a dry run")
+
+
+def time_text(stamp: int) -> str:
+    """Return a time stamp of the format, in UTC."""
+    from vhdkit.format.timestamp import to_datetime
+
+    return to_datetime(stamp).isoformat()

@@ -1,0 +1,362 @@
+"""Telling a child where its parent is now: one that was moved, renamed, or given another id.
+
+Only the child's header and its locators' data change, in one step that a power cut cannot halve. What can be compared
+is compared first and told: ids, sizes, time stamps, and whether the new parent shows what the old one did, as far as
+that one can still be found.
+
+**Order**: that of `image.step`; at every instant the child reads through the old parent or through the new one.
+
+**Source**: reference 2.6, 2.8, 2.9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.compare import compare
+from vhdkit.chain.link import compare_metadata
+from vhdkit.chain.locate import Where, find_parent, is_below
+from vhdkit.errors import (
+    ChainError,
+    ChainLoopError,
+    CorruptImageError,
+    Corruption,
+    ImageInUseError,
+    JournalError,
+    MergeError,
+    ParentMismatchError,
+    ReadOnlyImageError,
+    VhdError,
+)
+from vhdkit.format import timestamp, unique_id
+from vhdkit.image.image import Image, Layer, RawImage, open_image
+from vhdkit.image.journal import read_journal
+from vhdkit.image.metadata import Metadata, read_metadata
+from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.image.step import finish, pending
+from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.errors import Finding
+    from vhdkit.image.step import Patch
+    from vhdkit.storage.seam import Folder
+
+_SIZE_MISMATCH = 0xC03A0017
+
+
+class Fit(StrEnum):
+    """Whether the new parent shows what the child was made above."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebase:
+    """What a rebase compares, and what it changes.
+
+    Ids are 16 bytes, sizes in bytes, block sizes too (0 where there are no blocks), time stamps seconds since 2000:
+    of the parent as the child remembers it (0 if it does not), as its footer says it was made (None of a raw file), and
+    as its file was changed. `before` is the file that the child reads through as it is, "" if none is found. `fits` is
+    told by reading the whole of both parents; `difference` is the first byte in which they differ.
+    """
+
+    child: str
+    parent: str
+    before: str
+    expected_id: bytes
+    found_id: bytes
+    child_size: int
+    parent_size: int
+    child_block_size: int
+    parent_block_size: int
+    remembered_stamp: int
+    made_stamp: int | None
+    changed_stamp: int
+    fits: Fit
+    difference: int | None
+    remarks: tuple[str, ...]
+    patches: tuple[Patch, ...]
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the child says all of that already."""
+        return all(patch.before == patch.after for patch in self.patches)
+
+
+def plan_rebase(
+    child: str,
+    parent: str,
+    *,
+    ignore_id_mismatch: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    folder: Folder | None = None,
+) -> Rebase:
+    """Compare a child with the file that shall be its parent, and return what would be written; nothing is.
+
+    The old parent is looked for as `open_chain` does, also in `search`, to be compared with the new one. A header that
+    was being changed when that was cut off is read as if it were done; what reads through it is not compared then.
+
+    Raises:
+        ParentMismatchError: the id is not the one that the child looks for, and that is not to be ignored.
+        ChainLoopError: the parent is the child, or reads through it.
+        ChainError: the child is no differencing image, or what the new parent shows differs from the old one.
+        MergeError: the child's disk is smaller than the parent's, or the new path does not fit into its locator.
+        JournalError: a merge of one of them is not finished.
+        ReadOnlyImageError: one of them belongs to a saved machine state, or the child may not be written.
+        ImageInUseError: somebody writes to one of them.
+        CorruptImageError, UnsupportedImageError, OSError: one of them cannot be read.
+
+    """
+    place = folder or LocalFolder()
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
+    with open_image(child, exclusive=False, folder=place) as image, _new_parent(parent, image, place) as below:
+        return _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
+
+
+def rebase(
+    child: str,
+    parent: str,
+    *,
+    ignore_id_mismatch: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    folder: Folder | None = None,
+) -> Rebase:
+    """Let a child read through another file from now on; no data is touched. See `plan_rebase`, and the module.
+
+    Both are held from the first look to the last write; the child for nobody else only if something is to be written.
+
+    Raises:
+        ImageInUseError: somebody reads the child.
+        VhdError, OSError: as `plan_rebase`. Nothing was changed.
+
+    """
+    place = folder or LocalFolder()
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, lock=True)
+    own = place.real(child)
+    for path in (own, place.real(parent)):
+        finish(place, path)
+    # One that may not be written is still compared: perhaps nothing is to be written.
+    writable = place.exists(own) and place.may_write(own)
+    with (
+        open_image(own, writable=writable, exclusive=False, folder=place) as image,
+        _new_parent(parent, image, place) as below,
+    ):
+        plan = _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
+        if not plan.changes_nothing:
+            image.storage.lock(exclusive=True)
+            # Until then others were let in.
+            _check_free(image, below, place)
+            if pending(place, image.storage):
+                raise ImageInUseError("a change of its header was cut off, and is to be finished first", path=own)
+            apply_patches(place, image, plan.patches)
+    return plan
+
+
+def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
+    """Open what shall be the parent, held against whoever would write to it."""
+    try:
+        return open_image(path, exclusive=False, folder=folder)
+    except CorruptImageError as error:
+        if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
+            raise
+        if child.header is None or child.header.parent_unique_id != unique_id.NULL:
+            error.add_note("A raw file has no id, and the parent of this child has one.")
+            raise
+    storage = folder.open(folder.real(path))
+    try:
+        storage.lock(exclusive=False)
+        return RawImage(storage)
+    except BaseException:
+        storage.close()
+        raise
+
+
+def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: bool) -> Rebase:
+    header = child.header
+    if header is None or not child.is_differencing:
+        raise ChainError("it is no differencing image: it has no parent", path=child.path)
+    found = parent.unique_id if isinstance(parent, Image) else unique_id.NULL
+    old, new = _lineage(child, where), _lineage(parent, where)
+    if child.storage.identity in new.identities:
+        message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
+        raise ChainLoopError(message, path=child.path)
+    _check_free(child, parent, where.folder)
+    for path in (*old.paths[1:], *new.paths[1:]):
+        _check_merged(child, path, where.folder)
+    if child.size < parent.size:
+        message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
+        raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
+    old_path = old.paths[1] if len(old.paths) > 1 else ""
+    if found != header.parent_unique_id and not ignore_id_mismatch:
+        raise _mismatch(child, parent, found, old_path)
+    remarks = [finding.message for finding in _findings(child, parent)]
+    if new.is_cut_off:
+        remarks.append(f"what {parent.path} itself reads through is not found")
+    fits, difference = _compared(old, new, where)
+    if fits is Fit.NO:
+        message = f"{old_path}, through which it reads, and {parent.path} show other data, first at byte {difference}"
+        if not ignore_id_mismatch:
+            raise ChainError(f"{message}; --ignore-id-mismatch takes the other all the same", path=child.path)
+        remarks.append(message)
+    relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
+    patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
+    remarks += _found_by(child, parent, patches, where.folder)
+    result = Rebase(
+        child=child.path,
+        parent=parent.path,
+        before=old_path,
+        expected_id=header.parent_unique_id,
+        found_id=found,
+        child_size=child.size,
+        parent_size=parent.size,
+        child_block_size=header.block_size,
+        parent_block_size=parent.block_size if isinstance(parent, Image) else 0,
+        remembered_stamp=header.parent_timestamp,
+        made_stamp=parent.footer.timestamp if isinstance(parent, Image) else None,
+        changed_stamp=timestamp.from_unix(parent.storage.mtime),
+        fits=fits,
+        difference=difference,
+        remarks=tuple(remarks),
+        patches=patches,
+    )
+    if not result.changes_nothing:
+        check_may_relink(where.folder, child.path)
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lineage:
+    """An image and what it reads through, as far as that is found: paths, and which files they are."""
+
+    paths: tuple[str, ...]
+    identities: tuple[tuple[int, int], ...]
+    is_cut_off: bool
+
+
+def _lineage(first: Layer, where: Where) -> _Lineage:
+    found, identities = [first.path], [first.storage.identity]
+    layer, is_cut_off = first, False
+    quiet = replace(where, lock=False)
+    while isinstance(layer, Image) and layer.is_differencing:
+        try:
+            below = find_parent(layer, quiet, set(identities)).layer
+        except (VhdError, OSError):
+            # It is mended next, perhaps; a loop in what others have made is for whoever reads it to refuse.
+            is_cut_off = True
+            break
+        finally:
+            if layer is not first:
+                layer.close()
+        layer = below
+        found.append(layer.path)
+        identities.append(layer.storage.identity)
+    if layer is not first:
+        layer.close()
+    return _Lineage(paths=tuple(found), identities=tuple(identities), is_cut_off=is_cut_off)
+
+
+def _check_free(child: Image, parent: Layer, folder: Folder) -> None:
+    for image in (child, parent):
+        if isinstance(image, Image) and image.footer.saved_state:
+            raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=image.path)
+        _check_merged(child, image.path, folder)
+
+
+def _check_merged(child: Image, path: str, folder: Folder) -> None:
+    """Refuse while a merge is not finished: it counts on the child's header, and ends the views of what lies between.
+
+    Raises:
+        JournalError: one into the file at that path is not.
+
+    """
+    journal = read_journal(folder, path)
+    if journal is not None and journal.begin is not None:
+        raise JournalError(f"its parent cannot change now: {journal.say()}", path=child.path)
+
+
+def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> ParentMismatchError:
+    header = child.header
+    expected = header.parent_unique_id if header is not None else unique_id.NULL
+    creator = child.footer.creator_application
+    shown = (unique_id.display(value, creator) for value in (found, expected))
+    message = "{} has the id {}, and the child looks for {}".format(parent.path, *shown)
+    message += f", which {old_path} has" if old_path else ""
+    return ParentMismatchError(
+        f"{message}; --ignore-id-mismatch takes it all the same, if it is known to be the parent",
+        path=child.path,
+        expected=expected,
+        found=found,
+    )
+
+
+def _findings(child: Image, parent: Layer) -> list[Finding]:
+    metadata = parent.metadata if isinstance(parent, Image) else None
+    mtime = parent.storage.mtime
+    return list(compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime))
+
+
+def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | None]:
+    """Read both parents, if the old one is there and is another file."""
+    if len(old.paths) == 1:
+        return Fit.UNKNOWN, None
+    if old.identities[1] == new.identities[0]:
+        return Fit.YES, None
+    if not where.lock and any(where.folder.exists(path + STEP_SUFFIX) for path in (*old.paths[1:], *new.paths)):
+        # Whoever opens one for reading would finish its step, and a plan writes nothing.
+        return Fit.UNKNOWN, None
+    try:
+        result = compare(
+            old.paths[1],
+            new.paths[0],
+            search=where.search,
+            parent_map=where.parent_map,
+            folder=where.folder,
+        )
+    except (VhdError, OSError):
+        return Fit.UNKNOWN, None
+    return (Fit.YES if result.equal else Fit.NO), result.first_difference
+
+
+@dataclass(frozen=True, slots=True)
+class _Rebased:
+    """The child as it will be, for those who look for its parent."""
+
+    path: str
+    metadata: Metadata
+
+
+def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Folder) -> list[str]:
+    """Return what readers have to be told to find the parent again, by looking for it as they will."""
+    if not isinstance(parent, Image):
+        return [f"a raw parent is read only where it is named: --parent {parent.path} names it"]
+    rebased = _Rebased(child.path, read_metadata(child.storage, patches=patches))
+
+    def found(*search: str) -> tuple[tuple[int, int], str] | None:
+        try:
+            with find_parent(rebased, Where(folder=folder, search=search), {child.storage.identity}).layer as layer:
+                return layer.storage.identity, layer.path
+        except (VhdError, OSError):
+            return None
+
+    unasked = found()
+    if unasked is not None and unasked[0] == parent.storage.identity:
+        return []
+    there = paths.dirname(parent.path)
+    searched = found(there)
+    is_searched = searched is not None and searched[0] == parent.storage.identity
+    how = f"--search {there} finds it" if is_searched else f"--parent {parent.path} names it"
+    if unasked is not None:
+        return [f"whoever reads it unasked takes {unasked[1]}, which has the same id, for its parent; {how}"]
+    if not is_below(there, [paths.dirname(child.path)]):
+        return [f"its parent lies outside of its own folder, where parents are looked for unasked; {how}"]
+    return [f"no path in it leads to its parent; {how}"]
