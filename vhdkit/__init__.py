@@ -12,7 +12,7 @@ since its parent was frozen. A chain is such a leaf with everything below it; a 
 How it is built, from the bottom up: `format` turns bytes into frozen records and bitmaps into runs; `storage` is the
 one seam to the machine; `image` resolves ranges of one file, writes sectors and creates files; `chain` finds and
 verifies parents and reads through layers; `merging` plans with plain values and then does, in an order that leaves the
-leaf readable at every instant; `cli` prints. Imports point down only.
+leaf readable at every instant; `job` runs that in the background and answers for it; `cli` prints. Imports point down only.
 
 The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
 """
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Corruption,
         Finding,
         ImageInUseError,
+        JobError,
         JournalError,
         Level,
         MergeCancelled,
@@ -53,6 +54,20 @@ if TYPE_CHECKING:
     from vhdkit.image.create import create_image
     from vhdkit.image.extent import Extent, Extents, Kind
     from vhdkit.image.image import Image, open_image
+    from vhdkit.job.control import (
+        cancel_job,
+        find_job,
+        jobs,
+        pause_job,
+        remove_job,
+        resume_job,
+        rollback_job,
+        wait_for_job,
+    )
+    from vhdkit.job.handle import MergeJob
+    from vhdkit.job.record import Job, JobState
+    from vhdkit.job.registry import RegistryError
+    from vhdkit.job.run import start_merge
     from vhdkit.merging.engine import MergeResult, merge
     from vhdkit.merging.pace import Phase, Progress
     from vhdkit.merging.plan import MergePlan, Resume
@@ -74,6 +89,7 @@ _HOMES = {
         "Corruption",
         "Finding",
         "ImageInUseError",
+        "JobError",
         "JournalError",
         "Level",
         "MergeCancelled",
@@ -91,6 +107,20 @@ _HOMES = {
     "vhdkit.image.create": ("create_image",),
     "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
     "vhdkit.image.image": ("Image", "open_image"),
+    "vhdkit.job.control": (
+        "cancel_job",
+        "find_job",
+        "jobs",
+        "pause_job",
+        "remove_job",
+        "resume_job",
+        "rollback_job",
+        "wait_for_job",
+    ),
+    "vhdkit.job.handle": ("MergeJob",),
+    "vhdkit.job.record": ("Job", "JobState"),
+    "vhdkit.job.registry": ("RegistryError",),
+    "vhdkit.job.run": ("start_merge",),
     "vhdkit.merging.engine": ("MergeResult", "merge"),
     "vhdkit.merging.pace": ("Phase", "Progress"),
     "vhdkit.merging.plan": ("MergePlan", "Resume"),
@@ -113,11 +143,15 @@ __all__ = [
     "Finding",
     "Image",
     "ImageInUseError",
+    "Job",
+    "JobError",
+    "JobState",
     "JournalError",
     "Kind",
     "Level",
     "MergeCancelled",
     "MergeError",
+    "MergeJob",
     "MergePlan",
     "MergeResult",
     "NotEnoughSpaceError",
@@ -128,6 +162,7 @@ __all__ = [
     "Progress",
     "ReadOnlyImageError",
     "Rebase",
+    "RegistryError",
     "Resume",
     "Scan",
     "ScannedImage",
@@ -135,19 +170,28 @@ __all__ = [
     "UnsupportedImageError",
     "VerificationError",
     "VhdError",
+    "cancel_job",
     "check",
     "compare",
     "convert",
     "create_image",
     "drop_undo",
+    "find_job",
+    "jobs",
     "merge",
     "open_chain",
     "open_image",
+    "pause_job",
     "plan_merge",
     "plan_rebase",
     "rebase",
+    "remove_job",
+    "resume_job",
     "rollback",
+    "rollback_job",
     "scan",
+    "start_merge",
+    "wait_for_job",
 ]
 
 

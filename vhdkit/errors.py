@@ -13,6 +13,7 @@
     +- MergeError
        +- SiblingsError             .siblings
        +- NotEnoughSpaceError       .needed  .available
+       +- JobError                  there is no such job, or it is past what is asked of it
        +- JournalError              an unfinished merge stands in the way, or its journal does not fit
        +- MergeCancelled            stopped as asked; the same command continues
        +- VerificationError         the destination does not read as the leaf did; no source was removed
@@ -327,6 +328,10 @@ class NotEnoughSpaceError(MergeError):
 
 class JournalError(MergeError):
     """An unfinished merge is in the way, or a journal does not fit the files that it speaks of."""
+
+
+class JobError(MergeError):
+    """There is no such job, or it is in no state for what is asked of it."""
 
 
 class MergeCancelled(MergeError):  # noqa: N818 - a state that was asked for, named as the field names it

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import vhdkit
 from tests.cli.running import BASE, CHAIN, FIXTURES, LEAF, MANIFEST, MIDDLE, snapshot, view_of
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
+from vhdkit.errors import MergeCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -360,3 +362,23 @@ def test_a_disk_too_full_to_create_an_image_leaves_nothing_behind(
     assert "No space left on device" in message
     assert "new.vhd" in message
     assert ".partial" not in message
+
+
+def test_a_second_interruption_hides_nothing_of_what_the_first_has_to_say(
+    cli: Cli, vms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        try:
+            stopped = MergeCancelled("stopped", path="a.vhd")
+            stopped.add_note("The same command goes on with it.")
+            raise stopped
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("vhdkit.job.run.merge", interrupted)
+    monkeypatch.setattr("vhdkit.job.worker.merge", interrupted)
+    outcome = cli("merge", str(vms / LEAF))
+    assert outcome.code == 130
+    assert "The same command goes on with it." in outcome.err
+    (job,) = vhdkit.jobs(disk=str(vms / LEAF))
+    assert job.state is vhdkit.JobState.TERMINATED

@@ -151,8 +151,9 @@ def test_what_somebody_reads_is_in_use(cli: Cli, vms: Path, words: list[str]) ->
 
 
 def under_way(vms: Path, *words: str) -> subprocess.Popen[bytes]:
-    """Start a merge that takes minutes by its rate, and wait until it copies."""
-    command = program("merge", LEAF, "--into", BASE, "--rate", "1K", "--progress", "json", *words)
+    """Start a merge that takes minutes by its rate, less after an undo image, and wait until it copies."""
+    rate = "4K" if "--undo" in words else "1K"
+    command = program("merge", LEAF, "--into", BASE, "--rate", rate, "--progress", "json", *words)
     process = subprocess.Popen(command, cwd=vms, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stderr is not None
     for line in process.stderr:

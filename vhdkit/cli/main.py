@@ -17,6 +17,7 @@ import click
 
 from vhdkit.cli.checking import check
 from vhdkit.cli.inspecting import chain, info, map_, scan
+from vhdkit.cli.jobs import job
 from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
 from vhdkit.cli.rebasing import rebase
@@ -61,7 +62,7 @@ def program() -> None:
     """
 
 
-for _verb in (info, chain, scan, map_, check, merge, rebase, rollback, undo, create, convert, compare):
+for _verb in (info, chain, scan, map_, check, merge, job, rebase, rollback, undo, create, convert, compare):
     program.add_command(_verb)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, 
 from vhdkit.cli.stopping import stopping
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Progress
     from vhdkit.merging.plan import MergePlan
@@ -30,6 +33,13 @@ _FAILED = 1
 @click.option("--resume", is_flag=True, help="Go on with a merge that was cut off, wherever it was going.")
 @click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what stands in the way; write nothing.")
+@click.option(
+    "--background", is_flag=True, help="Print a job's id at once, and merge in a process that outlives this one."
+)
+@click.option(
+    "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the folder's unless told."
+)
+@click.option("--log-file", metavar="FILE", help="Append what happens to FILE, a JSON object a line.")
 @progress_option
 @chain_options
 @json_option
@@ -45,6 +55,9 @@ def merge(
     resume: bool,
     rate: int | None,
     dry_run: bool,
+    background: bool,
+    machine: str,
+    log_file: str | None,
     progress: str | None,
     as_json: bool,
     **options: Any,
@@ -56,32 +69,77 @@ def merge(
 
     The merge is refused if other images read through a file that it would change. They are looked for in the folders
     of the chain and below them, and in the folders of --search.
+
+    It is a job: `vhdkit job list` shows how far it is from anywhere, and `job pause` and `job cancel` reach it.
     """
     _check_usage(into=into, to=to, undo=undo, relink_siblings=relink_siblings, resume=resume, verify=verify, rate=rate)
-    plan = vhdkit.plan_merge(
-        child,
-        into=into,
-        to=to,
-        keep_sources=keep_sources,
-        undo=undo,
-        relink_siblings=relink_siblings,
-        verify=verify,
-        resume=resume,
+    if background and dry_run:
+        raise click.UsageError("--dry-run does nothing that could be left to the background")
+    wishes: dict[str, Any] = {
+        "into": into,
+        "to": to,
+        "keep_sources": keep_sources,
+        "undo": undo,
+        "relink_siblings": relink_siblings,
+        "verify": verify,
+        "resume": resume,
         **where(**options),
-    )
+    }
+    if background:
+        _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
+        return 0
+    plan = vhdkit.plan_merge(child, **wishes)
     if dry_run:
         _print_plan(plan, as_json=as_json)
         return _FAILED if plan.obstacles else 0
     if not as_json:
         warn(plan.findings)
-    with progress_shown(progress, "merging") as advance, stopping() as cancel:
+    from vhdkit.job.run import run_merge, wished
+
+    told = _logged(log_file, is_shown=progress == "json")
+    with told, progress_shown(progress, "merging") as advance, stopping() as cancel:
+        before = ""
 
         def report(state: Progress) -> None:
-            advance(state.phase.value, state.bytes_done, state.bytes_total)
+            nonlocal before
+            # In JSON the events tell how far it is, each with its job.
+            if progress != "json" or state.phase.value != before:
+                before = state.phase.value
+                advance(before, state.bytes_done, state.bytes_total)
 
-        result = vhdkit.merge(plan, progress=report, cancel=cancel, rate=rate)
+        asked = wished(child, rate=rate, **wishes)
+        result = run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
     _print_result(plan, result, as_json=as_json)
     return 0
+
+
+@contextmanager
+def _logged(log_file: str | None, *, is_shown: bool) -> Iterator[None]:
+    """Append what the job says to a file, and show it on stderr: all of it if asked for, else what is amiss."""
+    from vhdkit.job import events
+
+    with ExitStack() as handlers:
+        handlers.callback(events.stop_logging, events.show_events() if is_shown else events.show_warnings())
+        if log_file is not None:
+            handlers.callback(events.stop_logging, events.log_to(log_file))
+        yield
+
+
+def _start(
+    child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, log_file: str | None, as_json: bool
+) -> None:
+    """Begin the merge in the background, and print its id."""
+    started = vhdkit.start_merge(child, rate=rate, machine=machine, log_file=log_file, detached=True, **wishes)
+    if started.unlisted:
+        click.echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
+    if as_json:
+        from vhdkit.cli.job_text import describe_job
+
+        print_json(describe_job(started.job))
+        return
+    click.echo(started.id)
+    if not started.unlisted:
+        click.echo(f"it goes on in the background; `vhdkit job show {started.id[:8]}` tells how far it is", err=True)
 
 
 def _check_usage(

@@ -1,0 +1,180 @@
+"""Jobs as people and programs get to see them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from typing import TYPE_CHECKING, Any
+
+from vhdkit.cli.output import path_text, size_text
+from vhdkit.errors import printable
+from vhdkit.job.record import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.job.record import Job
+
+# An id is cut to so many characters where that many tell it from the others.
+_ID_CHARACTERS = 8
+_HEADINGS = ("ID", "STATE", "DONE", "MACHINE", "MERGE", "RATE", "LEFT", "STARTED", "ELAPSED")
+
+
+def describe_job(job: Job) -> dict[str, Any]:
+    """Return a job as `--json` prints it: times in UTC, durations in seconds, sizes in bytes."""
+    now = time.time()
+    left = job.seconds_left
+    return {
+        "id": job.id,
+        "state": job.state.plain,
+        "job-state": int(job.state),
+        "percent-complete": job.percent,
+        "phase": job.phase,
+        "bytes-done": job.bytes_done,
+        "bytes-total": job.bytes_total,
+        "rate": round(job.rate),
+        "seconds-left": None if left is None else round(left, 1),
+        "submitted": _moment(job.submitted),
+        "started": _moment(job.started),
+        "ended": _moment(job.ended),
+        "elapsed": round(job.elapsed_at(now), 3),
+        "runs": job.runs,
+        "pid": job.pid,
+        "host": job.host,
+        "user": job.user,
+        "machine": job.machine,
+        "sources": list(job.sources),
+        "destination": job.destination,
+        "undo": job.undo or None,
+        "cancellable": job.is_cancellable,
+        "rolled-back": job.rolled_back,
+        "error": job.error or None,
+        "error-class": job.error_class or None,
+        "error-code": f"0x{job.error_code:08X}" if job.error_code else None,
+    }
+
+
+def job_table(jobs: Sequence[Job]) -> list[str]:
+    """Return jobs as lines of columns, under a line of headings.
+
+    The widths follow what is in them: a line is as long as it must be.
+    """
+    now = time.time()
+    shortest = _shortest(jobs)
+    rows = [_HEADINGS, *(_cells(job, shortest, now) for job in jobs)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def job_rows(job: Job) -> list[tuple[str, object]]:
+    """Return all that is known of a job, as names and values."""
+    now = time.time()
+    rows: list[tuple[str, object]] = [("job", job.id), ("state", _state(job)), ("machine", job.machine)]
+    rows += [("merge", path_text(path)) for path in job.sources]
+    rows.append(("into", path_text(job.destination)))
+    if job.undo:
+        rows.append(("undo image", path_text(job.undo)))
+    done = f"{job.percent} %"
+    if job.bytes_total:
+        done += f", {size_text(job.bytes_done)} of {size_text(job.bytes_total)}"
+    rows.append(("done", done))
+    if not job.state.is_finished:
+        rows += [("phase", job.phase or "not begun"), ("rate", _rate(job) or "not known yet")]
+        rows.append(("time left", _left(job) or "not known yet"))
+        rows.append(("may be cancelled", "yes" if job.is_cancellable else "no, it is finishing"))
+    rows.append(("submitted", _local(job.submitted)))
+    rows += [("started", _local(job.started))] if job.started else []
+    rows += [("ended", _local(job.ended))] if job.ended else []
+    rows.append(("took" if job.state.is_finished else "elapsed", duration(job.elapsed_at(now))))
+    if job.runs > 1:
+        rows.append(("runs", job.runs))
+    rows.append(("by", f"{job.user}, process {job.pid} on {job.host}"))
+    if job.error:
+        code = f" (0x{job.error_code:08X})" if job.error_code else ""
+        rows.append(("error", f"{job.error}{code}"))
+    rows += [("next", command) for command in _next(job)]
+    return rows
+
+
+def job_line(job: Job) -> str:
+    """Return in one line how a job is."""
+    return f"{job.id}  {_state(job)}, {job.percent} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a stretch of time for people.
+
+    >>> duration(3.21), duration(75), duration(3 * 3600 + 62), duration(90000)
+    ('3.2 s', '1:15 min', '3:01 h', '1 d 1:00 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days} d {hour}:{minute:02} h"
+    return f"{hour}:{minute:02} h" if hour else f"{minute}:{second:02} min"
+
+
+def _cells(job: Job, shortest: int, now: float) -> tuple[str, ...]:
+    names = [path_text(path).rpartition("/")[2] for path in job.sources[:1]]
+    more = f" (+{len(job.sources) - 1})" if len(job.sources) > 1 else ""
+    return (
+        job.id[:shortest],
+        _state(job),
+        f"{job.percent} %",
+        printable(job.machine),
+        f"{''.join(names)}{more} -> {path_text(job.destination)}",
+        _rate(job),
+        _left(job),
+        _local(job.started),
+        duration(job.elapsed_at(now)),
+    )
+
+
+def _shortest(jobs: Sequence[Job]) -> int:
+    """Return how many characters tell the ids from each other."""
+    length = _ID_CHARACTERS
+    while len({job.id[:length] for job in jobs}) < len({job.id for job in jobs}):
+        length += 1
+    return length
+
+
+def _state(job: Job) -> str:
+    if job.rolled_back:
+        return "rolled back"
+    if job.state is JobState.RUNNING and job.phase not in {"", "copying"}:
+        return f"running ({job.phase})"
+    return job.state.plain
+
+
+def _rate(job: Job) -> str:
+    return f"{job.rate / (1 << 20):.1f} MiB/s" if job.rate and not job.state.is_finished else ""
+
+
+def _left(job: Job) -> str:
+    left = job.seconds_left
+    return "" if left is None else duration(left)
+
+
+def _local(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _next(job: Job) -> list[str]:
+    """Return the commands that make sense now."""
+    if job.state is JobState.SUSPENDED:
+        verbs = ["resume", "cancel"]
+    elif not job.state.is_finished:
+        verbs = ["watch", "pause", "cancel"] if job.is_cancellable else ["watch"]
+    else:
+        verbs = ["resume"] if job.state.is_resumable and not job.rolled_back else []
+        verbs += ["rollback"] if job.undo and not job.rolled_back else []
+    return [f"`vhdkit job {verb} {job.id[:_ID_CHARACTERS]}`" for verb in verbs]

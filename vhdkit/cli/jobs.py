@@ -1,0 +1,287 @@
+"""The verbs about jobs: job list, show, wait, watch, cancel, pause, resume, rollback, rm."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from vhdkit.cli.options import FOLDER, json_option, progress_option
+from vhdkit.cli.output import print_json, progress_shown, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vhdkit.job.record import Job
+    from vhdkit.merging.pace import Progress
+
+FAILED = 1
+IN_USE = 75
+CANCELLED = 130
+# Nobody reads more at once, and all of them are there when asked for.
+_NEWEST = 200
+
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+
+
+@click.group()
+def job() -> None:
+    """Ask about merges, running and finished, of any process, and steer them.
+
+    An ID may be shortened to any beginning that no other job has.
+    """
+
+
+@job.command("list")
+@click.option("--running", is_flag=True, help="Those that have not ended.")
+@click.option("--finished", is_flag=True, help="Those that have ended.")
+@click.option("--disk", metavar="FILE", help="Those that touch FILE, be it source, destination or below.")
+@click.option("--machine", metavar="NAME", help="Those of the machine or folder NAME.")
+@click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Find merges by their journals here, too.")
+@click.option("--where", metavar="EXPR", help="Those that fit: \"ElementName = 'Merge in Progress' and JobState = 4\".")
+@click.option("--all", "show_all", is_flag=True, help=f"More than the newest {_NEWEST} that have ended.")
+@click.option("--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way.")
+@json_option
+def list_(
+    *,
+    running: bool,
+    finished: bool,
+    disk: str | None,
+    machine: str | None,
+    search: tuple[str, ...],
+    where: str | None,
+    show_all: bool,
+    style: str | None,
+    as_json: bool,
+) -> None:
+    """List jobs, the oldest first."""
+    from vhdkit.job.control import jobs
+
+    if as_json and style:
+        raise click.UsageError("--json and --format exclude each other")
+    chosen = None if where is None else _Filter(where)
+    if chosen is not None and not (running or finished):
+        # Those that have ended may be many; where the filter wants none of them they are not even read.
+        running = not chosen.wants_ended
+    # A filter looks at all of them.
+    limit = None if show_all or where is not None else _NEWEST
+    # One more than is shown tells whether there are more.
+    found = jobs(
+        running=running,
+        finished=finished,
+        disk=disk,
+        machine=machine,
+        search=search,
+        limit=None if limit is None else limit + 1,
+    )
+    ended = [each for each in found if each.state.is_finished]
+    if limit is not None and len(ended) > limit:
+        found = tuple(each for each in found if each.id != ended[0].id)
+        click.echo(f"older jobs are not shown, only the newest {limit} that have ended; --all shows them", err=True)
+    if chosen is not None:
+        found = chosen.of(found)
+    _print_list(found, style, as_json=as_json)
+
+
+class _Filter:
+    """What --where chooses; names that no job has are wrong usage, whether or not there are any."""
+
+    def __init__(self, expression: str) -> None:
+        from vhdkit.job.cim import of_state
+        from vhdkit.job.record import JobState
+        from vhdkit.job.where import FilterError, Where
+
+        try:
+            self._where = Where(expression)
+            wanted = [state for state in JobState if self._where.matches(of_state(state))]
+        except FilterError as error:
+            raise click.UsageError(str(error)) from error
+        self.wants_ended = any(state.is_finished for state in wanted)
+
+    def of(self, found: Sequence[Job]) -> tuple[Job, ...]:
+        from vhdkit.job.cim import properties
+        from vhdkit.job.where import FilterError
+        from vhdkit.storage.machine import this_process
+
+        now, server = time.time(), this_process()[1]
+        try:
+            return tuple(each for each in found if self._where.matches(properties(each, now, server)))
+        except FilterError as error:
+            raise click.UsageError(str(error)) from error
+
+
+def _print_list(found: Sequence[Job], style: str | None, *, as_json: bool) -> None:
+    from vhdkit.cli.job_text import describe_job, job_table
+
+    if as_json:
+        print_json([describe_job(each) for each in found])
+    elif style == "cim":
+        click.echo(_cim(found), nl=False)
+    elif found:
+        click.echo("\n".join(job_table(found)))
+    else:
+        click.echo("no jobs", err=True)
+
+
+def _cim(found: Sequence[Job]) -> str:
+    from vhdkit.job import cim
+    from vhdkit.storage.machine import this_process
+
+    return cim.text(found, time.time(), this_process()[1])
+
+
+@job.command()
+@_ids
+@click.option("--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way.")
+@json_option
+def show(ids: tuple[str, ...], *, style: str | None, as_json: bool) -> None:
+    """Show all that is known of jobs."""
+    from vhdkit.cli.job_text import describe_job, job_rows
+    from vhdkit.job.control import find_job
+
+    if as_json and style:
+        raise click.UsageError("--json and --format exclude each other")
+    found = [find_job(each) for each in ids]
+    if as_json:
+        described = [describe_job(each) for each in found]
+        print_json(described[0] if len(described) == 1 else described)
+    elif style == "cim":
+        click.echo(_cim(found), nl=False)
+    else:
+        for number, each in enumerate(found):
+            if number:
+                click.echo()
+            table(job_rows(each))
+
+
+@job.command()
+@_ids
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this.")
+@json_option
+def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
+    """Wait until jobs have ended, and exit as they did.
+
+    Exit codes: 0 complete, 1 failed or interrupted, 75 a file was in use or the time is over, 130 cancelled; of several
+    jobs the first that is not 0.
+    """
+    from vhdkit.job.control import find_job, wait_for_job
+
+    until = None if timeout is None else time.monotonic() + timeout
+    found = [find_job(each) for each in ids]
+    try:
+        ended = [wait_for_job(each.id, None if until is None else max(0.0, until - time.monotonic())) for each in found]
+    except TimeoutError as error:
+        click.echo(f"vhdkit: {error}", err=True)
+        return IN_USE
+    _print_states(ended, as_json=as_json)
+    return next((code for code in map(exit_code, ended) if code), 0)
+
+
+def exit_code(ended: Job) -> int:
+    """Return what a merge that ended so exits with."""
+    from vhdkit.job.record import JobState
+
+    if ended.state is JobState.COMPLETED:
+        return 0
+    if ended.state is JobState.TERMINATED:
+        return CANCELLED
+    return IN_USE if ended.error_class == "ImageInUseError" else FAILED
+
+
+@job.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@progress_option
+def watch(ids: tuple[str, ...], *, progress: str | None) -> None:
+    """Show live how jobs go on, all that have not ended unless told; they go on when you stop watching."""
+    from vhdkit.cli.watching import watch as watch_jobs
+
+    watch_jobs(ids, progress)
+
+
+@job.command()
+@_ids
+@json_option
+def cancel(ids: tuple[str, ...], *, as_json: bool) -> None:
+    """Stop jobs where that is safe, and wait until they have stopped; everything reads as before."""
+    from vhdkit.job.control import cancel_job
+
+    _for_each(ids, cancel_job, as_json=as_json)
+
+
+@job.command()
+@_ids
+@json_option
+def pause(ids: tuple[str, ...], *, as_json: bool) -> None:
+    """Let jobs stand still where that is safe, their files held."""
+    from vhdkit.job.control import pause_job
+
+    _for_each(ids, pause_job, as_json=as_json)
+
+
+@job.command()
+@_ids
+@json_option
+def resume(ids: tuple[str, ...], *, as_json: bool) -> None:
+    """Let paused jobs go on; start those again, in the background, that were cancelled, failed or interrupted."""
+    from vhdkit.job.control import resume_job
+
+    _for_each(ids, resume_job, as_json=as_json)
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@progress_option
+@json_option
+def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
+    """Take back the merge of a job that was begun with --undo; one that is going on is stopped first."""
+    from vhdkit.cli.stopping import stopping
+    from vhdkit.job.control import rollback_job
+
+    with progress_shown(progress, "rolling back") as advance, stopping() as stop:
+
+        def report(state: Progress) -> None:
+            advance(state.phase.value, state.bytes_done, state.bytes_total)
+
+        done = rollback_job(job_id, progress=report, cancel=stop)
+    _print_states([done], as_json=as_json)
+
+
+@job.command()
+@_ids
+@json_option
+def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
+    """Take jobs that have ended off the list; nothing else changes."""
+    from vhdkit.job.control import remove_job
+
+    _for_each(ids, remove_job, as_json=as_json)
+
+
+def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool) -> None:
+    from vhdkit.errors import VhdError
+    from vhdkit.job.control import find_job
+
+    # Each is looked for before the first is touched; what one of them refuses does not keep it from the others.
+    done: list[Job] = []
+    refusals: list[VhdError | OSError] = []
+    for job_id in [find_job(each).id for each in ids]:
+        try:
+            done.append(act(job_id))
+        except (VhdError, OSError) as error:
+            refusals.append(error)
+    if done or not refusals:
+        _print_states(done, as_json=as_json)
+    for refusal in refusals[:-1]:
+        click.echo(f"vhdkit: {refusal}", err=True)
+    if refusals:
+        raise refusals[-1]
+
+
+def _print_states(found: Sequence[Job], *, as_json: bool) -> None:
+    from vhdkit.cli.job_text import describe_job, job_line
+
+    if as_json:
+        print_json([describe_job(each) for each in found])
+        return
+    for each in found:
+        click.echo(job_line(each))

@@ -1,0 +1,300 @@
+"""Asking about jobs and steering them, whichever process is at them."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import JobError, VhdError
+from vhdkit.job.record import Job, JobState
+from vhdkit.job.record import job_id as job_of_journal
+from vhdkit.job.registry import Registry, RegistryError
+from vhdkit.job.truth import is_removing, noted
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vhdkit.merging.pace import Cancel, Progress
+
+_ASK_SECONDS = 0.05
+# A job stops between two writes; whoever asks does not wait for a disk that hangs.
+_STOP_SECONDS = 30.0
+# Whoever is at a job writes every second.
+_LOST_SECONDS = 5.0
+
+_GOING = tuple(state for state in JobState if not state.is_finished)
+_ENDED = tuple(state for state in JobState if state.is_finished)
+
+
+def jobs(
+    *,
+    running: bool = False,
+    finished: bool = False,
+    disk: str | None = None,
+    machine: str | None = None,
+    search: Sequence[str] = (),
+    limit: int | None = None,
+) -> tuple[Job, ...]:
+    """Return this user's jobs on this machine, oldest first; of those that ended the newest `limit`.
+
+    `disk` is any file of a job's chain; `machine` the name given at the start, or the folder of the destination, by its
+    name or path. In the folders of `search`, and below, merges that are not listed are looked for by their journals,
+    and listed. A job whose process has ended is told as interrupted, and noted so.
+
+    Raises:
+        RegistryError: the list cannot be had.
+
+    """
+    registry = Registry()
+    if search:
+        from vhdkit.job.rebuild import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
+
+        add_found(registry, search)
+    states = (*(_GOING if running or not finished else ()), *(_ENDED if finished or not running else ()))
+    files = None if disk is None else _read_through(disk)
+    # What was running has ended, if its process has: so those are always looked at.
+    asked = tuple(dict.fromkeys([*_GOING, *states]))
+    folder = "" if machine is None else Registry.real(paths.abspath(machine))
+    # The folder is the begin of the destination's path.
+    mentions = None if machine is None else [json.dumps(machine), json.dumps(folder)[:-1]]
+    listed = registry.jobs(states=asked, files=files, mentions=mentions, limit=limit if machine is None else None)
+    found = [job for job in (noted(job, registry) for job in listed) if job.state in states]
+    if machine is None:
+        return tuple(found)
+    found = [job for job in found if machine == job.machine or folder == paths.dirname(job.destination)]
+    ended = [job for job in found if job.state.is_finished]
+    dropped = set() if limit is None else {job.id for job in ended[: max(0, len(ended) - limit)]}
+    return tuple(job for job in found if job.id not in dropped)
+
+
+def find_job(beginning: str) -> Job:
+    """Return the job whose id begins so.
+
+    Raises:
+        JobError: there is none, or several.
+
+    """
+    registry = Registry()
+    found = registry.find(beginning) if beginning else ()
+    exact = [job for job in found if job.id == beginning.lower()]
+    if len(exact or found) == 1:
+        return noted((exact or found)[0], registry)
+    if found:
+        names = ", ".join(job.id for job in found)
+        raise JobError(f"the ids of {len(found)} jobs begin with {beginning!r}: {names}")
+    raise JobError(f"there is no job {beginning!r}; `vhdkit job list` shows those there are")
+
+
+def wait_for_job(job_id: str, timeout: float | None = None) -> Job:
+    """Return a job once it has ended, in whatever way.
+
+    Raises:
+        JobError: there is no such job.
+        TimeoutError: it has not ended, in so many seconds.
+
+    """
+    until = None if timeout is None else time.monotonic() + timeout
+    follow = Follower()
+    job = find_job(job_id)
+    while not job.state.is_finished:
+        if until is not None and time.monotonic() >= until:
+            raise TimeoutError(f"the job {job.id} is {job.state.plain} still, at {job.percent} %; the time is over")
+        time.sleep(_ASK_SECONDS)
+        job = follow(job)
+    return job
+
+
+class Follower:
+    """Asks about jobs again and again, and outlasts a list that is lost: it has a job again with its next word."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}
+
+    def __call__(self, job: Job) -> Job:
+        """Return a job as it is, or as it was while nothing can be learnt.
+
+        Raises:
+            JobError: there has been no such job for some time.
+
+        """
+        now = time.monotonic()
+        try:
+            job = find_job(job.id)
+        except JobError:
+            if now - self._seen.setdefault(job.id, now) > _LOST_SECONDS:
+                raise
+        else:
+            self._seen[job.id] = now
+        return job
+
+
+def cancel_job(job_id: str) -> Job:
+    """Stop a job where that is safe, and return it once it has stopped; everything reads as before.
+
+    Raises:
+        JobError: it has ended, or only names are left to be changed, or it was complete before it was told. Or nobody
+            answers: then it still stops as soon as somebody does.
+
+    """
+    job = _stopped(job_id)
+    if job.state is JobState.COMPLETED:
+        raise JobError(f"the job {job.id} was completed before it could be cancelled", path=job.destination)
+    return job
+
+
+def _stopped(job_id: str) -> Job:
+    """Stop a job, and return it once it has ended, in whatever way."""
+    job = find_job(job_id)
+    if job.state.is_finished:
+        raise JobError(f"the job {job.id} is {job.state.plain} already", path=job.destination)
+    if not job.is_cancellable and job.state is not JobState.SHUTTING_DOWN:
+        message = f"the job {job.id} is finishing, and cannot be cancelled any more"
+        raise JobError(message, path=job.destination)
+    Registry().ask(job.id, "cancel")
+    return _seen(job.id, lambda job: job.state.is_finished, "stopped")
+
+
+def pause_job(job_id: str) -> Job:
+    """Let a job stand still where that is safe, its files held, and return it once it does.
+
+    Raises:
+        JobError: it has ended, or will have in a moment. Or nobody answers: then it pauses as soon as somebody does.
+
+    """
+    job = find_job(job_id)
+    if job.state is JobState.SUSPENDED:
+        return job
+    if not job.state.is_finished and job.is_cancellable:
+        Registry().ask(job.id, "pause")
+        job = _seen(job.id, lambda job: job.state.is_finished or job.state is JobState.SUSPENDED, "paused")
+        if not job.state.is_finished:
+            return job
+    how = job.state.plain if job.state.is_finished else "finishing"
+    raise JobError(f"the job {job.id} is {how}, and cannot be paused", path=job.destination)
+
+
+def resume_job(job_id: str) -> Job:
+    """Let a paused job go on; start one again that was cancelled, failed or interrupted, in a process of its own.
+
+    Raises:
+        JobError: it runs, or is complete, or was being rolled back.
+        VhdError, OSError: as `start_merge`.
+
+    """
+    job = find_job(job_id)
+    if not job.state.is_finished:
+        if job.state in {JobState.RUNNING, JobState.STARTING, JobState.NEW, JobState.SHUTTING_DOWN}:
+            # A request to pause may be on its way.
+            Registry().ask(job.id, "resume")
+            return find_job(job.id)
+        Registry().ask(job.id, "resume")
+        return _seen(job.id, lambda job: job.state is not JobState.SUSPENDED, "gone on")
+    if job.rolled_back:
+        raise JobError(f"the job {job.id} was rolled back; start the merge anew", path=job.destination)
+    if not job.state.is_resumable:
+        raise JobError(f"the job {job.id} is {job.state.plain}", path=job.destination)
+    from vhdkit.job.run import again  # noqa: PLC0415 - needs all of merging, as asking does not
+
+    return again(job)
+
+
+def rollback_job(
+    job_id: str, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None
+) -> Job:
+    """Take the merge of a job back, here and now; one that is going on is stopped first. See `vhdkit.rollback`.
+
+    Raises:
+        JobError: it was begun without an undo image, or was rolled back.
+        VhdError, OSError: as `vhdkit.rollback`.
+
+    """
+    job = find_job(job_id)
+    if not job.undo:
+        message = f"the job {job.id} keeps nothing for taking it back: that is what --undo FILE is for"
+        if is_removing(job):
+            message += "; its sources are being removed, and `vhdkit job resume` finishes that"
+        elif job.state is not JobState.COMPLETED and all(map(LocalFolder().exists, job.sources)):
+            message += "; the chain reads as before the merge, and `vhdkit job resume` goes on with it"
+        raise JobError(message, path=job.destination)
+    if job.rolled_back:
+        raise JobError(f"the job {job.id} was rolled back already", path=job.destination)
+    if not job.state.is_finished:
+        job = _stopped(job.id)
+    from vhdkit.job.run import take_back  # noqa: PLC0415 - needs all of merging, as asking does not
+
+    return take_back(job, progress=progress, cancel=cancel)
+
+
+def remove_job(job_id: str) -> Job:
+    """Forget a job that has ended; nothing but the list changes. Returns what was known of it.
+
+    Raises:
+        JobError: it has not ended.
+
+    """
+    job = find_job(job_id)
+    if not job.state.is_finished:
+        raise JobError(f"the job {job.id} is {job.state.plain}: cancel it first", path=job.destination)
+    Registry().remove(job.id)
+    return job
+
+
+def job_of_undo(path: str) -> Job | None:
+    """Return the job of the merge that an undo image is kept for, None if the list knows of none, or cannot be had."""
+    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - reads journals, as asking alone does not
+
+    folder, real = LocalFolder(), Registry.real(path)
+    with suppress(RegistryError, VhdError, OSError):
+        for job in reversed(Registry().jobs(states=_ENDED, files=[real])):
+            journal = read_journal(folder, job.destination) if job.undo == real else None
+            if journal is not None and journal.begin is not None and job_of_journal(journal.begin.job) == job.id:
+                return job
+    return None
+
+
+def note_undone(job: Job | None, *, rolled_back: bool) -> None:
+    """Note that the merge of a job was taken back, or made final, by other means than the job."""
+    if job is None:
+        return
+    now = time.time()
+    after = replace(job, undo="", changed=now)
+    if rolled_back:
+        gone = {"error": "", "error_class": "", "error_code": 0, "rolled_back": True, "phase": ""}
+        after = replace(job, state=JobState.TERMINATED, state_changed=now, changed=now, **gone)  # type: ignore[arg-type]
+    with suppress(RegistryError):
+        Registry().replace(job, after)
+
+
+def _read_through(disk: str) -> list[str]:
+    """Return a file with all that it reads through: a job that touches one of them is a job of its disk."""
+    files = [Registry.real(disk)]
+    if not LocalFolder().exists(disk):
+        # A merge has removed it, perhaps: it is known by its name.
+        return files
+    from vhdkit.chain.chain import open_chain  # noqa: PLC0415 - needs numpy, as asking for everything does not
+
+    with suppress(VhdError, OSError), open_chain(disk, lock=False) as chain:
+        files += [layer.path for layer in chain.layers]
+    return list(dict.fromkeys(files))
+
+
+def _seen(job_id: str, is_so: Callable[[Job], bool], done: str) -> Job:
+    """Return a job once something is so.
+
+    Raises:
+        JobError: nothing has come of it for long; what was asked stays asked.
+
+    """
+    until = time.monotonic() + _STOP_SECONDS
+    while not is_so(job := find_job(job_id)):
+        if time.monotonic() > until:
+            message = f"the job {job.id} has not {done} in {_STOP_SECONDS:.0f} s, and is {job.state.plain}"
+            who = f"its process {job.pid} on {job.host} is stopped, or waits for a disk"
+            raise JobError(f"{message}: {who}; once it goes on it does what it was asked", path=job.destination)
+        time.sleep(_ASK_SECONDS)
+    return job

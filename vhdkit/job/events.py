@@ -1,0 +1,168 @@
+"""What a job says to `logging`, under `vhdkit.job`, with the event ids that Hyper-V-VMMS has for it.
+
+Each record has the fields `event_id` (19070 started · 19080 finished · 19090 interrupted or cancelled · 19100 failed ·
+0 for the progress that is told every 10 %) and `job`, the `Job` as it was.
+
+**Source**: reference 5, the events of a background disk merge; the texts but the last are ours.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import printable
+from vhdkit.job.record import JobState
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vhdkit.job.record import Job
+
+STARTED = 19070
+FINISHED = 19080
+INTERRUPTED = 19090
+FAILED = 19100
+PROGRESS = 0
+
+logger = logging.getLogger("vhdkit.job")
+# A program that has not asked for it is not told on its stderr.
+logger.addHandler(logging.NullHandler())
+# E_FAIL: what Windows says of a failure that has no name.
+_FAIL = 0x80004005
+
+
+def tell(job: Job) -> None:
+    """Say what has become of a job: it runs, or it has ended."""
+    name = f"'{job.machine}' background disk merge"
+    which = f"(Job ID {job.id})"
+    match job.state:
+        case JobState.COMPLETED:
+            _log(logging.INFO, FINISHED, f"{name} finished successfully in {job.elapsed:.1f} s. {which}", job)
+        case JobState.TERMINATED if job.rolled_back:
+            _log(logging.WARNING, INTERRUPTED, f"{name} was rolled back. {which}", job)
+        case JobState.TERMINATED:
+            _log(logging.WARNING, INTERRUPTED, f"{name} was cancelled at {job.percent} %. {which}", job)
+        case JobState.KILLED:
+            _log(logging.WARNING, INTERRUPTED, f"{name} was interrupted at {job.percent} %. {which}", job)
+        case JobState.EXCEPTION:
+            code = job.error_code or _FAIL
+            _log(logging.ERROR, FAILED, f"{name} failed to complete: {job.error} (0x{code:08X}). {which}", job)
+        case _:
+            names = ", ".join(paths.basename(path) for path in job.sources)
+            into = paths.basename(job.destination)
+            _log(logging.INFO, STARTED, f"{name} has been started: {names} into {into}. {which}", job)
+
+
+def tell_progress(job: Job) -> None:
+    """Say how far a job is."""
+    text = f"'{job.machine}' background disk merge: {job.percent} %, {job.phase}. (Job ID {job.id})"
+    _log(logging.INFO, PROGRESS, text, job)
+
+
+def _log(level: int, event_id: int, text: str, job: Job) -> None:
+    # The name of a file may hold anything, a percent sign too.
+    logger.log(level, "%s", text, extra={"event_id": event_id, "job": job})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        job: Job | None = getattr(record, "job", None)
+        said: dict[str, object] = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event-id": getattr(record, "event_id", 0),
+            "message": record.getMessage(),
+        }
+        if job is not None:
+            said |= {
+                "job": job.id,
+                "machine": job.machine,
+                "state": job.state.plain,
+                "phase": job.phase,
+                "percent": job.percent,
+                "bytes-done": job.bytes_done,
+                "bytes-total": job.bytes_total,
+                "destination": job.destination,
+            }
+        return json.dumps(said)
+
+
+class _LogFile(logging.FileHandler):
+    """A file that events are appended to; one that cannot take them is told of once, and stops no merge."""
+
+    is_lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say that the file cannot be written, unless that was said."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        error = sys.exc_info()[1]
+        reason = error.strerror if isinstance(error, OSError) else error
+        logger.warning("%s: what happens cannot be logged there: %s", printable(self.baseFilename), reason)
+        del record, error
+
+
+def log_to(path: str, job_id: str | None = None) -> logging.Handler:
+    """Append what jobs say, or one job, to a file, a JSON object a line, until the handler is given to `stop_logging`.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    """
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(JsonLines())
+    if job_id is not None:
+        handler.addFilter(lambda record: getattr(getattr(record, "job", None), "id", job_id) == job_id)
+    logger.addHandler(handler)
+    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+    return handler
+
+
+@contextmanager
+def logged(job: Job) -> Iterator[None]:
+    """Append what is said of a job to the file that it was begun with, if there is one and it can be written."""
+    handler = None
+    if job.wishes.log_file is not None:
+        with suppress(OSError):
+            handler = log_to(job.wishes.log_file, job.id)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            stop_logging(handler)
+
+
+def show_events() -> logging.Handler:
+    """Print what jobs say on stderr, a JSON object a line, until `stop_logging`: what `log_to` writes."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logger.addHandler(handler)
+    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+    return handler
+
+
+def show_warnings() -> logging.Handler:
+    """Print on stderr what is no event but trouble with the list of jobs, until `stop_logging`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.addFilter(lambda record: not hasattr(record, "event_id"))
+    logger.addHandler(handler)
+    return handler
+
+
+def stop_logging(handler: logging.Handler) -> None:
+    """End what `log_to` began."""
+    logger.removeHandler(handler)
+    # What the file could not take was told of when it was said.
+    with suppress(OSError):
+        handler.close()

@@ -1,0 +1,125 @@
+"""Finding merges that the list does not know, by the journals beside the images."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError, JournalError
+from vhdkit.image.journal import SUFFIX, read_journal
+from vhdkit.job.record import Job, JobState, Wishes, job_id
+from vhdkit.job.truth import settled
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.machine import birth_of, this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.image.journal import Journal
+    from vhdkit.job.registry import Registry
+    from vhdkit.storage.seam import Folder
+
+
+def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
+    """Add to the list the merges whose journals lie in these folders or below and that it lacks; return them.
+
+    A journal that cannot be read, or is not believed (see `image.journal`), is left out: `vhdkit info` tells of it.
+
+    Raises:
+        OSError: one of the folders cannot be listed.
+        RegistryError: the list cannot be had.
+
+    """
+    folder = LocalFolder()
+    added = []
+    for directory in search:
+        folder.check_directory(directory)
+        for journal in _journals(folder, folder.real(directory)):
+            job = _job_of(journal, folder)
+            if job is not None and not _is_known(registry, job):
+                registry.put(job)
+                added.append(job)
+    return tuple(added)
+
+
+def _is_known(registry: Registry, job: Job) -> bool:
+    """Whether the list has a job, where it is: one whose folder was moved is listed anew."""
+    known = registry.find(job.id)
+    return bool(known) and (known[0].destination == job.destination or not settled(known[0]).state.is_finished)
+
+
+def _journals(folder: Folder, directory: str) -> Iterator[Journal]:
+    for entry in folder.walk(directory):
+        destination = entry.path.removesuffix(SUFFIX)
+        if destination == entry.path:
+            continue
+        try:
+            journal = read_journal(folder, destination)
+        except (JournalError, OSError):
+            continue
+        if journal is not None:
+            yield journal
+
+
+def _job_of(journal: Journal, folder: Folder) -> Job | None:
+    """Return the job that a journal tells of."""
+    begin = journal.begin
+    if begin is None:
+        return None
+    sources = tuple(journal.resolve(source.path) for source in begin.sources)
+    below = tuple(journal.resolve(layer.path) for layer in begin.below)
+    undo = journal.resolve(begin.undo) if begin.undo else ""
+    written = (*sources, journal.destination, *([undo] if undo else []))
+    state, error = _state_of(journal, folder)
+    is_ours = state is JobState.RUNNING and begin.host == this_process()[1]
+    storage = folder.open(journal.path)
+    with closing(storage):
+        changed = storage.mtime
+    job = Job(
+        id=job_id(begin.job),
+        state=JobState.NEW,
+        wishes=Wishes(
+            child=sources[0],
+            into=journal.destination,
+            keep_sources=begin.keep_sources,
+            undo=undo or None,
+            relink_siblings=begin.relink_siblings,
+            verify=bool(begin.view),
+        ),
+        sources=sources,
+        destination=journal.destination,
+        files=(*written, *below),
+        written=written,
+        machine=paths.basename(paths.dirname(journal.destination)),
+        bytes_done=begin.payload_bytes if journal.merged else journal.bytes_done,
+        bytes_total=begin.payload_bytes,
+        submitted=begin.started,
+        started=begin.started,
+        changed=begin.started,
+        elapsed=max(0.0, changed - begin.started),
+        runs=1,
+        pid=begin.pid,
+        born=birth_of(begin.pid) if is_ours else "",
+        host=begin.host,
+        undo=undo,
+        identities={journal.resolve(each.path): each.unique_id for each in (*begin.sources, begin.destination)},
+    )
+    return job.advanced(changed, state, error=error)
+
+
+def _state_of(journal: Journal, folder: Folder) -> tuple[JobState, str]:
+    """Return a merge's state, and what went wrong: who is at it holds the destination."""
+    try:
+        with closing(folder.open(journal.destination)) as storage:
+            storage.lock(exclusive=False)
+    except ImageInUseError:
+        return JobState.RUNNING, ""
+    except OSError as error:
+        return JobState.KILLED, str(error)
+    if journal.rolling_back:
+        return JobState.KILLED, journal.say()
+    if journal.merged and journal.begin is not None and journal.begin.undo and not journal.dropping:
+        return JobState.COMPLETED, ""
+    stopped = {"": (JobState.KILLED, "the process that was at it has ended"), "cancelled": (JobState.TERMINATED, "")}
+    return stopped.get(journal.stopped, (JobState.EXCEPTION, journal.stopped))

@@ -1,0 +1,185 @@
+"""What is known about one merge as a job, as plain values: the states it goes through and what is computed from them.
+
+The states are those of CIM_ConcreteJob, with plain names for people. Times are Unix seconds, sizes bytes.
+
+**Source**: reference 6.2; DESIGN 6.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+# Until the last name is changed a merge is not done, however many bytes are.
+_ALMOST = 99
+
+
+class JobState(IntEnum):
+    """The state of a job, by CIM's numbers; `plain` is the word for it.
+
+    >>> JobState.SUSPENDED.plain, JobState.KILLED.is_finished
+    ('paused', True)
+    """
+
+    NEW = 2
+    STARTING = 3
+    RUNNING = 4
+    SUSPENDED = 5
+    SHUTTING_DOWN = 6
+    COMPLETED = 7
+    TERMINATED = 8
+    KILLED = 9
+    EXCEPTION = 10
+
+    @property
+    def plain(self) -> str:
+        """The state in one word: what `job list` shows."""
+        return _PLAIN[self]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nobody is at it."""
+        return self >= JobState.COMPLETED
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it ended before its end, so that it can go on."""
+        return self > JobState.COMPLETED
+
+
+_PLAIN = {
+    JobState.NEW: "waiting",
+    JobState.STARTING: "starting",
+    JobState.RUNNING: "running",
+    JobState.SUSPENDED: "paused",
+    JobState.SHUTTING_DOWN: "stopping",
+    JobState.COMPLETED: "completed",
+    JobState.TERMINATED: "cancelled",
+    JobState.KILLED: "interrupted",
+    JobState.EXCEPTION: "failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What was asked for: the arguments of `vhdkit.plan_merge` and the rate, so that a job can be begun again."""
+
+    child: str
+    into: str | None = None
+    to: str | None = None
+    keep_sources: bool = False
+    undo: str | None = None
+    relink_siblings: bool = False
+    verify: bool = False
+    resume: bool = False
+    search: tuple[str, ...] = ()
+    parent_map: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    rate: int | None = None
+    log_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A merge as a job, as it was when somebody looked.
+
+    `id` is the one in the journal beside the destination. `sources` are leaf first; `files` are all that the job
+    touches, `written` those of them that it changes; paths are absolute. `machine` is the name given at the start, or
+    that of the destination's folder. `bytes_total` is 0 until it is planned; `rate` is in bytes a second, of late;
+    `elapsed` the seconds that it was being worked at, over all its `runs`, up to `changed`, when this was written; its
+    state is so since `state_changed`. `pid` of `host` is at it, or was; `born` tells that process from a later one of
+    the same number. `error` is what went wrong, `error_class` and `error_code` (as Windows has it, 0 for none) say
+    which kind. `identities` has the unique ids, in hexadecimal, of the images that it was begun with, by their paths.
+    """
+
+    id: str
+    state: JobState
+    wishes: Wishes
+    sources: tuple[str, ...] = ()
+    destination: str = ""
+    files: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
+    machine: str = ""
+    phase: str = ""
+    percent: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    rate: float = 0.0
+    submitted: float
+    started: float | None = None
+    ended: float | None = None
+    changed: float
+    state_changed: float = 0.0
+    elapsed: float = 0.0
+    runs: int = 0
+    pid: int = 0
+    born: str = ""
+    host: str = ""
+    user: str = ""
+    error: str = ""
+    error_class: str = ""
+    error_code: int = 0
+    undo: str = ""
+    rolled_back: bool = False
+    identities: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_cancellable(self) -> bool:
+        """Whether it would still stop: not while it changes names, nor once it has ended."""
+        return self.state < JobState.SHUTTING_DOWN and self.phase != "finishing"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest of the bytes takes at the present rate; None while that cannot be told."""
+        if self.state is not JobState.RUNNING or self.rate <= 0:
+            return None
+        return max(0, self.bytes_total - self.bytes_done) / self.rate
+
+    def elapsed_at(self, now: float) -> float:
+        """Return the seconds that it was being worked at until `now`."""
+        is_moving = self.state in {JobState.STARTING, JobState.RUNNING, JobState.SHUTTING_DOWN}
+        return self.elapsed + (max(0.0, now - self.changed) if is_moving else 0.0)
+
+    def advanced(self, now: float, state: JobState, **changes: Any) -> Job:  # noqa: ANN401 - fields of the job
+        """Return the job as it is now: time counts while it is worked at, and percent never goes back."""
+        is_over = state.is_finished
+        after = replace(self, state=state, elapsed=self.elapsed_at(now), changed=now, **changes)
+        percent = 100 * after.bytes_done // after.bytes_total if after.bytes_total else 0
+        percent = 100 if state is JobState.COMPLETED else min(_ALMOST, max(self.percent, percent))
+        since = self.state_changed if state is self.state and self.state_changed else now
+        rate = 0.0 if is_over or state is JobState.SUSPENDED else after.rate
+        return replace(after, percent=percent, ended=now if is_over else None, rate=rate, state_changed=since)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what `from_record` takes, as JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Job:
+        """Return a job from what the registry holds; what a later version may have added is left out.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: it is none.
+
+        """
+        known = {name: record[name] for name in cls.__slots__ if name in record}
+        wishes = {name: record["wishes"][name] for name in Wishes.__slots__ if name in record["wishes"]}
+        lists = {name: tuple(record[name]) for name in ("sources", "files", "written")}
+        asked = Wishes(**{**wishes, "search": tuple(wishes["search"])})
+        return cls(**{**known, **lists, "state": JobState(record["state"]), "wishes": asked})
+
+
+def share_a_file(one: Job, other: Job) -> bool:
+    """Whether two jobs cannot run side by side: one changes a file that the other needs."""
+    return bool(set(one.written) & set(other.files) or set(other.written) & set(one.files))
+
+
+def job_id(text: str = "") -> str:
+    """Return the id that a journal gives, as ids are written here; a new one if it gives none."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        # Whoever merges in Python may have called it anything.
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, text) if text else uuid.uuid4())

@@ -1,0 +1,348 @@
+"""The list of this user's jobs on this machine, for any process to ask and to be heard in.
+
+It is SQLite, opened for each call and never longer, so that it can be deleted, damaged or locked at any time without a
+merge noticing: no merge needs it. Whoever works at a job writes the whole of it each time, so that a list that was lost
+has it again with the next word. Requests to a job (cancel, pause, resume) are left in a column of their own, which
+only whoever fulfils them clears.
+
+**Source**: DESIGN 6.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+
+from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.job.record import Job, JobState
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.state import make_private, set_aside, state_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_T = TypeVar("_T")
+
+FILE = "jobs.db"
+# A commit takes a millisecond; whoever waits longer than this waits for a process that is stopped.
+_PATIENCE_SECONDS = 20
+# Jobs that ended so long ago are forgotten when one is added.
+HISTORY_SECONDS = 180 * 24 * 3600
+_VERSION = 1
+# Whoever had the damaged file open may still write to it, or to what lies beside it, when it has a new name.
+_MOST_MENDS = 3
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS jobs (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state INTEGER NOT NULL,
+        changed REAL NOT NULL, request TEXT NOT NULL DEFAULT '', record TEXT NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
+    CREATE TABLE IF NOT EXISTS files (path BLOB NOT NULL, id TEXT NOT NULL, PRIMARY KEY (path, id)) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS files_by_job ON files (id);
+"""
+_COLUMNS = {"jobs": ["number", "id", "state", "changed", "request", "record"], "files": ["path", "id"]}
+_DAMAGED = (
+    "malformed",
+    "not a database",
+    "no such table",
+    "no such column",
+    "no column named",
+    "constraint failed",
+    "disk I/O error",
+)
+# What a disk that is full says: that is no damage of the list.
+_FULL = {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE", "SQLITE_FULL"}
+
+
+class RegistryError(JobError):
+    """The list of jobs cannot be read or written; merges go on without it."""
+
+
+class Registry:
+    """The list of jobs in a directory; that of `VHDKIT_STATE`, or the user's own, unless one is given.
+
+    Every method raises RegistryError when the list cannot be had. One that is damaged is set aside, and a new one
+    begun.
+    """
+
+    def __init__(self, directory: str | None = None, *, patience: float = _PATIENCE_SECONDS) -> None:
+        self.patience = patience
+        self.directory = directory or state_directory()
+        self.path = paths.join(self.directory, FILE)
+
+    # Writing
+
+    def put(self, job: Job, *, clear_request: bool = False) -> None:
+        """Add a job, or replace what was known of it."""
+
+        def write(database: sqlite3.Connection) -> None:
+            record = json.dumps(job.to_record(), separators=(",", ":"))
+            known = database.execute("SELECT record FROM jobs WHERE id = ?", (job.id,)).fetchone()
+            database.execute(
+                "INSERT INTO jobs (id, state, changed, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) "
+                "DO UPDATE SET state = ?2, changed = ?3, record = ?4, "
+                "request = CASE WHEN ?5 THEN '' ELSE request END",
+                (job.id, job.state, job.changed, record, clear_request or job.state.is_finished),
+            )
+            if known is None:
+                _forget_old(database, job.changed)
+            if known is None or _files(known[0]) != job.files:
+                database.execute("DELETE FROM files WHERE id = ?", (job.id,))
+                database.executemany(
+                    "INSERT OR IGNORE INTO files VALUES (?, ?)", [(_key(path), job.id) for path in job.files]
+                )
+
+        self._call(write, writes=True)
+
+    def replace(self, known: Job, job: Job, *, clear_request: bool = True) -> bool:
+        """Write a job if it is still what was `known`, and return whether it was: somebody else may have been first."""
+
+        def write(database: sqlite3.Connection) -> bool:
+            row = database.execute("SELECT record FROM jobs WHERE id = ?", (job.id,)).fetchone()
+            # Not the text is compared: another version may have written more or fewer fields.
+            if row is None or _job(row[0]) != known:
+                return False
+            record = json.dumps(job.to_record(), separators=(",", ":"))
+            database.execute(
+                "UPDATE jobs SET state = ?2, changed = ?3, record = ?4, "
+                "request = CASE WHEN ?5 THEN '' ELSE request END WHERE id = ?1",
+                (job.id, job.state, job.changed, record, clear_request),
+            )
+            return True
+
+        return self._call(write, writes=True)
+
+    def ask(self, job_id: str, request: str) -> None:
+        """Leave a request to whoever works at a job: "cancel", "pause", "resume"."""
+        sentence = "UPDATE jobs SET request = ? WHERE id = ?"
+        self._call(lambda database: database.execute(sentence, (request, job_id)), writes=True)
+
+    def fulfilled(self, job_id: str, request: str) -> None:
+        """Take a request away, unless another has come meanwhile."""
+        sentence = "UPDATE jobs SET request = '' WHERE id = ? AND request = ?"
+        self._call(lambda database: database.execute(sentence, (job_id, request)), writes=True)
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job."""
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM files WHERE id = ?", (job_id,))
+            database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+        self._call(write, writes=True)
+
+    # Asking
+
+    def request(self, job_id: str) -> str:
+        """Return what is asked of a job, "" if nothing is."""
+
+        def read(database: sqlite3.Connection) -> str:
+            row = database.execute("SELECT request FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            return str(row[0]) if row is not None else ""
+
+        return self._call(read)
+
+    def find(self, beginning: str) -> tuple[Job, ...]:
+        """Return the jobs whose ids begin so."""
+        sentence = "SELECT record FROM jobs WHERE id >= ? AND id < ? ORDER BY number"
+        wanted = beginning.lower()
+        # Ids are made of digits, a to f, and hyphens, all of which come before a z.
+        return self._call(lambda database: _jobs(database.execute(sentence, (wanted, f"{wanted}z"))))
+
+    def jobs(
+        self,
+        *,
+        states: Sequence[JobState] = tuple(JobState),
+        files: Sequence[str] | None = None,
+        mentions: Sequence[str] | None = None,
+        limit: int | None = None,
+    ) -> tuple[Job, ...]:
+        """Return the jobs that are in one of the states, oldest first; of those that ended the newest `limit`.
+
+        With `files` only those that touch one of them; with `mentions` only those whose records have one of these
+        stretches of JSON, wherever that is.
+        """
+        condition, values = "TRUE", list[bytes | str]()
+        if files is not None:
+            marks = ",".join("?" * len(files))
+            condition, values = f"id IN (SELECT id FROM files WHERE path IN ({marks}))", list(map(_key, files))  # noqa: S608 - marks
+        if mentions is not None:
+            condition += f" AND ({' OR '.join(['instr(record, ?)'] * len(mentions))})"
+            # To read each of thousands takes many times as long.
+            values += mentions
+        going = [state for state in states if not state.is_finished]
+        ended = [state for state in states if state.is_finished]
+
+        def read(database: sqlite3.Connection) -> tuple[Job, ...]:
+            rows: list[tuple[int, str]] = []
+            for group, most in ((going, -1), (ended, -1 if limit is None else limit)):
+                marks = ",".join("?" * len(group))
+                sentence = (
+                    f"SELECT number, record FROM jobs WHERE state IN ({marks}) AND {condition} "  # noqa: S608 - marks
+                    "ORDER BY number DESC LIMIT ?"
+                )
+                rows += database.execute(sentence, [*group, *values, most])
+            return _jobs((record,) for _, record in sorted(rows))
+
+        return self._call(read)
+
+    def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state."""
+        sentence = "SELECT state, count(*) FROM jobs GROUP BY state"
+        return self._call(lambda database: {JobState(state): count for state, count in database.execute(sentence)})
+
+    def waits_for(self, job_id: str, states: Sequence[JobState]) -> tuple[Job, ...]:
+        """Return the jobs in one of the states that came before a job."""
+        marks = ",".join("?" * len(states))
+        sentence = (
+            f"SELECT record FROM jobs WHERE state IN ({marks}) AND number < "  # noqa: S608 - marks only
+            "(SELECT number FROM jobs WHERE id = ?) ORDER BY number"
+        )
+        return self._call(lambda database: _jobs(database.execute(sentence, [*states, job_id])))
+
+    def to_the_end(self, job_id: str) -> None:
+        """Let a job that begins again wait behind those that wait already."""
+        sentence = "UPDATE jobs SET number = (SELECT max(number) FROM jobs) + 1 WHERE id = ?"
+        self._call(lambda database: database.execute(sentence, (job_id,)), writes=True)
+
+    @staticmethod
+    def real(path: str) -> str:
+        """Return a path as the files of jobs are listed: absolute, links followed."""
+        return LocalFolder().real(path)
+
+    # The file
+
+    def _call(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool = False) -> _T:
+        until = time.monotonic() + self.patience
+        mends = 0
+        while True:
+            try:
+                with self._opened(writes=writes) as database:
+                    if writes:
+                        database.execute("BEGIN IMMEDIATE")
+                    answer = work(database)
+                    if writes:
+                        database.execute("COMMIT")
+                    return answer
+            except sqlite3.Error as error:
+                text = str(error)
+                if _is_damage(error) and mends < _MOST_MENDS:
+                    mends += 1
+                    self._mend(error)
+                elif "locked" not in text and "busy" not in text:
+                    raise RegistryError(f"the list of jobs cannot be used: {text}", path=self.path) from error
+                elif time.monotonic() > until:
+                    message = "the list of jobs is held by another process; is one of them stopped?"
+                    raise RegistryError(message, path=self.path) from error
+                else:
+                    time.sleep(0.02)
+            except (OSError, ValueError) as error:
+                # Whatever is wrong with the list, no merge may fail of it.
+                raise RegistryError(f"the list of jobs cannot be used: {error}", path=self.path) from error
+
+    @contextmanager
+    def _opened(self, *, writes: bool) -> Iterator[sqlite3.Connection]:
+        make_private(self.directory)
+        with closing(self._connection(writes=writes)) as database:
+            # The list may lose its last words with the power, and is not worth a sync of the merge's disk.
+            database.execute("PRAGMA synchronous = NORMAL")
+            # One byte that went bad spoils the row that it is in, and hides no other.
+            database.text_factory = _text
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise RegistryError("the list of jobs is of a later version of vhdkit", path=self.path)
+            if version < _VERSION:
+                _prepare(database)
+            yield database
+
+    def _connection(self, *, writes: bool) -> sqlite3.Connection:
+        folder = LocalFolder()
+        if not writes and folder.exists(self.path) and not folder.may_write(self.directory):
+            # Without a place for its shared memory a WAL cannot be read along: what it holds is not seen.
+            return sqlite3.connect(f"file:{quote(self.path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        return sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
+
+    def _mend(self, trouble: sqlite3.Error) -> None:
+        """Set a damaged file aside, once: another process may be doing the same."""
+        folder = LocalFolder()
+        gate = paths.join(self.directory, "mending")
+        try:
+            with suppress(FileExistsError):
+                folder.create(gate, private=True).close()
+            with closing(folder.open(gate, writable=True)) as lock:
+                lock.lock(exclusive=True)
+                if self._is_damaged():
+                    set_aside(self.path)
+        except ImageInUseError:
+            # Another process is at it.
+            time.sleep(0.1)
+        except OSError as error:
+            message = f"the list of jobs is damaged ({trouble}) and cannot be set aside: {error.strerror}"
+            raise RegistryError(message, path=self.path) from error
+
+    def _is_damaged(self) -> bool:
+        try:
+            with self._opened(writes=True) as database:
+                (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                return bool(verdict != "ok") or any(_columns(database, table) != _COLUMNS[table] for table in _COLUMNS)
+        except sqlite3.Error as error:
+            return _is_damage(error)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error says that the file is no list as they are here."""
+    return getattr(error, "sqlite_errorname", "") not in _FULL and any(word in str(error) for word in _DAMAGED)
+
+
+def _key(path: str) -> bytes:
+    """Return a path as it is looked for: one that is no text in any encoding is a path all the same."""
+    return path.encode("utf-8", "surrogatepass")
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
+
+
+def _prepare(database: sqlite3.Connection) -> None:
+    # A file system without shared memory (some networks') has no WAL; the list works there all the same, slower.
+    database.execute("PRAGMA journal_mode = WAL").fetchone()
+    database.execute("BEGIN IMMEDIATE")
+    for sentence in _SCHEMA.split(";"):
+        database.execute(sentence)
+    database.execute(f"PRAGMA user_version = {_VERSION}")
+    database.execute("COMMIT")
+
+
+def _columns(database: sqlite3.Connection, table: str) -> list[str]:
+    """Return the names of a table's columns in their order, none if there is no such table."""
+    return [name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def _forget_old(database: sqlite3.Connection, now: float) -> None:
+    old = "state >= ? AND changed < ?"
+    values = (JobState.COMPLETED, now - HISTORY_SECONDS)
+    database.execute(f"DELETE FROM files WHERE id IN (SELECT id FROM jobs WHERE {old})", values)  # noqa: S608 - ours
+    database.execute(f"DELETE FROM jobs WHERE {old}", values)  # noqa: S608 - ours
+
+
+def _jobs(rows: Iterator[tuple[str]] | sqlite3.Cursor) -> tuple[Job, ...]:
+    """Return the jobs of rows; one that is no job of a version known here hides none of the others."""
+    return tuple(job for (record,) in rows if (job := _job(record)) is not None)
+
+
+def _job(record: str) -> Job | None:
+    # Records are written in ASCII; what nests too deep for the reader is no job either.
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Job.from_record(json.loads(record)) if record.isascii() else None
+    return None
+
+
+def _files(record: str) -> tuple[str, ...] | None:
+    """Return the files of a row, None if it is no job: then they are not those of any."""
+    known = _job(record)
+    return None if known is None else known.files

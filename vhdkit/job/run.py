@@ -1,0 +1,400 @@
+"""Beginning a merge as a job: in this thread, in one beside it, or in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import open_chain
+from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.image.journal import read_journal
+from vhdkit.job import events
+from vhdkit.job.handle import MergeJob
+from vhdkit.job.record import Job, JobState, Wishes, job_id
+from vhdkit.job.registry import Registry, RegistryError
+from vhdkit.job.truth import is_rolling_back, noted
+from vhdkit.job.worker import Worker, check_same, gone, identities_of, planned, touched
+from vhdkit.merging.engine import merge
+from vhdkit.merging.rollback import rollback
+from vhdkit.merging.survey import states
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.machine import birth_of, this_process, user_name
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping, Sequence
+    from types import FrameType
+
+    from vhdkit.merging.engine import MergeResult
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.plan import MergePlan
+
+# The process of a job finds its modules where this one does, and never in the folder that it happens to stand in.
+_DETACHED = """
+import json, sys
+told = json.load(sys.stdin)
+sys.path[:] = told["path"]
+from vhdkit.job.run import detached
+detached(told)
+"""
+
+
+def start_merge(
+    child: str,
+    *,
+    into: str | None = None,
+    to: str | None = None,
+    keep_sources: bool = False,
+    undo: str | None = None,
+    relink_siblings: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    rate: int | None = None,
+    machine: str = "",
+    detached: bool = False,
+    log_file: str | None = None,
+) -> MergeJob:
+    """Begin a merge in the background, and return at once; the arguments are those of `plan_merge`.
+
+    It runs in a thread of this process, or with `detached` in a process of its own, which outlives this one. Jobs that
+    need the same files wait for each other, in the order in which they were started. `rate` is the most bytes a second,
+    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line.
+
+    Raises:
+        VhdError, OSError: what `plan_merge` raises, or the first obstacle of the plan. Nothing was begun.
+
+    """
+    wishes = wished(
+        child,
+        into=into,
+        to=to,
+        keep_sources=keep_sources,
+        undo=undo,
+        relink_siblings=relink_siblings,
+        verify=verify,
+        resume=resume,
+        search=search,
+        parent_map=parent_map,
+        parent=parent,
+        rate=rate,
+    )
+    if log_file is not None:
+        events.stop_logging(events.log_to(log_file))
+        wishes = replace(wishes, log_file=_absolute(log_file))
+    registry = Registry()
+    job, before = _as_known(_planned(wishes, machine), registry)
+    return begin(job, registry, before=before, detached=detached)
+
+
+def wished(
+    child: str,
+    *,
+    into: str | None = None,
+    to: str | None = None,
+    keep_sources: bool = False,
+    undo: str | None = None,
+    relink_siblings: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    parent: str | None = None,
+    rate: int | None = None,
+) -> Wishes:
+    """Return what is asked for, in words that mean the same from any folder.
+
+    Raises:
+        ValueError: the rate is none.
+
+    """
+    if rate is not None and rate <= 0:
+        raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
+    return Wishes(
+        child=paths.abspath(child),
+        into=_absolute(into),
+        to=_absolute(to),
+        keep_sources=keep_sources,
+        undo=_absolute(undo),
+        relink_siblings=relink_siblings,
+        verify=verify,
+        resume=resume,
+        search=tuple(map(paths.abspath, search)),
+        parent_map={remote: paths.abspath(local) for remote, local in (parent_map or {}).items()},
+        parent=_absolute(parent),
+        rate=rate,
+    )
+
+
+def run_merge(
+    plan: MergePlan,
+    wishes: Wishes,
+    *,
+    machine: str = "",
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+) -> MergeResult:
+    """Carry out a plan here and now, as `vhdkit.merge` does, as a job that others can see and steer.
+
+    It does not wait in line: files that are in use are refused. A plan that has obstacles never becomes a job.
+    """
+    if plan.obstacles:
+        return merge(plan)
+    registry = Registry()
+    job, _ = _as_known(_new(wishes, plan, machine), registry)
+    # It has its turn: should this word be the last that the list hears, it is known to have begun.
+    job = job.advanced(time.time(), JobState.RUNNING)
+    with Worker(job, registry, progress=progress, cancel=cancel) as at:
+        return at.merge(plan)
+
+
+def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: bool) -> MergeJob:
+    """Begin a job that is described, behind those that wait already; `before` is what the list knows of earlier runs.
+
+    Raises:
+        JobError: another process has begun it again since that was read.
+
+    """
+    pid, host = this_process()
+    job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
+    unlisted = ""
+    try:
+        if before is None:
+            registry.put(job, clear_request=True)
+        elif not registry.replace(before, job):
+            raise JobError(f"the job {job.id} was begun again by another process just now", path=job.destination)
+        registry.to_the_end(job.id)
+    except RegistryError as error:
+        unlisted = str(error)
+    if detached:
+        return MergeJob(job, registry, unlisted, process=_spawn(job, registry))
+    worker = Worker(job, registry, unlisted=unlisted)
+    thread = threading.Thread(target=_work, args=(worker,), name=f"vhdkit-merge-{job.id[:8]}")
+    thread.start()
+    return MergeJob(job, registry, unlisted, worker=worker, thread=thread)
+
+
+def again(job: Job) -> Job:
+    """Begin a job again that was cut off, in a process of its own, under its own id; return it as it then is.
+
+    Raises:
+        JobError: other images have the names of those that it was begun with, or one of those is gone.
+        VhdError, OSError: as `start_merge`.
+
+    """
+    registry = Registry()
+    try:
+        fresh = _planned(job.wishes, job.machine)
+    except FileNotFoundError as error:
+        raise gone(job, error) from error
+    check_same(job, fresh.identities)
+    return begin(_continued(replace(fresh, id=job.id), job), registry, before=job, detached=True).job
+
+
+def take_back(job: Job, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None) -> Job:
+    """Roll back a job that has ended, in this thread; return it as it then is.
+
+    If it is refused, the job is what it was.
+
+    Raises:
+        JobError: the undo image is that of another merge by now.
+        VhdError, OSError: as `vhdkit.rollback`.
+
+    """
+    registry = Registry()
+    _check_own(job)
+    wishes = job.wishes
+
+    def work(advance: Callable[[Progress], None], stop: Cancel) -> None:
+        rollback(job.undo, search=wishes.search, parent_map=wishes.parent_map, progress=advance, cancel=stop)
+
+    at = Worker(job, registry, progress=progress, cancel=cancel)
+    try:
+        with at:
+            at.act("rolling back", work)
+    except BaseException:
+        if not is_rolling_back(job):
+            # Unless another process has done it meanwhile.
+            with suppress(RegistryError):
+                registry.replace(at.last_word, job)
+        raise
+    return at.job
+
+
+def _check_own(job: Job) -> None:
+    """Refuse to take back what another merge has done with the same undo image's name, or what no image is kept for."""
+    folder = LocalFolder()
+    journal = read_journal(folder, job.destination) if folder.exists(job.destination) else None
+    if journal is not None and journal.begin is not None and job_id(journal.begin.job) != job.id:
+        message = f"the undo image {job.undo} belongs to another merge by now, the job {job_id(journal.begin.job)}"
+        raise JobError(f"{message}; this one's was made final, or taken back", path=job.destination)
+    if folder.exists(job.undo):
+        return
+    if journal is not None and not journal.reserved:
+        message = f"nothing was changed yet by the job {job.id}, and there is nothing to take back"
+        raise JobError(f"{message}; `vhdkit job resume` goes on with it", path=job.destination)
+    message = f"the undo image {job.undo} is not there: the merge was made final, or somebody has moved it"
+    raise JobError(message, path=job.destination)
+
+
+def _as_known(job: Job, registry: Registry) -> tuple[Job, Job | None]:
+    """Return a new job as the one that goes on with its earlier runs, and what the list knows of those.
+
+    Where another process is about to go on with them, or at it, this is a job of its own, and waits.
+    """
+    before = _known_before(job, registry)
+    if before is not None and not before.state.is_finished:
+        return replace(job, id=job_id()), None
+    return _continued(job, before), before
+
+
+def _known_before(job: Job, registry: Registry) -> Job | None:
+    """Return what the list knows of earlier runs of a job, None if that is nothing or the list cannot be had."""
+    with suppress(RegistryError):
+        for before in registry.find(job.id):
+            # What is replaced later must be what the list says.
+            return noted(before, registry)
+    return None
+
+
+def _continued(job: Job, before: Job | None) -> Job:
+    """Return a job that goes on where an earlier run has stopped."""
+    if before is None:
+        return job
+    fields = ("machine", "submitted", "started", "elapsed", "percent", "runs")
+    return replace(job, **{name: getattr(before, name) for name in fields})
+
+
+def _planned(wishes: Wishes, machine: str) -> Job:
+    """Return a new job of what is wished; what cannot be done is refused at once."""
+    try:
+        plan = planned(wishes)
+    except ImageInUseError:
+        # Another job is at it: this one waits, and is planned when its turn has come.
+        return _expected(wishes, machine)
+    if plan.obstacles and not any(isinstance(obstacle, ImageInUseError) for obstacle in plan.obstacles):
+        raise plan.obstacles[0]
+    return _new(wishes, plan, machine)
+
+
+def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:
+    now = time.time()
+    begun = plan.journal.begin if plan.journal is not None else None
+    return Job(
+        id=job_id(begun.job if begun is not None else ""),
+        state=JobState.NEW,
+        wishes=wishes,
+        machine=machine or paths.basename(paths.dirname(plan.destination)),
+        bytes_total=plan.payload_bytes,
+        submitted=now,
+        changed=now,
+        **touched(plan),
+    )
+
+
+def _expected(wishes: Wishes, machine: str) -> Job:
+    """Return the job of a merge whose files are in use: what it will touch, as far as that can be seen unasked."""
+    with open_chain(
+        wishes.child, search=wishes.search, parent_map=wishes.parent_map, parent=wishes.parent, lock=False
+    ) as chain:
+        files = [layer.path for layer in chain.layers]
+        identities = identities_of(states(chain))
+    depth = 1
+    if wishes.into is not None:
+        names = [wishes.into, Registry.real(wishes.into)]
+        depth = next((at for at, path in enumerate(files) if path in names), 1)
+    destination = wishes.to or files[min(depth, len(files) - 1)]
+    written = [wishes.to] if wishes.to is not None else files[: depth + 1]
+    undo = wishes.undo or ""
+    now = time.time()
+    return Job(
+        id=job_id(),
+        state=JobState.NEW,
+        wishes=wishes,
+        sources=tuple(files if wishes.to is not None else files[:depth]),
+        destination=destination,
+        files=tuple(dict.fromkeys([*files, destination, *filter(None, [undo])])),
+        written=(*written, *filter(None, [undo])),
+        machine=machine or paths.basename(paths.dirname(destination)),
+        undo=undo,
+        submitted=now,
+        changed=now,
+        identities=identities,
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else paths.abspath(path)
+
+
+# The thread, and the process
+
+
+def _work(worker: Worker) -> None:
+    # What went wrong is kept with the job.
+    with events.logged(worker.job), suppress(Exception), worker:
+        worker.run()
+
+
+def _spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
+    import subprocess  # noqa: PLC0415 - a merge in the foreground has no use for it
+
+    told = {"path": sys.path, "job": job.to_record(), "state": registry.directory}
+    process = subprocess.Popen(  # noqa: S603 - this Python, and words of our own
+        [sys.executable, "-P", "-c", _DETACHED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # Where sessions are none, what ends with a console is told so.
+        creationflags=getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+    # From now on it is that process which must live, even if it has not said a word yet.
+    with suppress(RegistryError):
+        # Somebody may have asked something of it already.
+        registry.replace(job, replace(job, pid=process.pid, born=birth_of(process.pid)), clear_request=False)
+    if process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(told).encode())
+    # When it ends somebody must take note, or it stays in the system's list of processes; no matter who holds the job.
+    threading.Thread(target=process.wait, name=f"vhdkit-job-{job.id[:8]}", daemon=True).start()
+    return process
+
+
+class _Ended:
+    """Whether this process was told to end: a `Cancel` that takes no lock.
+
+    A signal comes between any two steps of the thread that merges. If that is just setting an event, whose lock it
+    holds, setting one again would wait for it for good.
+    """
+
+    def __init__(self) -> None:
+        self._is_so = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_so = True
+
+    def is_set(self) -> bool:
+        return self._is_so
+
+
+def detached(told: dict[str, object]) -> None:
+    """Work at a job in this process, which was made for it."""
+    import signal  # noqa: PLC0415 - for a process of one's own only
+
+    record = told["job"]
+    job = Job.from_record(record if isinstance(record, dict) else {})
+    ended = _Ended()
+    worker = Worker(job, Registry(str(told["state"])), cancel=ended)
+    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGINT, ended)
+    _work(worker)
+    sys.exit({JobState.COMPLETED: 0, JobState.TERMINATED: 130}.get(worker.job.state, 1))

@@ -1,0 +1,119 @@
+"""What is so about a job, whatever the list says: whether its process lives, and what the journal says.
+
+**Source**: DESIGN 6: the journal beside the images is the truth, the list is for asking.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError, JournalError
+from vhdkit.job.record import Job, JobState
+from vhdkit.job.registry import RegistryError
+from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.machine import is_alive
+
+if TYPE_CHECKING:
+    from vhdkit.job.registry import Registry
+
+# Whoever is at a job writes every second. After so much silence the files are asked; those of another machine or
+# container cannot be.
+_SILENCE_SECONDS = 60.0
+
+
+def settled(job: Job) -> Job:
+    """Return the job as it is: one whose process has ended without a word was interrupted, or is complete."""
+    if job.state.is_finished or _is_being_worked_at(job):
+        return job
+    if _is_complete(job):
+        return replace(job.advanced(job.changed, JobState.COMPLETED), bytes_done=job.bytes_total)
+    message = "the process that was at it has ended"
+    return job.advanced(job.changed, JobState.KILLED, error=message, error_class="", error_code=0)
+
+
+def noted(job: Job, registry: Registry) -> Job:
+    """Return a job as it is; if the list says otherwise note it there, and say so to the log."""
+    now = settled(job)
+    if now is job:
+        return job
+    try:
+        is_noted = registry.replace(job, now)
+    except RegistryError:
+        # It is so, whether or not it can be written down.
+        return now
+    if is_noted:
+        from vhdkit.job import events  # noqa: PLC0415 - logging is needed now
+
+        with events.logged(now):
+            events.tell(now)
+        return now
+    # Another process was first, or it was alive after all.
+    latest = registry.find(job.id)
+    return settled(latest[0]) if latest else replace(now, error=now.error or "it was removed from the list")
+
+
+def is_rolling_back(job: Job) -> bool:
+    """Whether a roll-back of it has begun and is not finished."""
+    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+
+    try:
+        journal = read_journal(LocalFolder(), job.destination)
+    except (JournalError, OSError):
+        return False
+    return journal is not None and journal.rolling_back
+
+
+def is_removing(job: Job) -> bool:
+    """Whether its sectors are all merged, and not all of its sources are there any longer."""
+    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+
+    folder = LocalFolder()
+    try:
+        journal = read_journal(folder, job.destination)
+    except (JournalError, OSError):
+        return False
+    return journal is not None and journal.merged and not all(folder.exists(path) for path in job.sources)
+
+
+def _is_being_worked_at(job: Job) -> bool:
+    alive = is_alive(job.pid, job.born, job.host)
+    if alive is False or time.time() - job.changed < _SILENCE_SECONDS:
+        return alive is not False
+    # It was stopped for a while, or it has ended and its last word could not be written: who is at it holds the files.
+    return bool(alive) and _is_held(job)
+
+
+def _is_held(job: Job) -> bool:
+    try:
+        with closing(LocalFolder().open(job.destination)) as storage:
+            storage.lock(exclusive=False)
+    except ImageInUseError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether a job that was cut off had nothing left to do: its journal is gone, or waits for an undo only."""
+    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
+
+    folder = LocalFolder()
+    has_begun = job.phase or job.state is JobState.RUNNING
+    if not job.destination or not has_begun or job.phase == "rolling back" or not folder.exists(job.destination):
+        return False
+    if job.wishes.to is not None:
+        # A new file has its name once it is whole.
+        return job.phase == "finishing" or job.bytes_done == job.bytes_total > 0
+    try:
+        journal = read_journal(folder, job.destination)
+    except (JournalError, OSError):
+        return False
+    if journal is None:
+        # Nothing had begun, or nothing is left: then the sources are gone, or were to be kept.
+        is_kept = job.wishes.keep_sources and job.phase == "finishing"
+        return is_kept or not any(folder.exists(path) for path in job.sources)
+    return journal.merged and bool(journal.begin and journal.begin.undo) and not journal.dropping

@@ -1,0 +1,401 @@
+"""Working at one job in this process: waiting in line, planning, merging, and saying how it goes.
+
+A thread beside the merge writes to the list of jobs, and reads what is asked of this one: the merge itself never waits
+for the list, and goes on without it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
+from vhdkit.job import events
+from vhdkit.job.record import Job, JobState, Wishes, share_a_file
+from vhdkit.job.registry import Registry, RegistryError
+from vhdkit.job.truth import settled
+from vhdkit.merging.engine import MergeResult, merge
+from vhdkit.merging.planning import plan_merge
+from vhdkit.storage.machine import birth_of, this_process, user_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.plan import LayerState, MergePlan
+
+# Being asked something is noticed this soon, and how far it is is written so often, in seconds.
+_LISTEN_SECONDS = 0.2
+_WRITE_SECONDS = 1.0
+# The rate is that of the last so many seconds.
+_RATE_SECONDS = 10.0
+# Of less no rate can be told: the first bytes of a run, or after a pause, come in a burst.
+_RATE_LEAST_SECONDS = 1.5
+# Who reads the images for a moment, to check or to look, is waited for.
+_IN_USE_SECONDS = 3.0
+_PATIENCE_SECONDS = 2.0
+
+UNFINISHED = tuple(state for state in JobState if not state.is_finished)
+
+
+class Worker:
+    """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
+
+    `unlisted` is why the job could not be listed, "" if it is.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        registry: Registry,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancel | None = None,
+        unlisted: str = "",
+    ) -> None:
+        pid, host = this_process()
+        self.registry = registry
+        # A list that somebody holds must not hold up the merge; its last word waits.
+        self._quick = Registry(registry.directory, patience=_PATIENCE_SECONDS)
+        self.last_word = job
+        self.unlisted = unlisted
+        self.error: BaseException | None = None
+        self._job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
+        self._runs = job.runs + 1
+        self._progress = progress
+        self._outer_cancel = cancel
+        self._lock = threading.RLock()
+        self._cancelled = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+        self._is_over = threading.Event()
+        self._changed = threading.Event()
+        self._samples: deque[tuple[float, int]] = deque()
+        self._tenth = 10 * job.percent // 100
+        self._done = 0
+        self._listener = threading.Thread(target=self._listen, name=f"vhdkit-job-{job.id[:8]}", daemon=True)
+
+    @property
+    def job(self) -> Job:
+        """The job as it is now."""
+        with self._lock:
+            return replace(self._job, elapsed=self._job.elapsed_at(now := time.time()), changed=now)
+
+    # What it is asked, from any thread
+
+    def cancel(self) -> None:
+        """Stop at the next place where that is safe."""
+        with self._lock:
+            self._cancelled.set()
+            self._going.set()
+            if self._job.is_cancellable:
+                self._change(JobState.SHUTTING_DOWN)
+
+    def pause(self) -> None:
+        """Stand still at the next place where that is safe, the files held."""
+        if not self._cancelled.is_set():
+            self._going.clear()
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        self._going.set()
+
+    def is_set(self) -> bool:
+        """Whether the merge should stop; while it is to pause, this does not return."""
+        if not self._going.is_set() and not self._cancelled.is_set():
+            with self._lock:
+                before = self._job.state
+                self._change(JobState.SUSPENDED)
+            while not self._going.wait(_LISTEN_SECONDS) and not self._is_asked_elsewhere():
+                pass
+            with self._lock:
+                if self._job.state is JobState.SUSPENDED:
+                    self._samples.clear()
+                    self._change(before)
+        return self._cancelled.is_set() or self._is_asked_elsewhere()
+
+    def _is_asked_elsewhere(self) -> bool:
+        return self._outer_cancel is not None and self._outer_cancel.is_set()
+
+    # The work
+
+    def __enter__(self) -> Self:
+        self._write()
+        self._listener.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._failed(error)
+        self._is_over.set()
+        self._changed.set()
+        try:
+            self._listener.join()
+        finally:
+            # The last word is what others wait for, and a second Ctrl-C is no reason to keep it.
+            self._write(self.registry)
+        events.tell(self._job)
+
+    def run(self) -> MergeResult:
+        """Wait in line until no other job needs the files, plan, and merge.
+
+        Raises:
+            MergeCancelled: it was cancelled.
+            VhdError, OSError: as `plan_merge` and `merge`.
+
+        """
+        is_in_line = self._wait_in_line()
+        until: float | None = None
+        while True:
+            with self._lock:
+                self._change(JobState.STARTING)
+            try:
+                plan = planned(self._job.wishes)
+                check_same(self._job, identities_of(plan.layers))
+                return self.merge(plan)
+            except ImageInUseError:
+                # Nothing was written. Who reads the images for a moment is waited for, another job until it has ended;
+                # and where the list cannot tell, whoever it is. One that was at it may have ended meanwhile.
+                if not is_in_line or self._is_another_at_it():
+                    until = None
+                elif until is None:
+                    until = time.monotonic() + _IN_USE_SECONDS
+                elif time.monotonic() > until:
+                    raise
+            except FileNotFoundError as error:
+                raise gone(self._job, error) from error
+            self._wait(_LISTEN_SECONDS)
+
+    def _is_another_at_it(self) -> bool:
+        """Whether a listed job is at the files though it did not come before: a list that was lost lost its order.
+
+        While the list cannot be had one may be.
+        """
+        try:
+            going = self._quick.jobs(states=(JobState.RUNNING, JobState.SUSPENDED, JobState.SHUTTING_DOWN))
+        except RegistryError:
+            return True
+        others = (job for job in going if job.id != self._job.id and share_a_file(job, self._job))
+        return any(not settled(job).state.is_finished for job in others)
+
+    def merge(self, plan: MergePlan) -> MergeResult:
+        """Carry a plan out, as `merging.engine.merge`."""
+        wishes = self._job.wishes
+        if not plan.is_new_file:
+            # From here on it is settled where it goes, whatever the chain looks like when it is resumed.
+            wishes = replace(wishes, into=plan.destination, resume=False)
+        with self._lock:
+            self._change(
+                JobState.RUNNING,
+                **touched(plan),
+                wishes=wishes,
+                bytes_total=plan.payload_bytes,
+                bytes_done=plan.bytes_done,
+                started=self._job.started or time.time(),
+                # One run, however often files that somebody reads for a moment are asked for.
+                runs=self._runs,
+            )
+        events.tell(self._job)
+        result = merge(plan, progress=self._advance, cancel=self, rate=self._job.wishes.rate, job=self._job.id)
+        with self._lock:
+            self._change(JobState.COMPLETED, bytes_done=plan.payload_bytes, undo=result.undo, error="", error_class="")
+        return result
+
+    def act(self, phase: str, work: Callable[[Callable[[Progress], None], Cancel], None]) -> None:
+        """Do something else with a job that has ended, such as to roll it back; it ends as cancelled."""
+        with self._lock:
+            self._change(JobState.RUNNING, phase=phase)
+
+        def advance(state: Progress) -> None:
+            if self._progress is not None:
+                self._progress(state)
+
+        work(advance, self)
+        with self._lock:
+            self._change(JobState.TERMINATED, phase="", rolled_back=True, error="", error_class="", error_code=0)
+
+    def _wait_in_line(self) -> bool:
+        """Wait until no job that came before needs the files; return whether the list could tell."""
+        while not self.unlisted:
+            try:
+                if not self._quick.find(self._job.id):
+                    # The list was lost, and with it who came before.
+                    self._write()
+                    return False
+                ahead = self._quick.waits_for(self._job.id, UNFINISHED)
+                if not any(share_a_file(job, self._job) and not settled(job).state.is_finished for job in ahead):
+                    return True
+            except RegistryError as error:
+                self._lost(error)
+            else:
+                self._wait(_LISTEN_SECONDS)
+        return False
+
+    def _wait(self, seconds: float) -> None:
+        if self._cancelled.wait(seconds) or self.is_set():
+            raise MergeCancelled("the merge was cancelled before it began; nothing was changed")
+
+    def _advance(self, state: Progress) -> None:
+        """Take note of how far it is: called for every piece, so that it does next to nothing."""
+        tenth = 10 * state.bytes_done // state.bytes_total if state.bytes_total else 0
+        if tenth > self._tenth or state.phase.value != self._job.phase:
+            with self._lock:
+                self._change(self._job.state, phase=state.phase.value, bytes_done=state.bytes_done)
+                if tenth > self._tenth and state.phase.value == "copying":
+                    events.tell_progress(self._job)
+                self._tenth = max(tenth, self._tenth)
+        self._done = state.bytes_done
+        if self._progress is not None:
+            self._progress(state)
+
+    def _change(self, state: JobState, **changes: object) -> None:
+        self._job = self._job.advanced(time.time(), state, **changes)
+        self._changed.set()
+
+    def _failed(self, error: BaseException) -> None:
+        self.error = error
+        with self._lock:
+            if isinstance(error, (MergeCancelled, KeyboardInterrupt)):
+                self._change(JobState.TERMINATED, error="", error_class="", error_code=0)
+                return
+            notes = " ".join(getattr(error, "__notes__", []))
+            text = f"{error or type(error).__name__}" + (f" {notes}" if notes else "")
+            self._change(
+                JobState.EXCEPTION,
+                error=text,
+                error_class=type(error).__name__,
+                error_code=_code_of(error),
+            )
+
+    # The list
+
+    def _listen(self) -> None:
+        """Write how it goes and read what is asked, until the work is over."""
+        written = time.monotonic()
+        while not self._is_over.is_set():
+            has_changed = self._changed.wait(_LISTEN_SECONDS)
+            if self._is_over.is_set():
+                break
+            if has_changed:
+                # What changes in quick succession is one thing to tell.
+                time.sleep(0.01)
+            if has_changed or time.monotonic() - written > _WRITE_SECONDS:
+                self._changed.clear()
+                self._sample()
+                self._write()
+                written = time.monotonic()
+            self._hear()
+
+    def _sample(self) -> None:
+        with self._lock:
+            now, done = time.monotonic(), max(self._done, self._job.bytes_done)
+            if self._job.state is JobState.RUNNING:
+                self._samples.append((now, done))
+                while now - self._samples[0][0] > _RATE_SECONDS:
+                    self._samples.popleft()
+                seconds = now - self._samples[0][0]
+                rate = (done - self._samples[0][1]) / seconds if seconds >= _RATE_LEAST_SECONDS else 0.0
+                self._job = self._job.advanced(time.time(), JobState.RUNNING, bytes_done=done, rate=max(0.0, rate))
+            elif not self._job.state.is_finished:
+                self._job = self._job.advanced(time.time(), self._job.state)
+
+    def _hear(self) -> None:
+        if self.unlisted:
+            return
+        try:
+            request = self._quick.request(self._job.id)
+            if not request:
+                return
+            {"cancel": self.cancel, "pause": self.pause, "resume": self.resume}.get(request, lambda: None)()
+            self._quick.fulfilled(self._job.id, request)
+        except RegistryError as error:
+            self._lost(error)
+
+    def _write(self, registry: Registry | None = None) -> None:
+        with self._lock:
+            job = self._job
+        try:
+            (registry or self._quick).put(job)
+            self.last_word = job
+        except RegistryError as error:
+            self._lost(error)
+        else:
+            self.unlisted = ""
+
+    def _lost(self, error: RegistryError) -> None:
+        """Go on without the list; it is tried again with every word."""
+        if not self.unlisted:
+            events.logger.warning("the job %s is not listed: %s", self._job.id, error)
+        self.unlisted = str(error)
+
+
+def planned(wishes: Wishes) -> MergePlan:
+    """Plan what is wished, as `plan_merge`."""
+    return plan_merge(
+        wishes.child,
+        into=wishes.into,
+        to=wishes.to,
+        keep_sources=wishes.keep_sources,
+        undo=wishes.undo,
+        relink_siblings=wishes.relink_siblings,
+        verify=wishes.verify,
+        resume=wishes.resume,
+        search=wishes.search,
+        parent_map=wishes.parent_map,
+        parent=wishes.parent,
+    )
+
+
+def touched(plan: MergePlan) -> dict[str, Any]:
+    """Return the fields of a job that say which files its merge touches."""
+    undo = plan.undo.path if plan.undo is not None else ""
+    relinked = [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
+    below = [layer.path for layer in plan.layers]
+    sources = () if plan.is_new_file else plan.sources
+    written = dict.fromkeys([*sources, plan.destination, *filter(None, [undo]), *relinked])
+    return {
+        "sources": plan.sources,
+        "destination": plan.destination,
+        "undo": undo,
+        "files": tuple(dict.fromkeys([*written, *plan.sources, *below])),
+        "written": tuple(written),
+        "identities": identities_of(plan.layers),
+    }
+
+
+def identities_of(layers: Sequence[LayerState]) -> dict[str, str]:
+    """Return the unique ids of images by their paths."""
+    return {layer.path: layer.unique_id.hex() for layer in layers if layer.unique_id}
+
+
+def check_same(job: Job, identities: Mapping[str, str]) -> None:
+    """Hold the images that have the names now against those that a job was begun with.
+
+    Raises:
+        JobError: another image has the name of one.
+
+    """
+    for path, unique_id in identities.items():
+        if job.identities.get(path, unique_id) != unique_id:
+            message = "another image has its name since the job was begun; merge that on its own if it is to be merged"
+            raise JobError(message, path=path)
+
+
+def gone(job: Job, error: FileNotFoundError) -> Exception:
+    """Return what to say of a file that is not there: those that a job was begun with were there then."""
+    if error.filename not in job.files:
+        return error
+    message = "it is no longer there: since this job was begun another merge has removed it, or somebody has moved it"
+    return JobError(message, path=str(error.filename))
+
+
+def _code_of(error: BaseException) -> int:
+    """Return the error's code as Windows has it, 0 if it has none."""
+    code: int | None = error.windows_code if isinstance(error, VhdError) else None
+    return code or 0
