@@ -12,7 +12,8 @@ since its parent was frozen. A chain is such a leaf with everything below it; a 
 How it is built, from the bottom up: `format` turns bytes into frozen records and bitmaps into runs; `storage` is the
 one seam to the machine; `image` resolves ranges of one file, writes sectors and creates files; `chain` finds and
 verifies parents and reads through layers; `merging` plans with plain values and then does, in an order that leaves the
-leaf readable at every instant; `job` runs that in the background and answers for it; `cli` prints. Imports point down only.
+leaf readable at every instant; `job` runs that in the background and answers for it; `snapshot` keeps a machine's tree
+of snapshots, and what deleting them owes in merges; `cli` prints. Imports point down only.
 
 The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
 """
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         ParentRefusedError,
         ReadOnlyImageError,
         SiblingsError,
+        SnapshotError,
         UnsupportedImageError,
         VerificationError,
         VhdError,
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from vhdkit.merging.planning import plan_merge
     from vhdkit.merging.rebase import Rebase, plan_rebase, rebase
     from vhdkit.merging.rollback import drop_undo, rollback
+    from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.snapshot.record import Snapshot
 
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
@@ -100,6 +104,7 @@ _HOMES = {
         "ParentRefusedError",
         "ReadOnlyImageError",
         "SiblingsError",
+        "SnapshotError",
         "UnsupportedImageError",
         "VerificationError",
         "VhdError",
@@ -127,9 +132,12 @@ _HOMES = {
     "vhdkit.merging.rebase": ("Rebase", "plan_rebase", "rebase"),
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
     "vhdkit.merging.planning": ("plan_merge",),
+    "vhdkit.snapshot.machine": ("Applied", "Machine"),
+    "vhdkit.snapshot.record": ("Snapshot",),
 }
 
 __all__ = [
+    "Applied",
     "Candidate",
     "Chain",
     "ChainError",
@@ -149,6 +157,7 @@ __all__ = [
     "JournalError",
     "Kind",
     "Level",
+    "Machine",
     "MergeCancelled",
     "MergeError",
     "MergeJob",
@@ -167,6 +176,8 @@ __all__ = [
     "Scan",
     "ScannedImage",
     "SiblingsError",
+    "Snapshot",
+    "SnapshotError",
     "UnsupportedImageError",
     "VerificationError",
     "VhdError",

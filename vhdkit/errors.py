@@ -334,6 +334,10 @@ class JobError(MergeError):
     """There is no such job, or it is in no state for what is asked of it."""
 
 
+class SnapshotError(VhdError):
+    """A machine's snapshots cannot be changed or read as asked; nothing was changed unless the message says so."""
+
+
 class MergeCancelled(MergeError):  # noqa: N818 - a state that was asked for, named as the field names it
     """The merge was stopped as asked; everything reads as before, and the same command continues it."""
 

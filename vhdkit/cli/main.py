@@ -21,6 +21,7 @@ from vhdkit.cli.jobs import job
 from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
 from vhdkit.cli.rebasing import rebase
+from vhdkit.cli.snapshots import snapshot
 from vhdkit.cli.undoing import rollback, undo
 from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError, printable
 
@@ -62,7 +63,7 @@ def program() -> None:
     """
 
 
-for _verb in (info, chain, scan, map_, check, merge, job, rebase, rollback, undo, create, convert, compare):
+for _verb in (info, chain, scan, map_, check, merge, job, snapshot, rebase, rollback, undo, create, convert, compare):
     program.add_command(_verb)
 
 

@@ -1,0 +1,401 @@
+"""Beginning with what is there: disks, chains and trees, and manifests that were lost, stale or damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vhdkit
+from tests.cli.running import environment
+from tests.snapshots.machines import SIZE, Kept, contents, letter_of
+from vhdkit.errors import ImageInUseError, SnapshotError
+from vhdkit.snapshot.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MANIFEST = "xp.vhdkit-snapshots.json"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(*links: tuple[str, str]) -> None:
+    """Make a base if there is none, and children: (child, parent); each shows the first letter of its own name."""
+    for child, parent in links:
+        if not Path(parent).exists():
+            image(parent)
+        image(child, parent)
+
+
+def image(path: str, parent: str | None = None) -> None:
+    stamp = 1000 + len(list(Path.cwd().iterdir()))
+    vhdkit.create_image(path, size=None if parent else SIZE, parent=parent, stamp=stamp)
+    with vhdkit.open_chain(path, writable=True) as chain:
+        chain.write(0, Path(path).stem[-1].encode() * 4096, sync=True)
+
+
+def shown(machine: Machine) -> dict[str, str]:
+    return {each.name: letter_of(machine.layers_of(each.name)[0]) for each in machine.snapshots}
+
+
+def test_a_chain_becomes_snapshots_named_for_their_files(folder: Path) -> None:
+    tree(("xp_a.avhd", "xp.vhd"), ("xp_b.avhd", "xp_a.avhd"))
+    machine = Machine.adopt(["xp.vhd"], machine="old xp")
+    assert machine.name == "old xp"
+    assert [each.name for each in machine.snapshots] == ["xp", "xp_a"]
+    assert machine.active == (str(folder / "xp_b.avhd"),)
+    first, second = machine.snapshots
+    assert (first.parent, second.parent, machine.manifest.now) == (None, first.id, second.id)
+    assert machine.check() == ()
+    machine.delete("xp")
+    machine.delete("xp_a")
+    machine.settle()
+    assert sorted(path.name for path in folder.glob("*vhd")) == ["xp.vhd"]
+    assert letter_of("xp.vhd") == "b"
+
+
+def test_in_a_tree_the_active_leaf_has_to_be_named(folder: Path) -> None:
+    tree(("xp_a.avhd", "xp.vhd"), ("xp_b.avhd", "xp.vhd"), ("xp_c.avhd", "xp_a.avhd"))
+    before = contents(folder)
+    with pytest.raises(SnapshotError, match=r"2 images read through it.*xp_b\.avhd.*xp_c\.avhd|xp_c.*xp_b"):
+        Machine.adopt(["xp.vhd"])
+    assert contents(folder) == before
+    machine = Machine.adopt(["xp_b.avhd"])
+    assert machine.active == (str(folder / "xp_b.avhd"),)
+    assert shown(machine) == {"xp": "p", "xp_a": "a", "xp_c": "c"}
+    machine.apply("xp_c")
+    assert letter_of(machine.active[0]) == "c"
+
+
+def test_a_leaf_names_its_machine_wherever_new_layers_are_made(folder: Path) -> None:
+    (folder / "snapshots").mkdir()
+    image("xp.vhd")
+    machine = Machine.adopt(["xp.vhd"], directory="snapshots")
+    machine.take("a")
+    with machine.open_chain("a") as chain:
+        assert chain.read(0, 1) == b"p"
+    with machine.open_chain(writable=True) as chain:
+        chain.write(0, b"q", sync=True)
+    (made,) = (folder / "snapshots").iterdir()
+    assert machine.active == (str(made),)
+    assert Machine(str(made)).file.path == str(folder / MANIFEST)
+    assert Machine("xp.vhd").file.path == str(folder / MANIFEST)
+    assert Machine(MANIFEST).active == (str(made),)
+    assert machine.check() == ()
+    machine.take("b")
+    machine.apply("a")
+    machine.apply("b")
+    assert machine.make_way() == ()
+    machine.delete("a")
+    machine.delete("b")
+    machine.settle()
+    assert list((folder / "snapshots").iterdir()) == []
+    assert letter_of("xp.vhd") == "q"
+
+
+def test_what_no_manifest_tells_of_is_said_to_need_init(folder: Path) -> None:
+    image("xp.vhd")
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        Machine("xp.vhd")
+    with pytest.raises(FileNotFoundError):
+        Machine("nowhere.vhd")
+    assert folder.is_dir()
+
+
+def test_several_disks_are_taken_together_as_they_were_made(folder: Path) -> None:
+    tree(("c_a.avhd", "c.vhd"), ("d_a.avhd", "d.vhd"), ("c_b.avhd", "c_a.avhd"), ("d_b.avhd", "d_a.avhd"))
+    tree(("c_x.avhd", "c.vhd"), ("d_x.avhd", "d.vhd"))
+    machine = Machine.adopt(["c_b.avhd", "d_b.avhd"])
+    rows = {each.name: [Path(path).name for path in machine.layers_of(each.name)] for each in machine.snapshots}
+    assert rows == {"c": ["c.vhd", "d.vhd"], "c_a": ["c_a.avhd", "d_a.avhd"], "c_x": ["c_x.avhd", "d_x.avhd"]}
+    assert folder.is_dir()
+
+
+def test_disks_whose_trees_differ_are_refused(folder: Path) -> None:
+    tree(("c_a.avhd", "c.vhd"))
+    image("d.vhd")
+    before = contents(folder)
+    with pytest.raises(SnapshotError, match="trees of the disks differ"):
+        Machine.adopt(["c.vhd", "d.vhd"])
+    with pytest.raises(SnapshotError, match="of one disk"):
+        Machine.adopt(["c.vhd", "c_a.avhd"])
+    with pytest.raises(SnapshotError, match="at least one disk"):
+        Machine.adopt([])
+    assert contents(folder) == before
+
+
+def test_a_machine_that_runs_is_not_adopted(folder: Path) -> None:
+    image("xp.vhd")
+    with vhdkit.open_chain("xp.vhd", writable=True), pytest.raises(ImageInUseError):
+        Machine.adopt(["xp.vhd"])
+    assert not (folder / MANIFEST).exists()
+
+
+def test_a_merge_that_is_not_finished_is_finished_first(folder: Path) -> None:
+    tree(("xp_a.avhd", "xp.vhd"))
+
+    def stop(state: vhdkit.Progress) -> None:
+        if state.bytes_done:
+            raise vhdkit.MergeCancelled("enough")
+
+    with pytest.raises(vhdkit.MergeCancelled):
+        vhdkit.merge(vhdkit.plan_merge("xp_a.avhd"), progress=stop)
+    with pytest.raises(SnapshotError, match="not finished"):
+        Machine.adopt(["xp.vhd"])
+    assert not (folder / MANIFEST).exists()
+
+
+def filled(kept: Kept) -> dict[str, str]:
+    kept.take("RTM", "r")
+    kept.take("SP1", "1")
+    kept.write("2")
+    return kept.all_shown()
+
+
+def test_a_manifest_that_is_lost_is_made_anew_names_aside(kept: Kept) -> None:
+    before = filled(kept)
+    active = kept.machine.active
+    (kept.folder / MANIFEST).unlink()
+    machine = Machine.adopt([kept.base])
+    assert machine.active == active
+    assert sorted(shown(machine).values()) == sorted(before[name] for name in ("RTM", "SP1"))
+    assert machine.check() == ()
+
+
+def test_what_was_kept_with_a_snapshot_outlasts_the_manifest_and_is_told_of(kept: Kept, tmp_path: Path) -> None:
+    memory = tmp_path / "memory.bin"
+    memory.write_bytes(b"memory")
+    state = kept.machine.take("RTM", state=[str(memory)]).state[0]
+    path = kept.machine.file.absolute(state.path)
+    assert kept.machine.check() == ()
+    (kept.folder / MANIFEST).unlink()
+    machine = Machine.adopt([kept.base])
+    (remark,) = machine.check()
+    assert (remark.kind, remark.path) == ("orphan", path)
+    machine.settle()
+    assert Path(path).read_bytes() == b"memory"
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "half": lambda raw: raw[: len(raw) // 2],
+    "garbage": lambda raw: os.urandom(len(raw)),
+    "another kind": lambda _: b'{"kind": "something else"}',
+    "a later version": lambda raw: raw.replace(b'"version": 1', b'"version": 2'),
+    "a list": lambda _: b"[1, 2]",
+    "deep": lambda _: b"[" * 100_000,
+}
+
+
+def changed(raw: bytes, **changes: Any) -> bytes:
+    return json.dumps(json.loads(raw) | changes).encode()
+
+
+DAMAGES |= {
+    "no disks": lambda raw: changed(raw, disks=[]),
+    "an unknown now": lambda raw: changed(raw, now="nothing"),
+    "numbers for names": lambda raw: changed(raw, machine=7),
+    "a merge of nothing": lambda raw: changed(
+        raw, foldings=[{"disk": 0, "fold": {"sources": [], "destination": "xp.vhd"}}]
+    ),
+    "a merge of strangers": lambda raw: changed(
+        raw, foldings=[{"disk": 0, "fold": {"sources": ["a"], "destination": "b"}}]
+    ),
+    "a merge of no disk": lambda raw: changed(
+        raw, foldings=[{"disk": 5, "fold": {"sources": ["a"], "destination": "b"}}]
+    ),
+}
+
+
+def with_layers(change: Callable[[list[dict[str, Any]]], None]) -> Callable[[bytes], bytes]:
+    def damage(raw: bytes) -> bytes:
+        record = json.loads(raw)
+        change(record["disks"][0]["layers"])
+        return json.dumps(record).encode()
+
+    return damage
+
+
+DAMAGES |= {
+    "a loop": with_layers(lambda layers: layers[0].update(parent=layers[-1]["path"])),
+    "a stranger for a parent": with_layers(lambda layers: layers[1].update(parent="nobody")),
+    "a layer twice": with_layers(lambda layers: layers.append(layers[0])),
+    "no active layer": with_layers(lambda layers: layers.clear()),
+}
+
+
+def with_state(**fields: str) -> Callable[[bytes], bytes]:
+    def damage(raw: bytes) -> bytes:
+        record = json.loads(raw)
+        snapshot = record["snapshots"][0]
+        whole = {"name": "memory", "path": f"xp_{snapshot['id']}_memory"}
+        snapshot["state"] = [whole | {key: value.format(id=snapshot["id"]) for key, value in fields.items()}]
+        return json.dumps(record).encode()
+
+    return damage
+
+
+# Files of an archive that somebody else has made: nothing outside may be written, or handed out.
+DAMAGES |= {
+    "a kept file that leads out": with_state(name="../pwned", path="xp_{id}_../pwned"),
+    "a kept file without a name": with_state(name="", path="xp_{id}_"),
+    "a kept file that is the folder above": with_state(name="..", path="xp_{id}_.."),
+    "a kept file that was never kept": with_state(path="../secret"),
+    "a kept file of another snapshot": with_state(path="xp_memory"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_manifest_that_is_damaged_is_one_clear_error_and_init_mends_it(kept: Kept, damage: str) -> None:
+    filled(kept)
+    active = kept.machine.active[0]
+    path = kept.folder / MANIFEST
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    before = contents(kept.folder)
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        kept.machine.snapshots  # noqa: B018 - asking is what fails
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        kept.machine.take("x")
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        kept.machine.settle()
+    assert contents(kept.folder) == before
+    machine = Machine.adopt([active])
+    assert machine.active == (active,)
+    assert sorted(shown(machine).values()) == ["1", "r"]
+
+
+@pytest.mark.parametrize("is_image", [True, False])
+def test_a_file_that_a_manifest_merely_names_is_not_marked_read_only(
+    kept: Kept, tmp_path_factory: pytest.TempPathFactory, is_image: bool
+) -> None:
+    filled(kept)
+    outside = tmp_path_factory.mktemp("outside") / "victim.vhd"
+    outside.write_bytes(b"not an image" * 100)
+    if is_image:
+        outside.unlink()
+        vhdkit.create_image(str(outside), size=1 << 20)
+    manifest = kept.folder / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"xp.vhd"', json.dumps(str(outside)).encode()))
+    kept.machine.rename("RTM", "other")
+    assert outside.stat().st_mode & 0o200
+
+
+def test_a_manifest_that_is_stale_keeps_the_names_of_what_is_there(kept: Kept) -> None:
+    filled(kept)
+    vhdkit.create_image("xp_stray.avhd", parent="xp.vhd")
+    (remark,) = kept.machine.check()
+    assert remark.kind == "orphan"
+    machine = Machine.adopt([kept.machine.active[0]])
+    assert sorted(each.name for each in machine.snapshots) == ["RTM", "SP1", "xp_stray"]
+    assert machine.check() == ()
+    stray = machine.layers_of("xp_stray")[0]
+    Path(stray).unlink()
+    assert [each.kind for each in kept.machine.check()] == ["missing"]
+    again = Machine.adopt([kept.machine.active[0]])
+    assert [each.name for each in again.snapshots] == ["RTM", "SP1"]
+    assert again.check() == ()
+
+
+def test_init_over_what_is_current_changes_nothing(kept: Kept) -> None:
+    filled(kept)
+    before = contents(kept.folder)
+    Machine.adopt([kept.machine.active[0]])
+    assert contents(kept.folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_manifest_of_another_user_is_not_believed(kept: Kept) -> None:
+    filled(kept)
+    os.chown(kept.folder / MANIFEST, 12345, 12345)
+    with pytest.raises(SnapshotError, match="another user"):
+        kept.machine.settle()
+
+
+def test_a_manifest_can_have_no_other_files_removed(kept: Kept, tmp_path: Path) -> None:
+    filled(kept)
+    (tmp_path / "precious").write_bytes(b"mine")
+    vhdkit.create_image(str(tmp_path / "precious.vhd"), size=SIZE)
+    path = kept.folder / MANIFEST
+    record = json.loads(path.read_bytes())
+    record["doomed"] = [
+        {"path": "../precious", "unique_id": ""},
+        {"path": "../precious.vhd", "unique_id": ""},
+        {"path": "../precious.vhd", "unique_id": "00" * 16},
+        {"path": MANIFEST, "unique_id": ""},
+        {"path": f"../xp_{'0' * 36}_x", "unique_id": ""},
+    ]
+    path.write_text(json.dumps(record))
+    kept.machine.settle()
+    assert (tmp_path / "precious").exists()
+    assert (tmp_path / "precious.vhd").exists()
+    assert path.exists()
+
+
+# Orphans
+
+
+def test_an_orphan_is_told_of_with_where_it_fits_and_its_commands_work(kept: Kept) -> None:
+    filled(kept)
+    layer = kept.machine.layers_of("SP1")[0]
+    vhdkit.create_image("stray.avhd", parent=layer)
+    with vhdkit.open_chain("stray.avhd", writable=True) as chain:
+        chain.write(0, b"s" * 512, sync=True)
+    (remark,) = kept.machine.check()
+    assert remark.kind == "orphan"
+    assert Path(layer).name in remark.message
+    attach, export = remark.commands
+    run(export)
+    assert letter_of("stray-export.vhd") == "s"
+    run(attach)
+    assert shown(kept.machine)["stray"] == "s"
+    assert kept.machine.check() == ()
+
+
+def test_an_orphan_above_the_active_layer_may_be_merged(kept: Kept) -> None:
+    kept.write("a")
+    vhdkit.create_image("stray.avhd", parent="xp.vhd")
+    with vhdkit.open_chain("stray.avhd", writable=True) as chain:
+        chain.write(0, b"s" * 512, sync=True)
+    (remark,) = kept.machine.check()
+    (merge,) = [command for command in remark.commands if command.startswith("vhdkit merge")]
+    run(merge)
+    assert letter_of("xp.vhd") == "s"
+
+
+def test_an_orphan_without_its_parent_is_told_of_with_the_rebase_that_mends_it(kept: Kept) -> None:
+    kept.write("a")
+    vhdkit.create_image("lost.vhd", size=SIZE)
+    vhdkit.create_image("xp_stray.avhd", parent="lost.vhd")
+    Path("lost.vhd").unlink()
+    (remark,) = kept.machine.check()
+    (rebase,) = remark.commands
+    run(rebase)
+    assert letter_of("xp_stray.avhd") == "a"
+    (remark,) = kept.machine.check()
+    assert "fits above xp.vhd" in remark.message
+
+
+def test_the_layers_of_another_machine_in_the_folder_are_no_orphans(kept: Kept) -> None:
+    filled(kept)
+    other = Kept.made(kept.folder, ["xp_2.vhd"])
+    other.take("a", "o")
+    other.take("b", "p")
+    assert kept.machine.check() == ()
+    assert other.machine.check() == ()
+    assert other.machine.file.path != kept.machine.file.path
+
+
+def run(command: str) -> None:
+    words = re.sub(r"^vhdkit ", f"{sys.executable} -m vhdkit ", command).split()
+    subprocess.run(words, check=True, capture_output=True, env=environment())

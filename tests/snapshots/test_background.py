@@ -1,0 +1,176 @@
+"""What deletions owe, merged in the background: listed, stopped for a machine that starts, and gone on with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vhdkit
+from tests.cli.running import environment
+from tests.jobs.making import until
+from tests.snapshots.machines import MIB, Kept
+from vhdkit.errors import ImageInUseError
+from vhdkit.job.record import JobState
+from vhdkit.snapshot.machine import Machine
+
+if TYPE_CHECKING:
+    from vhdkit.job.record import Job
+
+
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """A machine that owes a merge of 24 MiB."""
+    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vms").mkdir()
+    kept = Kept.made(tmp_path / "vms", ["xp.vhd"], size=64 * MIB)
+    kept.take("RTM", "r")
+    kept.write("a", length=24 * MIB)
+    kept.machine.take("SP1")
+    kept.write("b", at=MIB)
+    kept.machine.delete("RTM")
+    return kept
+
+
+def the_job() -> Job:
+    (job,) = vhdkit.jobs()
+    return job
+
+
+def begun(kept: Kept, rate: int = 4 * MIB) -> vhdkit.MergeJob:
+    (job,) = kept.machine.start_settling(rate=rate)
+    until(lambda: the_job().state is JobState.RUNNING and the_job().bytes_done)
+    return job
+
+
+def test_it_is_listed_by_machine_and_by_every_file_of_it(slow: Kept) -> None:
+    job = begun(slow)
+    assert the_job().machine == "xp"
+    assert [each.id for each in vhdkit.jobs(machine="xp")] == [job.id]
+    assert [each.id for each in vhdkit.jobs(disk=slow.base)] == [job.id]
+    assert slow.machine.manifest.foldings
+    ((_, into),) = slow.machine.owed().merges
+    assert into == slow.base
+    job.cancel()
+    job.wait(20)
+
+
+def test_while_it_runs_snapshots_can_be_listed_and_it_is_begun_only_once(slow: Kept) -> None:
+    job = begun(slow)
+    assert [each.name for each in slow.machine.snapshots] == ["SP1"]
+    (again,) = slow.machine.start_settling()
+    assert again.id == job.id
+    assert len(vhdkit.jobs()) == 1
+    with pytest.raises(ImageInUseError):
+        slow.machine.apply("SP1")
+    with pytest.raises(ImageInUseError):
+        slow.machine.take("no")
+    job.cancel()
+    job.wait(20)
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+
+
+def test_when_it_is_complete_the_next_operation_finds_the_tree_as_it_should_be(slow: Kept) -> None:
+    begun(slow, 64 * MIB).wait(20)
+    assert the_job().state is JobState.COMPLETED
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+    assert slow.machine.layers_of("SP1") == (slow.base,)
+    assert slow.machine.check() == ()
+    slow.machine.take("next")
+    assert not slow.machine.manifest.foldings
+    assert not Path(slow.base).stat().st_mode & 0o222, "it is frozen again"
+    assert slow.machine.check() == ()
+    assert len(slow.images) == 3
+
+
+def test_a_machine_that_starts_is_refused_or_the_merge_gives_way_and_loses_nothing(slow: Kept) -> None:
+    job = begun(slow, 8 * MIB)
+    until(lambda: the_job().bytes_done >= 12 * MIB)
+    with pytest.raises(ImageInUseError) as refused:
+        slow.machine.make_way()
+    assert any(job.id in note for note in refused.value.__notes__)
+    with pytest.raises(ImageInUseError), slow.machine.open_chain(writable=True):
+        pass
+    (stopped,) = slow.machine.make_way(yield_merges=True)
+    assert stopped.state is JobState.TERMINATED
+    assert stopped.bytes_done
+    with slow.machine.open_chain(writable=True) as running:
+        running.write(8 * MIB, b"written meanwhile", sync=True)
+        with pytest.raises(ImageInUseError):
+            slow.machine.settle()
+    done: list[int] = []
+    slow.machine.settle(progress=lambda state: done.append(state.bytes_done))
+    # What was copied is not copied again, but for the part that it was at.
+    assert done[0] >= max(8 * MIB, stopped.bytes_done - 8 * MIB)
+    with slow.machine.open_chain() as chain:
+        assert chain.read(8 * MIB, 7) == b"written"
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+    assert slow.machine.owed().is_nothing
+
+
+def test_a_process_that_was_killed_is_gone_on_with(slow: Kept) -> None:
+    begun(slow, 4 * MIB)
+    subprocess.run(["kill", "-9", str(the_job().pid)], check=True)
+    until(lambda: the_job().state is JobState.KILLED)
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+    assert {each.kind for each in slow.machine.check()} == {"unfinished"}
+    slow.machine.settle()
+    assert the_job().state is JobState.COMPLETED
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+    assert slow.machine.check() == ()
+
+
+def test_the_command_that_runs_a_machine_makes_way_and_settles_afterwards(slow: Kept) -> None:
+    job = begun(slow, 2 * MIB)
+    program = "import sys, vhdkit; vhdkit.open_chain(sys.argv[1], writable=True).write(0, b'run', sync=True)"
+    run = [sys.executable, "-m", "vhdkit", "snapshot", "run", slow.base, "--", sys.executable, "-c", program, "{}"]
+    refused = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False)
+    assert refused.returncode == 75, refused.stderr
+    assert job.id in refused.stderr
+    assert "--yield" in refused.stderr
+    run.insert(5, "--yield")
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "has stopped" in done.stderr
+    assert "goes on in the background" in done.stderr
+    with slow.machine.open_chain() as chain:
+        assert chain.read(0, 3) == b"run"
+    until(lambda: vhdkit.find_job(job.id).state is JobState.COMPLETED, 30)
+    with slow.machine.open_chain() as chain:
+        assert chain.read(0, 3) == b"run"
+    assert slow.shows("SP1") == "a"
+
+
+def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept.made(tmp_path, ["xp.vhd"])
+    program = (
+        "import sys, vhdkit\n"
+        "for number in range(5):\n"
+        "    try:\n"
+        "        vhdkit.Machine(sys.argv[1]).take(f'{sys.argv[2]}-{number}')\n"
+        "        print(f'{sys.argv[2]}-{number}')\n"
+        "    except vhdkit.ImageInUseError:\n"
+        "        pass\n"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, kept.base, str(at)], stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        for at in range(6)
+    ]
+    taken = [line for process in running for line in process.communicate(timeout=60)[0].split()]
+    assert [process.returncode for process in running] == [0] * 6
+    assert sorted(each.name for each in kept.machine.snapshots) == sorted(taken)
+    assert len(taken) >= 25, "they wait for each other"
+    assert len(kept.images) == len(taken) + 1
+    assert kept.machine.check() == ()
+    monkeypatch.setattr("vhdkit.snapshot.manifest._PATIENCE_SECONDS", 0.5)
+    begun_at = time.monotonic()
+    with Machine(kept.base).file.locked(), pytest.raises(ImageInUseError, match="another process is changing"):
+        kept.machine.take("too long")
+    assert 0.5 <= time.monotonic() - begun_at < 10

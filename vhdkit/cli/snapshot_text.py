@@ -1,0 +1,180 @@
+"""Snapshots as plain values for JSON, and as a tree for people."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vhdkit.cli.output import path_text
+from vhdkit.errors import printable
+
+if TYPE_CHECKING:
+    from vhdkit.snapshot.inspecting import Remark
+    from vhdkit.snapshot.machine import Machine
+    from vhdkit.snapshot.record import Manifest, Snapshot
+    from vhdkit.snapshot.settling import Owed
+
+
+def describe_machine(machine: Machine) -> dict[str, Any]:
+    """Return all that is known of a machine."""
+    manifest = machine.manifest
+    return {
+        "machine": manifest.machine,
+        "manifest": machine.file.path,
+        "running": machine.is_running(),
+        "now": manifest.now,
+        "disks": [
+            {
+                "name": disk.stem,
+                "active": machine.file.absolute(disk.active),
+                "base": machine.file.absolute(next(layer.path for layer in disk.layers if layer.parent is None)),
+                "directory": machine.file.absolute(disk.directory),
+                "layers": len(disk.layers),
+                **_sizes(machine, disk.active),
+            }
+            for disk in manifest.disks
+        ],
+        "snapshots": [describe_snapshot(machine, manifest, each) for each in manifest.snapshots],
+        "owed": describe_owed(machine.owed()),
+    }
+
+
+def describe_snapshot(machine: Machine, manifest: Manifest, snapshot: Snapshot) -> dict[str, Any]:
+    """Return one snapshot; `size` is that of its own layers, which hold what was written since the one before."""
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "note": snapshot.note,
+        "taken": _when(snapshot.taken),
+        "parent": snapshot.parent,
+        "is-above-now": snapshot.id == manifest.now,
+        "layers": [
+            {"disk": disk.stem, "filename": machine.file.absolute(path), **_sizes(machine, path)}
+            for disk, path in zip(manifest.disks, snapshot.layers, strict=True)
+        ],
+        "state": [{"name": file.name, "filename": machine.file.absolute(file.path)} for file in snapshot.state],
+    }
+
+
+def describe_owed(owed: Owed) -> dict[str, Any]:
+    """Return what deletions owe."""
+    return {
+        "merges": [{"sources": list(sources), "destination": into} for sources, into in owed.merges],
+        "removals": [{"filename": path, "kept-since": why or None} for path, why in owed.removals],
+        "waiting": list(owed.waiting),
+    }
+
+
+def describe_remark(remark: Remark) -> dict[str, Any]:
+    """Return what `check` has to say of one file."""
+    return {
+        "kind": str(remark.kind).replace(" ", "-"),
+        "filename": remark.path,
+        "message": remark.message,
+        "commands": list(remark.commands),
+    }
+
+
+def print_machine(machine: Machine) -> None:
+    """Print the tree of a machine's snapshots, with what it writes to and what is owed."""
+    manifest = machine.manifest
+    click.echo(f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}")
+    for line in _tree(machine, manifest):
+        click.echo(line)
+    for disk in manifest.disks:
+        path = machine.file.absolute(disk.active)
+        click.echo(f"active: {path_text(path)}  {_size_text(_sizes(machine, disk.active)['file-size'])}")
+    print_owed(machine.owed())
+
+
+def print_owed(owed: Owed) -> None:
+    """Print what deletions owe, nothing if they owe nothing."""
+    for sources, into in owed.merges:
+        click.echo(f"owed: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
+    for path, why in owed.removals:
+        click.echo(f"owed: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))
+    for path in owed.waiting:
+        click.echo(f"waits: {path_text(path)}, until only one layer reads through it")
+
+
+def print_remarks(remarks: tuple[Remark, ...]) -> None:
+    """Print what `check` has to say."""
+    for remark in remarks:
+        click.echo(f"{remark.kind}: {path_text(remark.path)}: {printable(remark.message)}")
+        for command in remark.commands:
+            click.echo(f"    {printable(command)}")
+
+
+def _tree(machine: Machine, manifest: Manifest) -> list[str]:
+    """Return the lines of the tree, without recursion: it may be deep."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    fork, corner, bar = ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
+    children: dict[str | None, list[Snapshot | None]] = {}
+    for each in manifest.snapshots:
+        children.setdefault(each.parent, []).append(each)
+    children.setdefault(manifest.now, []).append(None)
+    lines = []
+    todo = _level(children, None, "")
+    while todo:
+        snapshot, indent, is_last = todo.pop()
+        lines.append(f"{indent}{corner if is_last else fork}{_line(machine, snapshot)}")
+        if snapshot is not None:
+            todo += _level(children, snapshot.id, indent + ("    " if is_last else bar))
+    return lines
+
+
+def _level(
+    children: dict[str | None, list[Snapshot | None]], parent: str | None, indent: str
+) -> list[tuple[Snapshot | None, str, bool]]:
+    """Return what hangs below a snapshot, the last first."""
+    return [(each, indent, place == 0) for place, each in enumerate(reversed(children.get(parent, [])))]
+
+
+def _line(machine: Machine, snapshot: Snapshot | None) -> str:
+    if snapshot is None:
+        return "now"
+    sizes = [_sizes(machine, path)["file-size"] for path in snapshot.layers]
+    size = "missing" if None in sizes else _size_text(sum(size or 0 for size in sizes))
+    when = _when(snapshot.taken)
+    parts = [printable(snapshot.name), (when or "").replace("T", " ")[:16], size, printable(snapshot.note)]
+    if snapshot.state:
+        parts.insert(3, _count(len(snapshot.state), "kept file"))
+    return "  ".join(part for part in parts if part)
+
+
+def _sizes(machine: Machine, path: str) -> dict[str, int | None]:
+    """Return a layer's file size and what it takes of the disk, None for one that is not there."""
+    try:
+        storage = machine.folder.open(machine.file.absolute(path))
+    except OSError:
+        return {"file-size": None, "actual-size": None}
+    try:
+        return {"file-size": storage.size(), "actual-size": storage.allocated_size}
+    finally:
+        storage.close()
+
+
+def _size_text(size: int | None) -> str:
+    if size is None:
+        return "missing"
+    value = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _when(seconds: float) -> str | None:
+    """Return an instant as ISO 8601 in this machine's time zone, None where it is not known."""
+    import datetime as dt
+
+    if not seconds:
+        return None
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone().isoformat(timespec="seconds")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

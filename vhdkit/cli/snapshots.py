@@ -1,0 +1,350 @@
+"""The verbs about snapshots: init, take, list, show, apply, revert, delete, rename, export, check, settle, run."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
+from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table
+from vhdkit.errors import ImageInUseError, VhdError, printable
+
+if TYPE_CHECKING:
+    from vhdkit.job.handle import MergeJob
+    from vhdkit.merging.pace import Progress
+    from vhdkit.snapshot.inspecting import Remark
+    from vhdkit.snapshot.machine import Applied, Machine
+
+_FAILED = 1
+# As `check` has them: corrupt, and something is left over.
+_DAMAGED = 2
+_LEFT_OVER = 3
+
+_disk = click.argument("disk")
+_directory = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Make the new files in this folder.")
+
+
+@click.group()
+def snapshot() -> None:
+    """Keep a machine's disks as they are at an instant, and go back to that.
+
+    DISK is any file of the machine: a base, the active layer, or any between. Its snapshots are listed in one file
+    beside the base of its first disk; the images can be read and merged without it.
+    """
+
+
+@snapshot.command()
+@click.argument("disks", nargs=-1, required=True, metavar="DISK...")
+@click.option("--machine", metavar="NAME", default="", help="The machine's name; the first disk's unless told.")
+@click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Where new layers are made; beside the base.")
+@click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for layers in this folder too.")
+@json_option
+def init(
+    disks: tuple[str, ...], *, machine: str, directory: str | None, search: tuple[str, ...], as_json: bool
+) -> None:
+    """Begin to keep snapshots of a machine with these disks, or bring what is known of it up to date.
+
+    Images that read through a disk become its layers, and all of them but the one that the machine writes to become
+    snapshots, named for their files. Where several could be what it writes to, name that one.
+    """
+    from vhdkit.snapshot.machine import Machine
+
+    _show(Machine.adopt(disks, machine=machine, directory=directory, search=search), as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("name")
+@_disk
+@click.option("--note", default="", help="A word about it.")
+@click.option("--state", multiple=True, metavar="FILE", help="Keep a copy of this file with it, such as saved memory.")
+@_directory
+@json_option
+def take(name: str, disk: str, *, note: str, state: tuple[str, ...], directory: str | None, as_json: bool) -> None:
+    """Freeze the disks of DISK's machine as they are, as NAME; the machine goes on in new files."""
+    machine = _machine(disk)
+    taken = machine.take(name, note=note, state=state, directory=directory)
+    if as_json:
+        from vhdkit.cli.snapshot_text import describe_snapshot
+
+        print_json(describe_snapshot(machine, machine.manifest, taken) | {"active": list(machine.active)})
+        return
+    table([("taken", taken.name), *(("active", path_text(path)) for path in machine.active)])
+
+
+@snapshot.command("list")
+@_disk
+@json_option
+def list_(disk: str, *, as_json: bool) -> None:
+    """Show the tree of snapshots, what the machine writes to, and what is owed."""
+    _show(_machine(disk), as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("name")
+@_disk
+@json_option
+def show(name: str, disk: str, *, as_json: bool) -> None:
+    """Show one snapshot: its layers, sizes, note and kept files."""
+    from vhdkit.cli.snapshot_text import describe_snapshot
+
+    machine = _machine(disk)
+    manifest = machine.manifest
+    record = describe_snapshot(machine, manifest, manifest.find(name))
+    if as_json:
+        print_json(record)
+        return
+    above = manifest.by_id(record["parent"])
+    rows: list[tuple[str, object]] = [("name", record["name"]), ("id", record["id"]), ("taken", record["taken"] or "-")]
+    rows += [("note", record["note"])] if record["note"] else []
+    rows += [("after", above.name if above is not None else "-")]
+    rows += [("above now", "yes" if record["is-above-now"] else "no")]
+    for layer in record["layers"]:
+        size = "missing" if layer["file-size"] is None else size_text(layer["file-size"])
+        rows.append((f"disk {layer['disk']}", f"{path_text(layer['filename'])}, {size}"))
+    rows += [("kept", f"{file['name']} in {path_text(file['filename'])}") for file in record["state"]]
+    table(rows)
+
+
+@snapshot.command()
+@click.argument("name")
+@_disk
+@click.option("--take", "take_as", metavar="NEWNAME", help="Take a snapshot of the machine as it is, before.")
+@click.option("--state-to", type=FOLDER, metavar="DIR", help="Put copies of the files kept with it there.")
+@_directory
+@json_option
+def apply(
+    name: str, disk: str, *, take_as: str | None, state_to: str | None, directory: str | None, as_json: bool
+) -> None:
+    """Let the machine go on from snapshot NAME, in new files.
+
+    What it has written since the last snapshot is DISCARDED, unless --take keeps it.
+    """
+    machine = _machine(disk)
+    machine.manifest.find(name)
+    if take_as is not None:
+        machine.take(take_as, directory=directory)
+    _print_applied(machine.apply(name, state_to=state_to, directory=directory), as_json=as_json)
+
+
+@snapshot.command()
+@_disk
+@click.option("--state-to", type=FOLDER, metavar="DIR", help="Put copies of the files kept with the snapshot there.")
+@_directory
+@json_option
+def revert(disk: str, *, state_to: str | None, directory: str | None, as_json: bool) -> None:
+    """Let the machine go back to the snapshot above now; what it has written since is DISCARDED."""
+    machine = _machine(disk)
+    _print_applied(machine.revert(state_to=state_to, directory=directory), as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("name")
+@_disk
+@click.option("--subtree", is_flag=True, help="Delete all that came after it as well.")
+@click.option("--no-settle", is_flag=True, help="Leave the merges that are owed to `snapshot settle`.")
+@json_option
+def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: bool) -> None:
+    """Delete snapshot NAME; the merges that this asks for begin in the background, if the machine is off."""
+    from vhdkit.cli.snapshot_text import describe_owed
+
+    machine = _machine(disk)
+    gone = machine.delete(name, subtree=subtree)
+    jobs, postponed = _started(machine, None) if not no_settle else ((), "")
+    if as_json:
+        record = {"deleted": [each.name for each in gone], "jobs": [job.id for job in jobs]}
+        print_json(record | {"postponed": postponed or None, "owed": describe_owed(machine.owed())})
+        return
+    table([("deleted", each.name) for each in gone])
+    _print_started(machine, jobs, postponed)
+
+
+@snapshot.command()
+@click.argument("name")
+@click.argument("new_name")
+@_disk
+@click.option("--note", help="A word about it, instead of what it has.")
+@json_option
+def rename(name: str, new_name: str, disk: str, *, note: str | None, as_json: bool) -> None:
+    """Give snapshot NAME another name."""
+    renamed = _machine(disk).rename(name, new_name, note=note)
+    if as_json:
+        print_json({"id": renamed.id, "name": renamed.name, "note": renamed.note})
+    else:
+        click.echo(f"{printable(name)} is called {printable(renamed.name)} now")
+
+
+@snapshot.command()
+@click.argument("name")
+@click.argument("directory")
+@_disk
+@click.option("--flat/--chain", default=True, help="One disk that needs no other, or the layers as they are.")
+@progress_option
+@json_option
+def export(name: str, directory: str, disk: str, *, flat: bool, progress: str | None, as_json: bool) -> None:
+    """Write what snapshot NAME shows into a folder, which is made if need be."""
+    machine = _machine(disk)
+    with progress_shown(progress, "exporting") as advance:
+        files = machine.export(
+            name, directory, chain=not flat, progress=lambda done, total: advance("copying", done, total)
+        )
+    if as_json:
+        print_json({"name": name, "files": list(files)})
+    else:
+        table([("wrote", path_text(path)) for path in files])
+
+
+@snapshot.command()
+@_disk
+@click.option("--accept", is_flag=True, help="Take frozen layers that were changed as they are now.")
+@click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for orphans in this folder too.")
+@json_option
+def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) -> int:
+    """Say what was changed behind vhdkit's back, what is missing, owed or left over, and which images no tree claims.
+
+    Exit codes: 0 nothing, 1 could not check, 2 a layer was changed or is missing, 3 something is owed or left over.
+    """
+    from vhdkit.cli.snapshot_text import describe_remark, print_remarks
+
+    remarks = _machine(disk).check(search=search, accept=accept)
+    if as_json:
+        print_json({"remarks": [describe_remark(remark) for remark in remarks]})
+    elif remarks:
+        print_remarks(remarks)
+    else:
+        click.echo("nothing to say: every layer is there and as it was frozen, and nothing is owed")
+    return _code(remarks)
+
+
+@snapshot.command()
+@_disk
+@click.option("--wait", is_flag=True, help="Return when nothing is owed any longer.")
+@click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
+@progress_option
+@json_option
+def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_json: bool) -> int:
+    """Carry out what deletions owe: in the background, or here with --wait.
+
+    Exits 75 while the machine runs: what is owed waits until it is off.
+    """
+    from vhdkit.cli.snapshot_text import describe_owed
+
+    machine = _machine(disk)
+    if not wait:
+        started = machine.start_settling(rate=rate)
+        if as_json:
+            print_json({"jobs": [job.id for job in started], "owed": describe_owed(machine.owed())})
+        else:
+            _print_started(machine, started, "")
+        return 0
+    from vhdkit.cli.stopping import stopping
+
+    with progress_shown(progress, "settling") as advance, stopping() as cancel:
+
+        def report(state: Progress) -> None:
+            advance(state.phase.value, state.bytes_done, state.bytes_total)
+
+        owed = machine.settle(rate=rate, progress=report, cancel=cancel)
+    if as_json:
+        print_json({"jobs": [], "owed": describe_owed(owed)})
+        return 0
+    from vhdkit.cli.snapshot_text import print_owed
+
+    if owed.is_nothing:
+        click.echo("nothing is owed")
+    print_owed(owed)
+    return 0
+
+
+@snapshot.command(context_settings={"ignore_unknown_options": True})
+@_disk
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--yield", "yield_merges", is_flag=True, help="Stop merges that are at its disks; they go on afterwards.")
+def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
+    """Run a machine: COMMAND, with {} for its active disk ({0}, {1}, ... for each), and settle what is owed afterwards.
+
+    Put -- before COMMAND. It is refused (exit 75) while a merge is at the machine's disks, unless --yield stops that;
+    what it has done so far is kept. Exits as COMMAND does.
+    """
+    import subprocess
+
+    machine = _machine(disk)
+    stopped = machine.make_way(yield_merges=yield_merges)
+    for job in stopped:
+        click.echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
+    active = machine.active
+    names = {"{}": active[0], **{f"{{{at}}}": path for at, path in enumerate(active)}}
+    words = list(command)
+    for name, path in names.items():
+        words = [word.replace(name, path) for word in words]
+    code = subprocess.run(words, check=False).returncode  # noqa: S603 - what the user asks for, and no shell
+    with suppress(VhdError, OSError):
+        started, _ = _started(machine, None)
+        for each in started:
+            click.echo(f"the merge {each.id} goes on in the background", err=True)
+    return code if code >= 0 else 128 - code
+
+
+# Shared
+
+
+def _machine(disk: str) -> Machine:
+    from vhdkit.snapshot.machine import Machine
+
+    return Machine(disk)
+
+
+def _show(machine: Machine, *, as_json: bool) -> None:
+    from vhdkit.cli.snapshot_text import describe_machine, print_machine
+
+    if as_json:
+        print_json(describe_machine(machine))
+    else:
+        print_machine(machine)
+
+
+def _print_applied(applied: Applied, *, as_json: bool) -> None:
+    if as_json:
+        record = {"applied": applied.snapshot.name, "active": list(applied.active), "state": list(applied.state)}
+        discarded = [{"filename": path, "actual-size": size} for path, size in applied.discarded]
+        print_json(record | {"discarded": discarded})
+        return
+    rows: list[tuple[str, object]] = [("applied", applied.snapshot.name)]
+    rows += [("active", path_text(path)) for path in applied.active]
+    rows += [("discarded", f"{path_text(path)}, {size_text(size)}") for path, size in applied.discarded]
+    rows += [("kept file", path_text(path)) for path in applied.state]
+    table(rows)
+
+
+def _started(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, ...], str]:
+    """Begin the merges that are owed; return them, or why they wait."""
+    try:
+        return machine.start_settling(rate=rate), ""
+    except ImageInUseError as error:
+        return (), str(error)
+
+
+def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str) -> None:
+    from vhdkit.cli.snapshot_text import print_owed
+
+    for job in jobs:
+        click.echo(f"merge  {job.id}")
+        if job.unlisted:
+            click.echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
+    if postponed:
+        how = "`vhdkit snapshot settle` merges when the machine is off"
+        click.echo(f"postponed: {printable(postponed)}; {how}", err=True)
+    if not jobs:
+        owed = machine.owed()
+        if owed.is_nothing and not postponed:
+            click.echo("nothing is owed")
+        print_owed(owed)
+
+
+def _code(remarks: tuple[Remark, ...]) -> int:
+    from vhdkit.snapshot.inspecting import DAMAGES
+
+    if any(remark.kind in DAMAGES for remark in remarks):
+        return _DAMAGED
+    return _LEFT_OVER if remarks else 0

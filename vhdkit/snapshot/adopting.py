@@ -1,0 +1,288 @@
+"""Making a manifest from the images that are there: for disks that never had one, or whose manifest was lost.
+
+The family of each disk is found as `scan` finds it. Every image of it is a layer. Those that have children, and leaves
+that are not the machine's, are snapshots, named for their files unless an earlier manifest has better names.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Catalog, read_catalog
+from vhdkit.chain.chain import open_chain
+from vhdkit.chain.scan import arrange
+from vhdkit.errors import SnapshotError, VhdError
+from vhdkit.format import timestamp
+from vhdkit.image.create import is_partial
+from vhdkit.image.image import Image
+from vhdkit.image.journal import read_journal
+from vhdkit.snapshot import layers
+from vhdkit.snapshot.manifest import ManifestFile, manifest_path
+from vhdkit.snapshot.marks import mark_at
+from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
+from vhdkit.snapshot.settling import Settler
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vhdkit.chain.scan import ScannedImage
+    from vhdkit.storage.seam import Folder
+
+
+class _Family:
+    """The images of one disk: a tree of them, and the leaf that the machine writes to."""
+
+    def __init__(self, root: ScannedImage, active: ScannedImage) -> None:
+        self.root = root
+        self.active = active
+        self.parent_of: dict[str, ScannedImage | None] = {root.path: None}
+        self.images = [root]
+        for image in self.images:  # which grows
+            for child in image.children:
+                self.parent_of[child.path] = image
+                self.images.append(child)
+
+    @property
+    def line(self) -> list[str]:
+        """The active leaf's path with those below it."""
+        line: list[str] = []
+        at: ScannedImage | None = self.active
+        while at is not None:
+            line.append(at.path)
+            at = self.parent_of[at.path]
+        return line
+
+
+def adopt(
+    disks: Sequence[str],
+    *,
+    machine: str = "",
+    directory: str | None = None,
+    search: Sequence[str] = (),
+    folder: Folder | None = None,
+    new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+) -> str:
+    """Write the manifest of a machine with these disks, or bring it up to date, and return its path.
+
+    A disk is named by any of its images; where several leaves could be what the machine writes to, by that one.
+    `directory` is where new layers are made, beside the base unless told. Names, notes and kept files that an earlier
+    manifest knows stay with the layers that are still there.
+
+    Raises:
+        SnapshotError: the active leaf cannot be told, a disk is named twice, a parent is missing, a merge is not
+            finished, or the disks' trees differ so that it cannot be told what was frozen together.
+        ImageInUseError: the machine runs, or somebody else changes its snapshots.
+
+    """
+    place = folder or LocalFolder()
+    if not disks:
+        raise SnapshotError("a machine has at least one disk")
+    families = [_family(place, disk, tuple(search)) for disk in disks]
+    bases = [family.root.path for family in families]
+    if len(set(bases)) < len(bases):
+        raise SnapshotError("two of the files named are of one disk; name each disk once", path=bases[0])
+    file = ManifestFile(place, manifest_path(bases[0]))
+    with file.locked():
+        for family in families:
+            _refuse_unfinished(place, family)
+        before = _earlier(file, is_local=folder is None)
+        made = _manifest(file, families, machine, directory, new_id, before)
+        with layers.held_actives(file, made, exclusive=True):
+            marked = _marked(file, made, before)
+            if marked != before:
+                file.write(marked)
+            for disk in marked.disks:
+                for layer in disk.layers:
+                    if layer.mark is not None:
+                        place.protect(file.absolute(layer.path), is_protected=True)
+    return file.path
+
+
+def _family(folder: Folder, disk: str, search: tuple[str, ...]) -> _Family:
+    real = folder.real(disk)
+    with open_chain(real, search=search, lock=False, folder=folder) as chain:
+        for layer in chain.layers:
+            if not isinstance(layer, Image):
+                message = "the chain ends in a raw file, which keeps no snapshots; convert it"
+                raise SnapshotError(message, path=layer.path)
+        paths_below = [folder.real(layer.path) for layer in chain.layers]
+    directories = [*dict.fromkeys(map(paths.dirname, paths_below)), *search]
+    catalog = read_catalog(folder, directories)
+    known = {path: image for path, image in catalog.images.items() if not is_partial(path)}
+    scanned = arrange(Catalog(images=known))
+    for root in scanned.bases:
+        family = _Family(root, root)
+        if any(image.path == real for image in family.images):
+            family.active = _active(family, real)
+            return family
+    raise SnapshotError("its family cannot be told: its base is not among the images found", path=disk)
+
+
+def _active(family: _Family, named: str) -> ScannedImage:
+    at = next(image for image in family.images if image.path == named)
+    leaves = [image for image in _Family(at, at).images if not image.children]
+    if len(leaves) == 1:
+        return leaves[0]
+    names = ", ".join(image.path for image in leaves)
+    message = f"{len(leaves)} images read through it, and one of them is what the machine writes to; name that: {names}"
+    raise SnapshotError(message, path=named)
+
+
+def _refuse_unfinished(folder: Folder, family: _Family) -> None:
+    """Refuse a family with a merge under way: what it is merged into shows neither the one nor the other yet.
+
+    Raises:
+        SnapshotError: there is one; with the command that finishes it.
+
+    """
+    for image in family.images:
+        journal = read_journal(folder, image.path)
+        if journal is not None:
+            raise SnapshotError(f"its snapshots can be listed when that is finished: {journal.say()}", path=image.path)
+
+
+def _earlier(file: ManifestFile, *, is_local: bool) -> Manifest | None:
+    """Return what an earlier manifest says, None if there is none that can be read."""
+    if not file.exists():
+        return None
+    try:
+        return Settler(file, is_local=is_local).recover(file.read())
+    except VhdError:
+        return None
+
+
+def _manifest(
+    file: ManifestFile,
+    families: Sequence[_Family],
+    machine: str,
+    directory: str | None,
+    new_id: Callable[[], uuid.UUID],
+    before: Manifest | None,
+) -> Manifest:
+    known = before.disks if before is not None and len(before.disks) == len(families) else ()
+    disks = tuple(_disk(file, family, directory, known[at] if known else None) for at, family in enumerate(families))
+    name = machine or (before.machine if before is not None else "") or disks[0].stem
+    rows = _together(families)
+    snapshots, now = _snapshots(file, families, rows, new_id, before)
+    return Manifest(
+        id=before.id if before is not None else str(new_id()).upper(),
+        machine=name,
+        disks=disks,
+        snapshots=snapshots,
+        now=now,
+        doomed=before.doomed if before is not None else (),
+    )
+
+
+def _disk(file: ManifestFile, family: _Family, directory: str | None, known: Disk | None) -> Disk:
+    base = family.root.path
+    where = file.folder.real(directory) if directory is not None else paths.dirname(base)
+    if directory is None and known is not None:
+        where = file.absolute(known.directory)
+    records = []
+    for image in family.images:
+        parent = family.parent_of[image.path]
+        records.append(
+            LayerRecord(
+                path=file.relative(image.path),
+                parent=None if parent is None else file.relative(parent.path),
+                unique_id=image.unique_id.hex(),
+            )
+        )
+    return Disk(
+        stem=paths.splitext(paths.basename(base))[0],
+        active=file.relative(family.active.path),
+        directory=file.relative(where),
+        layers=tuple(records),
+    )
+
+
+def _together(families: Sequence[_Family]) -> list[list[ScannedImage]]:
+    """Return which images of the disks were frozen together: row by row, a base first, one image a disk.
+
+    Raises:
+        SnapshotError: the trees are not alike.
+
+    """
+    rows = [[family.root for family in families]]
+    for row in rows:  # which grows
+        children = [_ordered(family, image) for family, image in zip(families, row, strict=True)]
+        if len({len(each) for each in children}) > 1:
+            told = ", ".join(f"{image.path} has {len(each)}" for image, each in zip(row, children, strict=True))
+            message = f"the trees of the disks differ, so that it cannot be told what was frozen together: {told}"
+            raise SnapshotError(f"{message} children; name the disks one by one, each as a machine of its own")
+        rows += [list(each) for each in zip(*children, strict=True)]
+    return rows
+
+
+def _ordered(family: _Family, image: ScannedImage) -> list[ScannedImage]:
+    """Return an image's children as they were made; the one on the way to the active leaf is always the same one."""
+    line = set(family.line)
+    return sorted(image.children, key=lambda child: (child.path in line, child.metadata.footer.timestamp, child.path))
+
+
+def _snapshots(
+    file: ManifestFile,
+    families: Sequence[_Family],
+    rows: Sequence[Sequence[ScannedImage]],
+    new_id: Callable[[], uuid.UUID],
+    before: Manifest | None,
+) -> tuple[tuple[Snapshot, ...], str | None]:
+    """Return a snapshot for every row but the active one, and which of them the active one began with."""
+    known = {each.layers: each for each in before.snapshots} if before is not None else {}
+    names = {each.name for each in known.values()}
+    found: dict[str, Snapshot] = {}
+    now: str | None = None
+    for row in rows:
+        below = families[0].parent_of[row[0].path]
+        parent = found.get(below.path) if below is not None else None
+        parent_id = parent.id if parent is not None else None
+        if row[0] is families[0].active:
+            now = parent_id
+            continue
+        where = tuple(file.relative(image.path) for image in row)
+        at = known.get(where)
+        if at is None:
+            name = _free_name(paths.splitext(paths.basename(row[0].path))[0], names)
+            at = Snapshot(id=str(new_id()).upper(), name=name, layers=where, taken=_frozen_at(row))
+        elif before is not None and before.by_id(at.parent) is None:
+            at = replace(at, parent=None)
+        names.add(at.name)
+        found[row[0].path] = replace(at, parent=parent_id)
+    return tuple(found.values()), now
+
+
+def _frozen_at(row: Sequence[ScannedImage]) -> float:
+    """Return when the first child of a row's images was made, which is when they were frozen; 0 for a leaf."""
+    stamps = [child.metadata.footer.timestamp for image in row for child in image.children]
+    return timestamp.to_datetime(min(stamps)).timestamp() if stamps else 0.0
+
+
+def _free_name(wanted: str, names: set[str]) -> str:
+    name, count = wanted, 1
+    while name in names:
+        count += 1
+        name = f"{wanted} ({count})"
+    return name
+
+
+def _marked(file: ManifestFile, made: Manifest, before: Manifest | None) -> Manifest:
+    """Return the manifest with what each frozen layer's file is like; what was noted earlier is not overwritten."""
+    known = {layer.path: layer for disk in (before.disks if before is not None else ()) for layer in disk.layers}
+    disks = []
+    for disk in made.disks:
+        marked = []
+        for layer in disk.layers:
+            mark = None
+            if layer.path != disk.active:
+                earlier = known.get(layer.path)
+                is_same = earlier is not None and earlier.unique_id == layer.unique_id
+                mark = earlier.mark if earlier is not None and is_same else None
+                mark = mark or mark_at(file.folder, file.absolute(layer.path))[0]
+            marked.append(replace(layer, mark=mark))
+        disks.append(replace(disk, layers=tuple(marked)))
+    return replace(made, disks=tuple(disks))

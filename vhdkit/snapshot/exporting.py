@@ -1,0 +1,94 @@
+"""Bringing a snapshot elsewhere: flat, as one disk that needs no other, or as the chain that it is.
+
+**Order**: each file gets its name when it is whole and durable; after a failure those that were written are removed.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import open_chain
+from vhdkit.chain.export import convert
+from vhdkit.errors import SnapshotError
+from vhdkit.snapshot import layers
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.record import Manifest, Snapshot
+
+
+def export(
+    file: ManifestFile,
+    manifest: Manifest,
+    snapshot: Snapshot,
+    directory: str,
+    *,
+    chain: bool,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[str, ...]:
+    """Write a snapshot's disks and kept files into a directory; return the files, leaves and flat disks first.
+
+    Raises:
+        SnapshotError: a layer was changed since it was frozen, or two files would get one name.
+        FileExistsError: a file of that name is there already; none is replaced.
+        ImageInUseError: a merge is at a layer.
+
+    """
+    where = file.folder.real(directory)
+    file.folder.make_directory(where)
+    for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
+        layers.check_frozen(file, manifest, disk, layers.line_to_base(disk, layer))
+    planned = _planned(file, manifest, snapshot, where, chain=chain)
+    for _, target in planned:
+        if file.folder.exists(target):
+            raise FileExistsError(errno.EEXIST, "the file exists already", target)
+    written: list[str] = []
+    kept = {file.absolute(state.path) for state in snapshot.state}
+    try:
+        for source, target in planned:
+            if chain or source in kept:
+                layers.copy_file(file, source, target)
+            else:
+                convert(source, target, search=file.search(manifest), progress=progress, folder=file.folder)
+            written.append(target)
+        if chain:
+            _check_chains(file, manifest, snapshot, where)
+    except BaseException:
+        for target in written:
+            with suppress(OSError):
+                file.folder.remove(target)
+        raise
+    return tuple(written)
+
+
+def _planned(
+    file: ManifestFile, manifest: Manifest, snapshot: Snapshot, where: str, *, chain: bool
+) -> list[tuple[str, str]]:
+    """Return which file becomes which, all of whose names differ."""
+    planned: list[tuple[str, str]] = []
+    for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
+        if not chain:
+            planned.append((file.absolute(layer), paths.join(where, f"{disk.stem}.vhd")))
+            continue
+        line = map(file.absolute, layers.line_to_base(disk, layer))
+        planned += [(path, paths.join(where, paths.basename(path))) for path in line]
+    planned += [(file.absolute(state.path), paths.join(where, state.name)) for state in snapshot.state]
+    targets = [target for _, target in planned]
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise SnapshotError("two files of the snapshot would get this name; export them one by one", path=twice)
+    return planned
+
+
+def _check_chains(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, where: str) -> None:
+    """Open what was exported where it lies, as its next user will."""
+    for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
+        leaf = paths.join(where, paths.basename(file.absolute(layer)))
+        with open_chain(leaf, folder=file.folder) as opened:
+            if len(opened.layers) != len(layers.line_to_base(disk, layer)):
+                raise SnapshotError("what was exported does not open as the chain that it was", path=leaf)

@@ -1,0 +1,233 @@
+"""What is wrong, odd or left over around a machine's disks: changed layers, missing files, images of no tree.
+
+Nothing is written. Each remark says what it is about, and with which command it is mended.
+
+**Source**: reference 5.5.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Parents, read_catalog
+from vhdkit.errors import VhdError
+from vhdkit.format import unique_id
+from vhdkit.image.create import is_partial
+from vhdkit.snapshot import changes
+from vhdkit.snapshot.layers import is_kept_name
+from vhdkit.snapshot.manifest import manifests_with
+from vhdkit.snapshot.marks import differences, mark_at
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.chain.catalog import Catalog, Cataloged
+    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.record import Disk, LayerRecord, Manifest
+    from vhdkit.snapshot.settling import Owed
+
+
+class Kind(StrEnum):
+    """What a remark is of."""
+
+    CHANGED = "changed"
+    MISSING = "missing"
+    UNPROTECTED = "unprotected"
+    UNFINISHED = "unfinished"
+    OWED = "owed"
+    ORPHAN = "orphan"
+    LEFT_OVER = "left over"
+
+
+# What cannot be put right by settling.
+DAMAGES = frozenset({Kind.CHANGED, Kind.MISSING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """Something about a file of a machine, or beside its disks; `commands` mend it, each in its own way."""
+
+    kind: Kind
+    path: str
+    message: str
+    commands: tuple[str, ...] = ()
+
+
+def inspect(file: ManifestFile, manifest: Manifest, owed: Owed, search: Sequence[str] = ()) -> tuple[Remark, ...]:
+    """Return what is to be said of a machine's files; `search` are more folders in which orphans are looked for."""
+    settle = _command("snapshot", "settle", file.absolute(manifest.disks[0].active))
+    return (
+        *(remark for index in range(len(manifest.disks)) for remark in _of_layers(file, manifest, index)),
+        *_of_state(file, manifest),
+        *_of_operations(file, manifest, owed, settle),
+        *_of_others(file, manifest, search),
+        *_of_lost_state(file, manifest),
+    )
+
+
+def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
+    """Return the manifest with what its frozen layers are like now: somebody has looked, and takes them so."""
+    for index, disk in enumerate(manifest.disks):
+        layers = []
+        for layer in disk.layers:
+            if layer.mark is None or not file.folder.exists(file.absolute(layer.path)):
+                layers.append(layer)
+                continue
+            mark, found = mark_at(file.folder, file.absolute(layer.path))
+            layers.append(replace(layer, mark=mark, unique_id=found))
+        manifest = manifest.with_disk(index, replace(disk, layers=tuple(layers)))
+    return manifest
+
+
+def _of_layers(file: ManifestFile, manifest: Manifest, index: int) -> Iterator[Remark]:
+    disk = manifest.disks[index]
+    busy = changes.busy(manifest, index)
+    for layer in disk.layers:
+        path = file.absolute(layer.path)
+        whose = _whose(manifest, index, layer)
+        if not file.folder.exists(path):
+            lost = "put it back, or `vhdkit snapshot init` with the disks goes on without it"
+            yield Remark(kind=Kind.MISSING, path=path, message=f"it is {whose}, and is not there: {lost}")
+            continue
+        yield from _of_layer(file, disk, layer, whose, is_busy=layer.path in busy)
+
+
+def _of_layer(file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *, is_busy: bool) -> Iterator[Remark]:
+    path = file.absolute(layer.path)
+    accept = _command("snapshot", "check", "--accept", path)
+    try:
+        now, found = mark_at(file.folder, path)
+    except (VhdError, OSError) as error:
+        message = f"it is {whose}, and cannot be read: {error}"
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(_command("check", path),))
+        return
+    if found != layer.unique_id:
+        message = f"it is {whose}, and another image has taken its place (its id is {found}, was {layer.unique_id})"
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+        return
+    different = () if layer.mark is None or is_busy else differences(layer.mark, now)
+    if different:
+        message = f"it is {whose}, and was changed since it was frozen: {', '.join(different)}"
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+    if layer.mark is not None and not is_busy and file.folder.may_write(path):
+        message = f"it is {whose}, and may be written; whatever writes to it ruins all that reads through it"
+        settle = _command("snapshot", "settle", file.absolute(disk.active))
+        yield Remark(kind=Kind.UNPROTECTED, path=path, message=message, commands=(settle,))
+
+
+def _whose(manifest: Manifest, index: int, layer: LayerRecord) -> str:
+    """Return what a layer is for, in words."""
+    names = [each.name for each in manifest.snapshots if each.layers[index] == layer.path]
+    if names:
+        return f"the layer of snapshot {', '.join(names)}"
+    if manifest.disks[index].active == layer.path:
+        return "what the machine writes to"
+    return "a layer that others read through"
+
+
+def _of_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
+    for each in manifest.snapshots:
+        for state in each.state:
+            path = file.absolute(state.path)
+            if not file.folder.exists(path):
+                message = f"it is {state.name} of snapshot {each.name}, and is not there; put it back"
+                yield Remark(kind=Kind.MISSING, path=path, message=message)
+
+
+def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: str) -> Iterator[Remark]:
+    """Tell of what was cut off, and of what is owed."""
+    for made in (*manifest.begun, *manifest.doomed):
+        path = file.absolute(made.path)
+        if file.folder.exists(path):
+            message = "an operation that was cut off has left it; nobody needs it"
+            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+    for folding in manifest.foldings:
+        into = file.absolute(folding.fold.destination)
+        message = f"the merge of {paths.basename(folding.fold.top)} into it is not finished"
+        yield Remark(kind=Kind.UNFINISHED, path=into, message=message, commands=(settle,))
+    begun = {file.absolute(each.fold.destination) for each in manifest.foldings}
+    for sources, into in owed.merges:
+        if into not in begun:
+            names = ", ".join(map(paths.basename, sources))
+            yield Remark(kind=Kind.OWED, path=into, message=f"{names} is to be merged into it", commands=(settle,))
+    for path, why in owed.removals:
+        message = f"nobody needs it any longer; it stays since {why}" if why else "nobody needs it any longer"
+        yield Remark(kind=Kind.OWED, path=path, message=message, commands=(settle,))
+
+
+def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) -> Iterator[Remark]:
+    """Tell of images beside the layers that are none: where they would fit, and what can be done with them."""
+    known = {file.absolute(layer.path): layer for disk in manifest.disks for layer in disk.layers}
+    told = {file.absolute(made.path) for made in (*manifest.begun, *manifest.doomed)}
+    told |= {file.absolute(state.path) for each in manifest.snapshots for state in each.state}
+    directories = [*dict.fromkeys([file.directory, *map(paths.dirname, known)]), *search]
+    catalog = read_catalog(file.folder, directories)
+    stems = tuple(disk.stem for disk in manifest.disks)
+    for path, image in catalog.images.items():
+        if path in known or path in told or _is_other_machines(file, path):
+            continue
+        if is_partial(path):
+            message = "an operation that was cut off has left it half made; nobody needs it: remove it"
+            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message)
+        elif image.parent_id is not None:
+            actives = tuple(file.absolute(disk.active) for disk in manifest.disks)
+            yield _of_orphan(file, image, catalog, known, stems, actives)
+
+
+def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
+    """Tell of kept files whose snapshot is not known, as after a lost manifest; nobody removes what may count."""
+    known = {each.path for snapshot in manifest.snapshots for each in snapshot.state}
+    known |= {made.path for made in (*manifest.begun, *manifest.doomed)}
+    known |= {layer.path for disk in manifest.disks for layer in disk.layers}
+    for name in sorted(file.folder.names(file.directory)):
+        path = paths.join(file.directory, name)
+        if is_kept_name(manifest, path) and file.relative(path) not in known and not is_partial(path):
+            message = "it was kept with a snapshot that is not known any longer; remove it if nobody wants it"
+            yield Remark(kind=Kind.ORPHAN, path=path, message=message)
+
+
+def _is_other_machines(file: ManifestFile, path: str) -> bool:
+    """Whether an image in the folder is a layer of a machine with a manifest of its own."""
+    return any(other.path != file.path for other in manifests_with(file.folder, paths.dirname(path), path))
+
+
+def _of_orphan(
+    file: ManifestFile,
+    image: Cataloged,
+    catalog: Catalog,
+    known: dict[str, LayerRecord],
+    stems: tuple[str, ...],
+    actives: tuple[str, ...],
+) -> Remark:
+    parents = Parents(catalog).of(image)
+    export = _command("convert", image.path, f"{paths.splitext(image.path)[0]}-export.vhd")
+    mine = [parent for parent in parents if parent.path in known]
+    if mine:
+        parent = mine[0]
+        # Of several disks a layer of one alone was frozen with nothing.
+        attach = (_command("snapshot", "init", *actives),) if len(actives) == 1 else ()
+        # Merging into what others read through would ruin those.
+        is_shared = any(each.parent == file.relative(parent.path) for each in known.values())
+        merge = () if is_shared else (_command("merge", image.path),)
+        attached = "no snapshot has it" + ("; `snapshot init` makes it one" if attach else "")
+        message = f"it fits above {paths.basename(parent.path)}, and {attached}"
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(*attach, *merge, export))
+    if parents:
+        message = f"it reads through {parents[0].path}, which is no layer of this machine"
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(export,))
+    wanted = unique_id.display(image.parent_id or b"", image.metadata.footer.creator_application)
+    sizes = [path for path, layer in known.items() if layer.parent is None]
+    message = f"its parent, with the id {wanted}, is not here"
+    rebase = tuple(_command("rebase", image.path, "-b", base, "--ignore-id-mismatch") for base in sizes)
+    if paths.basename(image.path).startswith(tuple(f"{stem}_" for stem in stems)):
+        message += "; by its name it belongs to this machine"
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=rebase)
+    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=())
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["vhdkit", *words])

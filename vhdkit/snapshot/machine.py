@@ -1,0 +1,373 @@
+"""A machine's disks and the tree of its snapshots: take, apply, delete, and let the merges follow.
+
+    machine = Machine("xp.vhd")
+    machine.take("SP1")
+    machine.apply("RTM")
+    machine.delete("SP1")
+    machine.settle()            # carries out the merges that deletions owe
+
+Each operation that changes something holds the manifest's lock, settles first what a cut has left, and has one instant
+at which it has happened: when the new manifest gets its name. Before it, the new files are known as begun; after it,
+those that are no longer needed are known as doomed.
+
+**Order** of taking and applying: 1 the manifest tells of the files to be made (a cut leaves the machine as it was, and
+the next operation removes them) · 2 the files, each whole and durable under its name (the same) · 3 the manifest with
+the snapshot, or with the new active layers (as it is to be) · 4 the frozen layers are marked read-only.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import open_chain
+from vhdkit.errors import ReadOnlyImageError, SnapshotError
+from vhdkit.format import timestamp
+from vhdkit.snapshot import changes, exporting, inspecting, layers, waking
+from vhdkit.snapshot.adopting import adopt
+from vhdkit.snapshot.manifest import find_manifest
+from vhdkit.snapshot.marks import mark_of
+from vhdkit.snapshot.record import Snapshot
+from vhdkit.snapshot.settling import Settler, effective
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vhdkit.chain.chain import Chain
+    from vhdkit.job.handle import MergeJob
+    from vhdkit.job.record import Job
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.snapshot.inspecting import Remark
+    from vhdkit.snapshot.record import Manifest
+    from vhdkit.snapshot.settling import Owed
+    from vhdkit.storage.seam import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What applying a snapshot did: the layers that are active now, disk by disk, and what is no longer.
+
+    `discarded` are the layers that were active, with the bytes that had been written to each; `state` the files that
+    were kept with the snapshot, or the copies that were asked for.
+    """
+
+    snapshot: Snapshot
+    active: tuple[str, ...]
+    discarded: tuple[tuple[str, int], ...]
+    state: tuple[str, ...]
+
+
+class Machine:
+    """The machine that a disk is of: named by any of its files.
+
+    Raises:
+        SnapshotError: no manifest tells of the file.
+
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        folder: Folder | None = None,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+    ) -> None:
+        self.folder = folder or LocalFolder()
+        self._is_local = folder is None
+        self._clock = clock
+        self._new_id = new_id
+        self.file = find_manifest(self.folder, path)
+
+    def __repr__(self) -> str:
+        """Return where its manifest is."""
+        return f"<Machine {self.file.path}>"
+
+    @classmethod
+    def adopt(
+        cls,
+        disks: Sequence[str],
+        *,
+        machine: str = "",
+        directory: str | None = None,
+        search: Sequence[str] = (),
+        folder: Folder | None = None,
+    ) -> Machine:
+        """Begin to keep snapshots of a machine with these disks, or bring what is known of it up to date.
+
+        Each disk is named by any of its images; see `adopting.adopt`.
+        """
+        return cls(adopt(disks, machine=machine, directory=directory, search=search, folder=folder), folder=folder)
+
+    # Asking
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is known of it now; a merge that is complete is taken into account."""
+        return effective(self.file, self.file.read())
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self.manifest.machine
+
+    @property
+    def snapshots(self) -> tuple[Snapshot, ...]:
+        """Its snapshots, oldest first."""
+        return self.manifest.snapshots
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """The layers that it writes to, disk by disk."""
+        return tuple(self.file.absolute(disk.active) for disk in self.manifest.disks)
+
+    def layers_of(self, name: str) -> tuple[str, ...]:
+        """Return the images that show a snapshot, disk by disk."""
+        return tuple(map(self.file.absolute, self.manifest.find(name).layers))
+
+    def owed(self) -> Owed:
+        """Return what deletions still owe."""
+        return self._settler().owed(self.manifest)
+
+    def is_running(self) -> bool:
+        """Whether somebody holds a layer that the machine writes to."""
+        return self._settler().holder(self.manifest) is not None
+
+    def check(self, *, search: Sequence[str] = (), accept: bool = False) -> tuple[Remark, ...]:
+        """Return what is wrong, odd or left over; with `accept` frozen layers are taken as they are now, first.
+
+        Images that no tree claims are looked for beside the layers, and in the folders of `search`.
+        """
+        if accept:
+            with self._changing() as manifest:
+                self.file.write(inspecting.accepted(self.file, manifest))
+        manifest = self.manifest
+        return inspecting.inspect(self.file, manifest, self._settler().owed(manifest), search)
+
+    def export(
+        self,
+        name: str,
+        directory: str,
+        *,
+        chain: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[str, ...]:
+        """Write a snapshot's disks and kept files into a directory, which is made if need be; return the files.
+
+        Each disk becomes one that needs no other, or with `chain` the layers are copied as they are.
+
+        Raises:
+            SnapshotError: there is no such snapshot, or one of its layers was changed since it was frozen.
+            FileExistsError: a file of that name is there already.
+
+        """
+        manifest = self.manifest
+        return exporting.export(self.file, manifest, manifest.find(name), directory, chain=chain, progress=progress)
+
+    def make_way(self, *, yield_merges: bool = False) -> tuple[Job, ...]:
+        """Make sure that the machine can start now; with `yield_merges` merges at its disks stop, and are returned.
+
+        What they have done so far is kept: `settle` goes on with them.
+
+        Raises:
+            ImageInUseError: the machine runs already, or a merge is at its disk.
+
+        """
+        return waking.make_way(self.active, self.file.search(self.manifest), yield_merges=yield_merges)
+
+    def open_chain(self, name: str | None = None, *, disk: int = 0, writable: bool = False) -> Chain:
+        """Open a disk as a snapshot shows it, or as the machine has it now, which alone can be written.
+
+        Raises:
+            ReadOnlyImageError: a snapshot is to be written.
+            VhdError, OSError: as `vhdkit.open_chain`.
+
+        """
+        path = self.active[disk] if name is None else self.layers_of(name)[disk]
+        if name is not None and writable:
+            raise ReadOnlyImageError(f"it is frozen, as snapshot {name}; apply that to go on from it", path=path)
+        return open_chain(path, writable=writable, search=self.file.search(self.manifest), folder=self.folder)
+
+    # Changing
+
+    def take(self, name: str, *, note: str = "", state: Sequence[str] = (), directory: str | None = None) -> Snapshot:
+        """Freeze the disks as they are under a name; the machine goes on in new layers.
+
+        `state` are files that are kept with it, as they are now. New layers are made in `directory`, or where the
+        machine's are made. The machine must not run.
+
+        Raises:
+            SnapshotError: the name is taken, or is none.
+            ImageInUseError: the machine runs.
+
+        """
+        with self._changing() as manifest:
+            changes.check_name(manifest, name)
+            snapshot_id = str(self._new_id()).upper()
+            with layers.held_actives(self.file, manifest, exclusive=False) as images:
+                for image in images:
+                    image.storage.sync()
+                marks = [mark_of(image) for image in images]
+                kept = layers.named_state(self.file, manifest, snapshot_id, state)
+                now = self._clock()
+                snapshot = Snapshot(
+                    id=snapshot_id,
+                    name=name,
+                    note=note,
+                    taken=now,
+                    parent=manifest.now,
+                    layers=tuple(disk.active for disk in manifest.disks),
+                    state=kept,
+                )
+                fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
+                with self._beginning(replace(manifest, begun=layers.begun_of(fresh, kept)), manifest):
+                    layers.keep_files(self.file, kept, state)
+                    layers.make_layers(self.file, fresh, timestamp.from_unix(now))
+                self.file.write(changes.taken(manifest, snapshot, fresh, marks))
+                for image in images:
+                    self.folder.protect(image.path, is_protected=True)
+        return snapshot
+
+    def apply(self, name: str, *, state_to: str | None = None, directory: str | None = None) -> Applied:
+        """Let the machine go on from a snapshot; what was written since the last one is discarded, unless it was taken.
+
+        With `state_to`, copies of the files that are kept with the snapshot are put into that folder; `directory` is as
+        in `take`.
+
+        Raises:
+            SnapshotError: there is no such snapshot, or one of its layers was changed since it was frozen.
+            ImageInUseError: the machine runs.
+
+        """
+        with self._changing() as manifest:
+            snapshot = manifest.find(name)
+            return self._apply(manifest, snapshot, state_to, directory)
+
+    def revert(self, *, state_to: str | None = None, directory: str | None = None) -> Applied:
+        """Let the machine go on from the snapshot that its present state began with.
+
+        Raises:
+            SnapshotError: it began with none.
+
+        """
+        with self._changing() as manifest:
+            snapshot = manifest.by_id(manifest.now)
+            if snapshot is None:
+                raise SnapshotError("there is no snapshot above now; `vhdkit snapshot apply NAME` names one")
+            return self._apply(manifest, snapshot, state_to, directory)
+
+    def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:
+        with layers.held_actives(self.file, manifest, exclusive=True) as images:
+            for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
+                layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, layer))
+            state = self._hand_back(snapshot, state_to)
+            fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
+            with self._beginning(replace(manifest, begun=layers.begun_of(fresh)), manifest):
+                layers.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
+            discarded = tuple((image.path, image.storage.allocated_size) for image in images)
+            after = changes.applied(manifest, snapshot, fresh)
+            self.file.write(after)
+        self._settler().clear(after)
+        return Applied(
+            snapshot=snapshot,
+            active=tuple(self.file.absolute(layer.path) for layer in fresh),
+            discarded=discarded,
+            state=state,
+        )
+
+    def delete(self, name: str, *, subtree: bool = False) -> tuple[Snapshot, ...]:
+        """Take a snapshot away, or with `subtree` all that came after it as well; return those that are gone.
+
+        Layers that nobody needs any longer are removed; the merges that are owed then are for `settle`.
+        """
+        with self._changing() as manifest:
+            snapshot = manifest.find(name)
+            gone = changes.subtree(manifest, snapshot) if subtree else (snapshot,)
+            after = changes.deleted(manifest, {each.id for each in gone})
+            self.file.write(after)
+            self._settler().clear(after)
+        return gone
+
+    def rename(self, name: str, new_name: str, *, note: str | None = None) -> Snapshot:
+        """Give a snapshot another name, and another note unless that is None."""
+        with self._changing() as manifest:
+            snapshot = manifest.find(name)
+            if new_name != snapshot.name:
+                changes.check_name(manifest, new_name)
+            after = changes.renamed(manifest, snapshot, new_name, note)
+            self.file.write(after)
+        found = after.by_id(snapshot.id)
+        return found if found is not None else snapshot
+
+    def settle(
+        self,
+        *,
+        rate: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancel | None = None,
+    ) -> Owed:
+        """Carry out what deletions owe, here and now; return what is owed still, such as what waits for a sibling.
+
+        Raises:
+            ImageInUseError: the machine runs: what is owed waits until it is off.
+            SnapshotError: a layer was changed since it was frozen.
+            MergeError, OSError: a merge failed; everything reads as before, and the next settling goes on with it.
+
+        """
+        settler = self._settler()
+        while True:
+            with self._changing() as manifest:
+                foldings = settler.begin(manifest)
+            if not foldings:
+                return self.owed()
+            for folding in foldings:
+                settler.merge(self.manifest, folding, rate=rate, progress=progress, cancel=cancel)
+
+    def start_settling(self, *, rate: int | None = None) -> tuple[MergeJob, ...]:
+        """Begin the merges that are owed as jobs in processes of their own, and return them; see `settle`.
+
+        What is left when they are complete (marks, and merges that waited for these) the next operation does.
+        """
+        settler = self._settler()
+        with self._changing() as manifest:
+            foldings = settler.begin(manifest)
+            return tuple(settler.start(manifest, folding, rate=rate) for folding in foldings)
+
+    # Beneath
+
+    @contextmanager
+    def _changing(self) -> Iterator[Manifest]:
+        """Lend the manifest to one that changes it, when what a cut or a merge has left is settled."""
+        with self.file.locked():
+            yield self._settler().recover(self.file.read())
+
+    @contextmanager
+    def _beginning(self, begun: Manifest, before: Manifest) -> Iterator[None]:
+        """Tell of files while they are made; if that fails they go again."""
+        self.file.write(begun)
+        try:
+            yield
+        except BaseException:
+            after = layers.sweep(self.file, begun)
+            self.file.write(replace(before, doomed=after.doomed))
+            raise
+
+    def _hand_back(self, snapshot: Snapshot, state_to: str | None) -> tuple[str, ...]:
+        kept = tuple(self.file.absolute(state.path) for state in snapshot.state)
+        for path in kept:
+            if not self.folder.exists(path):
+                raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
+        if state_to is None:
+            return kept
+        copies = tuple(paths.join(self.folder.real(state_to), state.name) for state in snapshot.state)
+        for source, copy in zip(kept, copies, strict=True):
+            layers.copy_file(self.file, source, copy)
+        return copies
+
+    def _settler(self) -> Settler:
+        return Settler(self.file, is_local=self._is_local)

@@ -1,0 +1,64 @@
+"""Protecting frozen layers, and noticing what was changed behind their backs.
+
+Nothing in the format says that a disk is frozen. So its file is marked read-only, and what it is like is noted: its
+length, its time, and checksums of its structures. Data that was overwritten in place shows by the time alone.
+
+**Source**: reference 5.2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.image.image import Image, open_image
+from vhdkit.snapshot.record import Mark
+from vhdkit.storage.reading import read_bytes
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Folder
+
+_WHAT = {
+    "size": "its length is {now}, was {then}",
+    "mtime": "it was written to since it was frozen",
+    "footer": "its footer is another",
+    "header": "its header is another",
+    "table": "its block allocation table is another",
+}
+
+
+def mark_of(image: Image) -> Mark:
+    """Return what an open image's file is like."""
+    storage, header = image.storage, image.header
+    table = b""
+    if header is not None:
+        table = read_bytes(storage, header.table_offset, header.max_table_entries * 4)
+    at = image.footer.data_offset
+    return Mark(
+        size=storage.size(),
+        mtime=storage.mtime,
+        footer=crc32(read_bytes(storage, max(0, storage.size() - FOOTER_SIZE), FOOTER_SIZE)),
+        header=0 if header is None else crc32(read_bytes(storage, at, HEADER_SIZE)),
+        table=crc32(table),
+    )
+
+
+def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
+    """Return what the image at a path is like, and its unique id in hexadecimal; nobody is asked for a lock."""
+    with open_image(path, folder=folder) as image:
+        return mark_of(image), image.unique_id.hex()
+
+
+def differences(then: Mark, now: Mark) -> tuple[str, ...]:
+    """Return what is no longer as it was, in words."""
+    return tuple(
+        text.format(now=getattr(now, name), then=getattr(then, name))
+        for name, text in _WHAT.items()
+        if getattr(now, name) != getattr(then, name)
+    )
+
+
+def is_relinked_only(then: Mark, now: Mark) -> bool:
+    """Whether nothing but the header and the file's time differs: it was told of another parent."""
+    return (then.size, then.footer, then.table) == (now.size, now.footer, now.table)

@@ -1,0 +1,262 @@
+"""Doing what an operation has left to be done: what a power cut left, what nobody needs, and the merges that are owed.
+
+**Order** of a merge that is owed: 1 the manifest tells of it (a cut leaves it owed) · 2 its files may be written ·
+3 the merge, with a journal of its own (every snapshot reads as before) · 4 its topmost source is gone, by which who
+reads the manifest knows that the destination has taken its place · 5 the manifest says so, and what the files are like
+now · 6 they are marked read-only again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.image.journal import read_journal
+from vhdkit.job.control import jobs
+from vhdkit.job.handle import MergeJob
+from vhdkit.job.registry import Registry, RegistryError
+from vhdkit.job.run import run_merge, start_merge, wished
+from vhdkit.merging.engine import merge
+from vhdkit.merging.planning import plan_merge
+from vhdkit.snapshot import changes, layers, tree
+from vhdkit.snapshot.marks import differences, is_relinked_only, mark_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.record import Folding, LayerRecord, Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owed:
+    """What deletions owe. Paths are absolute.
+
+    `removals` are layers that nobody needs, with why each is there still ("" if nothing keeps it); `merges` are the
+    layers to be merged (topmost first) and what into; `waiting` are layers that stay for their several children.
+    """
+
+    removals: tuple[tuple[str, str], ...]
+    merges: tuple[tuple[tuple[str, ...], str], ...]
+    waiting: tuple[str, ...]
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there is nothing that settling would do."""
+        return not self.merges and not any(not why for _, why in self.removals)
+
+
+def effective(file: ManifestFile, manifest: Manifest) -> Manifest:
+    """Return what a manifest means now: a merge whose topmost source is gone is complete."""
+    for folding in manifest.foldings:
+        fold = folding.fold
+        is_gone = not file.folder.exists(file.absolute(fold.top))
+        if is_gone and file.folder.exists(file.absolute(fold.destination)):
+            manifest = changes.folded(manifest, folding)
+            disk = manifest.disks[folding.disk]
+            # Those that were relinked have another header than was noted, which whoever changes something next notes.
+            layers_now = tuple(
+                replace(layer, mark=None) if layer.parent == fold.destination else layer for layer in disk.layers
+            )
+            manifest = manifest.with_disk(folding.disk, replace(disk, layers=layers_now))
+    return manifest
+
+
+class Settler:
+    """One machine's manifest, and the doing of what it owes; every method that changes it is called under its lock."""
+
+    def __init__(self, file: ManifestFile, *, is_local: bool) -> None:
+        self.file = file
+        self.folder = file.folder
+        self.is_local = is_local
+
+    # What is owed
+
+    def owed(self, manifest: Manifest) -> Owed:
+        """Return what is owed, with what keeps it."""
+        removals, foldings = changes.owed_by(manifest)
+        waiting = (
+            self.file.absolute(path)
+            for index, disk in enumerate(manifest.disks)
+            for path in tree.waiting(disk.parents, manifest.needed(index))
+        )
+        return Owed(
+            removals=tuple(
+                (
+                    self.file.absolute(each.layer),
+                    layers.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
+                )
+                for index, each in removals
+            ),
+            merges=tuple(
+                (tuple(map(self.file.absolute, each.fold.sources)), self.file.absolute(each.fold.destination))
+                for each in foldings
+            ),
+            waiting=tuple(waiting),
+        )
+
+    def holder(self, manifest: Manifest) -> ImageInUseError | None:
+        """Return the error that holding the machine's active layers gives, None if nobody else holds them."""
+        try:
+            with layers.held_actives(self.file, manifest, exclusive=True):
+                return None
+        except ImageInUseError as error:
+            return error
+
+    # Settling
+
+    def recover(self, manifest: Manifest) -> Manifest:
+        """Settle what a cut, or a merge that is complete, has left; return what is known then."""
+        before = manifest
+        for folding in manifest.foldings:
+            if not self.folder.exists(self.file.absolute(folding.fold.top)):
+                manifest = self._complete(manifest, folding)
+        manifest = layers.sweep(self.file, manifest)
+        if manifest != before:
+            self.file.write(manifest)
+        self._protect(manifest)
+        return manifest
+
+    def _complete(self, manifest: Manifest, folding: Folding) -> Manifest:
+        """Note a merge whose topmost source is gone, and finish it if a cut left it short of its end."""
+        destination = self.file.absolute(folding.fold.destination)
+        if not self.folder.exists(destination):
+            message = "it is what layers were merged into, and is not there; put it back"
+            raise SnapshotError(message, path=destination)
+        # Only names are left to be changed: that takes no time, and nothing can be built on half of it.
+        self.merge(manifest, folding)
+        after = changes.folded(manifest, folding)
+        disk = after.disks[folding.disk]
+        renewed = tuple(
+            self._renewed(layer, disk.active) if folding.fold.destination in {layer.path, layer.parent} else layer
+            for layer in disk.layers
+        )
+        return after.with_disk(folding.disk, replace(disk, layers=renewed))
+
+    def _renewed(self, layer: LayerRecord, active: str) -> LayerRecord:
+        """Return a layer as it is after a merge; one that only read through it must have changed in nothing else."""
+        if layer.path == active:
+            return replace(layer, mark=None)
+        with suppress(FileNotFoundError):
+            now, _ = mark_at(self.folder, self.file.absolute(layer.path))
+            if layer.mark is None or is_relinked_only(layer.mark, now):
+                return replace(layer, mark=now)
+        return layer
+
+    def _protect(self, manifest: Manifest) -> None:
+        """Mark frozen layers read-only, but for those that a merge writes to."""
+        for index, disk in enumerate(manifest.disks):
+            busy = changes.busy(manifest, index)
+            for layer in disk.layers:
+                path = self.file.absolute(layer.path)
+                is_frozen = layer.mark is not None and layer.path not in busy
+                if is_frozen and self.folder.exists(path) and self.folder.may_write(path) and self._is_it(layer):
+                    self.folder.protect(path, is_protected=True)
+
+    def _is_it(self, layer: LayerRecord) -> bool:
+        """Whether the file that has a layer's name is that image: nothing is done to one that was only named."""
+        try:
+            _, unique_id = mark_at(self.folder, self.file.absolute(layer.path))
+        except (VhdError, OSError):
+            return False
+        return unique_id == layer.unique_id
+
+    def clear(self, manifest: Manifest) -> Manifest:
+        """Remove the layers that nobody needs, as far as nothing else reads through them; return what is known then."""
+        removals, _ = changes.owed_by(manifest)
+        after = manifest
+        for index, removal in removals:
+            record = manifest.disks[index].layer(removal.layer)
+            children = {layer.parent for layer in after.disks[index].layers}
+            if record.path in children or layers.why_kept(self.file, manifest, record):
+                continue
+            after = changes.removed(after, index, record.path)
+            # Each before the one below it: only then has that one no children on the disk.
+            self.file.write(after)
+            after = layers.sweep(self.file, after)
+        after = layers.sweep(self.file, after)
+        if after != manifest:
+            self.file.write(after)
+        return after
+
+    def begin(self, manifest: Manifest) -> tuple[Folding, ...]:
+        """Note the merges that are owed as begun, and let their files be written; return them.
+
+        Raises:
+            ImageInUseError: the machine runs.
+            SnapshotError: a layer was changed since it was frozen.
+
+        """
+        manifest = self.clear(manifest)
+        _, foldings = changes.owed_by(manifest)
+        if not foldings:
+            return ()
+        holder = self.holder(manifest)
+        if holder is not None and not self._is_own(foldings):
+            holder.add_note("What is owed is merged when it is off: `vhdkit snapshot settle`.")
+            raise holder
+        fresh = [each for each in foldings if each not in manifest.foldings]
+        for each in fresh:
+            disk = manifest.disks[each.disk]
+            frozen = [path for path in each.fold.layers if path != disk.active]
+            layers.check_frozen(self.file, manifest, disk, frozen)
+        if fresh:
+            manifest = replace(manifest, foldings=foldings)
+            self.file.write(manifest)
+        for index in range(len(manifest.disks)):
+            for path in changes.busy(manifest, index):
+                where = self.file.absolute(path)
+                if self.folder.exists(where) and not self.folder.may_write(where):
+                    self.folder.protect(where, is_protected=False)
+        return foldings
+
+    def _is_own(self, foldings: Iterable[Folding]) -> bool:
+        """Whether what holds the machine's disk is a job of a merge that is owed."""
+        if not self.is_local:
+            return False
+        wanted = {self.file.absolute(each.fold.destination) for each in foldings}
+        with suppress(RegistryError):
+            return any(job.destination in wanted for job in jobs(running=True))
+        return False
+
+    def merge(
+        self,
+        manifest: Manifest,
+        folding: Folding,
+        *,
+        rate: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancel | None = None,
+    ) -> None:
+        """Carry out one merge here and now; it may have been carried out meanwhile."""
+        top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
+        if not self.folder.exists(top) and read_journal(self.folder, into) is None:
+            return
+        search = self.file.search(manifest)
+        plan = plan_merge(top, into=into, search=search, folder=self.folder)
+        if not self.is_local:
+            merge(plan, progress=progress, cancel=cancel, rate=rate, folder=self.folder)
+            return
+        asked = wished(top, into=into, search=search, rate=rate)
+        run_merge(plan, asked, machine=manifest.machine, progress=progress, cancel=cancel)
+
+    def start(self, manifest: Manifest, folding: Folding, *, rate: int | None) -> MergeJob:
+        """Begin one merge as a job in a process of its own; one that is at it already is returned instead."""
+        top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
+        with suppress(RegistryError):
+            for job in jobs(running=True, disk=into):
+                if job.destination == into:
+                    return MergeJob(job, Registry(), "")
+        search = self.file.search(manifest)
+        return start_merge(top, into=into, search=search, rate=rate, machine=manifest.machine, detached=True)
+
+
+def changed_since(file: ManifestFile, layer: LayerRecord) -> tuple[str, ...]:
+    """Return how a frozen layer's file differs from what it was like, in words; nothing for one that may change."""
+    if layer.mark is None:
+        return ()
+    now, _ = mark_at(file.folder, file.absolute(layer.path))
+    return differences(layer.mark, now)
