@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 _BITMAP = SECTORS // 8
 _TABLE = 1536
-CLUSTER = 64 << 10
-_CLUSTER_SECTORS = CLUSTER // SECTOR
+# Of qemu's own choice, and the one whose 32 parts are a sector each.
+_CLUSTER, _EXACT_CLUSTER = 64 << 10, 16 << 10
+_EXTENDED_ENTRIES = 1 << 4
 _COPIED = np.uint64(1 << 63)
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
@@ -226,14 +227,17 @@ def _compare(path: str, block: int, data: bytes, view: NDArray[np.uint64]) -> No
 
 
 class Qcow2Chain(Inputs):
-    """A raw base under qcow2 overlays of 64 KiB clusters, as `qemu-img create -b` makes them.
+    """A raw base under qcow2 overlays, whose clusters are of 64 KiB as `qemu-img create -b` makes them.
 
-    A cluster of which a guest writes a sector is filled up from below, so overlays hold whole clusters.
+    A cluster of which a guest writes a sector is filled up from below, so overlays hold whole clusters; `exact` ones,
+    made with extended_l2=on,cluster_size=16k, hold the workload's sectors and no others.
     """
 
-    def __init__(self, workload: Workload, folder: str) -> None:
+    def __init__(self, workload: Workload, folder: str, *, exact: bool = False) -> None:
         super().__init__(workload, folder)
         self._made = False
+        self._exact = exact
+        self._cluster = _EXACT_CLUSTER if exact else _CLUSTER
 
     def _names(self) -> list[str]:
         return ["base.raw", *(f"level{layer.number:02}.qcow2" for layer in self.workload.layers[1:])]
@@ -266,49 +270,61 @@ class Qcow2Chain(Inputs):
             _punch(descriptor, block * BLOCK, BLOCK)
 
     def _write_overlay(self, descriptor: int, number: int) -> None:
-        layer = self.workload.layers[number]
-        per_block = BLOCK // CLUSTER
-        clusters = np.any(layer.held.reshape(len(layer.blocks), per_block, _CLUSTER_SECTORS), axis=2)
+        layer, cluster = self.workload.layers[number], self._cluster
+        per_block = BLOCK // cluster
+        held = layer.held.reshape(len(layer.blocks), per_block, cluster // SECTOR)
+        clusters = np.any(held, axis=2)
         guest = (layer.blocks[:, None] * per_block + np.arange(per_block))[clusters]
-        per_table = CLUSTER // 8
+        per_table = cluster // (16 if self._exact else 8)
         tables = np.unique(guest // per_table)
-        l1_entries = -(-self.workload.size // (per_table * CLUSTER))
-        l1_clusters = -(-l1_entries * 8 // CLUSTER)
+        l1_entries = -(-self.workload.size // (per_table * cluster))
+        l1_clusters = -(-l1_entries * 8 // cluster)
         # Header, first-level table, second-level tables, data, and the counts of references behind it all.
-        data_at = (1 + l1_clusters + len(tables)) * CLUSTER
-        refcounts_at = data_at + len(guest) * CLUSTER
-        count_clusters, total = 0, refcounts_at // CLUSTER
-        while (need := -(-(total + 1 + count_clusters) // (CLUSTER // 2))) > count_clusters:
+        data_at = (1 + l1_clusters + len(tables)) * cluster
+        refcounts_at = data_at + len(guest) * cluster
+        count_clusters, total = 0, refcounts_at // cluster
+        while (need := -(-(total + 1 + count_clusters) // (cluster // 2))) > count_clusters:
             count_clusters = need
-        os.ftruncate(descriptor, refcounts_at + (1 + count_clusters) * CLUSTER)
+        os.ftruncate(descriptor, refcounts_at + (1 + count_clusters) * cluster)
         _write(descriptor, 0, self._header(number, l1_entries, refcounts_at))
-        l1 = np.zeros(l1_clusters * per_table, ">u8")
-        l1[tables] = (1 + l1_clusters + np.arange(len(tables), dtype=np.uint64)) * np.uint64(CLUSTER) | _COPIED
-        l2 = np.zeros((len(tables), per_table), ">u8")
-        host = np.uint64(data_at) + np.arange(len(guest), dtype=np.uint64) * np.uint64(CLUSTER)
-        l2[np.searchsorted(tables, guest // per_table), guest % per_table] = host | _COPIED
-        _write(descriptor, CLUSTER, l1.tobytes())
-        _write(descriptor, (1 + l1_clusters) * CLUSTER, l2.tobytes())
+        l1 = np.zeros(l1_clusters * cluster // 8, ">u8")
+        l1[tables] = (1 + l1_clusters + np.arange(len(tables), dtype=np.uint64)) * np.uint64(cluster) | _COPIED
+        l2 = np.zeros((len(tables), per_table, cluster // per_table // 8), ">u8")
+        place = np.searchsorted(tables, guest // per_table), guest % per_table
+        l2[*place, 0] = np.uint64(data_at) + np.arange(len(guest), dtype=np.uint64) * np.uint64(cluster) | _COPIED
+        if self._exact:
+            # Bit x, from the lowest on, says that part x is in the overlay.
+            l2[*place, 1] = np.packbits(held[clusters], axis=1, bitorder="little").view("<u4")[:, 0]
+        _write(descriptor, cluster, l1.tobytes())
+        _write(descriptor, (1 + l1_clusters) * cluster, l2.tobytes())
         at = data_at
-        for block, mask in zip(layer.blocks.tolist(), clusters, strict=True):
-            view = self.workload.view(block, number)
-            data = view if mask.all() else view.reshape(per_block, -1)[mask]
+        for row, block in enumerate(layer.blocks.tolist()):
+            data = self._data(number, block, layer.held[row]).reshape(per_block, -1)[clusters[row]]
             _write(descriptor, at, data.data.cast("B"))
             at += data.nbytes
-        references = np.zeros(count_clusters * CLUSTER // 2, ">u2")
+        references = np.zeros(count_clusters * cluster // 2, ">u2")
         references[: total + 1 + count_clusters] = 1
-        places = np.zeros(CLUSTER // 8, ">u8")
-        places[:count_clusters] = refcounts_at + CLUSTER + np.arange(count_clusters) * CLUSTER
+        places = np.zeros(cluster // 8, ">u8")
+        places[:count_clusters] = refcounts_at + cluster + np.arange(count_clusters) * cluster
         _write(descriptor, refcounts_at, places.tobytes(), references.tobytes())
+
+    def _data(self, number: int, block: int, held: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        if not self._exact:
+            return self.workload.view(block, number)
+        words = self.workload.written(number, block)
+        words[~held, 1] = STALE
+        return words
 
     def _header(self, number: int, l1_entries: int, refcounts_at: int) -> bytes:
         backing = os.path.basename(self.paths[number - 1]).encode()
-        fields = (b"QFI\xfb", 3, 112 + 16, len(backing), 16, self.workload.size, 0, l1_entries, CLUSTER)
-        more = (refcounts_at, 1, 0, 0, 0, 0, 0, 4, 112)
+        bits = self._cluster.bit_length() - 1
+        fields = (b"QFI\xfb", 3, 112 + 16, len(backing), bits, self.workload.size, 0, l1_entries, self._cluster)
+        features = _EXTENDED_ENTRIES if self._exact else 0
+        more = (refcounts_at, 1, 0, 0, features, 0, 0, 4, 112)
         fixed = struct.pack(">4sIQIIQIIQ", *fields) + struct.pack(">QIIQQQQII", *more)
         form = b"raw" if number == 1 else b"qcow2"
         extension = struct.pack(">II", 0xE279_2ACA, len(form)) + form.ljust(8, b"\0")
-        return (fixed.ljust(112, b"\0") + extension + backing).ljust(CLUSTER, b"\0")
+        return (fixed.ljust(112, b"\0") + extension + backing).ljust(self._cluster, b"\0")
 
 
 class Payload(Inputs):

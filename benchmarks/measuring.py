@@ -72,9 +72,11 @@ class Figures(Run):
 
 def _environment() -> dict[str, str]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # The list of jobs that users have is not for these.
+    state = os.path.join(tempfile.gettempdir(), "vhdkit-race-state")
     # Compiled once, as what pip installs is, also where the shell forbids keeping that.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return kept | {"PYTHONPATH": path}
+    return kept | {"PYTHONPATH": path, "VHDKIT_STATE": state}
 
 
 def _spawned(step: Step, before: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,14 +14,20 @@ if TYPE_CHECKING:
 
 _HEAD = """# What was measured
 
-`python benchmarks/race.py FOLDER`, on two shared cores, ext4: whole processes, interpreter start included, until the
-last sync is done, journal on. Medians of runs in turn with the rival, from inputs restored in place, synced and read
-before each; the least of each beside them. Ratios are what counts; a shared machine's seconds are not. Where the rival
-removes nothing, the ratio without the removal of our sources (`--keep-sources`) stands beside ours as users run it.
-`cp` copies the payload alone to a new file, which is then synced. `qemu-img commit` syncs by itself; its overlays are
-raw disks' with 64 KiB clusters, each filled up as a guest's writes would have filled it. vhd-lib 0.7.2 is the newest
-that npm can install; 4.15.0 runs once three packages that the registry lacks are stood in for. Their caller syncs.
-Every result's bytes were compared with what the leaf read.
+`python benchmarks/race.py FOLDER`, on two shared cores: whole processes, interpreter start included, until the last
+sync is done. FOLDER was an ext4 as mkfs makes it and mount mounts it, journal on, in a file. The machine's own disk
+has no journal and discards each freed block at once, so that removing 2 GiB takes it 0.5 to 0.9 s. Medians of runs in
+turn with the rival, from inputs restored in place, synced and read before each; the least of each beside them. Ratios
+are what counts; a shared machine's seconds are not. cp and vhd-lib remove nothing, and qemu-img empties its overlay:
+the ratio without the removal of our sources (`--keep-sources`) stands beside ours as users run it. `cp` copies the
+payload alone to a new file, which is then synced. `qemu-img commit` syncs by itself; its overlay has the same
+sectors, neither more nor fewer, in subclusters of 16 KiB clusters, and in a row without a bar whole clusters of 64
+KiB, as a guest's writes would have filled them. vhd-lib 0.7.2 is the newest that npm can install; 4.15.0 runs once
+three packages that the registry lacks are stood in for. Their caller syncs. Every result's bytes were compared with
+what the leaf read.
+
+Rows of 2026-11-24 are older than long writes past the page cache, were measured on the machine's own disk, and gave
+qemu-img whole clusters of 64 KiB: they tell of the program as it was then.
 """
 
 
@@ -83,25 +89,30 @@ def _skipped(reason: str) -> str:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "skipped" in row:
-        return row["what"], row["against"], _skipped(row["skipped"]), "", "", _bar(row), ""
+        return row["what"], row["against"], _skipped(row["skipped"]), "", "", _bar(row), "", _when(row)
     note = row["rival"]["note"]
     against = f"{row['against']} ({note})" if note else row["against"]
     keep = f"{row['ratio-keep']:.2f}" if "ratio-keep" in row else ""
     verdict = "" if not _bar(row) else "yes" if met(row) else "no"
-    return row["what"], against, f"{row['ratio']:.2f}", f"{row['ratio-least']:.2f}", keep, _bar(row), verdict
+    ratios = f"{row['ratio']:.2f}", f"{row['ratio-least']:.2f}", keep
+    return row["what"], against, *ratios, _bar(row), verdict, _when(row)
 
 
-_COLUMNS = ("What", "Against", "Ratio", "of the least", "sources kept", "At most", "Met")
+def _when(row: dict[str, Any]) -> str:
+    return f"{row['date']}, {row['commit']}"
+
+
+_COLUMNS = ("What", "Against", "Ratio", "of the least", "sources kept", "At most", "Met", "Measured")
 _TOOL_COLUMNS = (
     *("What", "Who", "Seconds", "least", "user", "system", "Peak MiB"),
-    *("MiB read", "written", "Reads", "writes", "syncs", "Runs"),
+    *("MiB read", "written", "Reads", "writes", "syncs", "Runs", "Measured"),
 )
 
 
 def _tools(rows: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return a line for every contender of every group, once."""
+    """Return a line for every contender of every group, once, as it was measured last."""
     lines: dict[tuple[str, str], tuple[str, ...]] = {}
-    for row in rows.values():
+    for row in sorted(rows.values(), key=lambda each: (each["group"], each["date"])):
         for side in ("ours", "keep", "rival"):
             taken = row.get(side)
             if taken is None:
@@ -115,6 +126,7 @@ def _tools(rows: dict[str, Any]) -> list[tuple[str, ...]]:
                 *(str(taken[key]) for key in ("reads", "writes")),
                 str(taken["syncs"]) if taken["syncs"] >= 0 else "",
                 str(taken["runs"]),
+                _when(row),
             )
     return list(lines.values())
 

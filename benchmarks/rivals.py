@@ -39,11 +39,12 @@ module.exports = { ...path, relativeFromFile: (file, to) => path.relative(path.d
 FATTOOLS = "1.1.23"
 MERGE = ("merge", "--progress", "none", "--json")
 VHDKIT = (sys.executable, "-m", "vhdkit")
-# Nothing is copied in the kernel, so a file system has nothing to share.
+# Nothing is shared, which copying in the kernel may do as well: what is written direct is the fastest then.
 _COPYING = """
-from vhdkit.storage.file import LocalStorage
+from vhdkit.storage import copying, file
 from vhdkit.__main__ import entry
-LocalStorage._copy_in_kernel = lambda *_: 0
+copying.LongCopies._share = lambda *_: False
+file.copy_in_kernel = lambda *_: 0
 entry()
 """
 # It takes the Windows path in the child for a name of this system, so the parent gets that name as well.
@@ -105,21 +106,24 @@ def copy(work: Workload, folder: str) -> Contender:
     return Contender("cp, sync", payload, (step,), check)
 
 
-def qemu_commit(work: Workload, folder: str) -> Contender:
+def qemu_commit(work: Workload, folder: str, *, exact: bool = True) -> Contender:
     """`qemu-img commit` of overlays into a raw base, by its defaults; it syncs the base when it closes it.
+
+    The overlays hold just the workload's sectors if they are `exact`, else whole clusters of 64 KiB.
 
     A chain is committed from the lowest overlay on, the next one told that it now stands on the base: that copies each
     byte once, where a commit of each overlay into the one below copies most of them many times.
     """
     if shutil.which("qemu-img") is None:
         raise UnavailableError("qemu-img is not installed")
-    chain = Qcow2Chain(work, folder)
+    chain = Qcow2Chain(work, folder, exact=exact)
     steps = []
     for number, path in enumerate(chain.paths[1:]):
         if number:
             steps.append(Step(("qemu-img", "rebase", "-u", "-F", "raw", "-b", chain.paths[0], path), folder))
         steps.append(Step(("qemu-img", "commit", "-q", path), folder))
     name = "qemu-img commit" if len(chain.paths) == 2 else f"{len(chain.paths) - 1} qemu-img commit"
+    name += "" if exact else ", 64 KiB clusters"
     return Contender(name, chain, tuple(steps), lambda: check_raw(work, chain.paths[0]))
 
 
