@@ -285,9 +285,10 @@ def test_a_file_that_a_manifest_merely_names_is_not_marked_read_only(
     if is_image:
         outside.unlink()
         vhdkit.create_image(str(outside), size=1 << 20)
+    machine = Machine(kept.machine.active[0])
     manifest = kept.folder / MANIFEST
     manifest.write_bytes(manifest.read_bytes().replace(b'"xp.vhd"', json.dumps(str(outside)).encode()))
-    kept.machine.rename("RTM", "other")
+    machine.rename("RTM", "other")
     assert outside.stat().st_mode & 0o200
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from vhdkit.errors import SnapshotError
 from vhdkit.snapshot.tree import Fold
-
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -273,7 +272,7 @@ def _snapshot(record: dict[str, Any]) -> Snapshot:
 
 
 def _state(record: dict[str, Any], snapshot_id: str) -> StateFile:
-    """Return a kept file; its name leads nowhere, and it is called as only kept files are: archives come from anywhere."""
+    """Return a kept file; it is called as only kept files are, and leads nowhere else: archives come from anywhere."""
     state = StateFile(**_texts(record, "name", "path"))
     is_plain = state.name not in {"", ".", ".."} and paths.basename(state.name) == state.name
     if not is_plain or not paths.basename(state.path).endswith(f"_{snapshot_id}_{state.name}"):
