@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,12 @@ from tests.cli.running import environment
 from tests.snapshots.machines import SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.snapshot.machine import Machine
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from vhdkit.storage.seam import Storage
 
 MANIFEST = "xp.vhdkit-snapshots.json"
 
@@ -87,7 +92,7 @@ def test_a_leaf_names_its_machine_wherever_new_layers_are_made(folder: Path) -> 
         assert chain.read(0, 1) == b"p"
     with machine.open_chain(writable=True) as chain:
         chain.write(0, b"q", sync=True)
-    (made,) = (folder / "snapshots").iterdir()
+    (made,) = (folder / "snapshots").glob("*.avhd")
     assert machine.active == (str(made),)
     assert Machine(str(made)).file.path == str(folder / MANIFEST)
     assert Machine("xp.vhd").file.path == str(folder / MANIFEST)
@@ -102,6 +107,164 @@ def test_a_leaf_names_its_machine_wherever_new_layers_are_made(folder: Path) -> 
     machine.settle()
     assert list((folder / "snapshots").iterdir()) == []
     assert letter_of("xp.vhd") == "q"
+
+
+@pytest.fixture
+def apart(folder: Path) -> Machine:
+    """A machine whose two disks and new layers lie in three folders, with a snapshot A."""
+    for name in ("c", "d", "fast"):
+        (folder / name).mkdir()
+    for name in ("c/c.vhd", "d/d.vhd"):
+        image(name)
+    machine = Machine.adopt(["c/c.vhd", "d/d.vhd"], directory="fast")
+    machine.take("A", note="the first")
+    return machine
+
+
+def files_of(machine: Machine) -> list[str]:
+    manifest = machine.manifest
+    return [machine.file.absolute(layer.path) for disk in manifest.disks for layer in disk.layers]
+
+
+def test_any_file_names_a_machine_that_lies_in_several_folders(apart: Machine, folder: Path) -> None:
+    assert {str(Path(path).parent) for path in files_of(apart)} == {str(folder / name) for name in ("c", "d", "fast")}
+    for path in files_of(apart):
+        assert Machine(path).file.path == apart.file.path
+    # Not even a chain that cannot be opened hides it.
+    (folder / "d" / "d.vhd").rename(folder / "d" / "moved.vhd")
+    assert Machine(apart.active[1]).file.path == apart.file.path
+
+
+def test_signposts_lead_to_the_machine_that_was_copied_with_them(apart: Machine, folder: Path) -> None:
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in ("c", "d", "fast"):
+        shutil.copytree(folder / name, copy / name)
+    for path in files_of(apart):
+        theirs = str(copy / Path(path).relative_to(folder))
+        assert Machine(theirs).file.path == str(copy / "c" / "c.vhdkit-snapshots.json")
+    # Alone, a disk is of no machine: the one that it was copied from does not tell of it.
+    shutil.copytree(folder / "d", folder / "alone" / "d")
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        Machine(str(folder / "alone" / "d" / "d.vhd"))
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"x" * (1 << 20), b'{"kind": "vhdkit snapshots elsewhere"}'])
+def test_a_signpost_that_was_damaged_is_put_up_again(apart: Machine, folder: Path, raw: bytes) -> None:
+    (signpost,) = (folder / "d").glob("*.at")
+    before = signpost.read_bytes()
+    signpost.write_bytes(raw)
+    with pytest.raises(SnapshotError, match="snapshot init"):
+        Machine("d/d.vhd")
+    apart.rename("A", "B")
+    assert signpost.read_bytes() == before
+    assert Machine("d/d.vhd").file.path == apart.file.path
+
+
+def test_a_signpost_that_leads_nowhere_is_told_of(apart: Machine, folder: Path) -> None:
+    assert apart.check() == ()
+    for path in (folder / "c").glob("*.json"):
+        path.unlink()
+    machine = Machine.adopt(["c/c.vhd", "d/d.vhd"], search=["fast"])
+    assert machine.check() == ()
+    assert len([*folder.rglob("*.at")]) == 2
+    old = folder / "d" / "gone.vhdkit-snapshots.at"
+    old.write_bytes(next((folder / "d").glob("*.at")).read_bytes().replace(b"c.vhdkit", b"gone.vhdkit"))
+    (remark,) = machine.check()
+    assert (remark.kind, remark.path) == ("left over", str(old))
+
+
+def test_a_signpost_goes_when_nothing_of_the_machine_is_left_in_its_folder(apart: Machine, folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    apart.take("B", directory=str(folder / "elsewhere"))
+    assert list((folder / "elsewhere").glob("*.at"))
+    apart.apply("A")
+    apart.delete("B")
+    assert list((folder / "elsewhere").iterdir()) == []
+    apart.delete("A")
+    apart.settle()
+    assert list((folder / "fast").iterdir()) == []
+    assert Machine("d/d.vhd").file.path == apart.file.path
+
+
+def test_a_folder_that_takes_no_signpost_keeps_no_machine_from_being_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("c", "d"):
+        (folder / name).mkdir()
+        image(f"{name}/{name}.vhd")
+
+    def full(directory: LocalFolder, path: str) -> Storage:
+        if ".at." in path:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return create(directory, path)
+
+    create = LocalFolder.create
+    monkeypatch.setattr(LocalFolder, "create", full)
+    machine = Machine.adopt(["c/c.vhd", "d/d.vhd"])
+    machine.take("A")
+    assert machine.check() == ()
+    assert [path.name for path in (folder / "d").glob("*.at*")] == []
+
+
+@pytest.mark.parametrize("named", [["d/d.vhd"], ["d/d.vhd", "c/c.vhd"], ["c/c.vhd"], ["fast/c"], ["fast/d", "fast/c"]])
+def test_init_with_any_disks_of_a_known_machine_is_about_that_machine(
+    apart: Machine, folder: Path, named: list[str]
+) -> None:
+    apart.take("B")
+    before = apart.manifest
+    active = {path.rpartition("/")[2][0]: path for path in apart.active}
+    machine = Machine.adopt([active[name[5]] if name.startswith("fast/") else name for name in named])
+    assert machine.file.path == apart.file.path
+    assert machine.manifest == before
+    assert [path.name for path in folder.rglob("*.json")] == ["c.vhdkit-snapshots.json"]
+    assert machine.check() == ()
+
+
+def test_init_after_a_disk_was_lost_goes_on_with_the_others_and_keeps_the_names(apart: Machine, folder: Path) -> None:
+    for path in files_of(apart)[2:]:
+        Path(path).unlink()
+    machine = Machine.adopt(["c/c.vhd"])
+    (kept,) = machine.snapshots
+    assert (kept.name, kept.note, len(kept.layers)) == ("A", "the first", 1)
+    assert machine.check() == ()
+    assert folder.is_dir()
+
+
+def test_a_disk_can_be_added_to_a_machine_whose_trees_it_fits(apart: Machine, folder: Path) -> None:
+    image("e.vhd")
+    before = contents(folder / "c")
+    with pytest.raises(SnapshotError, match="trees of the disks differ"):
+        Machine.adopt(["c/c.vhd", "e.vhd"])
+    assert contents(folder / "c") == before
+    vhdkit.create_image("e_1.avhd", parent="e.vhd")
+    machine = Machine.adopt(["c/c.vhd", "e.vhd"])
+    assert machine.file.path == apart.file.path
+    (kept,) = machine.snapshots
+    assert (kept.name, len(kept.layers)) == ("A", 3)
+    assert machine.check() == ()
+
+
+def test_images_of_two_machines_are_not_made_one(kept: Kept) -> None:
+    filled(kept)
+    other = Kept.made(kept.folder, ["yy.vhd"])
+    before = contents(kept.folder)
+    with pytest.raises(SnapshotError, match="of 2 machines"):
+        Machine.adopt([kept.base, other.base])
+    assert contents(kept.folder) == before
+
+
+def test_a_leaf_that_somebody_writes_to_is_not_frozen_as_a_snapshot(folder: Path) -> None:
+    tree(("vm1.avhd", "base.vhd"), ("vm2.avhd", "base.vhd"))
+    before = contents(folder)
+    with (
+        vhdkit.open_chain("vm2.avhd", writable=True),
+        pytest.raises(ImageInUseError, match=r"vm2\.avhd") as caught,
+    ):
+        Machine.adopt(["vm1.avhd"])
+    assert "another machine" in caught.value.__notes__[0]
+    assert contents(folder) == before
+    assert (folder / "vm2.avhd").stat().st_mode & 0o200
 
 
 def test_what_no_manifest_tells_of_is_said_to_need_init(folder: Path) -> None:

@@ -7,19 +7,20 @@ that are not the machine's, are snapshots, named for their files unless an earli
 from __future__ import annotations
 
 import uuid
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, read_catalog
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.scan import arrange
-from vhdkit.errors import SnapshotError, VhdError
+from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.format import timestamp
 from vhdkit.image.create import is_partial
-from vhdkit.image.image import Image
+from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.snapshot import layers
-from vhdkit.snapshot.manifest import ManifestFile, manifest_path
+from vhdkit.snapshot.manifest import ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.snapshot.marks import mark_at
 from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.snapshot.settling import Settler
@@ -27,7 +28,7 @@ from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.storage.seam import Folder
@@ -70,36 +71,52 @@ def adopt(
 
     A disk is named by any of its images; where several leaves could be what the machine writes to, by that one.
     `directory` is where new layers are made, beside the base unless told. Names, notes and kept files that an earlier
-    manifest knows stay with the layers that are still there.
+    manifest knows stay with the layers that are still there. A machine that is known already keeps its other disks, and
+    their order, whichever are named.
 
     Raises:
         SnapshotError: the active leaf cannot be told, a disk is named twice, a parent is missing, a merge is not
-            finished, or the disks' trees differ so that it cannot be told what was frozen together.
-        ImageInUseError: the machine runs, or somebody else changes its snapshots.
+            finished, the images are of two machines, or the disks' trees differ so that it cannot be told what was
+            frozen together.
+        ImageInUseError: the machine runs, somebody else changes its snapshots, or uses a leaf that would be frozen.
 
     """
     place = folder or LocalFolder()
     if not disks:
         raise SnapshotError("a machine has at least one disk")
-    families = [_family(place, disk, tuple(search)) for disk in disks]
-    bases = [family.root.path for family in families]
-    if len(set(bases)) < len(bases):
-        raise SnapshotError("two of the files named are of one disk; name each disk once", path=bases[0])
-    file = ManifestFile(place, manifest_path(bases[0]))
+    families = _families(place, disks, tuple(search))
+    roots = [family.root.path for family in families]
+    if len(set(roots)) < len(roots):
+        raise SnapshotError("two of the files named are of one disk; name each disk once", path=roots[0])
+    file = _known(place, families)
+    if file is None:
+        file = ManifestFile(place, manifest_path(roots[0]))
     with file.locked():
+        earlier = before = _earlier(file, is_local=folder is None)
+        if before is not None:
+            families, before = _with_known(file, before, families, tuple(search))
         for family in families:
             _refuse_unfinished(place, family)
-        before = _earlier(file, is_local=folder is None)
         made = _manifest(file, families, machine, directory, new_id, before)
-        with layers.held_actives(file, made, exclusive=True):
+        with layers.held_actives(file, made, exclusive=True), _held_leaves(file, made, before):
             marked = _marked(file, made, before)
-            if marked != before:
+            if marked != earlier:
                 file.write(marked)
+            file.put_up_signposts(marked)
             for disk in marked.disks:
                 for layer in disk.layers:
                     if layer.mark is not None:
                         place.protect(file.absolute(layer.path), is_protected=True)
     return file.path
+
+
+def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[_Family]:
+    """Return the families of disks; where a manifest tells of one, all folders that it tells of are looked into."""
+    for disk in disks:
+        with suppress(VhdError):
+            file = find_manifest(folder, disk)
+            search += file.search(file.read())
+    return [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in disks]
 
 
 def _family(folder: Folder, disk: str, search: tuple[str, ...]) -> _Family:
@@ -120,6 +137,88 @@ def _family(folder: Folder, disk: str, search: tuple[str, ...]) -> _Family:
             family.active = _active(family, real)
             return family
     raise SnapshotError("its family cannot be told: its base is not among the images found", path=disk)
+
+
+def _known(folder: Folder, families: Sequence[_Family]) -> ManifestFile | None:
+    """Return the manifest that tells of any of the images, None if there is none.
+
+    Raises:
+        SnapshotError: there are two.
+
+    """
+    images = {image.path for family in families for image in family.images}
+    found: dict[str, tuple[ManifestFile, str]] = {}
+    for file in (each for directory in {*map(paths.dirname, images)} for each in manifests_in(folder, directory)):
+        with suppress(VhdError, OSError):
+            shared = sorted(images & file.images(file.read()))
+            found |= {file.path: (file, shared[0])} if shared else {}
+    if len(found) > 1:
+        told = ", ".join(f"{image} is in {path}" for path, (_, image) in sorted(found.items()))
+        message = f"the images are of {len(found)} machines: {told}; name the disks of one, or remove the manifest that"
+        raise SnapshotError(f"{message} is wrong", path=min(found))
+    return next((file for file, _ in found.values()), None)
+
+
+def _with_known(
+    file: ManifestFile, known: Manifest, named: Sequence[_Family], search: tuple[str, ...]
+) -> tuple[list[_Family], Manifest]:
+    """Return the families of a known machine's disks in its order, then those that are new; and what is left known.
+
+    A disk of which nothing is there any longer is no disk of the machine.
+    """
+    rest = list(named)
+    families, kept = [], []
+    for index, disk in enumerate(known.disks):
+        layers_there = [path for path in _active_first(disk, file) if file.folder.exists(path)]
+        images = set(layers_there)
+        family = next((each for each in rest if images & {image.path for image in each.images}), None)
+        if family is not None:
+            rest.remove(family)
+        elif layers_there:
+            family = _family(file.folder, layers_there[0], (*file.search(known), *search))
+        if family is not None:
+            families.append(family)
+            kept.append(index)
+    left = replace(
+        known,
+        disks=tuple(known.disks[index] for index in kept),
+        snapshots=tuple(replace(each, layers=tuple(each.layers[index] for index in kept)) for each in known.snapshots),
+        foldings=tuple(replace(each, disk=kept.index(each.disk)) for each in known.foldings if each.disk in kept),
+    )
+    return [*families, *rest], left
+
+
+def _active_first(disk: Disk, file: ManifestFile) -> list[str]:
+    ordered = sorted(disk.layers, key=lambda layer: layer.path != disk.active)
+    return [file.absolute(layer.path) for layer in ordered]
+
+
+@contextmanager
+def _held_leaves(file: ManifestFile, made: Manifest, before: Manifest | None) -> Iterator[None]:
+    """Hold the leaves that are to be frozen, which nobody knew as frozen: no machine may be writing to one.
+
+    Raises:
+        ImageInUseError: one is in use.
+
+    """
+    frozen = {
+        layer.path for disk in (before.disks if before is not None else ()) for layer in disk.layers if layer.mark
+    }
+    with ExitStack() as held:
+        for disk in made.disks:
+            below = {layer.parent for layer in disk.layers}
+            for layer in disk.layers:
+                if layer.path in below or layer.path == disk.active or layer.path in frozen:
+                    continue
+                try:
+                    held.enter_context(open_image(file.absolute(layer.path), exclusive=False, folder=file.folder))
+                except ImageInUseError as error:
+                    error.add_note(
+                        "It reads through the disk, and would be frozen as a snapshot of the machine. If it belongs to"
+                        " another machine, the two share a base: convert one of them to a disk of its own."
+                    )
+                    raise
+        yield
 
 
 def _active(family: _Family, named: str) -> ScannedImage:
@@ -163,8 +262,10 @@ def _manifest(
     new_id: Callable[[], uuid.UUID],
     before: Manifest | None,
 ) -> Manifest:
-    known = before.disks if before is not None and len(before.disks) == len(families) else ()
-    disks = tuple(_disk(file, family, directory, known[at] if known else None) for at, family in enumerate(families))
+    known = before.disks if before is not None else ()
+    disks = tuple(
+        _disk(file, family, directory, known[at] if at < len(known) else None) for at, family in enumerate(families)
+    )
     name = machine or (before.machine if before is not None else "") or disks[0].stem
     rows = _together(families)
     snapshots, now = _snapshots(file, families, rows, new_id, before)
@@ -234,6 +335,7 @@ def _snapshots(
 ) -> tuple[tuple[Snapshot, ...], str | None]:
     """Return a snapshot for every row but the active one, and which of them the active one began with."""
     known = {each.layers: each for each in before.snapshots} if before is not None else {}
+    disk_count = len(before.disks) if before is not None else 0
     names = {each.name for each in known.values()}
     found: dict[str, Snapshot] = {}
     now: str | None = None
@@ -245,14 +347,14 @@ def _snapshots(
             now = parent_id
             continue
         where = tuple(file.relative(image.path) for image in row)
-        at = known.get(where)
+        at = known.get(where[:disk_count])
         if at is None:
             name = _free_name(paths.splitext(paths.basename(row[0].path))[0], names)
             at = Snapshot(id=str(new_id()).upper(), name=name, layers=where, taken=_frozen_at(row))
         elif before is not None and before.by_id(at.parent) is None:
             at = replace(at, parent=None)
         names.add(at.name)
-        found[row[0].path] = replace(at, parent=parent_id)
+        found[row[0].path] = replace(at, parent=parent_id, layers=where)
     return tuple(found.values()), now
 
 

@@ -20,6 +20,7 @@ from vhdkit.snapshot import changes
 from vhdkit.snapshot.layers import is_kept_name
 from vhdkit.snapshot.manifest import manifests_with
 from vhdkit.snapshot.marks import differences, mark_at
+from vhdkit.snapshot.signpost import signposts
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def inspect(file: ManifestFile, manifest: Manifest, owed: Owed, search: Sequence
         *_of_operations(file, manifest, owed, settle),
         *_of_others(file, manifest, search),
         *_of_lost_state(file, manifest),
+        *_of_signposts(file, manifest),
     )
 
 
@@ -188,6 +190,14 @@ def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
         if is_kept_name(manifest, path) and file.relative(path) not in known and not is_partial(path):
             message = "it was kept with a snapshot that is not known any longer; remove it if nobody wants it"
             yield Remark(kind=Kind.ORPHAN, path=path, message=message)
+
+
+def _of_signposts(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
+    for directory in sorted({*map(paths.dirname, file.images(manifest))}):
+        for path, shown in signposts(file.folder, directory):
+            if not file.folder.exists(shown):
+                message = f"it leads to {shown}, a list of snapshots that is not there; remove it"
+                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message)
 
 
 def _is_other_machines(file: ManifestFile, path: str) -> bool:

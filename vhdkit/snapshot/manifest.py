@@ -1,10 +1,12 @@
 """The manifest's file: found by any file of the machine, locked, read, and replaced in one instant.
 
-It lies beside the base of the machine's first disk, and is named for it. Only what holds the lock file beside it may
-replace it; who only reads needs no lock, since there is never half of a manifest under its name.
+It lies beside the base of the machine's first disk, and is named for it; other folders with images of the machine have
+signposts that lead to it. Only what holds the lock file beside it may replace it; who only reads needs no lock, since
+there is never half of a manifest under its name.
 
-**Order** of writing: 1 new content under another name, sync · 2 the name, folder sync. A cut leaves the old manifest or
-the new one, and perhaps a file with a temporary name, which the next writer removes.
+**Order** of writing: 1 signposts that are no longer needed go (a cut leaves the old manifest; who writes next puts them
+up again) · 2 new content under another name, sync · 3 the name, folder sync. A cut leaves the old manifest or the new
+one, and perhaps a file with a temporary name, which the next writer removes · 4 new signposts.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.image.create import is_partial, partial_name
 from vhdkit.image.records import is_believable
+from vhdkit.snapshot import signpost
 from vhdkit.snapshot.record import Manifest
 from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
@@ -63,6 +66,10 @@ class ManifestFile:
         except ValueError:  # another drive of a Windows machine
             return path.replace(paths.sep, "/")
 
+    def images(self, manifest: Manifest) -> frozenset[str]:
+        """Return the real paths of all layers."""
+        return frozenset(self.absolute(layer.path) for disk in manifest.disks for layer in disk.layers)
+
     def search(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the folders in which layers lie, for finding their parents; nothing if all are in one."""
         layers = (self.absolute(layer.path) for disk in manifest.disks for layer in disk.layers)
@@ -105,6 +112,9 @@ class ManifestFile:
 
     def write(self, manifest: Manifest) -> None:
         """Replace it, durably; see the module for the order."""
+        with suppress(SnapshotError, OSError):
+            for path in self._signposts(self.read()) - self._signposts(manifest):
+                signpost.take_away(self.folder, path)
         temporary = partial_name(self.path, uuid.uuid4().hex)
         storage = self.folder.create(temporary)
         try:
@@ -119,6 +129,23 @@ class ManifestFile:
                 self.folder.remove(temporary)
             raise
         self.folder.sync(self.directory)
+        self.put_up_signposts(manifest)
+
+    def put_up_signposts(self, manifest: Manifest) -> None:
+        """Let every folder with images of the machine lead here, each once; `manifest` is what is written."""
+        for path in sorted(self._signposts(manifest)):
+            signpost.put_up(self.folder, path, self.path)
+            for other, shown in signpost.signposts(self.folder, paths.dirname(path)):
+                if shown == self.path and other != path:
+                    signpost.take_away(self.folder, other)
+
+    def _signposts(self, manifest: Manifest) -> set[str]:
+        """Return where signposts are to stand."""
+        layers = (layer.path for disk in manifest.disks for layer in disk.layers)
+        made = (each.path for each in (*manifest.begun, *manifest.doomed))
+        directories = {paths.dirname(self.absolute(path)) for path in (*layers, *made)} - {self.directory}
+        stem = paths.basename(self.path).removesuffix(SUFFIX)
+        return {signpost.signpost_path(directory, stem, manifest.id) for directory in directories}
 
     def forget_partial(self) -> None:
         """Remove what a cut left of it half written; only for who holds the lock."""
@@ -159,7 +186,8 @@ class ManifestFile:
 def find_manifest(folder: Folder, path: str) -> ManifestFile:
     """Return the manifest of the machine that a file is of: the manifest itself, or any image of a disk.
 
-    It is looked for beside the file, in the folder above, and beside every image that it reads through.
+    It is looked for beside the file, where signposts there lead, in the folder above, and beside every image that the
+    file reads through.
 
     Raises:
         SnapshotError: there is none.
@@ -190,18 +218,24 @@ def _that_has(folder: Folder, directory: str, image: str) -> ManifestFile | None
 
 
 def manifests_with(folder: Folder, directory: str, image: str) -> Iterator[ManifestFile]:
-    """Yield the manifests in a directory that have an image; one that cannot be read has what its name says."""
-    for name in folder.names(directory):
-        if not name.endswith(SUFFIX):
-            continue
-        file = ManifestFile(folder, paths.join(directory, name))
+    """Yield the manifests in a directory, or that it leads to, which have an image.
+
+    One that cannot be read has what its name says.
+    """
+    for file in manifests_in(folder, directory):
         try:
             manifest = file.read()
         except (SnapshotError, OSError):
-            if paths.basename(image).startswith(name.removesuffix(SUFFIX)):
+            if paths.basename(image).startswith(paths.basename(file.path).removesuffix(SUFFIX)):
                 yield file
             continue
-        for disk in manifest.disks:
-            if any(file.absolute(layer.path) == image for layer in disk.layers):
-                yield file
-                break
+        if image in file.images(manifest):
+            yield file
+
+
+def manifests_in(folder: Folder, directory: str) -> Iterator[ManifestFile]:
+    """Yield the manifests in a directory, and those to which its signposts lead, whatever they say."""
+    there = [paths.join(directory, name) for name in folder.names(directory) if name.endswith(SUFFIX)]
+    shown = [path for _, path in signpost.signposts(folder, directory) if path.endswith(SUFFIX) and folder.exists(path)]
+    for path in dict.fromkeys((*there, *shown)):
+        yield ManifestFile(folder, path)

@@ -117,6 +117,8 @@ class Settler:
         manifest = layers.sweep(self.file, manifest)
         if manifest != before:
             self.file.write(manifest)
+        else:
+            self.file.put_up_signposts(manifest)
         self._protect(manifest)
         return manifest
 
