@@ -136,6 +136,26 @@ def test_json_has_everything(cli: Cli, xp: str, tmp_path: Path) -> None:
     assert done(cli("snapshot", "check", xp, "--json")).json == {"remarks": []}
 
 
+def test_deleting_tells_which_merges_have_begun_and_which_are_owed_still(cli: Cli, xp: str) -> None:
+    write(cli, xp, "r")
+    done(cli("snapshot", "take", "a", xp))
+    write(cli, xp, "1", 8 * MIB)
+    done(cli("snapshot", "take", "b", xp))
+    done(cli("snapshot", "take", "c", xp))
+    done(cli("snapshot", "delete", "a", xp, "--no-settle"))
+    (first,) = done(cli("snapshot", "settle", xp, "--rate", "1M", "--json")).json["jobs"]
+    lines = done(cli("snapshot", "delete", "b", xp)).out.splitlines()
+    assert lines[:2] == ["deleted: b", f"merge: {first}, in the background"]
+    done(cli("job", "pause", first))
+    assert done(cli("snapshot", "settle", xp)).out.startswith(f"merge: {first} is paused; `vhdkit job resume {first}`")
+    waiting = cli("snapshot", "settle", xp, "--wait")
+    assert waiting.code == 75
+    assert f"`vhdkit job resume {first}`" in waiting.err
+    done(cli("job", "resume", first))
+    assert done(cli("snapshot", "settle", xp, "--wait")).out == "nothing is owed\n"
+    assert all_read(cli, xp) == {"c": "1", "now": "1"}
+
+
 def test_applying_may_keep_the_present_first(cli: Cli, xp: str) -> None:
     write(cli, xp, "a")
     cli("snapshot", "take", "a", xp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -46,6 +47,16 @@ def view(path: str) -> str:
         for offset in range(0, chain.size, 8 * MIB):
             digest.update(chain.read(offset, min(8 * MIB, chain.size - offset)))
     return digest.hexdigest()
+
+
+def lose(state: Path) -> None:
+    """Remove a list of jobs, whoever is writing to it meanwhile."""
+    while True:
+        try:
+            shutil.rmtree(state)
+        except OSError:
+            continue
+        return
 
 
 def until(is_so: Callable[[], object], seconds: float = 10.0) -> float:

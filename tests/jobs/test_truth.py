@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 
 import vhdkit
 from tests.cli.running import environment
-from tests.jobs.making import make_chain, python, until, view
+from tests.jobs.making import lose, make_chain, python, until, view
 from tests.unit.test_job_record import a_job
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
@@ -256,13 +255,13 @@ def test_merges_are_found_again_by_their_journals(vms: Path, state: Path, monkey
     leaf = make_chain(vms, "a", 4)
     before = view(leaf)
     (vms / "below").mkdir()
-    shutil.rmtree(state)
+    lose(state)
     killed = cut_at(vms, "copying")
     going = make_chain(vms / "below", "d", 16)
     with python("import sys, vhdkit; vhdkit.start_merge(sys.argv[1], rate=2 << 20).wait()", going) as merging:
         until(lambda: [each for each in vhdkit.jobs() if each.bytes_done and each.sources == (going,)])
         fourth = vhdkit.jobs(disk=going)[0].id
-        shutil.rmtree(state)
+        lose(state)
         monkeypatch.setenv("VHDKIT_STATE", f"{state}2")
         assert vhdkit.jobs() == ()
         found = {each.id: each for each in vhdkit.jobs(search=[str(vms)])}
@@ -290,7 +289,7 @@ def test_a_folder_that_cannot_be_searched_is_an_error(vms: Path) -> None:
 def test_a_journal_that_cannot_be_read_hides_no_other(vms: Path, state: Path) -> None:
     make_chain(vms, "a", 4)
     job_id = cut_at(vms, "copying")
-    shutil.rmtree(state)
+    lose(state)
     make_chain(vms, "b", 1)
     (vms / "b.vhd.vhdkit-journal").write_bytes(b"nonsense")
     (vms / "c.vhd.vhdkit-journal").write_bytes(b"")

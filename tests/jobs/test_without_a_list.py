@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import time
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.jobs.making import make_chain, until, view
+from tests.jobs.making import lose, make_chain, until, view
 from vhdkit.job.record import JobState
 from vhdkit.job.registry import RegistryError
 
@@ -138,7 +137,7 @@ def no_text(state: Path) -> None:
 
 
 def deleted(state: Path) -> None:
-    shutil.rmtree(state)
+    lose(state)
 
 
 def list_deleted(state: Path) -> None:

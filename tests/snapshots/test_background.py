@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,77 @@ def test_when_it_is_complete_the_next_operation_finds_the_tree_as_it_should_be(s
     assert len(slow.images) == 3
 
 
+def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_again(slow: Kept) -> None:
+    begun(slow, 64 * MIB).wait(30)
+    assert not slow.machine.file.read().foldings
+    assert not Path(slow.base).stat().st_mode & 0o222
+    Path(slow.base).chmod(0o644)
+    with vhdkit.open_chain(slow.base, writable=True) as chain:
+        chain.write(0, b"X" * 512, sync=True)
+    assert {each.kind for each in slow.machine.check()} == {"changed", "unprotected"}
+
+
+def test_a_layer_that_a_merge_has_left_unwatched_is_told_of(slow: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where whoever was to settle afterwards was killed.
+    monkeypatch.setattr("vhdkit.snapshot.settling.Settler._afterwards", lambda _self: ())
+    begun(slow, 64 * MIB).wait(30)
+    (remark,) = slow.machine.check()
+    assert (remark.kind, remark.path) == ("unprotected", slow.base)
+    slow.machine.settle()
+    assert slow.machine.check() == ()
+
+
+def test_who_waits_for_what_is_owed_waits_for_a_merge_that_runs(slow: Kept) -> None:
+    job = begun(slow, 16 * MIB)
+    done: list[int] = []
+    owed = slow.machine.settle(progress=lambda state: done.append(state.bytes_done))
+    assert owed.is_nothing
+    assert the_job().id == job.id
+    assert the_job().state is JobState.COMPLETED
+    assert done == sorted(done)
+    assert done[-1] > done[0]
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+
+
+def test_who_stops_waiting_stops_no_merge(slow: Kept) -> None:
+    job = begun(slow, 4 * MIB)
+    enough = threading.Event()
+
+    def stop(_state: vhdkit.Progress) -> None:
+        enough.set()
+
+    with pytest.raises(vhdkit.MergeCancelled) as stopped:
+        slow.machine.settle(progress=stop, cancel=enough)
+    assert job.id in str(stopped.value)
+    assert the_job().state is JobState.RUNNING
+    job.cancel()
+    job.wait(20)
+
+
+def test_a_merge_that_is_paused_is_named_with_what_lets_it_go_on(slow: Kept) -> None:
+    job = begun(slow, 4 * MIB)
+    vhdkit.pause_job(job.id)
+    with pytest.raises(ImageInUseError, match="paused") as refused:
+        slow.machine.settle()
+    assert f"vhdkit job resume {job.id}" in str(refused.value)
+    vhdkit.resume_job(job.id)
+    job.cancel()
+    job.wait(20)
+
+
+def test_a_merge_that_had_to_wait_for_another_follows_by_itself(slow: Kept) -> None:
+    slow.take("SP2")
+    first = begun(slow, 16 * MIB)
+    slow.machine.delete("SP1")
+    (same,) = slow.machine.start_settling()
+    assert same.id == first.id
+    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2, 30)
+    assert slow.machine.owed().is_nothing
+    assert slow.images == ["xp.vhd", Path(slow.machine.active[0]).name]
+    assert slow.shows("SP2") == "a"
+    until(lambda: slow.machine.check() == ())
+
+
 def test_a_machine_that_starts_is_refused_or_the_merge_gives_way_and_loses_nothing(slow: Kept) -> None:
     job = begun(slow, 8 * MIB)
     until(lambda: the_job().bytes_done >= 12 * MIB)
@@ -137,7 +209,7 @@ def test_the_command_that_runs_a_machine_makes_way_and_settles_afterwards(slow: 
     done = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     assert "has stopped" in done.stderr
-    assert "goes on in the background" in done.stderr
+    assert f"merge: {job.id}, in the background" in done.stderr
     with slow.machine.open_chain() as chain:
         assert chain.read(0, 3) == b"run"
     until(lambda: vhdkit.find_job(job.id).state is JobState.COMPLETED, 30)

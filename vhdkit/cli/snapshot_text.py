@@ -11,6 +11,8 @@ from vhdkit.cli.output import path_text
 from vhdkit.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.record import Manifest, Snapshot
@@ -89,9 +91,11 @@ def print_machine(machine: Machine) -> None:
     print_owed(machine.owed())
 
 
-def print_owed(owed: Owed) -> None:
-    """Print what deletions owe, nothing if they owe nothing."""
+def print_owed(owed: Owed, *, but: Collection[str] = ()) -> None:
+    """Print what deletions owe, nothing if they owe nothing; merges into some images are told of elsewhere."""
     for sources, into in owed.merges:
+        if into in but:
+            continue
         click.echo(f"owed: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
     for path, why in owed.removals:
         click.echo(f"owed: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))

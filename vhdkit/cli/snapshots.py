@@ -156,7 +156,8 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
         record = {"deleted": [each.name for each in gone], "jobs": [job.id for job in jobs]}
         print_json(record | {"postponed": postponed or None, "owed": describe_owed(machine.owed())})
         return
-    table([("deleted", each.name) for each in gone])
+    for each in gone:
+        click.echo(f"deleted: {printable(each.name)}")
     _print_started(machine, jobs, postponed)
 
 
@@ -282,7 +283,7 @@ def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
     with suppress(VhdError, OSError):
         started, _ = _started(machine, None)
         for each in started:
-            click.echo(f"the merge {each.id} goes on in the background", err=True)
+            click.echo(f"merge: {_how_it_goes(each)}", err=True)
     return code if code >= 0 else 128 - code
 
 
@@ -329,17 +330,24 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
     from vhdkit.cli.snapshot_text import print_owed
 
     for job in jobs:
-        click.echo(f"merge  {job.id}")
+        click.echo(f"merge: {_how_it_goes(job)}")
         if job.unlisted:
             click.echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
     if postponed:
         how = "`vhdkit snapshot settle` merges when the machine is off"
         click.echo(f"postponed: {printable(postponed)}; {how}", err=True)
-    if not jobs:
-        owed = machine.owed()
-        if owed.is_nothing and not postponed:
-            click.echo("nothing is owed")
-        print_owed(owed)
+    owed = machine.owed()
+    if owed.is_nothing and not postponed and not jobs:
+        click.echo("nothing is owed")
+    print_owed(owed, but={job.job.destination for job in jobs})
+
+
+def _how_it_goes(job: MergeJob) -> str:
+    from vhdkit.job.record import JobState
+
+    if job.job.state is JobState.SUSPENDED:
+        return f"{job.id} is paused; `vhdkit job resume {job.id}` lets it go on"
+    return f"{job.id}, in the background"
 
 
 def _code(remarks: tuple[Remark, ...]) -> int:

@@ -64,7 +64,10 @@ _PLAIN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What was asked for: the arguments of `vhdkit.plan_merge` and the rate, so that a job can be begun again."""
+    """What was asked for: the arguments of `vhdkit.plan_merge` and the rate, so that a job can be begun again.
+
+    `afterwards` are the words of a `vhdkit` command that follows when a detached job is complete.
+    """
 
     child: str
     into: str | None = None
@@ -79,6 +82,7 @@ class Wishes:
     parent: str | None = None
     rate: int | None = None
     log_file: str | None = None
+    afterwards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +171,7 @@ class Job:
         known = {name: record[name] for name in cls.__slots__ if name in record}
         wishes = {name: record["wishes"][name] for name in Wishes.__slots__ if name in record["wishes"]}
         lists = {name: tuple(record[name]) for name in ("sources", "files", "written")}
-        asked = Wishes(**{**wishes, "search": tuple(wishes["search"])})
+        asked = Wishes(**{**wishes, **{name: tuple(wishes.get(name, ())) for name in ("search", "afterwards")}})
         return cls(**{**known, **lists, "state": JobState(record["state"]), "wishes": asked})
 
 

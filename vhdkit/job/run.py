@@ -43,6 +43,13 @@ sys.path[:] = told["path"]
 from vhdkit.job.run import detached
 detached(told)
 """
+_AFTERWARDS = """
+import json, sys
+told = json.load(sys.stdin)
+sys.path[:] = told["path"]
+from vhdkit.cli.main import run
+run(told["words"])
+"""
 
 
 def start_merge(
@@ -62,12 +69,14 @@ def start_merge(
     machine: str = "",
     detached: bool = False,
     log_file: str | None = None,
+    afterwards: Sequence[str] = (),
 ) -> MergeJob:
     """Begin a merge in the background, and return at once; the arguments are those of `plan_merge`.
 
     It runs in a thread of this process, or with `detached` in a process of its own, which outlives this one. Jobs that
     need the same files wait for each other, in the order in which they were started. `rate` is the most bytes a second,
-    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line.
+    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line. `afterwards`
+    are the words of a `vhdkit` command that the process of a detached job runs when the merge is complete.
 
     Raises:
         VhdError, OSError: what `plan_merge` raises, or the first obstacle of the plan. Nothing was begun.
@@ -90,6 +99,7 @@ def start_merge(
     if log_file is not None:
         events.stop_logging(events.log_to(log_file))
         wishes = replace(wishes, log_file=_absolute(log_file))
+    wishes = replace(wishes, afterwards=tuple(afterwards))
     registry = Registry()
     job, before = _as_known(_planned(wishes, machine), registry)
     return begin(job, registry, before=before, detached=detached)
@@ -369,6 +379,19 @@ def _spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
     return process
 
 
+def _follow(words: Sequence[str]) -> None:
+    """Run a command of vhdkit; what comes of it is its own affair."""
+    import subprocess  # noqa: PLC0415 - as in _spawn
+
+    subprocess.run(  # noqa: S603 - this Python, and words of our own
+        [sys.executable, "-P", "-c", _AFTERWARDS],
+        input=json.dumps({"path": sys.path, "words": words}).encode(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+
+
 class _Ended:
     """Whether this process was told to end: a `Cancel` that takes no lock.
 
@@ -397,4 +420,6 @@ def detached(told: dict[str, object]) -> None:
     signal.signal(signal.SIGTERM, ended)
     signal.signal(signal.SIGINT, ended)
     _work(worker)
+    if worker.job.state is JobState.COMPLETED and worker.job.wishes.afterwards:
+        _follow(worker.job.wishes.afterwards)
     sys.exit({JobState.COMPLETED: 0, JobState.TERMINATED: 130}.get(worker.job.state, 1))

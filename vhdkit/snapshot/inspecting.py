@@ -115,7 +115,7 @@ def _of_layer(file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *,
     if different:
         message = f"it is {whose}, and was changed since it was frozen: {', '.join(different)}"
         yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
-    if layer.mark is not None and not is_busy and file.folder.may_write(path):
+    if layer.path != disk.active and not is_busy and file.folder.may_write(path):
         message = f"it is {whose}, and may be written; whatever writes to it ruins all that reads through it"
         settle = _command("snapshot", "settle", file.absolute(disk.active))
         yield Remark(kind=Kind.UNPROTECTED, path=path, message=message, commands=(settle,))

@@ -313,8 +313,10 @@ class Machine:
     ) -> Owed:
         """Carry out what deletions owe, here and now; return what is owed still, such as what waits for a sibling.
 
+        A merge that another process is at is waited for.
+
         Raises:
-            ImageInUseError: the machine runs: what is owed waits until it is off.
+            ImageInUseError: the machine runs: what is owed waits until it is off. Or a merge is paused.
             SnapshotError: a layer was changed since it was frozen.
             MergeError, OSError: a merge failed; everything reads as before, and the next settling goes on with it.
 
@@ -331,7 +333,8 @@ class Machine:
     def start_settling(self, *, rate: int | None = None) -> tuple[MergeJob, ...]:
         """Begin the merges that are owed as jobs in processes of their own, and return them; see `settle`.
 
-        What is left when they are complete (marks, and merges that waited for these) the next operation does.
+        What is left when they are complete (marks, and merges that waited for these) their processes do then; where
+        that cannot be, as when the machine runs meanwhile, the next operation does it.
         """
         settler = self._settler()
         with self._changing() as manifest:

@@ -20,12 +20,13 @@ from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, start_merge, wished
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
-from vhdkit.snapshot import changes, layers, tree
+from vhdkit.snapshot import changes, following, layers, tree
 from vhdkit.snapshot.marks import differences, is_relinked_only, mark_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vhdkit.job.record import Job
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.manifest import ManifestFile
     from vhdkit.snapshot.record import Folding, LayerRecord, Manifest
@@ -217,12 +218,7 @@ class Settler:
 
     def _is_own(self, foldings: Iterable[Folding]) -> bool:
         """Whether what holds the machine's disk is a job of a merge that is owed."""
-        if not self.is_local:
-            return False
-        wanted = {self.file.absolute(each.fold.destination) for each in foldings}
-        with suppress(RegistryError):
-            return any(job.destination in wanted for job in jobs(running=True))
-        return False
+        return any(self._running(self.file.absolute(each.fold.destination)) is not None for each in foldings)
 
     def merge(
         self,
@@ -233,27 +229,58 @@ class Settler:
         progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
     ) -> None:
-        """Carry out one merge here and now; it may have been carried out meanwhile."""
+        """Carry out one merge here and now, or wait for whoever is at it; it may have been carried out meanwhile."""
         top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
-        if not self.folder.exists(top) and read_journal(self.folder, into) is None:
-            return
         search = self.file.search(manifest)
-        plan = plan_merge(top, into=into, search=search, folder=self.folder)
-        if not self.is_local:
-            merge(plan, progress=progress, cancel=cancel, rate=rate, folder=self.folder)
-            return
-        asked = wished(top, into=into, search=search, rate=rate)
-        run_merge(plan, asked, machine=manifest.machine, progress=progress, cancel=cancel)
+
+        def is_left() -> bool:
+            return self.folder.exists(top) or read_journal(self.folder, into) is not None
+
+        while is_left():
+            running = self._running(into)
+            if running is not None:
+                following.follow(running, progress=progress, cancel=cancel)
+                continue
+            try:
+                plan = plan_merge(top, into=into, search=search, folder=self.folder)
+                if not self.is_local:
+                    merge(plan, progress=progress, cancel=cancel, rate=rate, folder=self.folder)
+                    return
+                asked = wished(top, into=into, search=search, rate=rate)
+                run_merge(plan, asked, machine=manifest.machine, progress=progress, cancel=cancel)
+            except (ImageInUseError, FileNotFoundError):
+                # Another process may have been quicker, and may even be done.
+                if self._running(into) is None and is_left():
+                    raise
 
     def start(self, manifest: Manifest, folding: Folding, *, rate: int | None) -> MergeJob:
-        """Begin one merge as a job in a process of its own; one that is at it already is returned instead."""
+        """Begin one merge as a job in a process of its own; one that is at it already is returned instead.
+
+        When it is complete its process settles what is left: marks, and the merges that waited for this one.
+        """
         top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
-        with suppress(RegistryError):
-            for job in jobs(running=True, disk=into):
-                if job.destination == into:
-                    return MergeJob(job, Registry(), "")
-        search = self.file.search(manifest)
-        return start_merge(top, into=into, search=search, rate=rate, machine=manifest.machine, detached=True)
+        running = self._running(into)
+        if running is not None:
+            return MergeJob(running, Registry(), "")
+        return start_merge(
+            top,
+            into=into,
+            search=self.file.search(manifest),
+            rate=rate,
+            machine=manifest.machine,
+            detached=True,
+            afterwards=self._afterwards(),
+        )
+
+    def _afterwards(self) -> tuple[str, ...]:
+        return ("snapshot", "settle", self.file.path)
+
+    def _running(self, destination: str) -> Job | None:
+        """Return the job that is merging into an image, or waits for its turn; None if none does."""
+        if self.is_local:
+            with suppress(RegistryError):
+                return next((job for job in jobs(running=True) if job.destination == destination), None)
+        return None
 
 
 def changed_since(file: ManifestFile, layer: LayerRecord) -> tuple[str, ...]:

@@ -1,0 +1,44 @@
+"""Waiting for a merge that another process is at, as if it were done here."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError, MergeCancelled
+from vhdkit.job.control import Follower
+from vhdkit.job.record import JobState
+from vhdkit.merging.pace import Phase, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vhdkit.job.record import Job
+    from vhdkit.merging.pace import Cancel
+
+_ASK_SECONDS = 0.2
+
+
+def follow(job: Job, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None) -> Job:
+    """Return a job once it has ended, in whatever way, telling meanwhile how far it is.
+
+    Raises:
+        MergeCancelled: whoever waits was asked to stop; the merge goes on.
+        ImageInUseError: it is paused.
+        JobError: the list of jobs has lost it.
+
+    """
+    at = Follower()
+    while not job.state.is_finished:
+        if job.state is JobState.SUSPENDED:
+            message = f"the merge into it, the job {job.id}, is paused; `vhdkit job resume {job.id}` lets it go on"
+            raise ImageInUseError(message, path=job.destination)
+        if progress is not None and job.phase:
+            phase = next((each for each in Phase if each.value == job.phase), Phase.COPYING)
+            progress(Progress(phase=phase, bytes_done=job.bytes_done, bytes_total=job.bytes_total))
+        if cancel is not None and cancel.is_set():
+            message = f"the merge, the job {job.id}, goes on in the background; `vhdkit job cancel {job.id}` stops it"
+            raise MergeCancelled(message, path=job.destination)
+        time.sleep(_ASK_SECONDS)
+        job = at(job)
+    return job
