@@ -245,6 +245,92 @@ def test_a_disk_can_be_added_to_a_machine_whose_trees_it_fits(apart: Machine, fo
     assert machine.check() == ()
 
 
+def branched(folder: Path, *bases: str) -> Machine:
+    """A machine with three branches above its first snapshot, all made at once: each shows its own letter."""
+    for base in bases:
+        image(base)
+    machine = Machine.adopt(list(bases))
+    machine.take("0")
+    for letter in "abc":
+        for path in machine.active:
+            with vhdkit.open_chain(path, writable=True) as chain:
+                chain.write(0, letter.encode() * 512, sync=True)
+        machine.take(letter)
+        machine.apply("0")
+    assert folder.is_dir()
+    return machine
+
+
+def test_branches_of_one_second_are_paired_as_they_were_taken(folder: Path) -> None:
+    machine = branched(folder, "c.vhd", "d.vhd")
+    actives = machine.active
+    Path(machine.file.path).unlink()
+    machine = Machine.adopt(actives)
+    for each in machine.snapshots:
+        assert len({letter_of(path) for path in machine.layers_of(each.name)}) == 1 or each.parent is None
+    assert len(machine.snapshots) == 4
+    assert machine.active == actives
+
+
+def test_branches_of_one_second_that_cannot_be_paired_are_refused(folder: Path) -> None:
+    for name in ("c", "d"):
+        vhdkit.create_image(f"{name}.vhd", size=SIZE)
+        for number in range(3):
+            vhdkit.create_image(f"{name}_{number}.avhd", parent=f"{name}.vhd", stamp=1000 + number // 2)
+    before = contents(folder)
+    with pytest.raises(SnapshotError, match="in one second"):
+        Machine.adopt(["c_2.avhd", "d_2.avhd"])
+    assert contents(folder) == before
+    # One disk alone needs no pairs.
+    assert len(Machine.adopt(["c_2.avhd"]).snapshots) == 3
+
+
+def test_leaves_that_were_not_made_together_are_no_machines_present(folder: Path) -> None:
+    machine = branched(folder, "c.vhd", "d.vhd")
+    actives = machine.active
+    Path(machine.file.path).unlink()
+    other = next(path for path in machine.file.folder.names(str(folder)) if path.startswith("d_"))
+    assert other
+    strays = [path for path in map(str, folder.glob("d_*.avhd")) if path != actives[1]]
+    with pytest.raises(SnapshotError, match="not made together"):
+        Machine.adopt([actives[0], strays[0]])
+
+
+@pytest.mark.parametrize("which", ["base", "branch", "active"])
+def test_init_of_a_known_machine_goes_on_with_what_it_writes_to(folder: Path, which: str) -> None:
+    machine = branched(folder, "c.vhd", "d.vhd")
+    before = machine.manifest
+    named = {"base": ["c.vhd", "d.vhd"], "branch": list(machine.layers_of("b")), "active": list(machine.active)}
+    assert Machine.adopt(named[which]).manifest == before
+    assert machine.check() == ()
+
+
+def test_a_machine_whose_disk_is_called_alike_is_another_machine(kept: Kept) -> None:
+    filled(kept)
+    before = contents(kept.folder)
+    image("xp.old")
+    other = Machine.adopt(["xp.old"], machine="second")
+    assert other.file.path != kept.machine.file.path
+    assert {name: raw for name, raw in contents(kept.folder).items() if name in before} == before
+    assert Machine("xp.old").name == "second"
+    assert kept.machine.name == "xp"
+    third = Path("other") / "xp.old.vhdkit-snapshots.json"
+    third.parent.mkdir()
+    image("xp.older")
+    Path("xp.older").rename("xp.avhd")
+    assert Machine.adopt(["xp.avhd"]).file.path.endswith("/xp.avhd.vhdkit-snapshots.json")
+
+
+def test_a_list_of_images_that_are_all_gone_stands_in_nobodys_way(kept: Kept) -> None:
+    filled(kept)
+    for name in kept.images:
+        Path(name).unlink()
+    image("xp.vhd")
+    machine = Machine.adopt(["xp.vhd"])
+    assert machine.file.path == str(kept.folder / MANIFEST)
+    assert machine.snapshots == ()
+
+
 def test_images_of_two_machines_are_not_made_one(kept: Kept) -> None:
     filled(kept)
     other = Kept.made(kept.folder, ["yy.vhd"])

@@ -6,6 +6,7 @@ that are not the machine's, are snapshots, named for their files unless an earli
 
 from __future__ import annotations
 
+import re
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.snapshot import layers
-from vhdkit.snapshot.manifest import ManifestFile, find_manifest, manifest_path, manifests_in
+from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.snapshot.marks import mark_at
 from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.snapshot.settling import Settler
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.storage.seam import Folder
+
+
+_GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}(?=\.)")
 
 
 class _Family:
@@ -88,9 +92,7 @@ def adopt(
     roots = [family.root.path for family in families]
     if len(set(roots)) < len(roots):
         raise SnapshotError("two of the files named are of one disk; name each disk once", path=roots[0])
-    file = _known(place, families)
-    if file is None:
-        file = ManifestFile(place, manifest_path(roots[0]))
+    file = _known(place, families) or _new_file(place, roots[0])
     with file.locked():
         earlier = before = _earlier(file, is_local=folder is None)
         if before is not None:
@@ -112,11 +114,24 @@ def adopt(
 
 def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[_Family]:
     """Return the families of disks; where a manifest tells of one, all folders that it tells of are looked into."""
-    for disk in disks:
+    named = list(disks)
+    for at, disk in enumerate(disks):
         with suppress(VhdError):
             file = find_manifest(folder, disk)
-            search += file.search(file.read())
-    return [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in disks]
+            manifest = file.read()
+            search += file.search(manifest)
+            # Whichever file of it is named, the machine writes to what it wrote to.
+            named[at] = _active_of(file, manifest, folder.real(disk)) or disk
+    return [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
+
+
+def _active_of(file: ManifestFile, manifest: Manifest, image: str) -> str | None:
+    """Return the active layer of the disk that an image is a layer of, None if it is of none, or is not there."""
+    for disk in manifest.disks:
+        if any(file.absolute(layer.path) == image for layer in disk.layers):
+            active = file.absolute(disk.active)
+            return active if file.folder.exists(active) else None
+    return None
 
 
 def _family(folder: Folder, disk: str, search: tuple[str, ...]) -> _Family:
@@ -157,6 +172,26 @@ def _known(folder: Folder, families: Sequence[_Family]) -> ManifestFile | None:
         message = f"the images are of {len(found)} machines: {told}; name the disks of one, or remove the manifest that"
         raise SnapshotError(f"{message} is wrong", path=min(found))
     return next((file for file, _ in found.values()), None)
+
+
+def _new_file(folder: Folder, base: str) -> ManifestFile:
+    """Return where the manifest of a machine that none tells of is to lie: not where another machine's is.
+
+    One that cannot be read, or none of whose images is there any longer, is replaced.
+
+    Raises:
+        SnapshotError: there is no place.
+
+    """
+    for path in (manifest_path(base), base + SUFFIX):
+        file = ManifestFile(folder, path)
+        try:
+            images = file.images(file.read()) if file.exists() else frozenset[str]()
+        except SnapshotError:
+            return file
+        if not any(map(folder.exists, images)):
+            return file
+    raise SnapshotError("it is the list of snapshots of another machine; rename that machine's disks", path=path)
 
 
 def _with_known(
@@ -294,6 +329,8 @@ def _disk(file: ManifestFile, family: _Family, directory: str | None, known: Dis
                 unique_id=image.unique_id.hex(),
             )
         )
+    order = {layer.path: place for place, layer in enumerate(known.layers if known is not None else ())}
+    records.sort(key=lambda record: order.get(record.path, len(order)))
     return Disk(
         stem=paths.splitext(paths.basename(base))[0],
         active=file.relative(family.active.path),
@@ -306,7 +343,7 @@ def _together(families: Sequence[_Family]) -> list[list[ScannedImage]]:
     """Return which images of the disks were frozen together: row by row, a base first, one image a disk.
 
     Raises:
-        SnapshotError: the trees are not alike.
+        SnapshotError: the trees are not alike, or it cannot be told which of their branches belong together.
 
     """
     rows = [[family.root for family in families]]
@@ -314,16 +351,48 @@ def _together(families: Sequence[_Family]) -> list[list[ScannedImage]]:
         children = [_ordered(family, image) for family, image in zip(families, row, strict=True)]
         if len({len(each) for each in children}) > 1:
             told = ", ".join(f"{image.path} has {len(each)}" for image, each in zip(row, children, strict=True))
-            message = f"the trees of the disks differ, so that it cannot be told what was frozen together: {told}"
-            raise SnapshotError(f"{message} children; name the disks one by one, each as a machine of its own")
-        rows += [list(each) for each in zip(*children, strict=True)]
+            raise SnapshotError(
+                "the trees of the disks differ, so that it cannot be told what was frozen together: "
+                f"{told} children; name the disks one by one, each as a machine of its own"
+            )
+        rows += [list(each) for each in zip(*_paired(families, children), strict=True)]
     return rows
 
 
 def _ordered(family: _Family, image: ScannedImage) -> list[ScannedImage]:
-    """Return an image's children as they were made; the one on the way to the active leaf is always the same one."""
+    """Return an image's children as they were made; the one on the way to the active leaf is always the last."""
     line = set(family.line)
     return sorted(image.children, key=lambda child: (child.path in line, child.metadata.footer.timestamp, child.path))
+
+
+def _paired(families: Sequence[_Family], children: Sequence[list[ScannedImage]]) -> list[list[ScannedImage]]:
+    """Return the disks' children so that those of one place were made together.
+
+    Those that were made together here share the GUID in their names; those of others have the same time, in seconds.
+
+    Raises:
+        SnapshotError: several were made in one second, and have names of their own.
+
+    """
+    guids = [{_guid(child): child for child in each} for each in children]
+    if all(len(each) == len(children[0]) and each.keys() == guids[0].keys() for each in guids):
+        return [[each[_guid(child)] for child in children[0]] for each in guids]
+    for family, each in zip(families, children, strict=True):
+        line = set(family.line)
+        stamps = [child.metadata.footer.timestamp for child in each if child.path not in line]
+        if len(families) > 1 and len(set(stamps)) < len(stamps):
+            names = ", ".join(child.path for child in each)
+            message = (
+                f"of these some were made in one second, so that it cannot be told what was frozen together: {names}"
+            )
+            raise SnapshotError(f"{message}; name the disks one by one, each as a machine of its own")
+    return list(children)
+
+
+def _guid(image: ScannedImage) -> str:
+    """Return the GUID in an image's name, or its path if it has none."""
+    found = _GUID.search(paths.basename(image.path))
+    return image.path if found is None else found[0]
 
 
 def _snapshots(
@@ -343,7 +412,11 @@ def _snapshots(
         below = families[0].parent_of[row[0].path]
         parent = found.get(below.path) if below is not None else None
         parent_id = parent.id if parent is not None else None
-        if row[0] is families[0].active:
+        actives = [image for family, image in zip(families, row, strict=True) if image is family.active]
+        if actives:
+            if len(actives) < len(row):
+                message = "the machine writes to it, and on another disk to what was not made together with it"
+                raise SnapshotError(message, path=actives[0].path)
             now = parent_id
             continue
         where = tuple(file.relative(image.path) for image in row)
@@ -355,7 +428,8 @@ def _snapshots(
             at = replace(at, parent=None)
         names.add(at.name)
         found[row[0].path] = replace(at, parent=parent_id, layers=where)
-    return tuple(found.values()), now
+    order = {each.id: place for place, each in enumerate(known.values())}
+    return tuple(sorted(found.values(), key=lambda each: order.get(each.id, len(order)))), now
 
 
 def _frozen_at(row: Sequence[ScannedImage]) -> float:

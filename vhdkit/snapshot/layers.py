@@ -40,11 +40,17 @@ def named_layers(
 ) -> tuple[LayerRecord, ...]:
     """Return the layers that are to be made above these parents, one a disk, named as Hyper-V names them.
 
-    They are made in `directory`, or where the disk's layers are made.
+    They are made in `directory`, or where the disk's layers are made. Those that are made together share the GUID in
+    their names, by which they are known should the manifest be lost; but for disks of one name.
     """
     fresh = []
+    guid = str(new_id()).upper()
+    named = set[str]()
     for disk, parent in zip(manifest.disks, parents, strict=True):
-        name = f"{disk.stem}_{str(new_id()).upper()}.avhd"
+        if disk.stem in named:
+            guid = str(new_id()).upper()
+        named.add(disk.stem)
+        name = f"{disk.stem}_{guid}.avhd"
         where = file.absolute(disk.directory) if directory is None else file.folder.real(directory)
         path = file.relative(paths.join(where, name))
         fresh.append(LayerRecord(path=path, parent=parent, unique_id=new_id().bytes_le.hex()))
