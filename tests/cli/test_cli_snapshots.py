@@ -82,7 +82,9 @@ def test_the_story(cli: Cli, xp: str) -> None:
     seen = set()
     until = time.monotonic() + 30
     while (found := cli("job", "show", job, "--json").json)["state"] not in {"completed", "failed"}:
-        (row,) = cli("job", "list", "--json").json
+        rows = cli("job", "list", "--json").json
+        assert len(rows) == 1, rows
+        (row,) = rows
         seen.add((row["machine"], row["state"]))
         assert [each["name"] for each in listed(cli, xp)["snapshots"]] == ["RTM", "SP2", "branch"]
         assert time.monotonic() < until

@@ -305,6 +305,48 @@ def test_init_of_a_known_machine_goes_on_with_what_it_writes_to(folder: Path, wh
     assert machine.check() == ()
 
 
+def test_init_lets_what_was_deleted_rest(kept: Kept) -> None:
+    filled(kept)
+    kept.machine.delete("SP1")
+    owed = kept.machine.owed()
+    assert owed.merges
+    machine = Machine.adopt([kept.base])
+    assert [each.name for each in machine.snapshots] == ["RTM"]
+    assert machine.owed() == owed
+    machine.settle()
+    assert kept.all_shown() == {"RTM": "r", "now": "2"}
+
+
+def test_a_copy_without_its_layers_changes_nothing_of_the_machine_that_was_copied(folder: Path) -> None:
+    (folder / "a").mkdir()
+    (folder / "layers").mkdir()
+    image("a/xp.vhd")
+    machine = Machine.adopt(["a/xp.vhd"], directory="layers")
+    machine.take("RTM")
+    machine.take("SP1")
+    shutil.copytree(folder / "a", folder / "b")
+    before = contents(folder / "layers")
+    copy = Machine("b/xp.vhdkit-snapshots.json")
+    for operation in (
+        lambda: copy.apply("RTM"),
+        lambda: copy.delete("RTM"),
+        lambda: copy.take("x"),
+        copy.settle,
+        copy.check,
+        lambda: copy.export("RTM", "out"),
+    ):
+        with pytest.raises(SnapshotError, match=r"those of .*a.xp\.vhdkit-snapshots\.json"):
+            operation()
+    assert contents(folder / "layers") == before
+    assert machine.check() == ()
+    # Where the machine was moved, not copied, the signposts follow.
+    shutil.rmtree(folder / "b")
+    (folder / "a").rename(folder / "b")
+    moved = Machine("b/xp.vhd")
+    assert moved.apply("RTM").snapshot.name == "RTM"
+    assert Machine(moved.active[0]).file.path == str(folder / "b" / MANIFEST)
+
+
 def test_a_machine_whose_disk_is_called_alike_is_another_machine(kept: Kept) -> None:
     filled(kept)
     before = contents(kept.folder)
@@ -476,7 +518,29 @@ def with_layers(change: Callable[[list[dict[str, Any]]], None]) -> Callable[[byt
     return damage
 
 
+def with_snapshots(change: Callable[[list[dict[str, Any]]], None]) -> Callable[[bytes], bytes]:
+    def damage(raw: bytes) -> bytes:
+        record = json.loads(raw)
+        change(record["snapshots"])
+        return json.dumps(record).encode()
+
+    return damage
+
+
 DAMAGES |= {
+    "snapshots in a loop": with_snapshots(lambda found: found[0].update(parent=found[1]["id"])),
+    "a snapshot after itself": with_snapshots(lambda found: found[0].update(parent=found[0]["id"])),
+    "two of one name": with_snapshots(lambda found: found[0].update(name=found[1]["name"])),
+    "one twice": with_snapshots(lambda found: found.append(found[0])),
+    "a time that never comes": with_snapshots(lambda found: found[0].update(taken=1e300)),
+    "a time that is endless": with_snapshots(lambda found: found[0].update(taken=float("inf"))),
+    "a time that is none": with_snapshots(lambda found: found[0].update(taken=float("nan"))),
+    "a time without end": with_snapshots(lambda found: found[0].update(taken=10**400)),
+    "a path that is none": with_snapshots(lambda found: found[0].update(layers=["xp\0.vhd"])),
+    "two bases": with_layers(lambda layers: layers[1].update(parent=None)),
+    "a merge into itself": lambda raw: changed(
+        raw, foldings=[{"disk": 0, "fold": {"sources": ["xp.vhd"], "destination": "xp.vhd"}}]
+    ),
     "a loop": with_layers(lambda layers: layers[0].update(parent=layers[-1]["path"])),
     "a stranger for a parent": with_layers(lambda layers: layers[1].update(parent="nobody")),
     "a layer twice": with_layers(lambda layers: layers.append(layers[0])),
@@ -612,28 +676,70 @@ def test_an_orphan_is_told_of_with_where_it_fits_and_its_commands_work(kept: Kep
     assert kept.machine.check() == ()
 
 
-def test_an_orphan_above_the_active_layer_may_be_merged(kept: Kept) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_orphan_above_the_active_layer_is_merged_or_gone_on_in(kept: Kept, which: int) -> None:
     kept.write("a")
+    active = kept.machine.active
     vhdkit.create_image("stray.avhd", parent="xp.vhd")
     with vhdkit.open_chain("stray.avhd", writable=True) as chain:
         chain.write(0, b"s" * 512, sync=True)
     (remark,) = kept.machine.check()
-    (merge,) = [command for command in remark.commands if command.startswith("vhdkit merge")]
-    run(merge)
-    assert letter_of("xp.vhd") == "s"
+    merge, init, export = remark.commands
+    assert [merge.split()[1], init.split()[1:3], export.split()[1]] == ["merge", ["snapshot", "init"], "convert"]
+    # Nothing but that very command makes it what the machine writes to.
+    with pytest.raises(SnapshotError, match="which the machine writes to"):
+        Machine.adopt(["xp.vhd"])
+    assert kept.machine.active == active
+    run([merge, init][which])
+    assert letter_of(kept.machine.active[0]) == "s"
+    assert kept.machine.check() == ()
+
+
+def test_no_merge_is_offered_that_would_ruin_a_snapshot(kept: Kept) -> None:
+    filled(kept)
+    for name in ("RTM", "SP1"):
+        vhdkit.create_image(f"{name}.avhd", parent=kept.machine.layers_of(name)[0])
+    vhdkit.create_image("now.avhd", parent=kept.machine.active[0])
+    offered = {Path(each.path).name: each.commands for each in kept.machine.check()}
+    assert [
+        name for name, commands in offered.items() if any(each.startswith("vhdkit merge") for each in commands)
+    ] == ["now.avhd"]
+
+
+def lose_parent(of: str, *, called: str = "lost.vhd", size: int = SIZE) -> None:
+    vhdkit.create_image(called, size=size)
+    vhdkit.create_image(of, parent=called)
+    Path(called).unlink()
 
 
 def test_an_orphan_without_its_parent_is_told_of_with_the_rebase_that_mends_it(kept: Kept) -> None:
     kept.write("a")
-    vhdkit.create_image("lost.vhd", size=SIZE)
-    vhdkit.create_image("xp_stray.avhd", parent="lost.vhd")
-    Path("lost.vhd").unlink()
+    lose_parent("xp_stray.avhd")
     (remark,) = kept.machine.check()
+    assert "by its name it belongs to this machine" in remark.message
     (rebase,) = remark.commands
     run(rebase)
     assert letter_of("xp_stray.avhd") == "a"
     (remark,) = kept.machine.check()
     assert "fits above xp.vhd" in remark.message
+
+
+def test_what_an_orphan_cannot_have_been_made_on_is_not_offered(kept: Kept) -> None:
+    lose_parent("xp_other.avhd", size=2 * SIZE)
+    (remark,) = kept.machine.check()
+    assert remark.commands == ()
+
+
+def test_an_orphan_of_another_name_fits_a_layer_that_is_called_as_its_parent_was(kept: Kept) -> None:
+    filled(kept)
+    layer = Path(kept.machine.layers_of("SP1")[0]).name
+    (kept.folder / "away").mkdir()
+    vhdkit.create_image(f"away/{layer}", size=SIZE)
+    vhdkit.create_image("away/found.avhd", parent=f"away/{layer}")
+    Path(f"away/{layer}").unlink()
+    (remark,) = kept.machine.check()
+    (rebase,) = remark.commands
+    assert layer in rebase
 
 
 def test_the_layers_of_another_machine_in_the_folder_are_no_orphans(kept: Kept) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +18,9 @@ import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import until
 from tests.snapshots.machines import MIB, Kept
-from vhdkit.errors import ImageInUseError
+from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.record import JobState
+from vhdkit.snapshot import changes
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
@@ -195,6 +199,122 @@ def test_a_process_that_was_killed_is_gone_on_with(slow: Kept) -> None:
     assert the_job().state is JobState.COMPLETED
     assert slow.all_shown() == {"SP1": "a", "now": "a"}
     assert slow.machine.check() == ()
+
+
+def ended(job: vhdkit.MergeJob) -> None:
+    job.cancel()
+    job.wait(20)
+
+
+def tampered(path: str) -> None:
+    Path(path).chmod(0o644)
+    with vhdkit.open_chain(path, writable=True) as chain:
+        chain.write(5 * MIB, b"X" * 512, sync=True)
+
+
+@pytest.mark.parametrize("which", ["source", "relinked"])
+def test_layers_of_a_merge_that_has_stopped_are_watched(slow: Kept, which: str) -> None:
+    slow.take("SP2")
+    ended(begun(slow))
+    path = slow.machine.layers_of({"source": "SP1", "relinked": "SP2"}[which])[0]
+    tampered(path)
+    assert [each.path for each in slow.machine.check() if each.kind == "changed"] == [path]
+    with pytest.raises(SnapshotError, match="changed since it was frozen"):
+        slow.machine.settle()
+    assert slow.machine.owed().merges
+
+
+def test_a_source_that_is_lost_is_not_taken_for_merged(slow: Kept) -> None:
+    ended(begun(slow))
+    source = Path(slow.machine.layers_of("SP1")[0])
+    raw = source.read_bytes()
+    source.unlink()
+    assert {(each.kind, each.path) for each in slow.machine.check()} >= {
+        ("missing", str(source)),
+        ("unfinished", slow.base),
+    }
+    assert slow.machine.layers_of("SP1") == (str(source),)
+    with pytest.raises(SnapshotError, match="not there"):
+        slow.machine.settle()
+    source.write_bytes(raw)
+    slow.machine.check(accept=True)
+    slow.machine.settle()
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+
+
+def test_a_source_that_is_lost_before_its_merge_began_is_not_taken_for_merged(slow: Kept) -> None:
+    manifest = slow.machine.file.read()
+    _, foldings = changes.owed_by(manifest)
+    with slow.machine.file.locked():
+        slow.machine.file.write(replace(manifest, foldings=foldings))
+    source = Path(slow.machine.layers_of("SP1")[0])
+    source.rename("aside")
+    assert "missing" in {each.kind for each in slow.machine.check()}
+    assert slow.machine.layers_of("SP1") == (str(source),)
+    Path("aside").rename(source)
+    slow.machine.settle()
+    assert slow.all_shown() == {"SP1": "a", "now": "a"}
+
+
+def test_a_merge_that_is_refused_was_never_begun(slow: Kept, tmp_path: Path) -> None:
+    os.link(slow.base, tmp_path / "backup.vhd")
+    before = slow.machine.file.read()
+    with pytest.raises(vhdkit.MergeError, match="link"):
+        slow.machine.settle()
+    assert slow.machine.file.read() == before
+    assert not Path(slow.base).stat().st_mode & 0o222
+    assert {each.kind for each in slow.machine.check()} == {"owed"}
+    (tmp_path / "backup.vhd").unlink()
+    slow.machine.settle()
+    assert slow.machine.check() == ()
+
+
+def test_a_merge_that_goes_on_keeps_the_rate_that_it_was_told(slow: Kept) -> None:
+    ended(begun(slow, 4 * MIB))
+    (job,) = slow.machine.start_settling()
+    assert the_job().wishes.rate == 4 * MIB
+    ended(job)
+
+
+def test_until_its_program_has_ended_a_machine_counts_as_running(slow: Kept, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    waits = (
+        f"import os, time, sys\nopen({str(tmp_path / 'on')!r}, 'w')\n"
+        f"while not os.path.exists({str(gate)!r}): time.sleep(.02)"
+    )
+    run = [sys.executable, "-m", "vhdkit", "snapshot", "run", slow.base, "--", sys.executable, "-c", waits]
+    machine = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "on").exists)
+    assert slow.machine.is_running()
+    for operation in (
+        lambda: slow.machine.take("x"),
+        lambda: slow.machine.apply("SP1"),
+        slow.machine.settle,
+        slow.machine.start_settling,
+    ):
+        with pytest.raises(ImageInUseError, match="snapshot run"):
+            operation()
+    again = subprocess.run(run, env=environment(), stderr=subprocess.PIPE, text=True, check=False)
+    assert again.returncode == 75
+    # A terminal sends Ctrl-C to both; what the program makes of it is its own affair.
+    machine.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert machine.poll() is None
+    gate.touch()
+    machine.communicate(timeout=20)
+    assert machine.returncode == 0
+    assert not slow.machine.is_running()
+
+
+@pytest.mark.parametrize(("word", "code"), [("there-is-no-such-program", 127), ("/", 126)])
+def test_merges_go_on_though_the_program_cannot_be_run(slow: Kept, word: str, code: int) -> None:
+    job = begun(slow, 2 * MIB)
+    run = [sys.executable, "-m", "vhdkit", "snapshot", "run", "--yield", slow.base, "--", word]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False)
+    assert done.returncode == code
+    assert word in done.stderr
+    until(lambda: the_job().state is JobState.RUNNING)
+    ended(job)
 
 
 def test_the_command_that_runs_a_machine_makes_way_and_settles_afterwards(slow: Kept) -> None:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.snapshots.machines import MIB, SIZE, Kept, contents
+from tests.snapshots.machines import MIB, SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
+from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from vhdkit.snapshot.machine import Machine
 
 _NAME = re.compile(r"xp_[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}\.avhd")
 
@@ -150,6 +149,24 @@ def test_kept_files_are_copies_handed_back_by_applying_and_gone_with_the_snapsho
     kept.machine.delete("a")
     assert not any(Path(path).exists() for path in handed)
     assert Path(copies[0]).exists(), "what was handed back is not ours any more"
+
+
+def test_kept_files_are_handed_back_all_or_none(kept: Kept, tmp_path: Path) -> None:
+    for name in ("memory", "devices"):
+        (tmp_path / name).write_bytes(name.encode())
+    kept.machine.take("a", state=[str(tmp_path / "memory"), str(tmp_path / "devices")])
+    kept.write("b")
+    before = contents(kept.folder)
+    there = tmp_path / "back"
+    there.mkdir()
+    (there / "devices").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        kept.machine.apply("a", state_to=str(there))
+    assert contents(there) == {"devices": b"mine"}
+    assert contents(kept.folder) == before
+    new = tmp_path / "new"
+    kept.machine.apply("a", state_to=str(new))
+    assert contents(new) == {"memory": b"memory", "devices": b"devices"}
 
 
 def test_two_kept_files_of_one_name_are_refused(kept: Kept, tmp_path: Path) -> None:
@@ -355,6 +372,56 @@ def test_exported_flat_it_needs_nothing_and_as_a_chain_it_is_the_same_layers(kep
     with pytest.raises(FileExistsError):
         kept.machine.export("c", str(tmp_path / "flat"))
     assert contents(tmp_path / "flat") == before
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_disks_that_are_called_alike_are_exported_each_to_a_folder(tmp_path: Path, chain: bool) -> None:
+    for name in ("c", "d"):
+        (tmp_path / name).mkdir()
+        vhdkit.create_image(str(tmp_path / name / "disk.vhd"), size=SIZE)
+        with vhdkit.open_chain(str(tmp_path / name / "disk.vhd"), writable=True) as opened:
+            opened.write(0, name.encode() * 512)
+    machine = Machine.adopt([str(tmp_path / name / "disk.vhd") for name in ("c", "d")])
+    machine.take("a")
+    machine.take("b")
+    files = machine.export("b", str(tmp_path / "out"), chain=chain)
+    leaves = [next(path for path in files if f"disk{at}" in path) for at in (0, 1)]
+    assert [letter_of(path) for path in leaves] == ["c", "d"]
+    assert len(files) == (4 if chain else 2)
+
+
+@pytest.mark.parametrize("loss", ["changed", "missing"])
+def test_nothing_is_taken_or_run_on_a_layer_that_is_not_what_it_was(kept: Kept, loss: str) -> None:
+    kept.take("a", "a")
+    kept.take("b", "b")
+    before = kept.machine.manifest
+    if loss == "missing":
+        Path(kept.base).rename("aside")
+    else:
+        Path(kept.base).chmod(0o644)
+        with vhdkit.open_chain(kept.base, writable=True) as chain:
+            chain.write(0, b"X" * 512, sync=True)
+    machine = Machine(str(kept.folder / "xp.vhdkit-snapshots.json"))
+    images = kept.images
+    with pytest.raises(SnapshotError, match=r"changed since it was frozen|is not there"):
+        machine.take("c")
+    with pytest.raises(SnapshotError, match=r"changed since it was frozen|is not there"):
+        machine.make_way()
+    assert machine.manifest == before
+    assert kept.images == images
+
+
+def test_a_lost_leaf_is_told_of_with_the_deletion_that_goes_on_without_it(kept: Kept) -> None:
+    kept.take("a", "a")
+    kept.take("b", "b")
+    kept.machine.apply("a")
+    lost = kept.machine.layers_of("b")[0]
+    Path(lost).unlink()
+    (remark,) = kept.machine.check()
+    assert (remark.kind, remark.path) == ("missing", lost)
+    assert remark.commands == (f"vhdkit snapshot delete b {kept.machine.active[0]}",)
+    kept.machine.delete("b")
+    assert kept.machine.check() == ()
 
 
 def test_the_manifest_is_never_needed_to_read_or_merge(kept: Kept) -> None:

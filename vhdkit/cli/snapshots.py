@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table
-from vhdkit.errors import ImageInUseError, VhdError, printable
+from vhdkit.errors import VhdError, printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
@@ -21,6 +22,9 @@ _FAILED = 1
 # As `check` has them: corrupt, and something is left over.
 _DAMAGED = 2
 _LEFT_OVER = 3
+# As shells have them.
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
 
 _disk = click.argument("disk")
 _directory = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Make the new files in this folder.")
@@ -111,7 +115,7 @@ def show(name: str, disk: str, *, as_json: bool) -> None:
 @click.argument("name")
 @_disk
 @click.option("--take", "take_as", metavar="NEWNAME", help="Take a snapshot of the machine as it is, before.")
-@click.option("--state-to", type=FOLDER, metavar="DIR", help="Put copies of the files kept with it there.")
+@click.option("--state-to", metavar="DIR", help="Put copies of the files kept with it there; made if need be.")
 @_directory
 @json_option
 def apply(
@@ -130,7 +134,7 @@ def apply(
 
 @snapshot.command()
 @_disk
-@click.option("--state-to", type=FOLDER, metavar="DIR", help="Put copies of the files kept with the snapshot there.")
+@click.option("--state-to", metavar="DIR", help="Put copies of its kept files there; made if need be.")
 @_directory
 @json_option
 def revert(disk: str, *, state_to: str | None, directory: str | None, as_json: bool) -> None:
@@ -266,24 +270,42 @@ def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
     """Run a machine: COMMAND, with {} for its active disk ({0}, {1}, ... for each), and settle what is owed afterwards.
 
     Put -- before COMMAND. It is refused (exit 75) while a merge is at the machine's disks, unless --yield stops that;
-    what it has done so far is kept. Exits as COMMAND does.
+    what it has done so far is kept. Until COMMAND has ended the machine counts as running. Exits as COMMAND does, with
+    127 if it is not found.
     """
-    import subprocess
-
     machine = _machine(disk)
-    stopped = machine.make_way(yield_merges=yield_merges)
-    for job in stopped:
-        click.echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
-    active = machine.active
-    names = {"{}": active[0], **{f"{{{at}}}": path for at, path in enumerate(active)}}
-    words = list(command)
-    for name, path in names.items():
-        words = [word.replace(name, path) for word in words]
-    code = subprocess.run(words, check=False).returncode  # noqa: S603 - what the user asks for, and no shell
+    with machine.running(yield_merges=yield_merges) as stopped:
+        for job in stopped:
+            click.echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
+        names = {"{}": machine.active[0], **{f"{{{at}}}": path for at, path in enumerate(machine.active)}}
+        code = _run([re.sub(r"\{\d*\}", lambda found: names.get(found[0], found[0]), word) for word in command])
     with suppress(VhdError, OSError):
         started, _ = _started(machine, None)
         for each in started:
             click.echo(f"merge: {_how_it_goes(each)}", err=True)
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """Run a program and return its exit code, as a shell tells it; Ctrl-C and SIGTERM are for it to answer."""
+    import signal
+    import subprocess
+
+    try:
+        process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
+    except OSError as error:
+        click.echo(f"vhdkit: {printable(words[0])}: {error.strerror}", err=True)
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+    # A terminal sends Ctrl-C to both of them.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 
@@ -322,7 +344,7 @@ def _started(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, ...], 
     """Begin the merges that are owed; return them, or why they wait."""
     try:
         return machine.start_settling(rate=rate), ""
-    except ImageInUseError as error:
+    except (VhdError, OSError) as error:
         return (), str(error)
 
 
@@ -334,8 +356,7 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
         if job.unlisted:
             click.echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
     if postponed:
-        how = "`vhdkit snapshot settle` merges when the machine is off"
-        click.echo(f"postponed: {printable(postponed)}; {how}", err=True)
+        click.echo(f"postponed: {printable(postponed)}; `vhdkit snapshot settle` merges when that is over", err=True)
     owed = machine.owed()
     if owed.is_nothing and not postponed and not jobs:
         click.echo("nothing is owed")

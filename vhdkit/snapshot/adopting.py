@@ -122,7 +122,16 @@ def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> 
             search += file.search(manifest)
             # Whichever file of it is named, the machine writes to what it wrote to.
             named[at] = _active_of(file, manifest, folder.real(disk)) or disk
-    return [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
+    families = [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
+    for family, was, disk in zip(families, named, disks, strict=True):
+        if was is not disk and family.active.path != was:
+            message = (
+                f"it reads through {was}, which the machine writes to; `snapshot init` with it lets the machine go"
+            )
+            raise SnapshotError(
+                f"{message} on in it, and `merge` brings into that what it holds", path=family.active.path
+            )
+    return families
 
 
 def _active_of(file: ManifestFile, manifest: Manifest, image: str) -> str | None:
@@ -402,16 +411,19 @@ def _snapshots(
     new_id: Callable[[], uuid.UUID],
     before: Manifest | None,
 ) -> tuple[tuple[Snapshot, ...], str | None]:
-    """Return a snapshot for every row but the active one, and which of them the active one began with."""
+    """Return a snapshot for every row but the active one, and which of them the active one began with.
+
+    A row that is known, and of no snapshot, is what a deletion has left to be merged: it stays none.
+    """
     known = {each.layers: each for each in before.snapshots} if before is not None else {}
-    disk_count = len(before.disks) if before is not None else 0
+    layers_known = [set(disk.parents) - {disk.active} for disk in before.disks] if before is not None else []
     names = {each.name for each in known.values()}
-    found: dict[str, Snapshot] = {}
+    found: list[Snapshot] = []
+    id_of: dict[str, str | None] = {}
     now: str | None = None
     for row in rows:
         below = families[0].parent_of[row[0].path]
-        parent = found.get(below.path) if below is not None else None
-        parent_id = parent.id if parent is not None else None
+        parent_id = id_of.get(below.path) if below is not None else None
         actives = [image for family, image in zip(families, row, strict=True) if image is family.active]
         if actives:
             if len(actives) < len(row):
@@ -420,16 +432,21 @@ def _snapshots(
             now = parent_id
             continue
         where = tuple(file.relative(image.path) for image in row)
-        at = known.get(where[:disk_count])
+        at = known.get(where[: len(layers_known)])
+        is_left = layers_known and all(
+            path in paths_known for path, paths_known in zip(where, layers_known, strict=False)
+        )
+        if at is None and is_left:
+            id_of[row[0].path] = parent_id
+            continue
         if at is None:
             name = _free_name(paths.splitext(paths.basename(row[0].path))[0], names)
             at = Snapshot(id=str(new_id()).upper(), name=name, layers=where, taken=_frozen_at(row))
-        elif before is not None and before.by_id(at.parent) is None:
-            at = replace(at, parent=None)
         names.add(at.name)
-        found[row[0].path] = replace(at, parent=parent_id, layers=where)
+        found.append(replace(at, parent=parent_id, layers=where))
+        id_of[row[0].path] = at.id
     order = {each.id: place for place, each in enumerate(known.values())}
-    return tuple(sorted(found.values(), key=lambda each: order.get(each.id, len(order)))), now
+    return tuple(sorted(found, key=lambda each: order.get(each.id, len(order)))), now
 
 
 def _frozen_at(row: Sequence[ScannedImage]) -> float:

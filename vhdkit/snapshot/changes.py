@@ -127,7 +127,7 @@ def owed_by(manifest: Manifest) -> tuple[tuple[tuple[int, Removal], ...], tuple[
         for step in owed(disk.parents, manifest.needed(index) | at_work):
             if isinstance(step, Removal):
                 removals.append((index, step))
-            elif not at_work.intersection(_reach(disk, step)):
+            elif not at_work.intersection(reach(disk, step)):
                 foldings.append(Folding(disk=index, fold=step))
     return tuple(removals), tuple(foldings)
 
@@ -135,10 +135,10 @@ def owed_by(manifest: Manifest) -> tuple[tuple[tuple[int, Removal], ...], tuple[
 def busy(manifest: Manifest, disk: int) -> frozenset[str]:
     """Return the layers that the merges under way on a disk write to."""
     return frozenset(
-        path for each in manifest.foldings if each.disk == disk for path in _reach(manifest.disks[disk], each.fold)
+        path for each in manifest.foldings if each.disk == disk for path in reach(manifest.disks[disk], each.fold)
     )
 
 
-def _reach(disk: Disk, fold: Fold) -> frozenset[str]:
-    """Return the layers that a merge reads, changes or relinks."""
+def reach(disk: Disk, fold: Fold) -> frozenset[str]:
+    """Return the layers of a disk that a merge reads, changes or relinks."""
     return frozenset({*fold.layers, *(layer.path for layer in disk.layers if layer.parent == fold.top)})

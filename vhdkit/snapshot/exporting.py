@@ -33,6 +33,8 @@ def export(
 ) -> tuple[str, ...]:
     """Write a snapshot's disks and kept files into a directory; return the files, leaves and flat disks first.
 
+    Disks that are called alike get a folder of their own each, called disk0, disk1 and so on.
+
     Raises:
         SnapshotError: a layer was changed since it was frozen, or two files would get one name.
         FileExistsError: a file of that name is there already; none is replaced.
@@ -47,6 +49,8 @@ def export(
     for _, target in planned:
         if file.folder.exists(target):
             raise FileExistsError(errno.EEXIST, "the file exists already", target)
+    for place in _places(manifest, where):
+        file.folder.make_directory(place)
     written: list[str] = []
     kept = {file.absolute(state.path) for state in snapshot.state}
     try:
@@ -66,29 +70,35 @@ def export(
     return tuple(written)
 
 
+def _places(manifest: Manifest, where: str) -> list[str]:
+    """Return the folder that each disk's files go to: one of their own for disks that are called alike."""
+    stems = [disk.stem for disk in manifest.disks]
+    return [where if stems.count(stem) == 1 else paths.join(where, f"disk{index}") for index, stem in enumerate(stems)]
+
+
 def _planned(
     file: ManifestFile, manifest: Manifest, snapshot: Snapshot, where: str, *, chain: bool
 ) -> list[tuple[str, str]]:
     """Return which file becomes which, all of whose names differ."""
     planned: list[tuple[str, str]] = []
-    for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
+    for disk, layer, place in zip(manifest.disks, snapshot.layers, _places(manifest, where), strict=True):
         if not chain:
-            planned.append((file.absolute(layer), paths.join(where, f"{disk.stem}.vhd")))
+            planned.append((file.absolute(layer), paths.join(place, f"{disk.stem}.vhd")))
             continue
         line = map(file.absolute, layers.line_to_base(disk, layer))
-        planned += [(path, paths.join(where, paths.basename(path))) for path in line]
+        planned += [(path, paths.join(place, paths.basename(path))) for path in line]
     planned += [(file.absolute(state.path), paths.join(where, state.name)) for state in snapshot.state]
     targets = [target for _, target in planned]
     twice = next((target for target in targets if targets.count(target) > 1), None)
     if twice is not None:
-        raise SnapshotError("two files of the snapshot would get this name; export them one by one", path=twice)
+        raise SnapshotError("two files of the snapshot would get this name", path=twice)
     return planned
 
 
 def _check_chains(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, where: str) -> None:
     """Open what was exported where it lies, as its next user will."""
-    for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
-        leaf = paths.join(where, paths.basename(file.absolute(layer)))
+    for disk, layer, place in zip(manifest.disks, snapshot.layers, _places(manifest, where), strict=True):
+        leaf = paths.join(place, paths.basename(file.absolute(layer)))
         with open_chain(leaf, folder=file.folder) as opened:
             if len(opened.layers) != len(layers.line_to_base(disk, layer)):
                 raise SnapshotError("what was exported does not open as the chain that it was", path=leaf)

@@ -7,17 +7,19 @@ Nothing is written. Each remark says what it is about, and with which command it
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Parents, read_catalog
+from vhdkit.chain.names import named_paths
 from vhdkit.errors import VhdError
 from vhdkit.format import unique_id
 from vhdkit.image.create import is_partial
 from vhdkit.snapshot import changes
-from vhdkit.snapshot.layers import is_kept_name
+from vhdkit.snapshot.layers import is_kept_name, touched_by_merges
 from vhdkit.snapshot.manifest import manifests_with
 from vhdkit.snapshot.marks import differences, mark_at
 from vhdkit.snapshot.signpost import signposts
@@ -88,17 +90,32 @@ def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
 def _of_layers(file: ManifestFile, manifest: Manifest, index: int) -> Iterator[Remark]:
     disk = manifest.disks[index]
     busy = changes.busy(manifest, index)
+    touched = touched_by_merges(file, manifest, index)
     for layer in disk.layers:
         path = file.absolute(layer.path)
         whose = _whose(manifest, index, layer)
         if not file.folder.exists(path):
-            lost = "put it back, or `vhdkit snapshot init` with the disks goes on without it"
-            yield Remark(kind=Kind.MISSING, path=path, message=f"it is {whose}, and is not there: {lost}")
+            yield _of_missing(file, manifest, index, layer, whose)
             continue
-        yield from _of_layer(file, disk, layer, whose, is_busy=layer.path in busy)
+        yield from _of_layer(file, disk, layer, whose, is_busy=layer.path in busy, is_touched=layer.path in touched)
 
 
-def _of_layer(file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *, is_busy: bool) -> Iterator[Remark]:
+def _of_missing(file: ManifestFile, manifest: Manifest, index: int, layer: LayerRecord, whose: str) -> Remark:
+    """Tell of a layer that is not there; one that nothing reads through is lost with its snapshot alone."""
+    path = file.absolute(layer.path)
+    names = [each.name for each in manifest.snapshots if each.layers[index] == layer.path]
+    disk = manifest.disks[index]
+    if names and layer.path not in {each.parent for each in disk.layers}:
+        message = f"it is {whose}, and is not there: put it back, or delete the snapshot"
+        commands = tuple(_command("snapshot", "delete", name, file.absolute(disk.active)) for name in names)
+        return Remark(kind=Kind.MISSING, path=path, message=message, commands=commands)
+    message = f"it is {whose}, and is not there: put it back; what reads through it is lost without it"
+    return Remark(kind=Kind.MISSING, path=path, message=message)
+
+
+def _of_layer(
+    file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *, is_busy: bool, is_touched: bool
+) -> Iterator[Remark]:
     path = file.absolute(layer.path)
     accept = _command("snapshot", "check", "--accept", path)
     try:
@@ -111,7 +128,7 @@ def _of_layer(file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *,
         message = f"it is {whose}, and another image has taken its place (its id is {found}, was {layer.unique_id})"
         yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
         return
-    different = () if layer.mark is None or is_busy else differences(layer.mark, now)
+    different = () if layer.mark is None or is_touched else differences(layer.mark, now)
     if different:
         message = f"it is {whose}, and was changed since it was frozen: {', '.join(different)}"
         yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
@@ -150,6 +167,8 @@ def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: s
     for folding in manifest.foldings:
         into = file.absolute(folding.fold.destination)
         message = f"the merge of {paths.basename(folding.fold.top)} into it is not finished"
+        if not file.folder.exists(file.absolute(folding.fold.top)):
+            message += ", and what it is to be merged from is not there: put that back"
         yield Remark(kind=Kind.UNFINISHED, path=into, message=message, commands=(settle,))
     begun = {file.absolute(each.fold.destination) for each in manifest.foldings}
     for sources, into in owed.merges:
@@ -168,7 +187,6 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
     told |= {file.absolute(state.path) for each in manifest.snapshots for state in each.state}
     directories = [*dict.fromkeys([file.directory, *map(paths.dirname, known)]), *search]
     catalog = read_catalog(file.folder, directories)
-    stems = tuple(disk.stem for disk in manifest.disks)
     for path, image in catalog.images.items():
         if path in known or path in told or _is_other_machines(file, path):
             continue
@@ -176,8 +194,7 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
             message = "an operation that was cut off has left it half made; nobody needs it: remove it"
             yield Remark(kind=Kind.LEFT_OVER, path=path, message=message)
         elif image.parent_id is not None:
-            actives = tuple(file.absolute(disk.active) for disk in manifest.disks)
-            yield _of_orphan(file, image, catalog, known, stems, actives)
+            yield _of_orphan(file, manifest, image, catalog)
 
 
 def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
@@ -205,38 +222,53 @@ def _is_other_machines(file: ManifestFile, path: str) -> bool:
     return any(other.path != file.path for other in manifests_with(file.folder, paths.dirname(path), path))
 
 
-def _of_orphan(
-    file: ManifestFile,
-    image: Cataloged,
-    catalog: Catalog,
-    known: dict[str, LayerRecord],
-    stems: tuple[str, ...],
-    actives: tuple[str, ...],
-) -> Remark:
+def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog: Catalog) -> Remark:
+    """Tell of an image that no snapshot has: where it fits, and what can be done with it."""
+    known = {file.absolute(layer.path): layer for disk in manifest.disks for layer in disk.layers}
     parents = Parents(catalog).of(image)
     export = _command("convert", image.path, f"{paths.splitext(image.path)[0]}-export.vhd")
-    mine = [parent for parent in parents if parent.path in known]
-    if mine:
-        parent = mine[0]
-        # Of several disks a layer of one alone was frozen with nothing.
-        attach = (_command("snapshot", "init", *actives),) if len(actives) == 1 else ()
-        # Merging into what others read through would ruin those.
-        is_shared = any(each.parent == file.relative(parent.path) for each in known.values())
-        merge = () if is_shared else (_command("merge", image.path),)
-        attached = "no snapshot has it" + ("; `snapshot init` makes it one" if attach else "")
-        message = f"it fits above {paths.basename(parent.path)}, and {attached}"
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(*attach, *merge, export))
+    parent = next((each.path for each in parents if each.path in known), None)
+    if parent is not None:
+        message, commands = _of_fitting(file, manifest, image.path, parent)
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(*commands, export))
     if parents:
         message = f"it reads through {parents[0].path}, which is no layer of this machine"
         return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(export,))
     wanted = unique_id.display(image.parent_id or b"", image.metadata.footer.creator_application)
-    sizes = [path for path, layer in known.items() if layer.parent is None]
     message = f"its parent, with the id {wanted}, is not here"
-    rebase = tuple(_command("rebase", image.path, "-b", base, "--ignore-id-mismatch") for base in sizes)
-    if paths.basename(image.path).startswith(tuple(f"{stem}_" for stem in stems)):
+    if any(paths.basename(image.path).startswith(f"{disk.stem}_") for disk in manifest.disks):
         message += "; by its name it belongs to this machine"
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=rebase)
-    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=())
+    fitting = _may_be_parents(image, catalog, known)
+    commands = tuple(_command("rebase", image.path, "-b", path, "--ignore-id-mismatch") for path in fitting)
+    if fitting:
+        message += "; these have its size, and `rebase --dry-run` compares them with what it was made on"
+    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=commands)
+
+
+def _of_fitting(file: ManifestFile, manifest: Manifest, image: str, parent: str) -> tuple[str, tuple[str, ...]]:
+    """Return what is to be said of an orphan that fits above a layer, and with which commands it is attached."""
+    actives = tuple(file.absolute(disk.active) for disk in manifest.disks)
+    fits = f"it fits above {paths.basename(parent)}"
+    if parent in actives:
+        # Of several disks a layer of one alone was made with nothing.
+        attach = (_command("snapshot", "init", image),) if len(actives) == 1 else ()
+        message = f"{fits}, which the machine writes to: `merge` brings into that what it holds"
+        message += "; `snapshot init` with it lets the machine go on in it" if attach else ""
+        return message, (_command("merge", image), *attach)
+    # Merged into what is frozen it would ruin the snapshots that read through that.
+    attach = (_command("snapshot", "init", *actives),) if len(actives) == 1 else ()
+    return f"{fits}, and no snapshot has it" + ("; `snapshot init` makes it one" if attach else ""), attach
+
+
+def _may_be_parents(image: Cataloged, catalog: Catalog, known: dict[str, LayerRecord]) -> list[str]:
+    """Return the layers of an orphan's size: those called as its parent was, else the bases."""
+    size = image.metadata.footer.current_size
+    sized = [
+        path for path in known if path in catalog.images and catalog.images[path].metadata.footer.current_size == size
+    ]
+    named = {re.split(r"[\\/]", path)[-1].lower() for path in named_paths(image.metadata, paths.dirname(image.path))}
+    called = [path for path in sized if paths.basename(path).lower() in named]
+    return called or [path for path in sized if known[path].parent is None]
 
 
 def _command(*words: str) -> str:

@@ -6,8 +6,9 @@ leaves, the manifest knows of every file that an operation has made.
 
 from __future__ import annotations
 
+import errno
 import re
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ from vhdkit.image.create import create_image, creating, is_partial
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.merging.relatives import children_of
-from vhdkit.snapshot.marks import differences, mark_at
+from vhdkit.snapshot import changes
+from vhdkit.snapshot.marks import differences, is_alike, mark_at
 from vhdkit.snapshot.record import LayerRecord, Made, Manifest, StateFile
 from vhdkit.snapshot.tree import line_of
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
     from vhdkit.snapshot.manifest import ManifestFile
@@ -106,6 +108,29 @@ def copy_file(file: ManifestFile, source: str, destination: str) -> None:
         storage.close()
 
 
+def copy_files(file: ManifestFile, sources: Mapping[str, str]) -> tuple[str, ...]:
+    """Copy files to new names, which map to them, and return those: all of them, or none is left.
+
+    Raises:
+        FileExistsError: a file of such a name is there already; nothing was copied.
+
+    """
+    for copy in sources:
+        if file.folder.exists(copy):
+            raise FileExistsError(errno.EEXIST, "the file exists already", copy)
+    made: list[str] = []
+    try:
+        for copy, source in sources.items():
+            copy_file(file, source, copy)
+            made.append(copy)
+    except BaseException:
+        for copy in made:
+            with suppress(OSError):
+                file.folder.remove(copy)
+        raise
+    return tuple(made)
+
+
 def begun_of(fresh: Sequence[LayerRecord], kept: Sequence[StateFile] = ()) -> tuple[Made, ...]:
     """Return what the manifest tells of files before they are made."""
     images = (Made(path=layer.path, unique_id=layer.unique_id) for layer in fresh)
@@ -123,6 +148,7 @@ def held_actives(file: ManifestFile, manifest: Manifest, *, exclusive: bool) -> 
         ImageInUseError: the machine runs, or a merge is at one of them.
 
     """
+    file.refuse_running()
     with ExitStack() as held:
         images = []
         for disk in manifest.disks:
@@ -135,29 +161,55 @@ def held_actives(file: ManifestFile, manifest: Manifest, *, exclusive: bool) -> 
         yield tuple(images)
 
 
-def check_frozen(file: ManifestFile, manifest: Manifest, disk: Disk, layers: Iterable[str]) -> None:
+def check_frozen(
+    file: ManifestFile, manifest: Manifest, disk: Disk, layers: Iterable[str], *, quick: bool = False
+) -> None:
     """Hold frozen layers against what they were like: what is built on a changed one is lost.
+
+    If it is to be `quick`, one of the same length and time is taken for the same.
 
     Raises:
         SnapshotError: one was changed, replaced, or is not there.
 
     """
-    under_way = {path for each in manifest.foldings for path in each.fold.layers}
+    touched = touched_by_merges(file, manifest, manifest.disks.index(disk))
     for path in layers:
         record = disk.layer(path)
         where = file.absolute(path)
         try:
+            if quick and record.mark is not None and is_alike(file.folder, where, record.mark):
+                continue
             now, unique_id = mark_at(file.folder, where)
         except FileNotFoundError:
             raise SnapshotError("it is a layer of the disk, and is not there; put it back", path=where) from None
         if unique_id != record.unique_id:
             raise SnapshotError("another image has taken the place of a layer of the disk", path=where)
-        changes = () if record.mark is None or path in under_way else differences(record.mark, now)
-        if changes:
-            message = f"it was changed since it was frozen: {', '.join(changes)}; what it shows may no longer be the"
+        different = () if record.mark is None or path in touched else differences(record.mark, now)
+        if different:
+            message = f"it was changed since it was frozen: {', '.join(different)}; what it shows may no longer be the"
             raise SnapshotError(
                 f"{message} snapshot. `vhdkit snapshot check --accept` takes it as it is now", path=where
             )
+
+
+def touched_by_merges(file: ManifestFile, manifest: Manifest, disk: int) -> frozenset[str]:
+    """Return the layers of a disk that a merge has changed, or may be changing now: their marks say nothing.
+
+    As long as its journal does not say that all is merged, that is what it is merged into, alone: one that failed early
+    has no journal any longer.
+    """
+    touched: set[str] = set()
+    for folding in manifest.foldings:
+        if folding.disk != disk:
+            continue
+        reach = changes.reach(manifest.disks[disk], folding.fold)
+        try:
+            journal = read_journal(file.folder, file.absolute(folding.fold.destination))
+        except (VhdError, OSError):
+            touched |= reach
+            continue
+        touched |= reach if journal is not None and journal.merged else {folding.fold.destination}
+    return frozenset(touched)
 
 
 def line_to_base(disk: Disk, layer: str) -> tuple[str, ...]:

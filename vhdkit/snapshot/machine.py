@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
-from vhdkit.errors import ReadOnlyImageError, SnapshotError
+from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.format import timestamp
 from vhdkit.snapshot import changes, exporting, inspecting, layers, waking
 from vhdkit.snapshot.adopting import adopt
@@ -176,9 +176,30 @@ class Machine:
 
         Raises:
             ImageInUseError: the machine runs already, or a merge is at its disk.
+            SnapshotError: a layer that it reads through was changed since it was frozen.
 
         """
+        manifest = self.manifest
+        self._check_below(manifest)
         return waking.make_way(self.active, self.file.search(self.manifest), yield_merges=yield_merges)
+
+    @contextmanager
+    def running(self, *, yield_merges: bool = False) -> Iterator[tuple[Job, ...]]:
+        """Let the machine be known as running, when `make_way` has made sure that it can; lend the merges stopped.
+
+        Meanwhile its snapshots can be neither taken nor applied, and merges wait, even if what runs it locks nothing.
+
+        Raises:
+            ImageInUseError, SnapshotError: as `make_way`.
+
+        """
+        with self.file.running():
+            yield self.make_way(yield_merges=yield_merges)
+
+    def _check_below(self, manifest: Manifest) -> None:
+        """Refuse to build on what was changed since it was frozen, as far as that shows at a glance."""
+        for disk in manifest.disks:
+            layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, disk.active)[1:], quick=True)
 
     def open_chain(self, name: str | None = None, *, disk: int = 0, writable: bool = False) -> Chain:
         """Open a disk as a snapshot shows it, or as the machine has it now, which alone can be written.
@@ -202,12 +223,13 @@ class Machine:
         machine's are made. The machine must not run.
 
         Raises:
-            SnapshotError: the name is taken, or is none.
+            SnapshotError: the name is taken, or is none; or a layer was changed since it was frozen.
             ImageInUseError: the machine runs.
 
         """
         with self._changing() as manifest:
             changes.check_name(manifest, name)
+            self._check_below(manifest)
             snapshot_id = str(self._new_id()).upper()
             with layers.held_actives(self.file, manifest, exclusive=False) as images:
                 for image in images:
@@ -338,8 +360,14 @@ class Machine:
         """
         settler = self._settler()
         with self._changing() as manifest:
-            foldings = settler.begin(manifest)
-            return tuple(settler.start(manifest, folding, rate=rate) for folding in foldings)
+            started: list[MergeJob] = []
+            for folding in settler.begin(manifest):
+                try:
+                    started.append(settler.start(manifest, folding, rate=rate))
+                except (VhdError, OSError):
+                    if not started:
+                        raise
+            return tuple(started)
 
     # Beneath
 
@@ -367,10 +395,11 @@ class Machine:
                 raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
         if state_to is None:
             return kept
-        copies = tuple(paths.join(self.folder.real(state_to), state.name) for state in snapshot.state)
-        for source, copy in zip(kept, copies, strict=True):
-            layers.copy_file(self.file, source, copy)
-        return copies
+        where = self.folder.real(state_to)
+        self.folder.make_directory(where)
+        return layers.copy_files(
+            self.file, {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
+        )
 
     def _settler(self) -> Settler:
         return Settler(self.file, is_local=self._is_local)

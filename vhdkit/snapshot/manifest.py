@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".vhdkit-snapshots.json"
 _LOCK_SUFFIX = ".vhdkit-snapshots.lock"
+_RUNNING_SUFFIX = ".vhdkit-snapshots.running"
 # A manifest of a thousand snapshots has less than a megabyte.
 _MAX_BYTES = 64 << 20
 # An operation holds the lock for as long as a few files take to be made; whoever waits longer waits for a stopped one.
 _PATIENCE_SECONDS = 10.0
+_GLANCE_SECONDS = 1.0
 
 
 def manifest_path(base: str) -> str:
@@ -106,9 +108,24 @@ class ManifestFile:
                         raise SnapshotError(message, path=self.path)
                 finally:
                     image.close()
+            self._refuse_copy(manifest)
             return manifest
         finally:
             storage.close()
+
+    def _refuse_copy(self, manifest: Manifest) -> None:
+        """Refuse the copy of a manifest whose images in other folders belong to the machine that was copied.
+
+        Raises:
+            SnapshotError: it is one.
+
+        """
+        for path in sorted(self._signposts(manifest)):
+            shown = signpost.manifest_at(self.folder, path)
+            if shown is not None and shown != self.path and self.folder.exists(shown):
+                message = f"the images in {paths.dirname(path)} that it tells of are those of {shown}, of which it is a"
+                message += " copy; remove it, and take what is wanted from there with `vhdkit snapshot export`"
+                raise SnapshotError(message, path=self.path)
 
     def write(self, manifest: Manifest) -> None:
         """Replace it, durably; see the module for the order."""
@@ -181,6 +198,57 @@ class ManifestFile:
             yield
         finally:
             storage.close()
+
+    # The machine that is run
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the machine be known as running, whatever runs it and whether or not that locks the images.
+
+        Raises:
+            ImageInUseError: it runs already.
+
+        """
+        with suppress(FileExistsError):
+            self.folder.create(self._running_path).close()
+        storage = self.folder.open(self._running_path, writable=True)
+        try:
+            until = time.monotonic() + _GLANCE_SECONDS
+            while True:
+                try:
+                    storage.lock(exclusive=True)
+                    break
+                except ImageInUseError:
+                    # Who only looks whether it runs is done in a moment.
+                    if time.monotonic() > until:
+                        self.refuse_running()
+                time.sleep(0.01)
+            yield
+        finally:
+            storage.close()
+
+    def refuse_running(self) -> None:
+        """Refuse what a machine that is run forbids.
+
+        Raises:
+            ImageInUseError: `vhdkit snapshot run` runs it.
+
+        """
+        try:
+            storage = self.folder.open(self._running_path)
+        except OSError:
+            return
+        try:
+            storage.lock(exclusive=False)
+        except ImageInUseError as error:
+            message = "the machine runs: `vhdkit snapshot run` has begun it, and waits for its end"
+            raise ImageInUseError(message, path=self.path, holders=error.holders) from error
+        finally:
+            storage.close()
+
+    @property
+    def _running_path(self) -> str:
+        return self.path.removesuffix(SUFFIX) + _RUNNING_SUFFIX
 
 
 def find_manifest(folder: Folder, path: str) -> ManifestFile:

@@ -50,6 +50,15 @@ def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
         return mark_of(image), image.unique_id.hex()
 
 
+def is_alike(folder: Folder, path: str, then: Mark) -> bool:
+    """Whether a file has the length and the time that it had."""
+    storage = folder.open(path)
+    try:
+        return (storage.size(), storage.mtime) == (then.size, then.mtime)
+    finally:
+        storage.close()
+
+
 def differences(then: Mark, now: Mark) -> tuple[str, ...]:
     """Return what is no longer as it was, in words."""
     return tuple(

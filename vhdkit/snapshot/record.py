@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _KIND = "vhdkit snapshots"
+# The last second of the year 9999.
+_LAST_INSTANT = 253402300800
+# More than any size in bytes or time in seconds.
+_MOST = 1 << 63
 # What is shorter may be the name of another snapshot, mistyped: a letter alone begins every sixteenth id.
 _SHORTEST_ID = 8
 
@@ -107,10 +111,14 @@ class Made:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folding:
-    """A merge that was begun on a disk (by its index): it is complete when its topmost source is gone."""
+    """A merge that was begun on a disk (by its index): it is complete when its topmost source is gone.
+
+    One that moves nothing (`is_empty`) need not have written to its destination.
+    """
 
     disk: int
     fold: Fold
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +189,7 @@ class Manifest:
             if record.get("version") != VERSION:
                 raise ValueError(f"version {record.get('version')!r}; a later vhdkit may know it")
             manifest = _manifest(record)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             message = f"it cannot be read as a manifest of snapshots ({error})"
             raise SnapshotError(f"{message}; `vhdkit snapshot init DISK` makes it anew from the images") from error
         return manifest
@@ -216,33 +224,47 @@ def _check(manifest: Manifest) -> None:
     if not manifest.disks:
         raise ValueError("it has no disks")
     for disk in manifest.disks:
-        parents = disk.parents
-        if len(parents) != len(disk.layers) or disk.active not in parents:
-            raise ValueError(f"the layers of {disk.stem} contradict each other")
-        if any(parent is not None and parent not in parents for parent in parents.values()):
-            raise ValueError(f"a layer of {disk.stem} has an unknown parent")
-        _check_order(parents, disk.stem)
+        _check_disk(disk)
+    _check_snapshots(manifest)
+    for folding in manifest.foldings:
+        known = manifest.disks[folding.disk].parents if folding.disk < len(manifest.disks) else {}
+        layers = folding.fold.layers
+        if not known.keys() >= set(layers) or len(set(layers)) < len(layers):
+            raise ValueError("a merge has layers that are not there, or one twice")
+
+
+def _check_disk(disk: Disk) -> None:
+    parents = disk.parents
+    if len(parents) != len(disk.layers) or disk.active not in parents:
+        raise ValueError(f"the layers of {disk.stem} contradict each other")
+    if any(parent is not None and parent not in parents for parent in parents.values()):
+        raise ValueError(f"a layer of {disk.stem} has an unknown parent")
+    if sum(parent is None for parent in parents.values()) > 1:
+        raise ValueError(f"{disk.stem} has several bases")
+    _check_order(parents, f"the layers of {disk.stem}")
+
+
+def _check_snapshots(manifest: Manifest) -> None:
     ids = {each.id for each in manifest.snapshots}
+    if len(ids) < len(manifest.snapshots) or len({each.name for each in manifest.snapshots}) < len(ids):
+        raise ValueError("two snapshots have one name, or one id")
     for each in manifest.snapshots:
         fits = len(each.layers) == len(manifest.disks) and (each.parent is None or each.parent in ids)
         if not fits or any(path not in disk.parents for path, disk in zip(each.layers, manifest.disks, strict=True)):
             raise ValueError(f"the snapshot {each.name} has layers or a parent that are not there")
+    _check_order({each.id: each.parent for each in manifest.snapshots}, "the snapshots")
     if manifest.now is not None and manifest.now not in ids:
         raise ValueError("the snapshot above now is not there")
-    for folding in manifest.foldings:
-        known = manifest.disks[folding.disk].parents if folding.disk < len(manifest.disks) else {}
-        if not known.keys() >= set(folding.fold.layers):
-            raise ValueError("a merge has layers that are not there")
 
 
-def _check_order(parents: dict[str, str | None], stem: str) -> None:
+def _check_order(parents: dict[str, str | None], what: str) -> None:
     seen: set[str] = set()
     for path in parents:
         line = []
         at: str | None = path
         while at is not None and at not in seen:
             if at in line:
-                raise ValueError(f"the layers of {stem} hang in a loop")
+                raise ValueError(f"{what} hang in a loop")
             line.append(at)
             at = parents[at]
         seen.update(line)
@@ -264,11 +286,18 @@ def _snapshot(record: dict[str, Any]) -> Snapshot:
         id=snapshot_id,
         name=_text(record["name"]),
         note=_text(record["note"]),
-        taken=float(_number(record["taken"])),
+        taken=_instant(record["taken"]),
         parent=_text_or_none(record["parent"]),
         layers=tuple(_text(path) for path in record["layers"]),
         state=tuple(_state(each, snapshot_id) for each in record["state"]),
     )
+
+
+def _instant(value: object) -> float:
+    seconds = float(_number(value))
+    if not 0 <= seconds < _LAST_INSTANT:
+        raise ValueError(f"{value!r} is no time")
+    return seconds
 
 
 def _state(record: dict[str, Any], snapshot_id: str) -> StateFile:
@@ -285,7 +314,11 @@ def _folding(record: dict[str, Any]) -> Folding:
     sources = tuple(_text(path) for path in fold["sources"])
     if not sources or not isinstance(record["disk"], int) or record["disk"] < 0:
         raise ValueError("a merge of nothing")
-    return Folding(disk=record["disk"], fold=Fold(sources=sources, destination=_text(fold["destination"])))
+    return Folding(
+        disk=record["disk"],
+        fold=Fold(sources=sources, destination=_text(fold["destination"])),
+        is_empty=record.get("is_empty", False) is True,
+    )
 
 
 def _texts(record: dict[str, Any], *names: str) -> dict[str, str]:
@@ -295,6 +328,8 @@ def _texts(record: dict[str, Any], *names: str) -> dict[str, str]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    if "\0" in value:
+        raise ValueError(f"{value!r} can be no path or name")
     return value
 
 
@@ -305,6 +340,8 @@ def _text_or_none(value: object) -> str | None:
 def _number(value: object) -> Any:  # noqa: ANN401 - int or float, as it was written
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is no number")
+    if not -_MOST < value < _MOST:  # nor is a NaN between any two
+        raise ValueError(f"{value!r} is no size, time or checksum")
     return value
 
 

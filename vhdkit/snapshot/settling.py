@@ -1,9 +1,9 @@
 """Doing what an operation has left to be done: what a power cut left, what nobody needs, and the merges that are owed.
 
-**Order** of a merge that is owed: 1 the manifest tells of it (a cut leaves it owed) · 2 its files may be written ·
-3 the merge, with a journal of its own (every snapshot reads as before) · 4 its topmost source is gone, by which who
-reads the manifest knows that the destination has taken its place · 5 the manifest says so, and what the files are like
-now · 6 they are marked read-only again.
+**Order** of a merge that is owed: 1 its files may be written, and it is planned (a cut leaves it owed; whoever comes
+next marks them again) · 2 the manifest tells of it (the same) · 3 the merge, with a journal of its own (every snapshot
+reads as before) · 4 its topmost source is gone, by which who reads the manifest knows that the destination has taken
+its place · 5 the manifest says so, and what the files are like now · 6 they are marked read-only again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.errors import ImageInUseError, VhdError
 from vhdkit.image.journal import read_journal
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
@@ -24,7 +24,7 @@ from vhdkit.snapshot import changes, following, layers, tree
 from vhdkit.snapshot.marks import differences, is_relinked_only, mark_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from vhdkit.job.record import Job
     from vhdkit.merging.pace import Cancel, Progress
@@ -52,18 +52,39 @@ class Owed:
 
 def effective(file: ManifestFile, manifest: Manifest) -> Manifest:
     """Return what a manifest means now: a merge whose topmost source is gone is complete."""
-    for folding in manifest.foldings:
-        fold = folding.fold
-        is_gone = not file.folder.exists(file.absolute(fold.top))
-        if is_gone and file.folder.exists(file.absolute(fold.destination)):
-            manifest = changes.folded(manifest, folding)
-            disk = manifest.disks[folding.disk]
-            # Those that were relinked have another header than was noted, which whoever changes something next notes.
-            layers_now = tuple(
-                replace(layer, mark=None) if layer.parent == fold.destination else layer for layer in disk.layers
-            )
-            manifest = manifest.with_disk(folding.disk, replace(disk, layers=layers_now))
+    for folding in _complete_ones(file, manifest):
+        manifest = changes.folded(manifest, folding)
+        disk = manifest.disks[folding.disk]
+        # Those that were relinked have another header than was noted, which whoever changes something next notes.
+        layers_now = tuple(
+            replace(layer, mark=None) if layer.parent == folding.fold.destination else layer for layer in disk.layers
+        )
+        manifest = manifest.with_disk(folding.disk, replace(disk, layers=layers_now))
     return manifest
+
+
+def _complete_ones(file: ManifestFile, manifest: Manifest) -> list[Folding]:
+    """Return the merges that are complete: asked before anything that is noted is changed."""
+    return [folding for folding in manifest.foldings if has_taken_place(file, manifest, folding)]
+
+
+def has_taken_place(file: ManifestFile, manifest: Manifest, folding: Folding) -> bool:
+    """Whether a merge's destination has taken its topmost source's place, and that was not merely lost.
+
+    Then its journal says that all is merged, or there is none any longer, and the destination was written to, unless
+    there was nothing to be merged.
+    """
+    into = file.absolute(folding.fold.destination)
+    if file.folder.exists(file.absolute(folding.fold.top)) or not file.folder.exists(into):
+        return False
+    try:
+        journal = read_journal(file.folder, into)
+        if journal is not None:
+            return journal.merged
+        then = manifest.disks[folding.disk].layer(folding.fold.destination).mark
+        return folding.is_empty or then is None or mark_at(file.folder, into)[0] != then
+    except (VhdError, OSError):
+        return False
 
 
 class Settler:
@@ -112,9 +133,8 @@ class Settler:
     def recover(self, manifest: Manifest) -> Manifest:
         """Settle what a cut, or a merge that is complete, has left; return what is known then."""
         before = manifest
-        for folding in manifest.foldings:
-            if not self.folder.exists(self.file.absolute(folding.fold.top)):
-                manifest = self._complete(manifest, folding)
+        for folding in _complete_ones(self.file, manifest):
+            manifest = self._complete(manifest, folding)
         manifest = layers.sweep(self.file, manifest)
         if manifest != before:
             self.file.write(manifest)
@@ -125,23 +145,21 @@ class Settler:
 
     def _complete(self, manifest: Manifest, folding: Folding) -> Manifest:
         """Note a merge whose topmost source is gone, and finish it if a cut left it short of its end."""
-        destination = self.file.absolute(folding.fold.destination)
-        if not self.folder.exists(destination):
-            message = "it is what layers were merged into, and is not there; put it back"
-            raise SnapshotError(message, path=destination)
         # Only names are left to be changed: that takes no time, and nothing can be built on half of it.
         self.merge(manifest, folding)
         after = changes.folded(manifest, folding)
         disk = after.disks[folding.disk]
+        # What another merge is being done into is noted when that is done.
+        busy = {after.disks[folding.disk].active, *(each.fold.destination for each in after.foldings)}
         renewed = tuple(
-            self._renewed(layer, disk.active) if folding.fold.destination in {layer.path, layer.parent} else layer
+            self._renewed(layer, busy) if folding.fold.destination in {layer.path, layer.parent} else layer
             for layer in disk.layers
         )
         return after.with_disk(folding.disk, replace(disk, layers=renewed))
 
-    def _renewed(self, layer: LayerRecord, active: str) -> LayerRecord:
+    def _renewed(self, layer: LayerRecord, busy: Collection[str]) -> LayerRecord:
         """Return a layer as it is after a merge; one that only read through it must have changed in nothing else."""
-        if layer.path == active:
+        if layer.path in busy:
             return replace(layer, mark=None)
         with suppress(FileNotFoundError):
             now, _ = mark_at(self.folder, self.file.absolute(layer.path))
@@ -188,9 +206,12 @@ class Settler:
     def begin(self, manifest: Manifest) -> tuple[Folding, ...]:
         """Note the merges that are owed as begun, and let their files be written; return them.
 
+        One that cannot be done keeps none of the others from being begun.
+
         Raises:
             ImageInUseError: the machine runs.
             SnapshotError: a layer was changed since it was frozen.
+            VhdError, OSError: none can be begun.
 
         """
         manifest = self.clear(manifest)
@@ -201,20 +222,57 @@ class Settler:
         if holder is not None and not self._is_own(foldings):
             holder.add_note("What is owed is merged when it is off: `vhdkit snapshot settle`.")
             raise holder
-        fresh = [each for each in foldings if each not in manifest.foldings]
-        for each in fresh:
-            disk = manifest.disks[each.disk]
-            frozen = [path for path in each.fold.layers if path != disk.active]
-            layers.check_frozen(self.file, manifest, disk, frozen)
-        if fresh:
-            manifest = replace(manifest, foldings=foldings)
+        noted = manifest.foldings
+        sound, troubles = [], []
+        for each in foldings:
+            try:
+                self._check_sound(manifest, each)
+                sound.append(each if each in noted else self._feasible(manifest, each))
+            except (VhdError, OSError) as error:
+                troubles.append(error)
+        if troubles and not sound:
+            raise troubles[0]
+        manifest = replace(manifest, foldings=(*noted, *(each for each in sound if each not in noted)))
+        if manifest.foldings != noted:
             self.file.write(manifest)
-        for index in range(len(manifest.disks)):
-            for path in changes.busy(manifest, index):
-                where = self.file.absolute(path)
-                if self.folder.exists(where) and not self.folder.may_write(where):
-                    self.folder.protect(where, is_protected=False)
-        return foldings
+        for each in sound:
+            self._unprotect(manifest, each)
+        return tuple(sound)
+
+    def _check_sound(self, manifest: Manifest, folding: Folding) -> None:
+        """Refuse a merge of what was changed since it was frozen.
+
+        Raises:
+            SnapshotError: a layer was, or is not there.
+
+        """
+        disk = manifest.disks[folding.disk]
+        layers.check_frozen(self.file, manifest, disk, sorted(changes.reach(disk, folding.fold) - {disk.active}))
+
+    def _feasible(self, manifest: Manifest, folding: Folding) -> Folding:
+        """Return a merge as it is to be told of as begun, if it has no obstacles.
+
+        Raises:
+            VhdError, OSError: it has; its files are marked as they were.
+
+        """
+        top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
+        self._unprotect(manifest, folding)
+        try:
+            plan = plan_merge(top, into=into, search=self.file.search(manifest), folder=self.folder)
+            if plan.obstacles:
+                raise plan.obstacles[0]
+        except BaseException:
+            self._protect(manifest)
+            raise
+        return replace(folding, is_empty=not plan.payload_bytes)
+
+    def _unprotect(self, manifest: Manifest, folding: Folding) -> None:
+        """Let the files of a merge be written."""
+        for path in changes.reach(manifest.disks[folding.disk], folding.fold):
+            where = self.file.absolute(path)
+            if self.folder.exists(where) and not self.folder.may_write(where):
+                self.folder.protect(where, is_protected=False)
 
     def _is_own(self, foldings: Iterable[Folding]) -> bool:
         """Whether what holds the machine's disk is a job of a merge that is owed."""
@@ -262,6 +320,8 @@ class Settler:
         running = self._running(into)
         if running is not None:
             return MergeJob(running, Registry(), "")
+        if rate is None:
+            rate = self._earlier_rate(into)
         return start_merge(
             top,
             into=into,
@@ -271,6 +331,14 @@ class Settler:
             detached=True,
             afterwards=self._afterwards(),
         )
+
+    def _earlier_rate(self, destination: str) -> int | None:
+        """Return the most bytes a second that the merge into an image was told when it was begun."""
+        with suppress(RegistryError):
+            for job in reversed(jobs(finished=True, disk=destination)):
+                if job.destination == destination and job.state.is_resumable:
+                    return job.wishes.rate
+        return None
 
     def _afterwards(self) -> tuple[str, ...]:
         return ("snapshot", "settle", self.file.path)
