@@ -13,6 +13,7 @@ from tests.model import Kind, ModelChain, Snapshot
 from tests.through import ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
 from vhdkit.merging.pace import Pace, Phase
+from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from vhdkit.merging.pace import Progress
@@ -235,3 +236,65 @@ def test_a_pause_is_not_made_up_for_by_going_faster(monkeypatch: pytest.MonkeyPa
     for _ in range(40):
         pace.add(RATE // 4)
     assert 9.2 <= clock.now - after <= 10.0
+
+
+class Dawdling:
+    """A sync of a disk that takes a fifth of a millisecond for each piece, and no time for long ones."""
+
+    def __init__(self, folder: PieceFolder) -> None:
+        self._until = time.monotonic() + folder.pieces / 5000
+        folder.pieces = 0
+
+    def is_done(self) -> bool:
+        return time.monotonic() >= self._until
+
+    def wait(self) -> float:
+        left = max(0.0, self._until - time.monotonic())
+        time.sleep(left)
+        return left
+
+
+class PieceFolder(SpyFolder):
+    def __init__(self, inner: object) -> None:
+        super().__init__(inner, self.count)  # type: ignore[arg-type] # any folder
+        self.pieces = 0
+
+    def count(self, event: Event) -> None:
+        if event.operation == "sync":
+            Dawdling(self).wait()
+        elif event.operation in {"write", "copy"} and event.length <= 4096:
+            self.pieces += 1
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        return PieceStorage(super().open(path, writable=writable), self)
+
+
+class PieceStorage(ThroughStorage):
+    def __init__(self, inner: Storage, folder: PieceFolder) -> None:
+        super().__init__(inner)
+        self._folder = folder
+
+    def begin_sync(self) -> Syncing:
+        return Dawdling(self._folder)
+
+
+def test_full_blocks_that_were_soon_durable_say_nothing_of_thousands_of_pieces() -> None:
+    full, step, count = 16 * MIB, 8192, 12000
+    folder = MemoryFolder({})
+    vhdkit.create_image("/base.vhd", size=full + step * count, folder=folder)
+    vhdkit.create_image("/leaf.avhd", parent="/base.vhd", folder=folder)
+    with vhdkit.open_chain("/leaf.avhd", writable=True, folder=folder) as chain:
+        chain.write(0, b"f" * full)
+        for at in range(count):
+            chain.write(full + at * step, b"p" * 512)
+    slow, cancel, asked = PieceFolder(folder), threading.Event(), [0.0]
+
+    def ask(state: Progress) -> None:
+        if state.bytes_done > full + count * 460 and not asked[0]:
+            asked[0] = time.monotonic()
+            cancel.set()
+
+    with pytest.raises(vhdkit.MergeCancelled):
+        vhdkit.merge(vhdkit.plan_merge("/leaf.avhd", folder=slow), progress=ask, cancel=cancel, folder=slow)
+    assert time.monotonic() - asked[0] < 1
+    vhdkit.merge(vhdkit.plan_merge("/leaf.avhd", folder=folder), folder=folder)

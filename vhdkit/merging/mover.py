@@ -46,8 +46,17 @@ _PART_BYTES = 8 << 20
 _SYNC_SECONDS = 0.25
 # A merge that is asked to stop does so within a second; so long it may take to keep what was not durable yet.
 _KEEP_SECONDS = 0.5
+# Until a sync was for so many pieces it is not known how long they take: then as on a disk that takes few of them.
+_MANY_SYNCED, _SECONDS_A_PIECE = 1000, 1 / 2000
 _BATCH_BITS = 2 << 20
 _END = 1 << 62
+
+
+class _Weight(NamedTuple):
+    """What was written and is not durable: pieces, and bytes."""
+
+    pieces: int
+    size: int
 
 
 class _UnderWay(NamedTuple):
@@ -61,7 +70,7 @@ class _UnderWay(NamedTuple):
     start: NDArray[np.int64]
     stop: NDArray[np.int64]
     reached: tuple[int, int]
-    size: int
+    weight: _Weight
 
 
 class Mover:
@@ -96,7 +105,9 @@ class Mover:
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
         self._checkpoint_bytes = 2 * _FEW_BYTES
-        self._synced_bytes, self._synced_seconds = 0, 0.0
+        self._seconds_a_byte: float | None = None
+        self._seconds_a_piece = _SECONDS_A_PIECE
+        self._moving = _Weight(0, 0)
         self._place = Placement(-1, 0)
         self._rank = 0
         self._staging = np.empty(_STAGING, np.uint8)
@@ -128,11 +139,13 @@ class Mover:
 
     def _move(self, writes: Extents, wipes: Extents, stop: int) -> None:
         pieces, at, is_new = self._pieces(writes, wipes)
+        self._moving = _Weight(len(pieces), pieces.total)
         heads, tails = self._spans(pieces, at)
         many = tails - heads >= _MANY_PIECES
         self._copy(pieces, at, ~np.repeat(many, tails - heads))
         for head, tail in zip(heads[many].tolist(), tails[many].tolist(), strict=True):
             self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
+        self._moving = _Weight(0, 0)
         self._reached = (stop, self._reached[1] + writes.total)
         if self.destination.is_fixed:
             self._gathers(len(pieces), pieces.total)
@@ -173,11 +186,15 @@ class Mover:
     def keep(self) -> None:
         """Make durable what was moved so far, with what refers to it, and tell of it: nothing more is moved.
 
-        On a disk on which that would take too long, as the last sync shows, nothing is done: whoever asked to stop is
+        On a disk on which that would take too long, as the last syncs show, nothing is done: whoever asked to stop is
         not to wait, and what is not durable is copied again.
         """
-        waiting = self._pending_bytes + (self._under_way.size if self._under_way is not None else 0)
-        if not self._synced_bytes or waiting * self._synced_seconds > _KEEP_SECONDS * self._synced_bytes:
+        if self._seconds_a_byte is None:
+            return
+        waiting = [self._moving, _Weight(self._pending_pieces, self._pending_bytes)]
+        waiting += [self._under_way.weight] if self._under_way is not None else []
+        seconds = sum(each.pieces * self._seconds_a_piece + each.size * self._seconds_a_byte for each in waiting)
+        if seconds > _KEEP_SECONDS:
             return
         self.check = lambda: None
         self.checkpoint()
@@ -192,21 +209,25 @@ class Mover:
         # Whoever asked meanwhile to stop waits for one sync, not for the next as well.
         self.check()
         block, start, stop = self._gathered()
-        size = self._pending_bytes
+        weight = _Weight(self._pending_pieces, self._pending_bytes)
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         touched, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(touched)
         self._begin(at, is_new, row, start, stop)
         syncing = self.destination.begin_sync()
-        self._under_way = _UnderWay(syncing, touched, at, is_new, row, start, stop, self._reached, size)
+        self._under_way = _UnderWay(syncing, touched, at, is_new, row, start, stop, self._reached, weight)
 
     def _end_checkpoint(self) -> None:
         """Wait until the payload that is under way is durable, and write what refers to it."""
         if self._under_way is None:
             return
-        (syncing, touched, at, is_new, row, start, stop, reached, size), self._under_way = self._under_way, None
-        self._synced_bytes, self._synced_seconds = size, syncing.wait()
-        self._adapt(self._synced_seconds)
+        (syncing, touched, at, is_new, row, start, stop, reached, weight), self._under_way = self._under_way, None
+        took = syncing.wait()
+        if weight.pieces >= _MANY_SYNCED:
+            self._seconds_a_piece = took / weight.pieces
+        elif weight.size:
+            self._seconds_a_byte = took / weight.size
+        self._adapt(took)
         if any(self._linked):
             self.durable(*self._linked)
         old = ~is_new[row]
