@@ -21,9 +21,12 @@ from tests.cutting import small_checkpoints
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
+from vhdkit.chain.chain import windows
 from vhdkit.image.image import Image
 from vhdkit.merging import layout
+from vhdkit.merging.engine import _Merge
 from vhdkit.merging.mover import Mover
+from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage, Syncing
@@ -256,12 +259,45 @@ def test_counting_bits_is_looking_at_each_run(
     folder, paths = in_memory(chain, vary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vhdkit.chain.chain._WINDOW_BYTES", window)
-        patch.setattr(layout, "_COUNTED_BLOCKS", counted)
+        patch.setattr(layout, "_COUNTED_BYTES", counted * SECTOR)
         by_bits = measured(folder, paths[0], depth, new_from)
         patch.setattr(layout, "_alike", lambda *_: None)
         by_runs = measured(folder, paths[0], depth, new_from)
     assert by_bits == (True, *by_runs[1:])
     assert not by_runs[0]
+
+
+def test_of_large_blocks_few_bitmaps_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, count = 64 << 20, 40
+    folder = MemoryFolder({})
+    vhdkit.create_image("/base.vhd", size=block * count, block_size=block, folder=folder)
+    vhdkit.create_image("/leaf.avhd", parent="/base.vhd", folder=folder)
+    with vhdkit.open_chain("/leaf.avhd", writable=True, folder=folder) as chain:
+        for at in range(count):
+            chain.write(at * block, b"x" * SECTOR)
+    read, asked = Image.read_bitmaps, []
+
+    def spied(image: Image, at: Any) -> Any:
+        rows = read(image, at)
+        asked.append(rows.nbytes)
+        return rows
+
+    monkeypatch.setattr(Image, "read_bitmaps", spied)
+    assert vhdkit.plan_merge("/leaf.avhd", folder=folder).payload_bytes == count * SECTOR
+    assert 0 < max(asked) <= layout._COUNTED_BYTES  # noqa: SLF001
+
+
+def test_of_tiny_blocks_few_are_looked_at_together() -> None:
+    folder = MemoryFolder({})
+    count = 16384
+    vhdkit.create_image("/base.vhd", size=count * SECTOR, block_size=SECTOR, folder=folder)
+    with vhdkit.open_chain("/base.vhd", writable=True, folder=folder) as chain:
+        chain.write(0, b"x" * SECTOR * count)
+        (layer,) = chain.layers
+        assert isinstance(layer, Image)
+        bitmaps = [len(layer.allocated(*window)[0]) * 512 for window in windows(chain.layers, 0, chain.size)]
+    assert sum(bitmaps) == count * 512
+    assert max(bitmaps) <= 4 << 20
 
 
 @pytest.mark.parametrize(
@@ -280,3 +316,20 @@ def test_what_is_not_alike_is_looked_at_run_by_run(kind: Kind, operations: tuple
     depth = sum(isinstance(each, Snapshot) for each in operations)
     with vhdkit.open_chain(paths[0], folder=folder) as opened:
         assert layout._alike(opened, depth, layout.target_of(opened.layers, depth)) is None  # noqa: SLF001
+
+
+def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder({})
+    vhdkit.create_image("/base.vhd", size=1 << 20, folder=folder)
+    vhdkit.create_image("/middle.avhd", parent="/base.vhd", folder=folder)
+    vhdkit.create_image("/leaf.avhd", parent="/middle.avhd", folder=folder)
+    held: list[int] = []
+    change = _Merge._change_names  # noqa: SLF001
+
+    def spied(merge: Any, writer: Any) -> Any:
+        held.extend(len(child.table._window) for child in merge.files._children.values())  # noqa: SLF001
+        return change(merge, writer)
+
+    monkeypatch.setattr(_Merge, "_change_names", spied)
+    vhdkit.merge(vhdkit.plan_merge("/middle.avhd", folder=folder), folder=folder)
+    assert held == [0]

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _PAGE = 4096
 _ZEROS = 1 << 20
 
+# A bitmap takes a sector of the file, and 512 bytes of memory, however few sectors it is about.
+_TINY_SECTORS = 128
+
 
 class Placement(NamedTuple):
     """Where new blocks lie in a file: bitmaps at `first`, `first + stride`, ..., data right behind each."""
@@ -280,11 +283,11 @@ class Image(Layer):
         return rows
 
     def mapped_sectors(self, offset: int, stop: int) -> int:
-        """Return the sectors of allocated blocks in a range."""
+        """Return the sectors of allocated blocks in a range; of tiny blocks as many as their bitmaps cost."""
         if self.is_fixed:
             return 0
         blocks, _ = self.allocated(offset, stop)
-        return len(blocks) * min(self.sectors_per_block, (stop - offset) // SECTOR + 1)
+        return len(blocks) * max(_TINY_SECTORS, min(self.sectors_per_block, (stop - offset) // SECTOR + 1))
 
     def windows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield (indices, bitmap offsets) of all allocated blocks, a window of the table at a time."""

@@ -61,6 +61,10 @@ class Table:
             for low, high in _sector_stretches(local, min(WINDOW, self.entry_count - base)):
                 self._storage.write_at(self._offset + (base + low) * 4, window[low:high].astype(">u4").tobytes())
 
+    def forget(self) -> None:
+        """Keep no window: for images that are held, and not read."""
+        self._first, self._window = -1, np.empty(0, np.uint32)
+
     def _load(self, base: int) -> NDArray[np.uint32]:
         if base != self._first:
             count = max(0, min(WINDOW, self.entry_count - base))

@@ -84,7 +84,9 @@ class MergeFiles:
                 finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
             for path in _children(plan, folder):
                 finish(folder, path)
-                self._children[path] = open_image(path, writable=True, exclusive=True, folder=folder)
+                self._children[path] = child = open_image(path, writable=True, exclusive=True, folder=folder)
+                # There may be thousands.
+                child.table.forget()
             if dropped:
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
             _check_plan(plan, self.chain, folder)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
 
 
-_COUNTED_BLOCKS = 4096
+# So many bytes of bitmaps are looked at together, of each layer.
+_COUNTED_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,8 +176,9 @@ def _count(sources: list[Image], destination: Image, new_from: int | None) -> tu
     disk, size = sources[0].size, destination.block_size
     block_count = -(-disk // size)
     payload, added = 0, [np.empty(0, np.uint32)]
-    for first in range(0, block_count, _COUNTED_BLOCKS):
-        stop = min(block_count, first + _COUNTED_BLOCKS)
+    step = max(1, _COUNTED_BYTES // destination.bitmap_size)
+    for first in range(0, block_count, step):
+        stop = min(block_count, first + step)
         found = [layer.allocated(first * size, min(disk, stop * size)) for layer in sources]
         is_touched = np.zeros(stop - first, np.bool_)
         for blocks, _ in found:

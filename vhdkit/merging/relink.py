@@ -167,6 +167,8 @@ def _room(child: Image, locator: ParentLocator) -> int:
     for _, at in child.windows():
         near = at[(at < end) & (at + child.block_span > begin)].tolist()
         taken += [(start, start + child.block_span) for start in near]
+    # A merge holds its children to the end, and there may be thousands.
+    child.table.forget()
     for start, stop in taken:
         if start < end and begin < stop:
             end = max(begin, start)
