@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.unit.test_storage import make_place, opened, pattern, read
 from vhdkit.storage import copying
-from vhdkit.storage.copying import LONG_BYTES
+from vhdkit.storage.copying import LONG_BYTES, LongCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -318,9 +318,25 @@ def test_a_file_system_without_shared_extents_is_asked_once(
     assert read(target, 0, MIB) == RAW[:MIB]
 
 
-def test_an_error_while_sharing_is_told(files: tuple[Storage, Storage], cloning: Cloning) -> None:
+def test_what_cannot_be_shared_for_whatever_reason_is_copied(files: tuple[Storage, Storage], cloning: Cloning) -> None:
     source, target = files
     cloning.error = errno.ENOSPC
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+    target.copy_from(source, 0, 0, MIB)
+    assert read(target, 0, MIB) == RAW[:MIB]
+
+
+@pytest.mark.parametrize(("failing", "which"), [("preadv", 0), ("pwrite", 1)])
+def test_an_error_of_the_kernels_copy_names_the_file_that_it_is_of(
+    files: tuple[Storage, Storage], monkeypatch: pytest.MonkeyPatch, failing: str, which: int
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    source, target = files
+    monkeypatch.setattr(LongCopies, "copy", lambda *_: (0, 0))
+    # It says that something failed, and not which of the two.
+    monkeypatch.setattr(os, "copy_file_range", fails)
+    monkeypatch.setattr(os, failing, fails)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
         target.copy_from(source, 0, 0, MIB)
-    assert caught.value.filename == target.path
+    assert caught.value.filename == files[which].path
