@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -83,6 +84,20 @@ def test_after_a_long_silence_of_a_living_process_the_files_are_asked(vms: Path)
     silent = running(sources=(leaf,), destination=str(vms / "a.vhd"), changed=time.time() - 61)
     assert settled(silent).state is JobState.KILLED
     with vhdkit.open_chain(str(vms / "a.vhd"), writable=True):
+        assert settled(silent) is silent
+
+
+def test_a_silent_job_that_makes_a_new_file_is_asked_after_by_what_it_reads(vms: Path) -> None:
+    leaf = make_chain(vms, "a", 1)
+    job = a_job()
+    silent = running(
+        wishes=replace(job.wishes, child=leaf, to=str(vms / "new.vhd")),
+        sources=(leaf, str(vms / "a.vhd")),
+        destination=str(vms / "new.vhd"),
+        changed=time.time() - 61,
+    )
+    assert settled(silent).state is JobState.KILLED
+    with vhdkit.open_chain(leaf):
         assert settled(silent) is silent
 
 
@@ -279,6 +294,26 @@ def test_merges_are_found_again_by_their_journals(vms: Path, state: Path, monkey
     assert vhdkit.wait_for_job(killed, 30).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
     assert vhdkit.rollback_job(complete.id).rolled_back
+
+
+def test_a_merge_that_is_found_again_goes_on_though_its_parent_lies_elsewhere(vms: Path, state: Path) -> None:
+    for name in ("c", "p"):
+        (vms / name).mkdir()
+    vhdkit.create_image(str(vms / "p" / "a.vhd"), size=64 << 20)
+    leaf = str(vms / "c" / "a.avhd")
+    vhdkit.create_image(leaf, parent=str(vms / "p" / "a.vhd"))
+    with vhdkit.open_chain(leaf, search=[str(vms / "p")], writable=True) as chain:
+        chain.write(0, random.Random(5).randbytes(16 << 20))
+    job = vhdkit.start_merge(leaf, search=[str(vms / "p")], rate=4 << 20, detached=True)
+    until(lambda: job.job.bytes_done)
+    os.kill(job.job.pid, signal.SIGKILL)
+    until(lambda: job.job.state is JobState.KILLED)
+    lose(state)
+    (found,) = vhdkit.jobs(search=[str(vms / "p")])
+    assert found.id == job.id
+    vhdkit.resume_job(job.id)
+    assert vhdkit.wait_for_job(job.id, 30).state is JobState.COMPLETED
+    assert not os.path.exists(leaf)
 
 
 def test_a_folder_that_cannot_be_searched_is_an_error(vms: Path) -> None:

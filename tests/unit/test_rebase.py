@@ -230,6 +230,17 @@ def test_a_child_that_may_not_be_written_is_refused(vms: Path) -> None:
         vhdkit.rebase("child.avhd", "other.vhd")
 
 
+def test_a_parent_in_use_is_no_parent_that_cannot_be_found(vms: Path) -> None:
+    made("other.vhd", size=SIZE)
+    write("other.vhd", 0, b"something else")
+    before = (vms / "child.avhd").read_bytes()
+    with vhdkit.open_chain("base.vhd", writable=True):
+        for plan in (False, True):
+            with pytest.raises(ImageInUseError, match=r"base\.vhd"):
+                (vhdkit.plan_rebase if plan else vhdkit.rebase)("child.avhd", "other.vhd", ignore_id_mismatch=True)
+    assert (vms / "child.avhd").read_bytes() == before
+
+
 def test_files_in_use_are_refused(vms: Path) -> None:
     shutil.copy(vms / "base.vhd", vms / "copy.vhd")
     with vhdkit.open_chain("copy.vhd", writable=True), pytest.raises(ImageInUseError):

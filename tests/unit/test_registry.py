@@ -94,6 +94,27 @@ def test_a_job_is_replaced_only_while_it_is_what_was_seen(registry: Registry) ->
     assert registry.jobs()[0].state is JobState.KILLED
 
 
+def test_a_job_that_is_replaced_is_found_by_its_files_of_now(registry: Registry) -> None:
+    before = numbered(1, JobState.KILLED, files=("/a/base.vhd",))
+    registry.put(before)
+    assert registry.replace(before, replace(before, files=("/b/base.vhd",)))
+    assert registry.jobs(files=["/a/base.vhd"]) == ()
+    assert len(registry.jobs(files=["/b/base.vhd"])) == 1
+
+
+def test_what_is_to_be_cancelled_stays_so_whatever_else_is_asked(registry: Registry) -> None:
+    job = numbered(1, JobState.RUNNING)
+    registry.put(job)
+    registry.ask(job.id, "pause")
+    registry.ask(job.id, "cancel")
+    for request in ("resume", "pause"):
+        registry.ask(job.id, request)
+    assert registry.request(job.id) == "cancel"
+    registry.fulfilled(job.id, "cancel")
+    registry.ask(job.id, "resume")
+    assert registry.request(job.id) == "resume"
+
+
 def test_what_begins_again_waits_behind_those_that_wait(registry: Registry) -> None:
     for number in range(3):
         registry.put(numbered(number, JobState.NEW))

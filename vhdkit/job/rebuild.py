@@ -86,6 +86,8 @@ def _job_of(journal: Journal, folder: Folder) -> Job | None:
             undo=undo or None,
             relink_siblings=begin.relink_siblings,
             verify=bool(begin.view),
+            # Where they lie now, wherever they were looked for when it was begun.
+            search=_directories(journal.destination, (*sources, *below)),
         ),
         sources=sources,
         destination=journal.destination,
@@ -106,6 +108,12 @@ def _job_of(journal: Journal, folder: Folder) -> Job | None:
         identities={journal.resolve(each.path): each.unique_id for each in (*begin.sources, begin.destination)},
     )
     return job.advanced(changed, state, error=error)
+
+
+def _directories(destination: str, layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders that layers have to be looked for in, nothing if all are in one."""
+    found = tuple(dict.fromkeys(map(paths.dirname, (*layers, destination))))
+    return found if len(found) > 1 else ()
 
 
 def _state_of(journal: Journal, folder: Folder) -> tuple[JobState, str]:

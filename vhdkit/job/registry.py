@@ -92,10 +92,7 @@ class Registry:
             if known is None:
                 _forget_old(database, job.changed)
             if known is None or _files(known[0]) != job.files:
-                database.execute("DELETE FROM files WHERE id = ?", (job.id,))
-                database.executemany(
-                    "INSERT OR IGNORE INTO files VALUES (?, ?)", [(_key(path), job.id) for path in job.files]
-                )
+                _list_files(database, job)
 
         self._call(write, writes=True)
 
@@ -113,13 +110,18 @@ class Registry:
                 "request = CASE WHEN ?5 THEN '' ELSE request END WHERE id = ?1",
                 (job.id, job.state, job.changed, record, clear_request),
             )
+            if known.files != job.files:
+                _list_files(database, job)
             return True
 
         return self._call(write, writes=True)
 
     def ask(self, job_id: str, request: str) -> None:
-        """Leave a request to whoever works at a job: "cancel", "pause", "resume"."""
-        sentence = "UPDATE jobs SET request = ? WHERE id = ?"
+        """Leave a request to whoever works at a job: "cancel", "pause", "resume".
+
+        One to cancel stays until it is fulfilled, whatever else is asked meanwhile.
+        """
+        sentence = "UPDATE jobs SET request = ? WHERE id = ? AND request != 'cancel'"
         self._call(lambda database: database.execute(sentence, (request, job_id)), writes=True)
 
     def fulfilled(self, job_id: str, request: str) -> None:
@@ -321,6 +323,12 @@ def _prepare(database: sqlite3.Connection) -> None:
 def _columns(database: sqlite3.Connection, table: str) -> list[str]:
     """Return the names of a table's columns in their order, none if there is no such table."""
     return [name for (name,) in database.execute("SELECT name FROM pragma_table_info(?)", (table,))]
+
+
+def _list_files(database: sqlite3.Connection, job: Job) -> None:
+    """Let a job be found by the files that it touches now."""
+    database.execute("DELETE FROM files WHERE id = ?", (job.id,))
+    database.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", [(_key(path), job.id) for path in job.files])
 
 
 def _forget_old(database: sqlite3.Connection, now: float) -> None:

@@ -15,9 +15,9 @@ from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.image.journal import read_journal
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.record import Job, JobState, Wishes, job_id
+from vhdkit.job.record import Job, JobState, Wishes, job_id, share_a_file
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import is_rolling_back, noted
+from vhdkit.job.truth import is_rolling_back, noted, settled
 from vhdkit.job.worker import Worker, check_same, gone, identities_of, planned, touched
 from vhdkit.merging.engine import merge
 from vhdkit.merging.rollback import rollback
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
 
+_LETTING_GO_SECONDS = 1.0
 # The process of a job finds its modules where this one does, and never in the folder that it happens to stand in.
 _DETACHED = """
 import json, sys
@@ -285,14 +286,30 @@ def _continued(job: Job, before: Job | None) -> Job:
 
 def _planned(wishes: Wishes, machine: str) -> Job:
     """Return a new job of what is wished; what cannot be done is refused at once."""
-    try:
-        plan = planned(wishes)
-    except ImageInUseError:
-        # Another job is at it: this one waits, and is planned when its turn has come.
-        return _expected(wishes, machine)
+    until = time.monotonic() + _LETTING_GO_SECONDS
+    while True:
+        try:
+            plan = planned(wishes)
+            break
+        except ImageInUseError:
+            expected = _expected(wishes, machine)
+            # Another job is at it: this one waits, and is planned when its turn has come.
+            if _is_listed_job_at(expected) or time.monotonic() > until:
+                return expected
+        # A process that was killed lets go of its files a moment later.
+        time.sleep(0.05)
     if plan.obstacles and not any(isinstance(obstacle, ImageInUseError) for obstacle in plan.obstacles):
         raise plan.obstacles[0]
     return _new(wishes, plan, machine)
+
+
+def _is_listed_job_at(job: Job) -> bool:
+    """Whether a job that goes on needs the files of another, as far as the list can tell."""
+    try:
+        going = Registry().jobs(states=tuple(state for state in JobState if not state.is_finished))
+    except RegistryError:
+        return False
+    return any(share_a_file(other, job) and not settled(other).state.is_finished for other in going)
 
 
 def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:

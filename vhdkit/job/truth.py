@@ -87,9 +87,11 @@ def _is_being_worked_at(job: Job) -> bool:
 
 
 def _is_held(job: Job) -> bool:
+    # One that makes a new file holds what it reads, as a reader does.
+    makes_new = job.wishes.to is not None
     try:
-        with closing(LocalFolder().open(job.destination)) as storage:
-            storage.lock(exclusive=False)
+        with closing(LocalFolder().open(job.wishes.child if makes_new else job.destination)) as storage:
+            storage.lock(exclusive=makes_new)
     except ImageInUseError:
         return True
     except OSError:

@@ -322,6 +322,9 @@ def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | No
             parent_map=where.parent_map,
             folder=where.folder,
         )
+    except ImageInUseError as error:
+        error.add_note("What the child reads now can be compared with the new parent when nobody writes to either.")
+        raise
     except (VhdError, OSError):
         return Fit.UNKNOWN, None
     return (Fit.YES if result.equal else Fit.NO), result.first_difference
