@@ -25,6 +25,8 @@ from tests.histories import (
     views_on,
 )
 from vhdkit.errors import SnapshotError, VhdError
+from vhdkit.image.journal import SUFFIX as JOURNAL
+from vhdkit.image.step import SUFFIX as STEP
 from vhdkit.snapshot.adopting import adopt
 
 if TYPE_CHECKING:
@@ -133,6 +135,9 @@ def hold(survival: Survival, act: Act, at: int, before: Model, after: Model) -> 
         start_first(survival, before if found == before.views() else after, at, where)
     # Whoever only looks changes nothing; whoever settles finishes or takes back, and leaves nothing behind.
     machine = machine_on(folder, 1000 + at)
+    named = {remark.path for remark in machine.check()}
+    left = {path.removesuffix(JOURNAL).removesuffix(STEP) for path in strays(folder)}
+    assert left <= named, where
     machine.settle()
     assert views_on(folder) == found, where
     assert machine.owed().is_nothing, where

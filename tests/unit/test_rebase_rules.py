@@ -405,11 +405,13 @@ def test_a_raw_parent_that_is_written_is_in_use() -> None:
     storage.close()
 
 
-def test_an_old_parent_that_is_written_is_told_and_not_compared() -> None:
+def test_an_old_parent_that_is_written_is_in_use() -> None:
     folder = laid(LEAF, SUB, BESIDE)
-    with open_chain(BESIDE, writable=True, folder=folder):
-        result = rebase(PATH, SUB, folder=folder)
-    assert (result.before, result.fits, result.difference) == (BESIDE, Fit.UNKNOWN, None)
+    before = contents(folder)
+    with open_chain(BESIDE, writable=True, folder=folder), pytest.raises(ImageInUseError, match=BESIDE) as caught:
+        rebase(PATH, SUB, folder=folder)
+    assert "compared with the new parent" in caught.value.__notes__[0]
+    assert contents(folder) == before
 
 
 def test_a_plan_does_not_finish_what_was_cut_off_in_the_old_parent_either() -> None:

@@ -308,8 +308,10 @@ def test_a_full_disk_is_told_when_copying(tmp_path: Path, monkeypatch: pytest.Mo
     place = make_place("local", str(tmp_path))
     source = place.folder.open(place.put("source", bytes(LONG_BYTES)))
     target = place.folder.create(place.path("target"))
-    with pytest.raises(OSError, match="space"):
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="space") as caught:
         target.copy_from(source, 0, 0, LONG_BYTES)
+    assert caught.value.filename == target.path
     source.close()
     target.close()
 

@@ -82,7 +82,8 @@ def describe_remark(remark: Remark) -> dict[str, Any]:
 def print_machine(machine: Machine) -> None:
     """Print the tree of a machine's snapshots, with what it writes to and what is owed."""
     manifest = machine.manifest
-    click.echo(f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}")
+    running = ", running" if machine.is_running() else ""
+    click.echo(f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}{running}")
     for line in _tree(machine, manifest):
         click.echo(line)
     for disk in manifest.disks:

@@ -150,11 +150,16 @@ def revert(disk: str, *, state_to: str | None, directory: str | None, as_json: b
 @click.option("--no-settle", is_flag=True, help="Leave the merges that are owed to `snapshot settle`.")
 @json_option
 def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: bool) -> None:
-    """Delete snapshot NAME; the merges that this asks for begin in the background, if the machine is off."""
+    """Delete snapshot NAME; the merges that this asks for begin in the background, if the machine is off.
+
+    Where what the machine writes to is merged down, it goes on in another file from then on; which one is said.
+    """
     from vhdkit.cli.snapshot_text import describe_owed
 
     machine = _machine(disk)
+    active = machine.active
     gone = machine.delete(name, subtree=subtree)
+    owed = machine.owed().merges
     jobs, postponed = _started(machine, None) if not no_settle else ((), "")
     if as_json:
         record = {"deleted": [each.name for each in gone], "jobs": [job.id for job in jobs]}
@@ -162,6 +167,10 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
         return
     for each in gone:
         click.echo(f"deleted: {printable(each.name)}")
+    for sources, into in owed:
+        if sources[0] in active:
+            where = f"{path_text(into)} instead of {path_text(sources[0])}"
+            click.echo(f"active: {where}, once that is merged into it")
     _print_started(machine, jobs, postponed)
 
 

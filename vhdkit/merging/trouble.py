@@ -31,11 +31,8 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseExce
         storage = folder.open(path)
         needed = max(0, size_after - storage.size())
         storage.close()
-    if not needed:
-        # What lies there already is written over, which some file systems need room for. How much cannot be told.
-        error.add_note(f"{free} bytes are free in {paths.dirname(path)}; free more, and run the same command again.")
-        return error
     # The plan saw enough: someone else took some since, or a quota allows less than is free.
+    needed = max(1, needed)
     return NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))
 
 

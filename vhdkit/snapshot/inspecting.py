@@ -18,6 +18,8 @@ from vhdkit.chain.names import named_paths
 from vhdkit.errors import VhdError
 from vhdkit.format import unique_id
 from vhdkit.image.create import is_partial
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.snapshot import changes
 from vhdkit.snapshot.layers import is_kept_name, touched_by_merges
 from vhdkit.snapshot.manifest import manifests_with
@@ -60,13 +62,19 @@ class Remark:
     commands: tuple[str, ...] = ()
 
 
-def inspect(file: ManifestFile, manifest: Manifest, owed: Owed, search: Sequence[str] = ()) -> tuple[Remark, ...]:
-    """Return what is to be said of a machine's files; `search` are more folders in which orphans are looked for."""
+def inspect(
+    file: ManifestFile, manifest: Manifest, noted: Manifest, owed: Owed, search: Sequence[str] = ()
+) -> tuple[Remark, ...]:
+    """Return what is to be said of a machine's files; `search` are more folders in which orphans are looked for.
+
+    `noted` is what is written, and `manifest` what that means now.
+    """
     settle = _command("snapshot", "settle", file.absolute(manifest.disks[0].active))
     return (
         *(remark for index in range(len(manifest.disks)) for remark in _of_layers(file, manifest, index)),
         *_of_state(file, manifest),
         *_of_operations(file, manifest, owed, settle),
+        *_of_last_steps(file, manifest, noted, settle),
         *_of_others(file, manifest, search),
         *_of_lost_state(file, manifest),
         *_of_signposts(file, manifest),
@@ -159,11 +167,7 @@ def _of_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
 
 def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: str) -> Iterator[Remark]:
     """Tell of what was cut off, and of what is owed."""
-    for made in (*manifest.begun, *manifest.doomed):
-        path = file.absolute(made.path)
-        if file.folder.exists(path):
-            message = "an operation that was cut off has left it; nobody needs it"
-            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+    yield from _of_leftovers(file, manifest, settle)
     for folding in manifest.foldings:
         into = file.absolute(folding.fold.destination)
         message = f"the merge of {paths.basename(folding.fold.top)} into it is not finished"
@@ -180,6 +184,38 @@ def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: s
         yield Remark(kind=Kind.OWED, path=path, message=message, commands=(settle,))
 
 
+def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterator[Remark]:
+    """Tell of what operations that were cut off have left, whole or half made."""
+    made = {file.absolute(each.path) for each in (*manifest.begun, *manifest.doomed)}
+    for path in sorted(filter(file.folder.exists, made)):
+        message = "an operation that was cut off has left it; nobody needs it"
+        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+    for directory in sorted({file.directory, *map(paths.dirname, made), *map(paths.dirname, file.images(manifest))}):
+        for name in sorted(file.folder.names(directory)):
+            path = paths.join(directory, name)
+            whole = path.rsplit(".", 2)[0]
+            if not is_partial(path) or _is_other_machines(file, path):
+                continue
+            is_ours = whole in made or whole == file.path
+            message = "an operation that was cut off has left it half made; nobody needs it"
+            message += "" if is_ours else ", unless that is going on: remove it"
+            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,) if is_ours else ())
+
+
+def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, settle: str) -> Iterator[Remark]:
+    """Tell of merges and of changed headers whose last steps a cut has left out: the disks are what they are to be."""
+    for folding in noted.foldings:
+        if folding not in manifest.foldings:
+            for path in filter(file.folder.exists, map(file.absolute, folding.fold.sources)):
+                message = "it is merged, and was not removed yet"
+                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+    told = {file.absolute(folding.fold.destination) for folding in manifest.foldings}
+    for path in sorted(file.images(noted) - told):
+        if file.folder.exists(path + JOURNAL_SUFFIX) or file.folder.exists(path + STEP_SUFFIX):
+            message = "what was changed in it is complete, but for its last step"
+            yield Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
+
+
 def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) -> Iterator[Remark]:
     """Tell of images beside the layers that are none: where they would fit, and what can be done with them."""
     known = {file.absolute(layer.path): layer for disk in manifest.disks for layer in disk.layers}
@@ -191,9 +227,8 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
         if path in known or path in told or _is_other_machines(file, path):
             continue
         if is_partial(path):
-            message = "an operation that was cut off has left it half made; nobody needs it: remove it"
-            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message)
-        elif image.parent_id is not None:
+            continue
+        if image.parent_id is not None:
             yield _of_orphan(file, manifest, image, catalog)
 
 

@@ -135,8 +135,8 @@ class Machine:
         return self._settler().owed(self.manifest)
 
     def is_running(self) -> bool:
-        """Whether somebody holds a layer that the machine writes to."""
-        return self._settler().holder(self.manifest) is not None
+        """Whether somebody else than a merge of its own holds a layer that the machine writes to."""
+        return self._settler().is_running(self.manifest)
 
     def check(self, *, search: Sequence[str] = (), accept: bool = False) -> tuple[Remark, ...]:
         """Return what is wrong, odd or left over; with `accept` frozen layers are taken as they are now, first.
@@ -146,8 +146,9 @@ class Machine:
         if accept:
             with self._changing() as manifest:
                 self.file.write(inspecting.accepted(self.file, manifest))
-        manifest = self.manifest
-        return inspecting.inspect(self.file, manifest, self._settler().owed(manifest), search)
+        noted = self.file.read()
+        manifest = effective(self.file, noted)
+        return inspecting.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
 
     def export(
         self,
@@ -250,9 +251,12 @@ class Machine:
                 with self._beginning(replace(manifest, begun=layers.begun_of(fresh, kept)), manifest):
                     layers.keep_files(self.file, kept, state)
                     layers.make_layers(self.file, fresh, timestamp.from_unix(now))
-                self.file.write(changes.taken(manifest, snapshot, fresh, marks))
-                for image in images:
-                    self.folder.protect(image.path, is_protected=True)
+                after = changes.taken(manifest, snapshot, fresh, marks)
+                self.file.write(after)
+                for index, (image, layer) in enumerate(zip(images, snapshot.layers, strict=True)):
+                    # A merge that has stopped may have to relink it.
+                    if layer not in changes.busy(after, index):
+                        self.folder.protect(image.path, is_protected=True)
         return snapshot
 
     def apply(self, name: str, *, state_to: str | None = None, directory: str | None = None) -> Applied:
@@ -361,12 +365,14 @@ class Machine:
         settler = self._settler()
         with self._changing() as manifest:
             started: list[MergeJob] = []
+            troubles: list[VhdError | OSError] = []
             for folding in settler.begin(manifest):
                 try:
                     started.append(settler.start(manifest, folding, rate=rate))
-                except (VhdError, OSError):
-                    if not started:
-                        raise
+                except (VhdError, OSError) as error:
+                    troubles.append(error)
+            if troubles and not started:
+                raise troubles[0]
             return tuple(started)
 
     # Beneath

@@ -294,7 +294,8 @@ def manifests_with(folder: Folder, directory: str, image: str) -> Iterator[Manif
         try:
             manifest = file.read()
         except (SnapshotError, OSError):
-            if paths.basename(image).startswith(paths.basename(file.path).removesuffix(SUFFIX)):
+            stem = paths.basename(file.path).removesuffix(SUFFIX)
+            if paths.basename(image).startswith((f"{stem}.", f"{stem}_")):
                 yield file
             continue
         if image in file.images(manifest):

@@ -120,13 +120,18 @@ class Settler:
             waiting=tuple(waiting),
         )
 
-    def holder(self, manifest: Manifest) -> ImageInUseError | None:
+    def holder(self, manifest: Manifest, *, exclusive: bool = True) -> ImageInUseError | None:
         """Return the error that holding the machine's active layers gives, None if nobody else holds them."""
         try:
-            with layers.held_actives(self.file, manifest, exclusive=True):
+            with layers.held_actives(self.file, manifest, exclusive=exclusive):
                 return None
         except ImageInUseError as error:
             return error
+
+    def is_running(self, manifest: Manifest) -> bool:
+        """Whether somebody else than a merge that is owed writes to the machine's active layers."""
+        # Held as a reader does: who only looks keeps nobody from starting it.
+        return self.holder(manifest, exclusive=False) is not None and not self._is_own(manifest.foldings)
 
     # Settling
 
