@@ -158,6 +158,58 @@ def test_deleting_tells_which_merges_have_begun_and_which_are_owed_still(cli: Cl
     assert all_read(cli, xp) == {"c": "1", "now": "1"}
 
 
+def test_a_merge_by_hand_ruins_no_snapshot(cli: Cli, xp: str) -> None:
+    write(cli, xp, "r")
+    done(cli("snapshot", "take", "a", xp))
+    write(cli, xp, "1")
+    done(cli("snapshot", "take", "b", xp))
+    write(cli, xp, "2")
+    (record,) = listed(cli, xp)["disks"]
+    layers = [each["layers"][0]["filename"] for each in listed(cli, xp)["snapshots"]]
+    before = all_read(cli, xp)
+    for path in layers:
+        Path(path).chmod(0o644)
+    for words in (
+        ["merge", record["active"]],
+        ["merge", layers[1]],
+        ["merge", record["active"], "--into", xp],
+        ["merge", layers[1], "--background"],
+    ):
+        refused = cli(*words)
+        assert refused.code == 1
+        assert "layer of the machine old xp" in refused.err
+        assert "snapshot delete" in refused.err
+    assert all_read(cli, xp) == before
+    assert done(cli("merge", layers[1], "--to", "apart.vhd")).code == 0
+    done(cli("create", "stray.avhd", "--parent", record["active"]))
+    done(cli("merge", "stray.avhd"))
+    assert all_read(cli, xp) == before
+    # Without the manifest they are nobody's layers.
+    Path(listed(cli, xp)["manifest"]).unlink()
+    done(cli("merge", record["active"]))
+
+
+def test_a_frozen_layer_whose_parent_was_renamed_is_mended(cli: Cli, xp: str) -> None:
+    write(cli, xp, "r")
+    done(cli("snapshot", "take", "a", xp, "--note", "kept"))
+    write(cli, xp, "1")
+    done(cli("snapshot", "take", "b", xp))
+    before = all_read(cli, xp)
+    active = listed(cli, xp)["disks"][0]["active"]
+    frozen = listed(cli, xp)["snapshots"][1]["layers"][0]["filename"]
+    Path("xp.vhd").rename("base.vhd")
+    refused = cli("rebase", frozen, "-b", "base.vhd")
+    assert refused.code == 1
+    assert "chmod u+w" in refused.err
+    assert "snapshot init" in refused.err
+    Path(frozen).chmod(0o644)
+    done(cli("rebase", frozen, "-b", "base.vhd"))
+    done(cli("snapshot", "init", active))
+    assert all_read(cli, active) == before
+    assert listed(cli, active)["snapshots"][0]["note"] == "kept"
+    assert done(cli("snapshot", "check", active)).out.startswith("nothing to say")
+
+
 def test_applying_may_keep_the_present_first(cli: Cli, xp: str) -> None:
     write(cli, xp, "a")
     cli("snapshot", "take", "a", xp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -291,6 +292,54 @@ def test_a_layer_changed_behind_our_back_is_named_before_anything_is_built_on_it
     with pytest.raises((vhdkit.VhdError, OSError), match="xp"):
         kept.machine.export("a", str(kept.folder / "out"))
     assert contents(kept.folder) == before
+
+
+@pytest.mark.parametrize("what", ["footer", "header", "block allocation table"])
+def test_each_structure_has_a_checksum_of_its_own(kept: Kept, what: str) -> None:
+    kept.take("a", "a")
+    kept.take("b", "b")
+    layer = Path(kept.machine.layers_of("b")[0])
+    with vhdkit.open_image(str(layer)) as image:
+        assert image.header is not None
+        at = {
+            "footer": layer.stat().st_size - 512 + 28,  # the creator's name
+            "header": image.footer.data_offset + 576 + 16,  # a locator's reserved field
+            "block allocation table": image.header.table_offset + image.header.max_table_entries * 4 - 4,
+        }[what]
+    status = layer.stat()
+    layer.chmod(0o644)
+    raw = bytearray(layer.read_bytes())
+    raw[at] ^= 1
+    layer.write_bytes(raw)
+    os.utime(layer, ns=(status.st_atime_ns, status.st_mtime_ns))
+    layer.chmod(0o444)
+    (remark,) = [each for each in kept.machine.check() if each.path == str(layer)]
+    assert remark.kind == "changed"
+    assert what in remark.message or "cannot be read" in remark.message
+    with pytest.raises((SnapshotError, vhdkit.CorruptImageError)):
+        kept.machine.apply("b")
+
+
+def test_a_kept_file_that_is_missing_is_told_of(kept: Kept, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"m")
+    snapshot = kept.machine.take("a", state=[str(tmp_path / "memory")])
+    path = kept.machine.file.absolute(snapshot.state[0].path)
+    Path(path).unlink()
+    (remark,) = kept.machine.check()
+    assert (remark.kind, remark.path) == ("missing", path)
+    with pytest.raises(SnapshotError, match="not there"):
+        kept.machine.apply("a", state_to=str(tmp_path / "out"))
+
+
+def test_an_active_layer_that_was_told_of_another_parent_is_told_of(kept: Kept) -> None:
+    kept.take("a", "a")
+    kept.take("b", "b")
+    active = kept.machine.active[0]
+    assert kept.machine.check() == ()
+    vhdkit.rebase(active, kept.base, ignore_id_mismatch=True)
+    (remark,) = kept.machine.check()
+    assert (remark.kind, remark.path) == ("changed", active)
+    assert "another parent" in remark.message
 
 
 def test_a_merge_is_not_begun_with_a_layer_that_was_changed(kept: Kept) -> None:

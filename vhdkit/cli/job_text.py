@@ -98,7 +98,7 @@ def job_rows(job: Job) -> list[tuple[str, object]]:
 
 def job_line(job: Job) -> str:
     """Return in one line how a job is."""
-    return f"{job.id}  {_state(job)}, {job.percent} %"
+    return f"{job.id}  {_state(job)}" + ("" if job.rolled_back else f", {job.percent} %")
 
 
 def duration(seconds: float) -> str:

@@ -254,10 +254,10 @@ def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Take jobs that have ended off the list; nothing else changes."""
     from vhdkit.job.control import remove_job
 
-    _for_each(ids, remove_job, as_json=as_json)
+    _for_each(ids, remove_job, as_json=as_json, done_word="removed: ")
 
 
-def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool) -> None:
+def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "") -> None:
     from vhdkit.errors import VhdError
     from vhdkit.job.control import find_job
 
@@ -270,18 +270,18 @@ def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool) -
         except (VhdError, OSError) as error:
             refusals.append(error)
     if done or not refusals:
-        _print_states(done, as_json=as_json)
+        _print_states(done, as_json=as_json, before=done_word)
     for refusal in refusals[:-1]:
         click.echo(f"vhdkit: {refusal}", err=True)
     if refusals:
         raise refusals[-1]
 
 
-def _print_states(found: Sequence[Job], *, as_json: bool) -> None:
+def _print_states(found: Sequence[Job], *, as_json: bool, before: str = "") -> None:
     from vhdkit.cli.job_text import describe_job, job_line
 
     if as_json:
         print_json([describe_job(each) for each in found])
         return
     for each in found:
-        click.echo(job_line(each))
+        click.echo(before + job_line(each))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +11,7 @@ import vhdkit
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.stopping import stopping
+from vhdkit.errors import ImageInUseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +86,7 @@ def merge(
         "resume": resume,
         **where(**options),
     }
+    _refuse_to_ruin(child, wishes)
     if background:
         _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
         return 0
@@ -111,6 +113,18 @@ def merge(
         result = run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
     _print_result(plan, result, as_json=as_json)
     return 0
+
+
+def _refuse_to_ruin(child: str, wishes: dict[str, Any]) -> None:
+    """Refuse to merge what a machine's snapshots need; nothing is looked for where none are kept."""
+    if wishes["to"] is not None:
+        return
+    from vhdkit.snapshot.guard import is_near_machines, refuse_to_ruin
+
+    if is_near_machines(child):
+        with suppress(ImageInUseError):
+            plan = vhdkit.plan_merge(child, **wishes)
+            refuse_to_ruin(plan.sources, plan.destination)
 
 
 @contextmanager

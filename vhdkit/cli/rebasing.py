@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
 from vhdkit.cli.output import path_text, print_json, size_text, table
-from vhdkit.errors import printable
+from vhdkit.errors import ReadOnlyImageError, VhdError, printable
 
 if TYPE_CHECKING:
     from vhdkit.merging.rebase import Rebase
@@ -43,12 +44,22 @@ def rebase(
         "search": search,
         "parent_map": dict(parent_map),
     }
+    from vhdkit.snapshot.guard import is_near_machines
+
     if dry_run:
         from vhdkit.merging.rebase import plan_rebase
 
         result = plan_rebase(child, parent, **wishes)
     else:
-        result = vhdkit.rebase(child, parent, **wishes)
+        try:
+            result = vhdkit.rebase(child, parent, **wishes)
+        except ReadOnlyImageError as error:
+            if is_near_machines(child):
+                error.add_note(
+                    "If it is frozen as a snapshot: let it be written (chmod u+w), rebase it, and let the snapshots"
+                    " know with `vhdkit snapshot init` and the disk."
+                )
+            raise
     _print(result, dry_run=dry_run, as_json=as_json)
 
 
@@ -77,7 +88,7 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
             }
         )
         return
-    ids = "the same" if same_id else f"{result.found_id.hex()}, expected {result.expected_id.hex()}"
+    ids = "the same" if same_id else _ids_text(result)
     rows: list[tuple[str, object]] = [("child", path_text(result.child)), ("parent", path_text(result.parent))]
     rows += [("before", path_text(result.before) if result.before else "not found")]
     rows += [("id", ids), ("child size", size_text(result.child_size)), ("parent size", size_text(result.parent_size))]
@@ -94,6 +105,16 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
         click.echo("nothing is to be changed: it says so already")
     elif dry_run:
         click.echo("nothing was written: this was a dry run")
+
+
+def _ids_text(result: Rebase) -> str:
+    """Return both ids as the tools of the child's maker show them."""
+    from vhdkit.format.unique_id import display
+
+    creator = b""
+    with suppress(VhdError, OSError), vhdkit.open_image(result.child) as child:
+        creator = child.footer.creator_application
+    return f"{display(result.found_id, creator)}, expected {display(result.expected_id, creator)}"
 
 
 def time_text(stamp: int) -> str:

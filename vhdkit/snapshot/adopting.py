@@ -22,7 +22,7 @@ from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.snapshot import layers
 from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
-from vhdkit.snapshot.marks import mark_at
+from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.snapshot.settling import Settler
 from vhdkit.storage import paths
@@ -417,6 +417,7 @@ def _snapshots(
     """
     known = {each.layers: each for each in before.snapshots} if before is not None else {}
     layers_known = [set(disk.parents) - {disk.active} for disk in before.disks] if before is not None else []
+    moved = _by_ids(file, before) if before is not None else {}
     names = {each.name for each in known.values()}
     found: list[Snapshot] = []
     id_of: dict[str, str | None] = {}
@@ -432,7 +433,7 @@ def _snapshots(
             now = parent_id
             continue
         where = tuple(file.relative(image.path) for image in row)
-        at = known.get(where[: len(layers_known)])
+        at = known.get(where[: len(layers_known)]) or moved.get(tuple(image.unique_id.hex() for image in row))
         is_left = layers_known and all(
             path in paths_known for path, paths_known in zip(where, layers_known, strict=False)
         )
@@ -447,6 +448,15 @@ def _snapshots(
         id_of[row[0].path] = at.id
     order = {each.id: place for place, each in enumerate(known.values())}
     return tuple(sorted(found, key=lambda each: order.get(each.id, len(order)))), now
+
+
+def _by_ids(file: ManifestFile, before: Manifest) -> dict[tuple[str, ...], Snapshot]:
+    """Return the snapshots none of whose images is where it was, by the unique ids of those."""
+    return {
+        tuple(disk.layer(path).unique_id for disk, path in zip(before.disks, each.layers, strict=True)): each
+        for each in before.snapshots
+        if not any(file.folder.exists(file.absolute(path)) for path in each.layers)
+    }
 
 
 def _frozen_at(row: Sequence[ScannedImage]) -> float:
@@ -475,7 +485,10 @@ def _marked(file: ManifestFile, made: Manifest, before: Manifest | None) -> Mani
                 earlier = known.get(layer.path)
                 is_same = earlier is not None and earlier.unique_id == layer.unique_id
                 mark = earlier.mark if earlier is not None and is_same else None
-                mark = mark or mark_at(file.folder, file.absolute(layer.path))[0]
+                now = mark_at(file.folder, file.absolute(layer.path))[0]
+                # One that was told of another parent is what it was.
+                is_rebased = mark is not None and mark.header != now.header and is_relinked_only(mark, now)
+                mark = now if mark is None or is_rebased else mark
             marked.append(replace(layer, mark=mark))
         disks.append(replace(disk, layers=tuple(marked)))
     return replace(made, disks=tuple(disks))

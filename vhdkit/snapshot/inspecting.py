@@ -23,7 +23,7 @@ from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.snapshot import changes
 from vhdkit.snapshot.layers import is_kept_name, touched_by_merges
 from vhdkit.snapshot.manifest import manifests_with
-from vhdkit.snapshot.marks import differences, mark_at
+from vhdkit.snapshot.marks import differences, mark_at, parent_id_at
 from vhdkit.snapshot.signpost import signposts
 from vhdkit.storage import paths
 
@@ -135,6 +135,12 @@ def _of_layer(
     if found != layer.unique_id:
         message = f"it is {whose}, and another image has taken its place (its id is {found}, was {layer.unique_id})"
         yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+        return
+    below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
+    if not is_touched and parent_id_at(file.folder, path) != below:
+        message = f"it is {whose}, and was told of another parent than {layer.parent or 'none'}"
+        init = _command("snapshot", "init", path)
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(init,))
         return
     different = () if layer.mark is None or is_touched else differences(layer.mark, now)
     if different:

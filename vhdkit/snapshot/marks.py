@@ -50,6 +50,13 @@ def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
         return mark_of(image), image.unique_id.hex()
 
 
+def parent_id_at(folder: Folder, path: str) -> str:
+    """Return the unique id of the parent that the image at a path names, in hexadecimal, "" if it needs none."""
+    with open_image(path, folder=folder) as image:
+        is_child = image.is_differencing and image.header is not None
+        return image.header.parent_unique_id.hex() if is_child and image.header is not None else ""
+
+
 def is_alike(folder: Folder, path: str, then: Mark) -> bool:
     """Whether a file has the length and the time that it had."""
     storage = folder.open(path)
