@@ -24,7 +24,8 @@ payload alone to a new file, which is then synced. `qemu-img commit` syncs by it
 sectors, neither more nor fewer, in subclusters of 16 KiB clusters, and in a row without a bar whole clusters of 64
 KiB, as a guest's writes would have filled them. vhd-lib 0.7.2 is the newest that npm can install; 4.15.0 runs once
 three packages that the registry lacks are stood in for. Their caller syncs. Every result's bytes were compared with
-what the leaf read.
+what the leaf read: a tool that wrote others is told of in its row. MiB read are those of calls: what long writes take
+from mapped pages of the source is not among them.
 
 Rows of 2026-11-24 are older than long writes past the page cache, were measured on the machine's own disk, and gave
 qemu-img whole clusters of 64 KiB: they tell of the program as it was then.

@@ -66,6 +66,49 @@ def test_count(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
     assert int(total.sum()) == int(np.unpackbits(bitmaps).sum())
 
 
+def test_classify(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
+    kinds = benchmark(bitmap.classify, bitmaps, SECTORS)
+    total = np.unpackbits(bitmaps, axis=1).sum(axis=1)
+    assert np.array_equal(kinds == bitmap.Fill.EMPTY, total == 0)
+    assert np.array_equal(kinds == bitmap.Fill.FULL, total == SECTORS)
+
+
+@pytest.fixture(scope="module")
+def layers() -> NDArray[np.uint8]:
+    """Ten layers of the same 4,096 blocks, each bit set once in sixteen."""
+    random = np.random.default_rng(9)
+    first, *others = (random.integers(0, 256, (10, BLOCKS, SECTORS // 8), np.uint8) for _ in range(4))
+    for other in others:
+        first &= other
+    return first
+
+
+def test_union_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
+    expected = layers[0].copy()
+    for layer in layers[1:]:
+        expected |= layer
+    assert np.array_equal(benchmark(bitmap.union, layers), expected)
+
+
+def test_difference(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
+    found = benchmark(bitmap.difference, layers[0], layers[1])
+    assert not (found & layers[1]).any()
+    assert np.array_equal(found | layers[0] & layers[1], layers[0])
+
+
+def test_ownership_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
+    owned = benchmark(bitmap.ownership, layers)
+    assert np.array_equal(bitmap.union(owned), bitmap.union(layers))
+    assert int(bitmap.count(owned.reshape(-1, SECTORS // 8), SECTORS).sum()) == int(
+        bitmap.count(bitmap.union(layers), SECTORS).sum()
+    )
+
+
+def test_full(benchmark: BenchmarkFixture) -> None:
+    rows = benchmark(bitmap.full, SECTORS * 512, BLOCKS)
+    assert set(bitmap.classify(rows, SECTORS).tolist()) == {bitmap.Fill.FULL}
+
+
 def test_first_overlap_of_a_full_table(benchmark: BenchmarkFixture) -> None:
     sectors = np.random.default_rng(2).permutation(1_044_480).astype(np.uint32) * np.uint32(4097)
 
@@ -119,7 +162,7 @@ def _is_timed(request: pytest.FixtureRequest) -> bool:
 
 
 def _tell(name: str, kernel: float, rival: float, size: int = 0) -> None:
-    """Print a row of the table in results.md: `pytest benchmarks -s -k bar`."""
+    """Print a kernel's time, its rival's and their ratio, for `pytest benchmarks -s -k bar`."""
     rate = f" | {size / kernel / 1e9:.1f} GB/s" if size else ""
     print(f"| {name} | {kernel * 1e3:.2f} ms | {rival * 1e3:.2f} ms | {rival / kernel:.2f}{rate} |")
 

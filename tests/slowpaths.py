@@ -79,6 +79,17 @@ def _count_runs(layout: Any) -> None:
     layout._alike = lambda *_: None  # noqa: SLF001
 
 
+def _resolve_one_by_one(chain: Any) -> None:
+    chain._STACKED = _HUGE  # noqa: SLF001
+
+
+def _close_at_once(file: Any) -> None:
+    def begin_close(self: Any) -> None:
+        self.close()
+
+    file.LocalStorage.begin_close = begin_close
+
+
 # The name of a path, the module that decides on it, and what forces it off.
 PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
@@ -97,6 +108,10 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     "alone": ("vhdkit.merging.mover", _stage_everything),
     # The payload is counted from bits, where all sources are alike.
     "counting": ("vhdkit.merging.layout", _count_runs),
+    # Three layers and more are resolved together, by their bitmaps.
+    "stacked": ("vhdkit.chain.chain", _resolve_one_by_one),
+    # A file that was removed is given back while its directory is synced.
+    "closing": ("vhdkit.storage.file", _close_at_once),
 }
 # `together` off is the contrary of `alone` off.
 ALL: Final = tuple(name for name in PATHS if name != "together")

@@ -440,6 +440,7 @@ def test_a_file_that_is_being_closed_is_of_no_use_and_is_free_when_it_is_closed(
     other.close()
 
 
+@pytest.mark.fast_path("closing")
 def test_closing_goes_on_aside_until_it_is_waited_for(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, may_close, closed = disk.folder.open(disk.put("file", b"abc")), Event(), []
 
@@ -457,6 +458,7 @@ def test_closing_goes_on_aside_until_it_is_waited_for(disk: Place, monkeypatch: 
     assert len(closed) == 1
 
 
+@pytest.mark.fast_path("closing")
 def test_an_error_of_closing_aside_is_told_by_who_waits(disk: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = disk.folder.open(disk.put("file", b"abc"))
 
