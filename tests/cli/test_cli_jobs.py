@@ -424,6 +424,25 @@ def tmux(*words: str, **options: Any) -> str:
     return said
 
 
+@pytest.mark.parametrize("how", [[], ["--background"], ["--progress", "json"]])
+@pytest.mark.parametrize("obstacle", ["a sibling", "no parent"])
+def test_a_merge_that_is_refused_is_logged(leaf: str, cli: Cli, tmp_path: Path, how: list[str], obstacle: str) -> None:
+    base = str(Path(leaf).parent / "a.vhd")
+    if obstacle == "a sibling":
+        vhdkit.create_image(str(Path(leaf).parent / "sibling.avhd"), parent=base)
+    else:
+        Path(base).unlink()
+    log = tmp_path / "log"
+    refused = cli("merge", leaf, "--log-file", log, *how)
+    assert refused.code == 1
+    (event,) = map(json.loads, log.read_text().splitlines())
+    assert (event["event-id"], event["level"]) == (19100, "error")
+    assert ("sibling.avhd" if obstacle == "a sibling" else "its parent") in event["message"]
+    if how[:1] == ["--progress"]:
+        assert json.loads(refused.err.splitlines()[0])["event-id"] == 19100
+    assert vhdkit.jobs() == ()
+
+
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_in_a_real_terminal_the_bar_stays_on_one_line(leaf: str, tmp_path: Path) -> None:
     job_id = begun(leaf)

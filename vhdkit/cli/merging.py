@@ -11,7 +11,7 @@ import vhdkit
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.stopping import stopping
-from vhdkit.errors import ImageInUseError
+from vhdkit.errors import ImageInUseError, VhdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,20 +86,36 @@ def merge(
         "resume": resume,
         **where(**options),
     }
-    _refuse_to_ruin(child, wishes)
-    if background:
-        _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
-        return 0
-    plan = vhdkit.plan_merge(child, **wishes)
     if dry_run:
+        plan = vhdkit.plan_merge(child, **wishes)
         _print_plan(plan, as_json=as_json)
         return _FAILED if plan.obstacles else 0
-    if not as_json:
-        warn(plan.findings)
+    with _logged(log_file, is_shown=progress == "json"):
+        if background:
+            with _refusal_told(child, machine):
+                _refuse_to_ruin(child, wishes)
+                _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
+            return 0
+        plan, result = _run(child, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
+    _print_result(plan, result, as_json=as_json)
+    return 0
+
+
+def _run(
+    child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, progress: str | None, as_json: bool
+) -> tuple[MergePlan, MergeResult]:
+    """Merge here and now, showing how far it is."""
     from vhdkit.job.run import run_merge, wished
 
-    told = _logged(log_file, is_shown=progress == "json")
-    with told, progress_shown(progress, "merging") as advance, stopping() as cancel:
+    asked = wished(child, rate=rate, **wishes)
+    with _refusal_told(child, machine):
+        _refuse_to_ruin(child, wishes)
+        plan = vhdkit.plan_merge(child, **wishes)
+        if not as_json:
+            warn(plan.findings)
+        if plan.obstacles:
+            run_merge(plan, asked, machine=machine)
+    with progress_shown(progress, "merging") as advance, stopping() as cancel:
         before = ""
 
         def report(state: Progress) -> None:
@@ -109,10 +125,19 @@ def merge(
                 before = state.phase.value
                 advance(before, state.bytes_done, state.bytes_total)
 
-        asked = wished(child, rate=rate, **wishes)
-        result = run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
-    _print_result(plan, result, as_json=as_json)
-    return 0
+        return plan, run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
+
+
+@contextmanager
+def _refusal_told(child: str, machine: str) -> Iterator[None]:
+    """Let the log hear of a merge that is refused before it is a job."""
+    try:
+        yield
+    except (VhdError, OSError) as error:
+        from vhdkit.job import events
+
+        events.tell_refused(child, machine, error)
+        raise
 
 
 def _refuse_to_ruin(child: str, wishes: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import printable
+from vhdkit.errors import VhdError, printable
 from vhdkit.job.record import JobState
 from vhdkit.storage import paths
 
@@ -57,6 +57,14 @@ def tell(job: Job) -> None:
             names = ", ".join(paths.basename(path) for path in job.sources)
             into = paths.basename(job.destination)
             _log(logging.INFO, STARTED, f"{name} has been started: {names} into {into}. {which}", job)
+
+
+def tell_refused(child: str, machine: str, error: VhdError | OSError) -> None:
+    """Say that a merge was refused before it was a job."""
+    name = machine or paths.basename(paths.dirname(paths.abspath(child)))
+    code = (error.windows_code if isinstance(error, VhdError) else None) or _FAIL
+    text = f"'{name}' background disk merge failed to complete: {error} (0x{code:08X}). ({child})"
+    logger.error("%s", text, extra={"event_id": FAILED})
 
 
 def tell_progress(job: Job) -> None:
