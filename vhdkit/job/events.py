@@ -64,7 +64,8 @@ def tell_refused(child: str, machine: str, error: VhdError | OSError) -> None:
     name = machine or paths.basename(paths.dirname(paths.abspath(child)))
     code = (error.windows_code if isinstance(error, VhdError) else None) or _FAIL
     text = f"'{name}' background disk merge failed to complete: {error} (0x{code:08X}). ({child})"
-    logger.error("%s", text, extra={"event_id": FAILED})
+    # Who reads it may read no name that is no text.
+    logger.error("%s", printable(text), extra={"event_id": FAILED})
 
 
 def tell_progress(job: Job) -> None:
