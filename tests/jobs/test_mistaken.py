@@ -18,7 +18,7 @@ from tests.jobs.making import MIB, make_chain, the_job, until, view
 from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError
-from vhdkit.job import worker
+from vhdkit.job import events, worker
 from vhdkit.job.record import JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.run import wished
@@ -267,3 +267,11 @@ def test_files_that_are_read_for_a_moment_make_no_run_of_their_own(vms: Path) ->
                     at.merge(plan)
         at.merge(plan)
     assert the_job().runs == 1
+
+
+def test_what_is_logged_of_a_name_that_is_no_text_is_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "vhdkit.job")
+    events.tell(a_job(state=JobState.RUNNING, machine="\udcff", sources=("/vms/\udcfe.avhd",)))
+    events.tell_refused("/vms/\udcfe.avhd", "\udcff", OSError("\udcfd"))
+    assert len(caplog.messages) == 2
+    assert all(message.encode() for message in caplog.messages)

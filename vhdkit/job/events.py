@@ -75,8 +75,8 @@ def tell_progress(job: Job) -> None:
 
 
 def _log(level: int, event_id: int, text: str, job: Job) -> None:
-    # The name of a file may hold anything, a percent sign too.
-    logger.log(level, "%s", text, extra={"event_id": event_id, "job": job})
+    # The name of a file may hold anything: a percent sign, or what is no text and cannot be written as such.
+    logger.log(level, "%s", printable(text), extra={"event_id": event_id, "job": job})
 
 
 class JsonLines(logging.Formatter):
