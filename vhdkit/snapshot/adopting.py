@@ -1,26 +1,22 @@
 """Making a manifest from the images that are there: for disks that never had one, or whose manifest was lost.
 
-The family of each disk is found as `scan` finds it. Every image of it is a layer. Those that have children, and leaves
-that are not the machine's, are snapshots, named for their files unless an earlier manifest has better names.
+Every image of a disk's family is a layer. Those that have children, and leaves that are not the machine's, are
+snapshots, named for their files unless an earlier manifest has better names.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.catalog import Catalog, read_catalog
-from vhdkit.chain.chain import open_chain
-from vhdkit.chain.scan import arrange
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.format import timestamp
-from vhdkit.image.create import is_partial
-from vhdkit.image.image import Image, open_image
+from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.snapshot import layers
+from vhdkit.snapshot.families import Family, find_family, together
 from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
@@ -33,33 +29,6 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.storage.seam import Folder
-
-
-_GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}(?=\.)")
-
-
-class _Family:
-    """The images of one disk: a tree of them, and the leaf that the machine writes to."""
-
-    def __init__(self, root: ScannedImage, active: ScannedImage) -> None:
-        self.root = root
-        self.active = active
-        self.parent_of: dict[str, ScannedImage | None] = {root.path: None}
-        self.images = [root]
-        for image in self.images:  # which grows
-            for child in image.children:
-                self.parent_of[child.path] = image
-                self.images.append(child)
-
-    @property
-    def line(self) -> list[str]:
-        """The active leaf's path with those below it."""
-        line: list[str] = []
-        at: ScannedImage | None = self.active
-        while at is not None:
-            line.append(at.path)
-            at = self.parent_of[at.path]
-        return line
 
 
 def adopt(
@@ -112,7 +81,7 @@ def adopt(
     return file.path
 
 
-def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[_Family]:
+def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[Family]:
     """Return the families of disks; where a manifest tells of one, all folders that it tells of are looked into."""
     named = list(disks)
     for at, disk in enumerate(disks):
@@ -122,7 +91,7 @@ def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> 
             search += file.search(manifest)
             # Whichever file of it is named, the machine writes to what it wrote to.
             named[at] = _active_of(file, manifest, folder.real(disk)) or disk
-    families = [_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
+    families = [find_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
     for family, was, disk in zip(families, named, disks, strict=True):
         if was is not disk and family.active.path != was:
             message = (
@@ -143,27 +112,7 @@ def _active_of(file: ManifestFile, manifest: Manifest, image: str) -> str | None
     return None
 
 
-def _family(folder: Folder, disk: str, search: tuple[str, ...]) -> _Family:
-    real = folder.real(disk)
-    with open_chain(real, search=search, lock=False, folder=folder) as chain:
-        for layer in chain.layers:
-            if not isinstance(layer, Image):
-                message = "the chain ends in a raw file, which keeps no snapshots; convert it"
-                raise SnapshotError(message, path=layer.path)
-        paths_below = [folder.real(layer.path) for layer in chain.layers]
-    directories = [*dict.fromkeys(map(paths.dirname, paths_below)), *search]
-    catalog = read_catalog(folder, directories)
-    known = {path: image for path, image in catalog.images.items() if not is_partial(path)}
-    scanned = arrange(Catalog(images=known))
-    for root in scanned.bases:
-        family = _Family(root, root)
-        if any(image.path == real for image in family.images):
-            family.active = _active(family, real)
-            return family
-    raise SnapshotError("its family cannot be told: its base is not among the images found", path=disk)
-
-
-def _known(folder: Folder, families: Sequence[_Family]) -> ManifestFile | None:
+def _known(folder: Folder, families: Sequence[Family]) -> ManifestFile | None:
     """Return the manifest that tells of any of the images, None if there is none.
 
     Raises:
@@ -204,8 +153,8 @@ def _new_file(folder: Folder, base: str) -> ManifestFile:
 
 
 def _with_known(
-    file: ManifestFile, known: Manifest, named: Sequence[_Family], search: tuple[str, ...]
-) -> tuple[list[_Family], Manifest]:
+    file: ManifestFile, known: Manifest, named: Sequence[Family], search: tuple[str, ...]
+) -> tuple[list[Family], Manifest]:
     """Return the families of a known machine's disks in its order, then those that are new; and what is left known.
 
     A disk of which nothing is there any longer is no disk of the machine.
@@ -219,7 +168,7 @@ def _with_known(
         if family is not None:
             rest.remove(family)
         elif layers_there:
-            family = _family(file.folder, layers_there[0], (*file.search(known), *search))
+            family = find_family(file.folder, layers_there[0], (*file.search(known), *search))
         if family is not None:
             families.append(family)
             kept.append(index)
@@ -265,17 +214,7 @@ def _held_leaves(file: ManifestFile, made: Manifest, before: Manifest | None) ->
         yield
 
 
-def _active(family: _Family, named: str) -> ScannedImage:
-    at = next(image for image in family.images if image.path == named)
-    leaves = [image for image in _Family(at, at).images if not image.children]
-    if len(leaves) == 1:
-        return leaves[0]
-    names = ", ".join(image.path for image in leaves)
-    message = f"{len(leaves)} images read through it, and one of them is what the machine writes to; name that: {names}"
-    raise SnapshotError(message, path=named)
-
-
-def _refuse_unfinished(folder: Folder, family: _Family) -> None:
+def _refuse_unfinished(folder: Folder, family: Family) -> None:
     """Refuse a family with a merge under way: what it is merged into shows neither the one nor the other yet.
 
     Raises:
@@ -300,7 +239,7 @@ def _earlier(file: ManifestFile, *, is_local: bool) -> Manifest | None:
 
 def _manifest(
     file: ManifestFile,
-    families: Sequence[_Family],
+    families: Sequence[Family],
     machine: str,
     directory: str | None,
     new_id: Callable[[], uuid.UUID],
@@ -311,7 +250,7 @@ def _manifest(
         _disk(file, family, directory, known[at] if at < len(known) else None) for at, family in enumerate(families)
     )
     name = machine or (before.machine if before is not None else "") or disks[0].stem
-    rows = _together(families)
+    rows = together(families)
     snapshots, now = _snapshots(file, families, rows, new_id, before)
     return Manifest(
         id=before.id if before is not None else str(new_id()).upper(),
@@ -323,7 +262,7 @@ def _manifest(
     )
 
 
-def _disk(file: ManifestFile, family: _Family, directory: str | None, known: Disk | None) -> Disk:
+def _disk(file: ManifestFile, family: Family, directory: str | None, known: Disk | None) -> Disk:
     base = family.root.path
     where = file.folder.real(directory) if directory is not None else paths.dirname(base)
     if directory is None and known is not None:
@@ -348,65 +287,9 @@ def _disk(file: ManifestFile, family: _Family, directory: str | None, known: Dis
     )
 
 
-def _together(families: Sequence[_Family]) -> list[list[ScannedImage]]:
-    """Return which images of the disks were frozen together: row by row, a base first, one image a disk.
-
-    Raises:
-        SnapshotError: the trees are not alike, or it cannot be told which of their branches belong together.
-
-    """
-    rows = [[family.root for family in families]]
-    for row in rows:  # which grows
-        children = [_ordered(family, image) for family, image in zip(families, row, strict=True)]
-        if len({len(each) for each in children}) > 1:
-            told = ", ".join(f"{image.path} has {len(each)}" for image, each in zip(row, children, strict=True))
-            raise SnapshotError(
-                "the trees of the disks differ, so that it cannot be told what was frozen together: "
-                f"{told} children; name the disks one by one, each as a machine of its own"
-            )
-        rows += [list(each) for each in zip(*_paired(families, children), strict=True)]
-    return rows
-
-
-def _ordered(family: _Family, image: ScannedImage) -> list[ScannedImage]:
-    """Return an image's children as they were made; the one on the way to the active leaf is always the last."""
-    line = set(family.line)
-    return sorted(image.children, key=lambda child: (child.path in line, child.metadata.footer.timestamp, child.path))
-
-
-def _paired(families: Sequence[_Family], children: Sequence[list[ScannedImage]]) -> list[list[ScannedImage]]:
-    """Return the disks' children so that those of one place were made together.
-
-    Those that were made together here share the GUID in their names; those of others have the same time, in seconds.
-
-    Raises:
-        SnapshotError: several were made in one second, and have names of their own.
-
-    """
-    guids = [{_guid(child): child for child in each} for each in children]
-    if all(len(each) == len(children[0]) and each.keys() == guids[0].keys() for each in guids):
-        return [[each[_guid(child)] for child in children[0]] for each in guids]
-    for family, each in zip(families, children, strict=True):
-        line = set(family.line)
-        stamps = [child.metadata.footer.timestamp for child in each if child.path not in line]
-        if len(families) > 1 and len(set(stamps)) < len(stamps):
-            names = ", ".join(child.path for child in each)
-            message = (
-                f"of these some were made in one second, so that it cannot be told what was frozen together: {names}"
-            )
-            raise SnapshotError(f"{message}; name the disks one by one, each as a machine of its own")
-    return list(children)
-
-
-def _guid(image: ScannedImage) -> str:
-    """Return the GUID in an image's name, or its path if it has none."""
-    found = _GUID.search(paths.basename(image.path))
-    return image.path if found is None else found[0]
-
-
 def _snapshots(
     file: ManifestFile,
-    families: Sequence[_Family],
+    families: Sequence[Family],
     rows: Sequence[Sequence[ScannedImage]],
     new_id: Callable[[], uuid.UUID],
     before: Manifest | None,

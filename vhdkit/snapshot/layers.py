@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.manifest import ManifestFile
     from vhdkit.snapshot.record import Disk
 
-_ID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
+# As names of files have it.
+GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 
 
 def named_layers(
@@ -297,4 +298,4 @@ def is_kept_name(manifest: Manifest, path: str) -> bool:
     """Whether a file has a name as kept files get it: whoever writes a manifest must not have others removed."""
     name, prefix = paths.basename(path), f"{manifest.disks[0].stem}_"
     unique_id, end = name[len(prefix) : len(prefix) + 36], name[len(prefix) + 36 :]
-    return name.startswith(prefix) and end.startswith("_") and _ID.fullmatch(unique_id) is not None
+    return name.startswith(prefix) and end.startswith("_") and GUID.fullmatch(unique_id) is not None
