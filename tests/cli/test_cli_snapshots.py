@@ -189,6 +189,35 @@ def test_a_merge_by_hand_ruins_no_snapshot(cli: Cli, xp: str) -> None:
     done(cli("merge", record["active"]))
 
 
+def test_a_merge_by_hand_that_would_wait_for_the_machine_is_refused_at_once(cli: Cli, xp: str) -> None:
+    write(cli, xp, "r")
+    done(cli("snapshot", "take", "a", xp))
+    write(cli, xp, "1")
+    active = listed(cli, xp)["disks"][0]["active"]
+    Path(xp).chmod(0o644)
+    with vhdkit.open_chain(active, writable=True):
+        refused = cli("merge", active, "--background")
+    assert refused.code == 1
+    assert "layer of the machine old xp" in refused.err
+    assert vhdkit.jobs() == ()
+
+
+def test_a_merge_by_hand_into_a_machine_elsewhere_ruins_nothing(cli: Cli, xp: str, tmp_path: Path) -> None:
+    write(cli, xp, "r")
+    done(cli("snapshot", "take", "a", xp))
+    write(cli, xp, "1")
+    done(cli("snapshot", "take", "b", xp))
+    done(cli("snapshot", "apply", "a", xp))
+    leaf = listed(cli, xp)["snapshots"][1]["layers"][0]["filename"]
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    stray = str(tmp_path / "far" / "away" / "stray.avhd")
+    done(cli("create", stray, "--parent", leaf))
+    Path(leaf).chmod(0o644)
+    refused = cli("merge", stray, "--search", Path(xp).resolve().parent)
+    assert refused.code == 1
+    assert "layer of the machine old xp" in refused.err
+
+
 def test_a_frozen_layer_whose_parent_was_renamed_is_mended(cli: Cli, xp: str) -> None:
     write(cli, xp, "r")
     done(cli("snapshot", "take", "a", xp, "--note", "kept"))

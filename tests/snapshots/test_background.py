@@ -105,7 +105,7 @@ def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_aga
 
 def test_a_layer_that_a_merge_has_left_unwatched_is_told_of(slow: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where whoever was to settle afterwards was killed.
-    monkeypatch.setattr("vhdkit.snapshot.settling.Settler._afterwards", lambda _self: ())
+    monkeypatch.setattr("vhdkit.snapshot.settling.Settler._afterwards", lambda *_: ())
     begun(slow, 64 * MIB).wait(30)
     (remark,) = slow.machine.check()
     assert (remark.kind, remark.path) == ("unprotected", slow.base)
@@ -274,6 +274,22 @@ def test_a_merge_that_goes_on_keeps_the_rate_that_it_was_told(slow: Kept) -> Non
     (job,) = slow.machine.start_settling()
     assert the_job().wishes.rate == 4 * MIB
     ended(job)
+
+
+def test_what_follows_a_merge_is_no_faster_than_that_was_told(slow: Kept) -> None:
+    slow.take("SP2")
+    begun(slow, 16 * MIB)
+    slow.machine.delete("SP1")
+    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2, 30)
+    assert {each.wishes.rate for each in vhdkit.jobs()} == {16 * MIB}
+
+
+def test_a_rate_is_kept_by_who_settles_here(slow: Kept) -> None:
+    begun_at = time.monotonic()
+    slow.machine.settle(rate=16 * MIB)
+    # 24 MiB, of which the first quarter of a second goes unmeasured.
+    assert time.monotonic() - begun_at > 1
+    assert the_job().wishes.rate == 16 * MIB
 
 
 def test_until_its_program_has_ended_a_machine_counts_as_running(slow: Kept, tmp_path: Path) -> None:

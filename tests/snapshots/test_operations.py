@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -168,6 +169,24 @@ def test_kept_files_are_handed_back_all_or_none(kept: Kept, tmp_path: Path) -> N
     new = tmp_path / "new"
     kept.machine.apply("a", state_to=str(new))
     assert contents(new) == {"memory": b"memory", "devices": b"devices"}
+
+
+def test_kept_files_that_were_handed_back_go_again_if_nothing_was_applied(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory").write_bytes(b"memory")
+    kept.machine.take("a", state=[str(tmp_path / "memory")])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vhdkit.snapshot.layers.create_image", full)
+        with pytest.raises(OSError, match="space"):
+            kept.machine.apply("a", state_to=str(tmp_path / "back"))
+    assert contents(tmp_path / "back") == {}
+    kept.machine.apply("a", state_to=str(tmp_path / "back"))
+    assert contents(tmp_path / "back") == {"memory": b"memory"}
 
 
 def test_two_kept_files_of_one_name_are_refused(kept: Kept, tmp_path: Path) -> None:

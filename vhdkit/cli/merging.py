@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -141,15 +141,23 @@ def _refusal_told(child: str, machine: str) -> Iterator[None]:
 
 
 def _refuse_to_ruin(child: str, wishes: dict[str, Any]) -> None:
-    """Refuse to merge what a machine's snapshots need; nothing is looked for where none are kept."""
+    """Refuse to merge what a machine's snapshots need; nothing is planned where none are kept."""
     if wishes["to"] is not None:
         return
+    from vhdkit.job.run import expected_job, wished
     from vhdkit.snapshot.guard import is_near_machines, refuse_to_ruin
+    from vhdkit.storage import paths
 
-    if is_near_machines(child):
-        with suppress(ImageInUseError):
-            plan = vhdkit.plan_merge(child, **wishes)
-            refuse_to_ruin(plan.sources, plan.destination)
+    files = [child, *([wishes["into"]] if wishes["into"] is not None else [])]
+    if not is_near_machines(*(paths.dirname(paths.abspath(path)) for path in files), *wishes["search"]):
+        return
+    try:
+        plan = vhdkit.plan_merge(child, **wishes)
+        refuse_to_ruin(plan.sources, plan.destination)
+    except ImageInUseError:
+        # In the background it would wait until it may.
+        job = expected_job(wished(child, **wishes), "")
+        refuse_to_ruin(job.sources, job.destination)
 
 
 @contextmanager

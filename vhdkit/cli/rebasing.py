@@ -45,6 +45,7 @@ def rebase(
         "parent_map": dict(parent_map),
     }
     from vhdkit.snapshot.guard import is_near_machines
+    from vhdkit.storage import paths
 
     if dry_run:
         from vhdkit.merging.rebase import plan_rebase
@@ -54,7 +55,7 @@ def rebase(
         try:
             result = vhdkit.rebase(child, parent, **wishes)
         except ReadOnlyImageError as error:
-            if is_near_machines(child):
+            if is_near_machines(paths.dirname(paths.abspath(child))):
                 error.add_note(
                     "If it is frozen as a snapshot: let it be written (chmod u+w), rebase it, and let the snapshots"
                     " know with `vhdkit snapshot init` and the disk."

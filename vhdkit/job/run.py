@@ -292,7 +292,7 @@ def _planned(wishes: Wishes, machine: str) -> Job:
             plan = planned(wishes)
             break
         except ImageInUseError:
-            expected = _expected(wishes, machine)
+            expected = expected_job(wishes, machine)
             # Another job is at it: this one waits, and is planned when its turn has come.
             if _is_listed_job_at(expected) or time.monotonic() > until:
                 return expected
@@ -327,8 +327,8 @@ def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:
     )
 
 
-def _expected(wishes: Wishes, machine: str) -> Job:
-    """Return the job of a merge whose files are in use: what it will touch, as far as that can be seen unasked."""
+def expected_job(wishes: Wishes, machine: str) -> Job:
+    """Return the job of a merge whose files may be in use: what it will touch, as far as that can be seen unasked."""
     with open_chain(
         wishes.child, search=wishes.search, parent_map=wishes.parent_map, parent=wishes.parent, lock=False
     ) as chain:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.record import Disk, Manifest
 
 
-def is_near_machines(path: str) -> bool:
-    """Whether any machine's snapshots are kept in a file's folder, or in the one above."""
+def is_near_machines(*directories: str) -> bool:
+    """Whether any machine's snapshots are kept in one of these folders, or in the ones above."""
     folder = LocalFolder()
-    directory = paths.dirname(folder.real(path))
-    return any(True for each in (directory, paths.dirname(directory)) for _ in manifests_in(folder, each))
+    near = dict.fromkeys(map(folder.real, directories))
+    return any(True for each in (*near, *map(paths.dirname, near)) for _ in manifests_in(folder, each))
 
 
 def refuse_to_ruin(sources: Sequence[str], destination: str) -> None:

@@ -230,9 +230,7 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
     directories = [*dict.fromkeys([file.directory, *map(paths.dirname, known)]), *search]
     catalog = read_catalog(file.folder, directories)
     for path, image in catalog.images.items():
-        if path in known or path in told or _is_other_machines(file, path):
-            continue
-        if is_partial(path):
+        if path in known or path in told or is_partial(path) or _is_other_machines(file, path):
             continue
         if image.parent_id is not None:
             yield _of_orphan(file, manifest, image, catalog)

@@ -109,8 +109,9 @@ def copy_file(file: ManifestFile, source: str, destination: str) -> None:
         storage.close()
 
 
-def copy_files(file: ManifestFile, sources: Mapping[str, str]) -> tuple[str, ...]:
-    """Copy files to new names, which map to them, and return those: all of them, or none is left.
+@contextmanager
+def copied_files(file: ManifestFile, sources: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """Copy files to new names, which map to them, and lend those: all stay if the block ends well, none if not.
 
     Raises:
         FileExistsError: a file of such a name is there already; nothing was copied.
@@ -124,12 +125,12 @@ def copy_files(file: ManifestFile, sources: Mapping[str, str]) -> tuple[str, ...
         for copy, source in sources.items():
             copy_file(file, source, copy)
             made.append(copy)
+        yield tuple(made)
     except BaseException:
         for copy in made:
             with suppress(OSError):
                 file.folder.remove(copy)
         raise
-    return tuple(made)
 
 
 def begun_of(fresh: Sequence[LayerRecord], kept: Sequence[StateFile] = ()) -> tuple[Made, ...]:

@@ -182,7 +182,7 @@ class Machine:
         """
         manifest = self.manifest
         self._check_below(manifest)
-        return waking.make_way(self.active, self.file.search(self.manifest), yield_merges=yield_merges)
+        return waking.make_way(self.active, self.file.search(manifest), yield_merges=yield_merges)
 
     @contextmanager
     def running(self, *, yield_merges: bool = False) -> Iterator[tuple[Job, ...]]:
@@ -291,13 +291,13 @@ class Machine:
         with layers.held_actives(self.file, manifest, exclusive=True) as images:
             for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
                 layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, layer))
-            state = self._hand_back(snapshot, state_to)
-            fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
-            with self._beginning(replace(manifest, begun=layers.begun_of(fresh)), manifest):
-                layers.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
-            discarded = tuple((image.path, image.storage.allocated_size) for image in images)
-            after = changes.applied(manifest, snapshot, fresh)
-            self.file.write(after)
+            with self._handed_back(snapshot, state_to) as state:
+                fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
+                with self._beginning(replace(manifest, begun=layers.begun_of(fresh)), manifest):
+                    layers.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
+                discarded = tuple((image.path, image.storage.allocated_size) for image in images)
+                after = changes.applied(manifest, snapshot, fresh)
+                self.file.write(after)
         self._settler().clear(after)
         return Applied(
             snapshot=snapshot,
@@ -394,18 +394,21 @@ class Machine:
             self.file.write(replace(before, doomed=after.doomed))
             raise
 
-    def _hand_back(self, snapshot: Snapshot, state_to: str | None) -> tuple[str, ...]:
+    @contextmanager
+    def _handed_back(self, snapshot: Snapshot, state_to: str | None) -> Iterator[tuple[str, ...]]:
+        """Lend the files that are kept with a snapshot, or copies of them, which go again if the block fails."""
         kept = tuple(self.file.absolute(state.path) for state in snapshot.state)
         for path in kept:
             if not self.folder.exists(path):
                 raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
         if state_to is None:
-            return kept
+            yield kept
+            return
         where = self.folder.real(state_to)
         self.folder.make_directory(where)
-        return layers.copy_files(
-            self.file, {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
-        )
+        copies = {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
+        with layers.copied_files(self.file, copies) as made:
+            yield made
 
     def _settler(self) -> Settler:
         return Settler(self.file, is_local=self._is_local)

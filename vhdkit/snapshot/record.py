@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vhdkit.errors import SnapshotError
 from vhdkit.snapshot.tree import Fold
 from vhdkit.storage import paths
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 VERSION = 1
 _KIND = "vhdkit snapshots"
@@ -343,8 +340,3 @@ def _number(value: object) -> Any:  # noqa: ANN401 - int or float, as it was wri
     if not -_MOST < value < _MOST:  # nor is a NaN between any two
         raise ValueError(f"{value!r} is no size, time or checksum")
     return value
-
-
-def names_of(snapshots: Iterable[Snapshot]) -> str:
-    """Return the names of snapshots as a message shows them."""
-    return ", ".join(each.name for each in snapshots)

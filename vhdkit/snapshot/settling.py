@@ -21,7 +21,7 @@ from vhdkit.job.run import run_merge, start_merge, wished
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.snapshot import changes, following, layers, tree
-from vhdkit.snapshot.marks import differences, is_relinked_only, mark_at
+from vhdkit.snapshot.marks import is_relinked_only, mark_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -334,7 +334,7 @@ class Settler:
             rate=rate,
             machine=manifest.machine,
             detached=True,
-            afterwards=self._afterwards(),
+            afterwards=self._afterwards(rate),
         )
 
     def _earlier_rate(self, destination: str) -> int | None:
@@ -345,8 +345,9 @@ class Settler:
                     return job.wishes.rate
         return None
 
-    def _afterwards(self) -> tuple[str, ...]:
-        return ("snapshot", "settle", self.file.path)
+    def _afterwards(self, rate: int | None) -> tuple[str, ...]:
+        """Return the command that settles what is left when a merge is complete, as fast as that was told to be."""
+        return ("snapshot", "settle", self.file.path, *(() if rate is None else ("--rate", str(rate))))
 
     def _running(self, destination: str) -> Job | None:
         """Return the job that is merging into an image, or waits for its turn; None if none does."""
@@ -354,11 +355,3 @@ class Settler:
             with suppress(RegistryError):
                 return next((job for job in jobs(running=True) if job.destination == destination), None)
         return None
-
-
-def changed_since(file: ManifestFile, layer: LayerRecord) -> tuple[str, ...]:
-    """Return how a frozen layer's file differs from what it was like, in words; nothing for one that may change."""
-    if layer.mark is None:
-        return ()
-    now, _ = mark_at(file.folder, file.absolute(layer.path))
-    return differences(layer.mark, now)
