@@ -15,10 +15,10 @@ from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.image.journal import read_journal
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.record import Job, JobState, Wishes, job_id, share_a_file
+from vhdkit.job.record import Job, JobState, Wishes, job_id
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import is_rolling_back, noted, settled
-from vhdkit.job.worker import Worker, check_same, gone, identities_of, planned, touched
+from vhdkit.job.truth import is_rolling_back, noted, stands_in_the_way
+from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, planned, touched
 from vhdkit.merging.engine import merge
 from vhdkit.merging.rollback import rollback
 from vhdkit.merging.survey import states
@@ -306,10 +306,10 @@ def _planned(wishes: Wishes, machine: str) -> Job:
 def _is_listed_job_at(job: Job) -> bool:
     """Whether a job that goes on needs the files of another, as far as the list can tell."""
     try:
-        going = Registry().jobs(states=tuple(state for state in JobState if not state.is_finished))
+        going = Registry().jobs(states=UNFINISHED)
     except RegistryError:
         return False
-    return any(share_a_file(other, job) and not settled(other).state.is_finished for other in going)
+    return any(stands_in_the_way(other, job) for other in going)
 
 
 def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError
-from vhdkit.job.record import Job, JobState
+from vhdkit.job.record import Job, JobState, share_a_file
 from vhdkit.job.registry import RegistryError
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.machine import is_alive
@@ -32,6 +32,11 @@ def settled(job: Job) -> Job:
         return replace(job.advanced(job.changed, JobState.COMPLETED), bytes_done=job.bytes_total)
     message = "the process that was at it has ended"
     return job.advanced(job.changed, JobState.KILLED, error=message, error_class="", error_code=0)
+
+
+def stands_in_the_way(other: Job, job: Job) -> bool:
+    """Whether another job goes on, and one of the two changes a file that the other needs."""
+    return other.id != job.id and share_a_file(other, job) and not settled(other).state.is_finished
 
 
 def noted(job: Job, registry: Registry) -> Job:

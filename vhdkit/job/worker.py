@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
 from vhdkit.job import events
-from vhdkit.job.record import Job, JobState, Wishes, share_a_file
+from vhdkit.job.record import Job, JobState, Wishes
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import settled
+from vhdkit.job.truth import stands_in_the_way
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.machine import birth_of, this_process, user_name
@@ -181,8 +181,7 @@ class Worker:
             going = self._quick.jobs(states=(JobState.RUNNING, JobState.SUSPENDED, JobState.SHUTTING_DOWN))
         except RegistryError:
             return True
-        others = (job for job in going if job.id != self._job.id and share_a_file(job, self._job))
-        return any(not settled(job).state.is_finished for job in others)
+        return any(stands_in_the_way(job, self._job) for job in going)
 
     def merge(self, plan: MergePlan) -> MergeResult:
         """Carry a plan out, as `merging.engine.merge`."""
@@ -229,7 +228,7 @@ class Worker:
                     self._write()
                     return False
                 ahead = self._quick.waits_for(self._job.id, UNFINISHED)
-                if not any(share_a_file(job, self._job) and not settled(job).state.is_finished for job in ahead):
+                if not any(stands_in_the_way(job, self._job) for job in ahead):
                     return True
             except RegistryError as error:
                 self._lost(error)
