@@ -19,7 +19,7 @@ from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError
 from vhdkit.job import events, worker
-from vhdkit.job.record import JobState
+from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.run import wished
 from vhdkit.job.worker import Worker
@@ -209,6 +209,31 @@ def test_each_job_writes_to_its_own_log_also_when_it_goes_on(vms: Path, tmp_path
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert {line["job"] for line in lines} == {job.id}
         assert [line["event-id"] for line in lines if line["event-id"]] == expected
+
+
+def test_who_sees_that_a_job_has_ended_finds_that_in_its_log(
+    vms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaf, log = make_chain(vms, "a", 1), tmp_path / "log"
+    put, seen = Registry.put, []
+
+    def spied(registry: Registry, job: Job, *, clear_request: bool = False) -> None:
+        if job.state is JobState.COMPLETED:
+            seen.append(log.read_text())
+        put(registry, job, clear_request=clear_request)
+
+    monkeypatch.setattr(Registry, "put", spied)
+    # The listener has all the time to be first.
+    tell = events.tell
+
+    def slowly(job: Job) -> None:
+        time.sleep(0.3 if job.state is JobState.COMPLETED else 0)
+        tell(job)
+
+    monkeypatch.setattr(events, "tell", slowly)
+    vhdkit.start_merge(leaf, log_file=str(log)).result(30)
+    assert seen
+    assert all(json.loads(text.splitlines()[-1])["event-id"] == 19080 for text in seen)
 
 
 def test_an_interruption_is_logged_though_nobody_has_asked_before_it_goes_on(vms: Path, tmp_path: Path) -> None:

@@ -137,10 +137,11 @@ class Worker:
         self._changed.set()
         try:
             self._listener.join()
+            # Whoever sees that it has ended finds that in the log.
+            events.tell(self._job)
         finally:
             # The last word is what others wait for, and a second Ctrl-C is no reason to keep it.
             self._write(self.registry)
-        events.tell(self._job)
 
     def run(self) -> MergeResult:
         """Wait in line until no other job needs the files, plan, and merge.
@@ -287,7 +288,9 @@ class Worker:
             if has_changed or time.monotonic() - written > _WRITE_SECONDS:
                 self._changed.clear()
                 self._sample()
-                self._write()
+                # That it has ended is the last word, which is not the listener's.
+                if not self._job.state.is_finished:
+                    self._write()
                 written = time.monotonic()
             self._hear()
 
