@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from tests.slowpaths import PATHS, chosen, turn_off
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 pytest_plugins = ["pytester"]
+# How long one example takes says nothing on a machine that is shared: it has failed of a pause between two.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 
 
