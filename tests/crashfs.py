@@ -240,6 +240,9 @@ class CrashStorage:
         """Log a sync that failed; see the module. FailingFolder calls it."""
         self._folder.log.append(Synced(self._file.number, lost=True))
 
+    def forget(self, offset: int, length: int) -> None:
+        """Nothing is kept in memory that could be let go of."""
+
     def lock(self, *, exclusive: bool) -> None:
         others = [held for holder, held in self._file.holders.items() if holder != id(self)]
         if others and (exclusive or any(others)):

@@ -100,6 +100,9 @@ class ThroughStorage:
     def begin_sync(self) -> Syncing:
         return LateSyncing(self)
 
+    def forget(self, offset: int, length: int) -> None:
+        self.inner.forget(offset, length)
+
     def lock(self, *, exclusive: bool) -> None:
         self.inner.lock(exclusive=exclusive)
 

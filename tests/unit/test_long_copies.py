@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,6 +124,7 @@ def test_the_whole_pages_of_a_long_copy_are_written_direct_and_nothing_else(
 ) -> None:
     source, target = files
     target.copy_from(source, source_offset, offset, 4 * MIB + 3 * SECTOR)
+    direct.writes.sort()
     first, last = direct.writes[0][0], sum(direct.writes[-1])
     assert first == -(-offset // PAGE) * PAGE
     assert last == (offset + 4 * MIB + 3 * SECTOR) // PAGE * PAGE
@@ -264,6 +268,153 @@ def test_a_closed_file_has_no_descriptor_left(tmp_path: Path, direct: Direct) ->
     source.close()
 
 
+# Several at once
+
+
+class AtOnce:
+    """Which writes of a process are under way together: direct ones, and those by the page cache."""
+
+    def __init__(self, direct: Direct, monkeypatch: pytest.MonkeyPatch, *, meet: int = 1) -> None:
+        self.direct = direct
+        self.meeting = threading.Barrier(meet)
+        self.under_way = self.most = self.beside = 0
+        self._lock = threading.Lock()
+        monkeypatch.setattr(os, "pwrite", self.pwrite)
+
+    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            self.beside += bool(self.under_way)
+            return self.direct.pwrite(descriptor, data, offset)
+        with self._lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        try:
+            self.meeting.wait(10)
+            return self.direct.pwrite(descriptor, data, offset)
+        finally:
+            with self._lock:
+                self.under_way -= 1
+
+
+PIECES = [(3 * SECTOR, SECTOR, MIB), (MIB + 5 * SECTOR, MIB + 2 * SECTOR, MIB), (2 * MIB, 2 * MIB + 3 * SECTOR, MIB)]
+PIECES.append((3 * MIB, 3 * MIB + 4 * SECTOR, MIB))
+
+
+def copied(pieces: list[tuple[int, int, int]]) -> bytes:
+    found = bytearray(b"T" * len(RAW))
+    for source_offset, offset, length in pieces:
+        found[offset : offset + length] = RAW[source_offset : source_offset + length]
+    return bytes(found)
+
+
+def copy_many(target: Storage, source: Storage, pieces: list[tuple[int, int, int]]) -> None:
+    target.copy_many_from(source, *map(list, zip(*pieces, strict=True)))
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.fast_path("at-once")
+def test_two_long_pieces_are_written_at_once_and_no_more(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files
+    # Each waits for another: four that came one by one would break the barrier.
+    writes = AtOnce(direct, monkeypatch, meet=2)
+    copy_many(target, source, PIECES)
+    assert (writes.most, writes.under_way) == (2, 0)
+    assert len(direct.writes) == len(PIECES)
+    assert read(target, 0, len(RAW)) == copied(PIECES)
+
+
+@pytest.mark.fast_path("many")
+def test_nothing_is_written_by_the_page_cache_while_long_pieces_are_under_way(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files
+    writes = AtOnce(direct, monkeypatch)
+    short = [(SECTOR * number, 4 * MIB + PAGE * number, SECTOR) for number in range(1, 20)]
+    mixed = [*short[:3], *PIECES[:2], *short[3:9], *PIECES[2:], *short[9:]]
+    copy_many(target, source, mixed)
+    assert direct.writes
+    assert writes.beside == 0
+    assert read(target, 0, len(RAW)) == copied(mixed)
+
+
+@pytest.mark.fast_path("many")
+def test_long_pieces_that_overlap_are_written_in_their_order(files: tuple[Storage, Storage], direct: Direct) -> None:
+    source, target = files
+    pieces = [(0, 0, 2 * MIB), (3 * MIB, MIB + SECTOR, MIB), (MIB, MIB // 2, MIB), (5 * SECTOR, PAGE, LONG_BYTES)]
+    for _ in range(3):
+        copy_many(target, source, pieces)
+        assert read(target, 0, len(RAW)) == copied(pieces)
+    assert direct.writes
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("which", range(4))
+def test_of_several_the_error_of_any_is_told_when_none_is_under_way(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, which: int, code: int
+) -> None:
+    source, target = files
+    writes = AtOnce(direct, monkeypatch)
+    begun = itertools.count()
+    direct.outcome = lambda length: failing(code)(length) if next(begun) == which else length
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        copy_many(target, source, PIECES)
+    assert (caught.value.errno, caught.value.filename) == (code, target.path)
+    assert writes.under_way == 0
+    threads = [thread.name for thread in threading.enumerate()]
+    assert "vhdkit-aside" not in threads
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("which", range(4))
+def test_of_several_one_that_cannot_be_written_direct_is_written_by_other_ways(
+    files: tuple[Storage, Storage], direct: Direct, which: int
+) -> None:
+    source, target = files
+    begun = itertools.count()
+    direct.outcome = lambda length: failing(errno.EINVAL)(length) if next(begun) == which else length
+    copy_many(target, source, PIECES)
+    assert read(target, 0, len(RAW)) == copied(PIECES)
+
+
+@pytest.mark.fast_path("many")
+def test_a_ctrl_c_waits_for_the_writes_that_are_under_way(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files
+    writes = AtOnce(direct, monkeypatch)
+
+    def interrupted(length: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        return length
+
+    direct.outcome = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        copy_many(target, source, PIECES)
+    assert writes.under_way == 0
+    assert "vhdkit-aside" not in [thread.name for thread in threading.enumerate()]
+    # What was not begun is not written.
+    assert len(direct.writes) <= 1
+
+
+@pytest.mark.fast_path("many")
+def test_without_a_thread_long_pieces_are_written_one_by_one(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source, target = files
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    copy_many(target, source, PIECES)
+    assert len(direct.writes) == len(PIECES)
+    assert read(target, 0, len(RAW)) == copied(PIECES)
+
+
 # Shared extents
 
 
@@ -333,7 +484,7 @@ def test_an_error_of_the_kernels_copy_names_the_file_that_it_is_of(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     source, target = files
-    monkeypatch.setattr(LongCopies, "copy", lambda *_: (0, 0))
+    monkeypatch.setattr(LongCopies, "copy", lambda _, __, pieces: [(0, 0)] * len(pieces))
     # It says that something failed, and not which of the two.
     monkeypatch.setattr(os, "copy_file_range", fails)
     monkeypatch.setattr(os, failing, fails)

@@ -16,7 +16,12 @@ import errno
 import mmap
 import os
 import struct
-from typing import TYPE_CHECKING
+from collections import deque
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from vhdkit.storage.aside import Aside
 
 try:
     import fcntl
@@ -37,6 +42,8 @@ CALL_BYTES = 1 << 30
 _MEMORY_BYTES = 8 << 20
 # So much of the source is mapped at a time, and is memory of this process meanwhile.
 _WINDOW_BYTES = 4 << 20
+# So many are written at once, 2 GiB in 0.88 of the time of one after the other; a third was no quicker.
+_AT_ONCE = 2
 # No page is to be half in a direct write and half in another: what lies in memory of it could be written over it later.
 _PAGE = max(4096, mmap.PAGESIZE)
 # Where direct writes were measured. On a network they would go without what its client does in the background.
@@ -46,6 +53,15 @@ _MOUNTS = "/proc/self/mountinfo"
 # The ioctl FICLONERANGE: descriptor, offset and length of the source, offset in the target.
 _CLONE_RANGE, _CLONE_FIELDS = 0x4020_940D, struct.Struct("=qQQQ")
 _NEVER_SHARED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EPERM}
+
+
+class _Window(NamedTuple):
+    """A stretch of a piece, in whole pages of the file that is written: no more than is mapped at a time."""
+
+    piece: int
+    source_offset: int
+    offset: int
+    length: int
 
 
 class LongCopies:
@@ -58,23 +74,35 @@ class LongCopies:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._direct: int | None = None
+        self._writing: list[Aside] = []
         self._may_share = fcntl is not None
 
-    def copy(self, source: int, source_offset: int, offset: int, length: int) -> tuple[int, int]:
-        """Copy bytes from another open file; nothing where neither way is to be had.
+    def copy(self, source: int, pieces: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+        """Copy pieces of another open file, (offset there, offset here, length) each; none overlaps another here.
 
-        Returns the range [start, stop) of the stretch, counted from its beginning, that is copied; the rest is the
-        caller's.
+        Returns of each the range [start, stop), counted from its beginning, that is copied; the rest is the caller's.
+        While they are written nothing else writes into the file's page cache: it could have parts of them.
         """
-        start, stop = _whole_pages(offset, length)
-        if stop <= start:
-            return 0, 0
-        if self._share(source, source_offset + start, offset + start, stop - start):
-            return start, stop
-        return start, start + self._copy_direct(source, source_offset + start, offset + start, stop - start)
+        done: list[tuple[int, int]] = []
+        windows: list[_Window] = []
+        for number, (source_offset, offset, length) in enumerate(pieces):
+            start, stop = _whole_pages(offset, length) if length >= LONG_BYTES else (0, 0)
+            is_shared = start < stop and self._share(source, source_offset + start, offset + start, stop - start)
+            done.append((start, stop if is_shared else start))
+            windows += (
+                _Window(number, source_offset + at, offset + at, min(_WINDOW_BYTES, stop - at))
+                for at in range(done[-1][1], stop, _WINDOW_BYTES)
+            )
+        for window, count in zip(windows, self._write_windows(source, windows), strict=True):
+            start, stop = done[window.piece]
+            if pieces[window.piece][1] + stop == window.offset:
+                done[window.piece] = start, stop + count
+        return done
 
     def close(self) -> None:
-        """Give back what was opened for it."""
+        """Give back what was opened for it, once nothing is written any more."""
+        for other in self._writing:
+            other.end()
         if self._direct is not None and self._direct >= 0:
             os.close(self._direct)
         self._direct = -1
@@ -90,20 +118,41 @@ class LongCopies:
             return False
         return True
 
-    def _copy_direct(self, source: int, source_offset: int, offset: int, length: int) -> int:
-        done = 0
-        while done < length and self._opened() >= 0:
-            size = min(_WINDOW_BYTES, length - done)
-            lead = (source_offset + done) % mmap.ALLOCATIONGRANULARITY
-            mapped = _mapped(source, source_offset + done - lead, lead + size)
-            if mapped is None:
-                break
-            written = self._write_direct(offset + done, memoryview(mapped)[lead:])
-            mapped.close()
-            done += written
-            if written < size:
-                break
-        return done
+    def _write_windows(self, source: int, windows: Sequence[_Window]) -> list[int]:
+        """Write windows direct, several at once; return how much of each is written."""
+        written = [0] * len(windows)
+        if not windows or self._opened() < 0:
+            return written
+        waiting = deque(enumerate(windows))
+
+        def write() -> None:
+            while waiting:
+                with suppress(IndexError):  # the other took the last of them
+                    index, window = waiting.popleft()
+                    written[index] = self._write_window(source, window)
+                    if written[index] < window.length:
+                        waiting.clear()
+
+        self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
+        try:
+            write()
+        finally:
+            # However this ends, the file is not written behind its caller's back.
+            waiting.clear()
+            for other in self._writing:
+                other.end()
+        for other in self._writing:
+            other.wait()
+        return written
+
+    def _write_window(self, source: int, window: _Window) -> int:
+        lead = window.source_offset % mmap.ALLOCATIONGRANULARITY
+        mapped = _mapped(source, window.source_offset - lead, lead + window.length)
+        if mapped is None:
+            return 0
+        written = self._write_direct(window.offset, memoryview(mapped)[lead:])
+        mapped.close()
+        return written
 
     def _write_direct(self, offset: int, view: memoryview) -> int:
         done = 0
@@ -125,6 +174,12 @@ class LongCopies:
         if self._direct is None:
             self._direct = _open_direct(self._descriptor)
         return self._direct
+
+
+def do_overlap(pieces: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether any of the pieces, (offset there, offset here, length) each, overlaps another where it is written."""
+    stretches = sorted((offset, offset + length) for _, offset, length in pieces)
+    return any(stop > start for (_, stop), (start, _) in pairwise(stretches))
 
 
 def _whole_pages(offset: int, length: int) -> tuple[int, int]:

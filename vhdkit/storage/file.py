@@ -10,10 +10,12 @@ import contextlib
 import errno
 import functools
 import os
-import time
-from threading import Lock, Thread
+from collections import deque
+from itertools import groupby
+from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from vhdkit.storage.aside import Aside
 from vhdkit.storage.copying import (
     CALL_BYTES,
     LONG_BYTES,
@@ -21,6 +23,7 @@ from vhdkit.storage.copying import (
     copy_in_kernel,
     copy_one_by_one,
     copy_through_memory,
+    do_overlap,
 )
 from vhdkit.storage.locks import system_lock, whole_lock
 
@@ -30,7 +33,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from typing_extensions import Buffer
 
@@ -71,8 +74,10 @@ class _FileStorage:
         status = os.fstat(descriptor)
         self._identity = (status.st_dev, status.st_ino)
         self._file_lock = self._new_lock()
-        self._syncing: _Aside | None = None
-        self._closing: _Aside | None = None
+        self._syncing: Aside | None = None
+        self._closing: Aside | None = None
+        self._forgetting: Aside | None = None
+        self._to_forget: deque[tuple[int, int]] = deque()
 
     @property
     def path(self) -> str:
@@ -158,9 +163,20 @@ class _FileStorage:
         sync_descriptor(self._descriptor)
 
     def begin_sync(self) -> Syncing:
-        # By a thread, since there is no other way to go on meanwhile: fsync lets go of the interpreter.
-        self._syncing = _Aside(self.sync)
+        self._syncing = Aside(self.sync)
         return self._syncing
+
+    def forget(self, offset: int, length: int) -> None:
+        self._to_forget.append((offset, length))
+        if self._forgetting is None or self._forgetting.is_done():
+            self._forgetting = Aside(self._forget)
+
+    def _forget(self) -> None:
+        while self._to_forget:
+            offset, length = self._to_forget.popleft()
+            # Neither on macOS nor on Windows, nor on every file system; nothing depends on it.
+            with contextlib.suppress(OSError, AttributeError):
+                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     @_naming
     def lock(self, *, exclusive: bool) -> None:
@@ -169,7 +185,7 @@ class _FileStorage:
     def begin_close(self) -> None:
         descriptor = self._taken()
         if descriptor >= 0:
-            self._closing = _Aside(functools.partial(self._give_back, descriptor))
+            self._closing = Aside(functools.partial(self._give_back, descriptor))
 
     def close(self) -> None:
         descriptor = self._taken()
@@ -181,8 +197,10 @@ class _FileStorage:
 
     def _taken(self) -> int:
         """Return the descriptor, which this storage has no longer; -1 if it had none."""
-        if self._syncing is not None:
-            self._syncing.end()  # another file may soon have the descriptor's number
+        self._to_forget.clear()
+        for aside in (self._syncing, self._forgetting):
+            if aside is not None:
+                aside.end()  # another file may soon have the descriptor's number
         descriptor, self._descriptor = self._descriptor, -1
         return descriptor
 
@@ -191,41 +209,6 @@ class _FileStorage:
             self._file_lock.release(descriptor)
         finally:
             os.close(descriptor)
-
-
-class _Aside(Thread):
-    """A call of the system that takes its time, under way; where no thread is to be had, it is made at once."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__(name="vhdkit-aside")
-        self._call = call
-        self._seconds = 0.0
-        self._error: Exception | None = None
-        try:
-            self.start()
-        except RuntimeError:
-            self.run()
-
-    def run(self) -> None:
-        begun = time.monotonic()
-        try:
-            self._call()
-        except Exception as error:  # noqa: BLE001 - whatever it was, `wait` tells: nothing is known to be durable
-            self._error = error
-        self._seconds = time.monotonic() - begun
-
-    def is_done(self) -> bool:
-        return not self.is_alive()
-
-    def end(self) -> None:
-        if self.ident is not None:
-            self.join()
-
-    def wait(self) -> float:
-        self.end()
-        if self._error is not None:
-            raise self._error
-        return self._seconds
 
 
 class LocalStorage(_FileStorage):
@@ -255,12 +238,17 @@ class LocalStorage(_FileStorage):
 
     @_naming
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
-        start = stop = 0
+        self._copy_pieces(source, [(source_offset, offset, length)])
+
+    def _copy_pieces(self, source: Storage, pieces: Sequence[tuple[int, int, int]]) -> None:
+        """Copy pieces, (offset there, offset here, length) each; of several none overlaps another."""
+        done = [(0, 0)] * len(pieces)
         # A file that is read while it is written past the page cache might wait for itself.
-        if isinstance(source, LocalStorage) and length >= LONG_BYTES and source.identity != self.identity:
-            start, stop = self._long_copies.copy(source._descriptor, source_offset, offset, length)  # noqa: SLF001
-        self._copy_rest(source, source_offset, offset, start)
-        self._copy_rest(source, source_offset + stop, offset + stop, length - stop)
+        if isinstance(source, LocalStorage) and source.identity != self.identity:
+            done = self._long_copies.copy(source._descriptor, pieces)  # noqa: SLF001
+        for (source_offset, offset, length), (start, stop) in zip(pieces, done, strict=True):
+            self._copy_rest(source, source_offset, offset, start)
+            self._copy_rest(source, source_offset + stop, offset + stop, length - stop)
 
     def _copy_rest(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         done = 0
@@ -276,18 +264,29 @@ class LocalStorage(_FileStorage):
         if not isinstance(source, LocalStorage):
             copy_one_by_one(source, source_offsets, self, offsets, lengths)
             return
+        pieces = zip(source_offsets, offsets, lengths, strict=True)
+        if max(lengths, default=0) < LONG_BYTES:
+            self._copy_short(source, pieces)
+            return
+        for is_long, found in groupby(pieces, lambda piece: piece[2] >= LONG_BYTES):
+            if not is_long:
+                self._copy_short(source, found)
+            else:
+                group = list(found)
+                for together in [[piece] for piece in group] if do_overlap(group) else [group]:
+                    self._copy_pieces(source, together)
+
+    def _copy_short(self, source: LocalStorage, pieces: Iterable[tuple[int, int, int]]) -> None:
         # As bare as can be: of hundreds of thousands of pieces each costs little more than its two calls, 5 us.
-        origin, descriptor, read, write = source._descriptor, self._descriptor, os.pread, os.pwrite  # noqa: SLF001
-        for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
-            if length < LONG_BYTES:
-                try:
-                    piece = read(origin, length, source_offset)
-                except OSError as error:
-                    error.filename = source.path
-                    raise
-                if len(piece) == length and write(descriptor, piece, offset) == length:
-                    continue
-            self.copy_from(source, source_offset, offset, length)
+        origin, descriptor, read, write = source._descriptor, self._descriptor, os.pread, os.pwrite
+        for source_offset, offset, length in pieces:
+            try:
+                piece = read(origin, length, source_offset)
+            except OSError as error:
+                error.filename = source.path
+                raise
+            if len(piece) != length or write(descriptor, piece, offset) != length:
+                self.copy_from(source, source_offset, offset, length)
 
     def _taken(self) -> int:
         descriptor = super()._taken()

@@ -126,6 +126,9 @@ class MemoryStorage:
         self.sync()
         return _Synced()
 
+    def forget(self, offset: int, length: int) -> None:
+        del offset, length
+
     def lock(self, *, exclusive: bool) -> None:
         self._content()
         others = [held for holder, held in self._file.holders.items() if holder != id(self)]
