@@ -60,6 +60,10 @@ def _write_by_the_cache(copying: Any) -> None:
     copying._DIRECT_FILE_SYSTEMS = frozenset()  # noqa: SLF001
 
 
+def _write_one_at_a_time(copying: Any) -> None:
+    copying._AT_ONCE = 1  # noqa: SLF001
+
+
 def _copy_one_by_one(file: Any) -> None:
     def copy_many_from(self: Any, source: Any, source_offsets: Any, offsets: Any, lengths: Any) -> None:
         file.copy_one_by_one(source, source_offsets, self, offsets, lengths)
@@ -90,6 +94,10 @@ def _close_at_once(file: Any) -> None:
     file.LocalStorage.begin_close = begin_close
 
 
+def _forget_nothing(forgetting: Any) -> None:
+    forgetting.Forgetting.passed = lambda *_: None
+
+
 # The name of a path, the module that decides on it, and what forces it off.
 PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
@@ -100,6 +108,8 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     "share": ("vhdkit.storage.copying", _share_nothing),
     # Long pieces are written past the page cache.
     "direct": ("vhdkit.storage.copying", _write_by_the_cache),
+    # Two of them are under way at once.
+    "at-once": ("vhdkit.storage.copying", _write_one_at_a_time),
     # Many short pieces are copied in one bare loop.
     "many": ("vhdkit.storage.file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
@@ -112,6 +122,8 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     "stacked": ("vhdkit.chain.chain", _resolve_one_by_one),
     # A file that was removed is given back while its directory is synced.
     "closing": ("vhdkit.storage.file", _close_at_once),
+    # What a merge has read of a file that goes is let go of before.
+    "forgetting": ("vhdkit.merging.forgetting", _forget_nothing),
 }
 # `together` off is the contrary of `alone` off.
 ALL: Final = tuple(name for name in PATHS if name != "together")

@@ -89,6 +89,10 @@ class SpyStorage(ThroughStorage):
         self._folder.tell("truncate", self.path, size)
         self.inner.truncate(size)
 
+    def forget(self, offset: int, length: int) -> None:
+        self._folder.tell("forget", self.path, offset, length)
+        self.inner.forget(offset, length)
+
     def sync(self) -> None:
         self._folder.tell("sync", self.path)
         self.inner.sync()

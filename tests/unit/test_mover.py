@@ -22,7 +22,7 @@ from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
 from vhdkit.chain.chain import windows
-from vhdkit.image.image import Image
+from vhdkit.image.image import Image, open_image
 from vhdkit.merging import layout
 from vhdkit.merging.engine import _Merge
 from vhdkit.merging.mover import Mover
@@ -333,3 +333,39 @@ def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_Merge, "_change_names", spied)
     vhdkit.merge(vhdkit.plan_merge("/middle.avhd", folder=folder), folder=folder)
     assert held == [0]
+
+
+class BatchClock:
+    """A clock on which each batch takes so long; `sizes` are those that were reported."""
+
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.sizes: list[int] = []
+        monkeypatch.setattr("vhdkit.merging.mover.time.monotonic", lambda: self.now)
+
+    def report(self, size: int) -> None:
+        self.sizes.append(size)
+        self.now += self.seconds
+
+
+def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    clock = BatchClock(seconds, monkeypatch)
+    folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
+    layers = [open_image(path, writable=path == paths[1], folder=folder) for path in paths]
+    mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    for writes, wipes, stop in layout.moves(layers, 1, layout.target_of(layers, 1)):
+        mover.move(writes, wipes, stop)
+    return clock.sizes
+
+
+def test_batches_grow_while_they_are_quick_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("_STAGING", BLOCK), ("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
+        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", size)
+    for name in ("_FEW_BYTES", "_MANY_BYTES"):
+        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", 1 << 30)
+    quick = [size // BLOCK for size in copied_in_batches(0.01, monkeypatch)]
+    assert quick[:4] == [1, 2, 4, 8]
+    assert set(quick[3:-1]) == {8}
+    slow = copied_in_batches(0.3, monkeypatch)
+    assert set(slow[:-1]) == {BLOCK}
+    assert sum(slow) == 3000 * SECTOR

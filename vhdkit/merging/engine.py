@@ -35,6 +35,7 @@ from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.image.journal import JournalWriter, RelinkState, journal_path, read_journal
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
+from vhdkit.merging.forgetting import Forgetting
 from vhdkit.merging.growth import finish, grow_table, write_footers
 from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.mover import Mover
@@ -275,12 +276,9 @@ class _Merge:
         """Steps 3 to 6, and the disk's new size."""
         plan, destination = self.plan, self.destination
         self.pace.say(Phase.RESERVING)
-
-        marks = Marks(plan, writer, destination.storage)
-        again = plan.resume is not None
-        check = self.pace.check
+        durable, again = Marks(plan, writer, destination.storage).durable, plan.resume is not None
         mover = Mover(
-            self.layers, destination, plan.blocks_added, self.pace.add, marks.durable, again=again, check=check
+            self.layers, destination, plan.blocks_added, self.pace.add, durable, again=again, check=self.pace.check
         )
         saver = self._open_undo(writer)
         try:
@@ -291,10 +289,12 @@ class _Merge:
             self._relink_siblings()
             mover.place_added(plan.place, plan.blocks_moved)
             target = target_of(self.layers, self.depth, plan.virtual_size_before)
+            forgetting = Forgetting([layer for layer in self.layers[: self.depth] if layer.path in plan.removals])
             for writes, wipes, stop in moves(self.layers, self.depth, target, plan.mark):
                 if saver is not None:
                     saver.save(writes, wipes, stop)
                 mover.move(writes, wipes, stop)
+                forgetting.passed(stop)
         except MergeCancelled as error:
             try:
                 mover.keep()

@@ -12,6 +12,7 @@ Memory: one staging buffer of 4 MiB, and of two checkpoints three numbers a piec
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,6 +39,10 @@ _STAGING = 4 << 20
 _GAP = 4096
 _MANY_PIECES = 8
 _BATCH_PIECES = 2048
+# The caller is told after each batch, and may stop the merge there: so they grow while they take no longer than this.
+# Long pieces of one are written two at a time, 2 GiB in 0.95 of the time that batches of 4 MiB take.
+_BATCH_BYTES = 16 << 20
+_BATCH_SECONDS = 0.05
 _CHECKPOINT_PIECES = 250_000
 # What is not durable yet is lost to a cut, and a sync cannot be interrupted: so a checkpoint comes after as many bytes
 # as the disk takes in a quarter of a second, within these bounds; and after an eighth of that if the disk is idle.
@@ -104,6 +109,7 @@ class Mover:
         self.check = check
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
+        self._batch_bytes = _STAGING
         self._checkpoint_bytes = 2 * _FEW_BYTES
         self._seconds_a_byte: float | None = None
         self._seconds_a_piece = _SECONDS_A_PIECE
@@ -333,16 +339,19 @@ class Mover:
         return heads, np.append(heads[1:], len(pieces))[: len(heads)]
 
     def _copy(self, pieces: Extents, at: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
-        """Copy the chosen pieces, each alone, in batches no longer than the staging buffer."""
+        """Copy the chosen pieces, each alone, in batches."""
         pieces, at = pieces.take(chosen), at[chosen]
         length = pieces.stop - pieces.start
         total = np.cumsum(length)
         first = 0
         while first < len(pieces):
-            upto = int(np.searchsorted(total, total[first] - length[first] + _STAGING, "right"))
+            begun = time.monotonic()
+            upto = int(np.searchsorted(total, total[first] - length[first] + self._batch_bytes, "right"))
             last = max(first + 1, min(upto, first + _BATCH_PIECES))
             self._copy_batch(pieces.take(np.arange(first, last)), at[first:last])
             self.report(int(total[last - 1] - total[first] + length[first]))
+            is_quick = time.monotonic() - begun < _BATCH_SECONDS
+            self._batch_bytes = min(_BATCH_BYTES, self._batch_bytes * 2) if is_quick else _STAGING
             first = last
 
     def _copy_batch(self, pieces: Extents, at: NDArray[np.int64]) -> None:

@@ -1,0 +1,195 @@
+"""What a merge says that it will not read again, and what the system does about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vhdkit
+from tests.cutting import small_checkpoints
+from tests.model import Kind, Merge, Snapshot, Write
+from tests.plainvhd import bitmap_length, parse
+from tests.unit.test_merge_laws import SpyFolder, chain_over, fold, in_memory, put
+from tests.unit.test_storage import make_place, pattern, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.model import ModelChain
+    from vhdkit.storage.seam import Storage
+
+BLOCK = 16384  # four windows
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.merging.forgetting._ENOUGH_BYTES", 1)
+    small_checkpoints(monkeypatch)
+
+
+def three_levels(touched: list[list[int]]) -> ModelChain:
+    """A base and levels that each have a few sectors of blocks of eight, written in the order given."""
+    steps: list[Write | Snapshot] = []
+    for level in touched:
+        steps += [Snapshot(block_size=BLOCK), *(put(at, 1, at + 1) for at in level)]
+    return chain_over(Kind.DYNAMIC, put(0, 60, 7), *steps, sectors=200, block_size=BLOCK)
+
+
+def stretches(spy: SpyFolder, path: str) -> list[range]:
+    return [
+        range(event.offset, event.offset + event.length)
+        for event in spy.events
+        if event.operation == "forget" and event.path == path
+    ]
+
+
+@pytest.mark.fast_path("forgetting")
+@given(touched=st.lists(st.lists(st.integers(0, 199), min_size=1, max_size=9), min_size=1, max_size=3))
+def test_what_is_forgotten_is_not_read_again_and_is_all_of_the_blocks(touched: list[list[int]]) -> None:
+    folder, paths = in_memory(three_levels(touched))
+    *sources, destination = paths
+    blocks = {path: parse(bytes(folder[path].content)) for path in sources}
+    spy = SpyFolder(folder)
+    fold(spy, paths, Merge(depth_to=len(sources)))
+    for path, image in blocks.items():
+        forgotten = set[int]()
+        for event in spy.events:
+            if event.path != path:
+                continue
+            place = range(event.offset, event.offset + event.length)
+            if event.operation == "forget":
+                forgotten |= set(place)
+            elif event.operation == "read":
+                assert forgotten.isdisjoint(place), event
+        span = bitmap_length(BLOCK) + BLOCK
+        whole = [int(image.bat[block]) * 512 for block in image.allocated if (block + 1) * BLOCK <= 200 * 512]
+        assert forgotten >= {at for start in whole for at in range(start, start + span)}
+    assert not stretches(spy, destination)
+
+
+@pytest.mark.parametrize("options", [{"keep_sources": True}, {"undo": "/undo.vhd"}])
+def test_what_stays_is_not_forgotten(options: dict[str, Any]) -> None:
+    folder, paths = in_memory(three_levels([[1, 9, 80], [3, 90]]))
+    spy = SpyFolder(folder)
+    plan = vhdkit.plan_merge(paths[0], into=paths[-1], folder=spy, **options)
+    vhdkit.merge(plan, folder=spy)
+    assert not [event for event in spy.events if event.operation == "forget"]
+
+
+@pytest.mark.fast_path("forgetting")
+def test_less_than_enough_is_left_to_the_closing_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.merging.forgetting._ENOUGH_BYTES", 100 * BLOCK)
+    folder, paths = in_memory(three_levels([[1, 9, 80, 150]]))
+    spy = SpyFolder(folder)
+    fold(spy, paths, Merge())
+    assert not stretches(spy, paths[0])
+
+
+# The system
+
+
+class Advice:
+    """What the system was told about which files; it may be slow, or fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[tuple[int, int]] = []
+        self.error = 0
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.entered = threading.Event()
+        monkeypatch.setattr(os, "posix_fadvise", self.fadvise)
+
+    def fadvise(self, descriptor: int, offset: int, length: int, advice: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.entered.set()
+        assert self.may_go_on.wait(10)
+        os.fstat(descriptor)
+        assert advice == os.POSIX_FADV_DONTNEED
+        self.told.append((offset, length))
+        if self.error:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+needs_advice = pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
+
+
+def opened(kind: str, tmp_path: Path) -> Storage:
+    place = make_place(kind, str(tmp_path))
+    return place.folder.open(place.put("file", pattern(4 * MIB)))
+
+
+@needs_advice
+@pytest.mark.parametrize("error", [0, errno.EINVAL])
+@pytest.mark.parametrize("kind", ["local", "portable"])
+def test_the_system_is_told_aside_in_their_order_and_may_fail(
+    kind: str, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice, storage = Advice(monkeypatch), opened(kind, tmp_path)
+    advice.error = error
+    advice.may_go_on.clear()
+    pieces = [(number * 4096, 4096) for number in range(50)]
+    for piece in pieces:
+        storage.forget(*piece)
+    assert advice.told == []
+    assert read(storage, 0, 4 * MIB) == pattern(4 * MIB)
+    advice.may_go_on.set()
+    while storage._forgetting.is_alive():  # type: ignore[attr-defined] # noqa: SLF001 - nobody else waits for it
+        pass
+    assert advice.told == pieces
+    storage.close()
+
+
+@needs_advice
+def test_a_file_is_closed_when_no_advice_is_under_way_and_the_rest_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice, storage = Advice(monkeypatch), opened("local", tmp_path)
+    advice.may_go_on.clear()
+    for number in range(50):
+        storage.forget(number * 4096, 4096)
+    assert advice.entered.wait(10)
+    closing = threading.Thread(target=storage.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive(), "its descriptor is used, and could soon be another file's"
+    advice.may_go_on.set()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert advice.told == [(0, 4096)]
+
+
+@needs_advice
+def test_what_is_forgotten_is_in_memory_no_more_and_reads_as_before(tmp_path: Path) -> None:
+    storage = opened("local", tmp_path)
+    with open(storage.path, "rb") as file:
+        os.fsync(file.fileno())
+        read(storage, 0, 4 * MIB)
+        if not is_in_memory(file.fileno(), MIB):
+            pytest.skip("the file system does not tell what is in memory")
+        storage.forget(0, 4 * MIB)
+        storage._forgetting.join(10)  # type: ignore[attr-defined] # noqa: SLF001
+        assert not is_in_memory(file.fileno(), MIB)
+    assert read(storage, 0, 4 * MIB) == pattern(4 * MIB)
+    storage.close()
+
+
+def is_in_memory(descriptor: int, offset: int) -> bool:
+    try:
+        return bool(os.preadv(descriptor, [bytearray(512)], offset, os.RWF_NOWAIT))
+    except OSError:
+        return False
+
+
+def test_a_system_that_takes_no_advice_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    storage = opened("portable", tmp_path)
+    storage.forget(0, 4096)
+    assert read(storage, 0, 9) == pattern(9)
+    storage.close()

@@ -1,0 +1,64 @@
+"""Letting the system go of what it has in memory of sources that are to be removed.
+
+What is read of them stays in the page cache, and is let go of when they are removed: of one file of 6 GiB that took
+0.44 s, of a merge of a second. Done as the merge goes on, by another thread, it is not waited for, and what else is in
+memory stays there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.image.image import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.image import Layer
+
+# Ten files of 600 MiB are let go of at once when they are removed: done earlier, block by block, it only took the
+# processor from the merge. So it begins with this much of one file; it is also what is left for the end.
+_ENOUGH_BYTES = 256 << 20
+
+
+class Forgetting:
+    """What of each of the sources is behind a merge that goes over the disk once."""
+
+    def __init__(self, sources: Sequence[Layer]) -> None:
+        self._sources = [_Behind(source) for source in sources if isinstance(source, Image) and not source.is_fixed]
+
+    def passed(self, stop: int) -> None:
+        """Say that the merge needs nothing before the disk's offset `stop` any more."""
+        for source in self._sources:
+            source.passed(stop)
+
+
+class _Behind:
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._done = 0
+        self._found: list[NDArray[np.int64]] = []
+        self._size = 0
+
+    def passed(self, stop: int) -> None:
+        # Of a block that the offset cuts the bits are needed once more.
+        whole = stop // self._image.block_size * self._image.block_size
+        if whole <= self._done:
+            return
+        _, at = self._image.allocated(self._done, whole)
+        self._done = whole
+        self._found.append(at)
+        self._size += len(at) * self._image.block_span
+        if self._size >= _ENOUGH_BYTES:
+            self._forget(np.sort(np.concatenate(self._found)))
+            self._found, self._size = [], 0
+
+    def _forget(self, at: NDArray[np.int64]) -> None:
+        span = self._image.block_span
+        # What lies between two blocks and is shorter than a block is padding.
+        for run in np.split(at, np.flatnonzero(np.diff(at) >= 2 * span) + 1):
+            self._image.storage.forget(int(run[0]), int(run[-1] - run[0]) + span)
