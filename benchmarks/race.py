@@ -1,7 +1,8 @@
 """The race: `python benchmarks/race.py FOLDER [--rows W1-cp,W3-qemu] [--runs 5] [--scale 1]`.
 
-FOLDER needs 35 GiB at full size. Every contender of a group runs in turn, whole processes, each from restored inputs;
-each one's bytes are judged at its first run. Rows that are run replace those of the results; the others stay.
+FOLDER needs 35 GiB at full size, 50 if all rows of W1 are run together. Every contender of a group runs in turn, whole
+processes, each from restored inputs; each one's bytes are judged at its first run. Rows that are run replace those of
+the results; the others stay.
 """
 
 from __future__ import annotations
