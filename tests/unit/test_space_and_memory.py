@@ -114,6 +114,22 @@ def test_space_that_was_taken_in_part_is_given_back(kind: Kind) -> None:
     assert contents(folder) == before
 
 
+def test_no_space_to_write_over_what_is_there_is_told_with_what_may_take_it() -> None:
+    """So it is where a file system gives space anew to what is written over, since another file has the old."""
+    folder, paths = in_memory(chain_over(Kind.DYNAMIC, put(0, 30, 9), Snapshot(), put(3, 20, 2)))
+    plan = vhdkit.plan_merge(paths[0], into=paths[1], folder=folder)
+    assert plan.space_needed == 0
+
+    def run_full(event: Event) -> None:
+        if event.operation in {"write", "copy"} and event.path == paths[1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), event.path)
+
+    with pytest.raises(vhdkit.NotEnoughSpaceError) as caught:
+        vhdkit.merge(plan, folder=SpyFolder(folder, run_full, free=700))
+    assert (caught.value.needed, caught.value.available) == (20 * SECTOR, 700)
+    assert "shares with another file" in "".join(caught.value.__notes__)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 10 MiB."""

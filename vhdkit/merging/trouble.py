@@ -25,15 +25,22 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseExce
     is_undo = plan.undo is not None and error.filename == plan.undo.path
     path = plan.undo.path if plan.undo is not None and is_undo else plan.destination
     size_after = plan.undo.size if plan.undo is not None and is_undo else plan.destination_size
-    free = needed = 0
+    free = grows = 0
     with suppress(OSError):
         free = folder.free_space(paths.dirname(path))
         storage = folder.open(path)
-        needed = max(0, size_after - storage.size())
+        grows = max(0, size_after - storage.size())
         storage.close()
     # The plan saw enough: someone else took some since, or a quota allows less than is free.
-    needed = max(1, needed)
-    return NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))
+    needed = max(1, grows or plan.payload_bytes - plan.bytes_done)
+    told = NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))
+    if not grows:
+        told.add_note(
+            "Its own space was reserved before. Writing over what it shares with another file, a clone or a snapshot of"
+            " the file system, takes space anew, at most as much as is still to be copied; or a quota allows less than"
+            f" the {free} bytes that are free."
+        )
+    return told
 
 
 def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None) -> None:
