@@ -379,6 +379,46 @@ def test_of_several_one_that_cannot_be_written_direct_is_written_by_other_ways(
     assert read(target, 0, len(RAW)) == copied(PIECES)
 
 
+@pytest.mark.fast_path("at-once")
+def test_of_a_piece_only_what_follows_on_counts_as_written(files: tuple[Storage, Storage], direct: Direct) -> None:
+    """The first of two windows falls short, and the second, under way meanwhile, does not."""
+    source, target = files
+    second = threading.Event()
+
+    def outcome(length: int) -> int:
+        if length < 4 * MIB - PAGE:
+            second.set()
+            return length
+        assert second.wait(10)
+        return PAGE if length == 4 * MIB else failing(errno.EINVAL)(length)
+
+    direct.outcome = outcome
+    target.copy_from(source, 0, 0, len(RAW))
+    assert sorted(direct.writes) == [(0, PAGE), (4 * MIB, len(RAW) - 4 * MIB)]
+    assert read(target, 0, len(RAW)) == RAW
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.fast_path("at-once")
+def test_an_error_of_one_thread_stops_the_other(files: tuple[Storage, Storage], direct: Direct) -> None:
+    source, target = files
+    has_failed = threading.Event()
+
+    def outcome(length: int) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            has_failed.set()
+            return failing(errno.EIO)(length)
+        assert has_failed.wait(10)
+        time.sleep(0.1)
+        return length
+
+    direct.outcome = outcome
+    pieces = [(number * LONG_BYTES, number * LONG_BYTES, LONG_BYTES) for number in range(20)]
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        copy_many(target, source, pieces)
+    assert len(direct.writes) <= 1
+
+
 @pytest.mark.fast_path("many")
 def test_a_ctrl_c_waits_for_the_writes_that_are_under_way(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch

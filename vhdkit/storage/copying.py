@@ -17,7 +17,6 @@ import mmap
 import os
 import struct
 from collections import deque
-from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -126,18 +125,23 @@ class LongCopies:
         waiting = deque(enumerate(windows))
 
         def write() -> None:
-            while waiting:
-                with suppress(IndexError):  # the other took the last of them
-                    index, window = waiting.popleft()
+            try:
+                while (taken := _next(waiting)) is not None:
+                    index, window = taken
                     written[index] = self._write_window(source, window)
                     if written[index] < window.length:
                         waiting.clear()
+            finally:
+                # However this ends: on a disk that fails, each of the others could take its time.
+                waiting.clear()
 
         self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
         try:
+            for other in self._writing:
+                other.begin()
             write()
         finally:
-            # However this ends, the file is not written behind its caller's back.
+            # The file is not written behind its caller's back.
             waiting.clear()
             for other in self._writing:
                 other.end()
@@ -174,6 +178,14 @@ class LongCopies:
         if self._direct is None:
             self._direct = _open_direct(self._descriptor)
         return self._direct
+
+
+def _next(waiting: deque[tuple[int, _Window]]) -> tuple[int, _Window] | None:
+    """Return what waits first, None if the other thread took the last."""
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 def do_overlap(pieces: Sequence[tuple[int, int, int]]) -> bool:

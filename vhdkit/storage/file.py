@@ -44,6 +44,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _PIECE_BYTES = 8 << 20
+_MOST_TO_FORGET = 4096
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -164,18 +165,23 @@ class _FileStorage:
 
     def begin_sync(self) -> Syncing:
         self._syncing = Aside(self.sync)
+        self._syncing.begin()
         return self._syncing
 
     def forget(self, offset: int, length: int) -> None:
+        # Neither on macOS nor on Windows; and what is asked for faster than it is done is left to closing.
+        if not hasattr(os, "posix_fadvise") or len(self._to_forget) >= _MOST_TO_FORGET:
+            return
         self._to_forget.append((offset, length))
         if self._forgetting is None or self._forgetting.is_done():
             self._forgetting = Aside(self._forget)
+            self._forgetting.begin()
 
     def _forget(self) -> None:
         while self._to_forget:
             offset, length = self._to_forget.popleft()
-            # Neither on macOS nor on Windows, nor on every file system; nothing depends on it.
-            with contextlib.suppress(OSError, AttributeError):
+            # Not on every file system; nothing depends on it.
+            with contextlib.suppress(OSError):
                 os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     @_naming
@@ -186,6 +192,7 @@ class _FileStorage:
         descriptor = self._taken()
         if descriptor >= 0:
             self._closing = Aside(functools.partial(self._give_back, descriptor))
+            self._closing.begin()
 
     def close(self) -> None:
         descriptor = self._taken()
