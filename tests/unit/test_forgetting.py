@@ -17,6 +17,7 @@ from tests.model import Kind, Merge, Snapshot, Write
 from tests.plainvhd import bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, chain_over, fold, in_memory, put
 from tests.unit.test_storage import make_place, pattern, read
+from vhdkit.merging.forgetting import Forgetting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,8 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.forgetting._ENOUGH_BYTES", 1)
+    for name in ("_ENOUGH_BYTES", "_LEAST_BLOCK"):
+        monkeypatch.setattr(f"vhdkit.merging.forgetting.{name}", 1)
     small_checkpoints(monkeypatch)
 
 
@@ -92,6 +94,20 @@ def test_less_than_enough_is_left_to_the_closing_of_the_file(monkeypatch: pytest
     assert not stretches(spy, paths[0])
 
 
+@pytest.mark.fast_path("forgetting")
+def test_a_merge_that_goes_on_forgets_nothing_before_its_mark() -> None:
+    folder, paths = in_memory(three_levels([list(range(0, 199, 5))]))
+    with vhdkit.open_chain(paths[0], folder=SpyFolder(folder)) as chain:
+        forgetting = Forgetting(chain.layers[:1], 3 * BLOCK + 512)
+        image = parse(bytes(folder[paths[0]].content))
+        spy = chain.layers[0].storage._folder  # type: ignore[attr-defined] # noqa: SLF001
+        forgetting.passed(5 * BLOCK + 512)
+        forgetting.passed(5 * BLOCK + 512)
+    places = [int(image.bat[block]) * 512 for block in (3, 4)]
+    told = {at for stretch in stretches(spy, paths[0]) for at in stretch}
+    assert told == {at for start in places for at in range(start, start + bitmap_length(BLOCK) + BLOCK)}
+
+
 # The system
 
 
@@ -140,8 +156,7 @@ def test_the_system_is_told_aside_in_their_order_and_may_fail(
     assert advice.told == []
     assert read(storage, 0, 4 * MIB) == pattern(4 * MIB)
     advice.may_go_on.set()
-    while storage._forgetting.is_alive():  # type: ignore[attr-defined] # noqa: SLF001 - nobody else waits for it
-        pass
+    storage._forgetting.join(10)  # type: ignore[attr-defined] # noqa: SLF001 - nobody else waits for it
     assert advice.told == pieces
     storage.close()
 
@@ -192,4 +207,15 @@ def test_a_system_that_takes_no_advice_is_not_asked(tmp_path: Path, monkeypatch:
     storage = opened("portable", tmp_path)
     storage.forget(0, 4096)
     assert read(storage, 0, 9) == pattern(9)
+    storage.close()
+
+
+@needs_advice
+def test_what_is_asked_for_faster_than_it_is_done_is_no_burden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice, storage = Advice(monkeypatch), opened("local", tmp_path)
+    advice.may_go_on.clear()
+    for number in range(10_000):
+        storage.forget(number * 512, 512)
+    assert len(storage._to_forget) <= 4096  # type: ignore[attr-defined] # noqa: SLF001
+    advice.may_go_on.set()
     storage.close()

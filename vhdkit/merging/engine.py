@@ -289,7 +289,8 @@ class _Merge:
             self._relink_siblings()
             mover.place_added(plan.place, plan.blocks_moved)
             target = target_of(self.layers, self.depth, plan.virtual_size_before)
-            forgetting = Forgetting([layer for layer in self.layers[: self.depth] if layer.path in plan.removals])
+            removed = [layer for layer in self.layers[: self.depth] if layer.path in plan.removals]
+            forgetting = Forgetting(removed, plan.mark)
             for writes, wipes, stop in moves(self.layers, self.depth, target, plan.mark):
                 if saver is not None:
                     saver.save(writes, wipes, stop)

@@ -23,13 +23,19 @@ if TYPE_CHECKING:
 # Ten files of 600 MiB are let go of at once when they are removed: done earlier, block by block, it only took the
 # processor from the merge. So it begins with this much of one file; it is also what is left for the end.
 _ENOUGH_BYTES = 256 << 20
+# Of smaller blocks there are too many to be remembered one by one, of a thousand sources.
+_LEAST_BLOCK = 512 << 10
 
 
 class Forgetting:
-    """What of each of the sources is behind a merge that goes over the disk once."""
+    """What of each of the sources is behind a merge that goes over the disk once, from the offset `mark` on."""
 
-    def __init__(self, sources: Sequence[Layer]) -> None:
-        self._sources = [_Behind(source) for source in sources if isinstance(source, Image) and not source.is_fixed]
+    def __init__(self, sources: Sequence[Layer], mark: int = 0) -> None:
+        self._sources = [
+            _Behind(source, mark)
+            for source in sources
+            if isinstance(source, Image) and source.block_size >= _LEAST_BLOCK
+        ]
 
     def passed(self, stop: int) -> None:
         """Say that the merge needs nothing before the disk's offset `stop` any more."""
@@ -38,9 +44,9 @@ class Forgetting:
 
 
 class _Behind:
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, mark: int) -> None:
         self._image = image
-        self._done = 0
+        self._done = mark // image.block_size * image.block_size
         self._found: list[NDArray[np.int64]] = []
         self._size = 0
 

@@ -40,8 +40,9 @@ _GAP = 4096
 _MANY_PIECES = 8
 _BATCH_PIECES = 2048
 # The caller is told after each batch, and may stop the merge there: so they grow while they take no longer than this.
-# Long pieces of one are written two at a time, 2 GiB in 0.95 of the time that batches of 4 MiB take.
-_BATCH_BYTES = 16 << 20
+# Long pieces of one are written two at a time, which batches of 4 MiB, two blocks, leave little room for. No larger: a
+# disk that was quick may become slow within one.
+_BATCH_BYTES = 8 << 20
 _BATCH_SECONDS = 0.05
 _CHECKPOINT_PIECES = 250_000
 # What is not durable yet is lost to a cut, and a sync cannot be interrupted: so a checkpoint comes after as many bytes
