@@ -20,11 +20,12 @@ from tests.jobs.making import until
 from tests.snapshots.machines import MIB, Kept
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.record import JobState
-from vhdkit.snapshot import changes
+from vhdkit.snapshot import changes, inspecting
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
     from vhdkit.job.record import Job
+    from vhdkit.snapshot.record import Manifest
 
 
 @pytest.fixture
@@ -382,3 +383,97 @@ def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatc
     with Machine(kept.base).file.locked(), pytest.raises(ImageInUseError, match="another process is changing"):
         kept.machine.take("too long")
     assert 0.5 <= time.monotonic() - begun_at < 10
+
+
+# Looking while something goes on
+
+
+def remark(kind: inspecting.Kind, message: str = "it is odd") -> inspecting.Remark:
+    return inspecting.Remark(kind=kind, path="/vms/xp.vhd", message=message)
+
+
+MISSING, OWED = remark(inspecting.Kind.MISSING), remark(inspecting.Kind.OWED)
+Looks = list[tuple[inspecting.Remark, ...] | OSError]
+
+
+@pytest.fixture
+def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    monkeypatch.setattr("vhdkit.snapshot.machine._BETWEEN_LOOKS", 0)
+    return Kept.made(tmp_path, ["xp.vhd"], size=MIB)
+
+
+@pytest.mark.parametrize(
+    ("looks", "said", "count"),
+    [
+        ([(MISSING,), (), (MISSING,)], (), 2),
+        ([(MISSING,), (OWED,)], (OWED,), 2),
+        ([(MISSING,), (MISSING,), ()], (MISSING,), 2),
+        ([(OWED,), (MISSING,)], (OWED,), 1),
+        ([OSError("it is gone"), (), (MISSING,)], (), 2),
+        ([OSError("it is gone"), (MISSING,), (MISSING,)], (MISSING,), 3),
+    ],
+)
+def test_damage_is_told_when_it_was_seen_twice(
+    looks: Looks, said: tuple[inspecting.Remark, ...], count: int, idle: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(looks)
+    seen = []
+
+    def inspect(*_: object) -> tuple[inspecting.Remark, ...]:
+        seen.append(look := next(left))
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+    monkeypatch.setattr(inspecting, "inspect", inspect)
+    assert idle.machine.check() == said
+    assert len(seen) == count
+
+
+def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_in_the_end(
+    idle: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> tuple[inspecting.Remark, ...]:
+        raise OSError("it is gone")
+
+    numbers = iter(range(1000))
+    monkeypatch.setattr(inspecting, "inspect", fail)
+    with pytest.raises(OSError, match="it is gone"):
+        idle.machine.check()
+    monkeypatch.setattr(inspecting, "inspect", lambda *_: (remark(inspecting.Kind.MISSING, str(next(numbers))),))
+    assert idle.machine.check()
+    assert next(numbers) < 100
+
+
+def test_what_is_asked_of_a_machine_is_asked_again_if_a_merge_took_a_layer_meanwhile(idle: Kept) -> None:
+    idle.take("RTM", "r")
+    asked = []
+
+    def ask(manifest: Manifest) -> int:
+        asked.append(len(manifest.snapshots))
+        if len(asked) == 1:
+            idle.take("SP1", "s")
+        return len(manifest.snapshots)
+
+    assert idle.machine.steadily(ask) == 2
+    assert asked == [1, 2]
+
+
+def test_a_snapshot_is_never_missing_while_what_is_below_it_is_merged(slow: Kept) -> None:
+    for name in ("SP2", "SP3"):
+        slow.machine.take(name)
+    (job,) = slow.machine.start_settling(rate=200 * MIB)
+    said = set()
+    while not the_job().state.is_finished:
+        said |= {each.kind for each in slow.machine.check()}
+        shown = slow.machine.steadily(lambda manifest: slow_sizes(slow, manifest))
+        assert all(shown), "a layer is not there"
+    job.wait()
+    assert the_job().state is JobState.COMPLETED
+    assert said <= {inspecting.Kind.OWED, inspecting.Kind.UNFINISHED, inspecting.Kind.UNPROTECTED}
+    slow.machine.settle()
+    assert slow.machine.check() == ()
+
+
+def slow_sizes(kept: Kept, manifest: Manifest) -> list[bool]:
+    return [Path(kept.machine.file.absolute(path)).exists() for each in manifest.snapshots for path in each.layers]

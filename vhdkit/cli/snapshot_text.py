@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 def describe_machine(machine: Machine) -> dict[str, Any]:
     """Return all that is known of a machine."""
-    manifest = machine.manifest
+    return machine.steadily(lambda manifest: _described(machine, manifest))
+
+
+def _described(machine: Machine, manifest: Manifest) -> dict[str, Any]:
     return {
         "machine": manifest.machine,
         "manifest": machine.file.path,
@@ -81,15 +84,19 @@ def describe_remark(remark: Remark) -> dict[str, Any]:
 
 def print_machine(machine: Machine) -> None:
     """Print the tree of a machine's snapshots, with what it writes to and what is owed."""
-    manifest = machine.manifest
-    running = ", running" if machine.is_running() else ""
-    click.echo(f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}{running}")
-    for line in _tree(machine, manifest):
+    for line in machine.steadily(lambda manifest: _lines(machine, manifest)):
         click.echo(line)
-    for disk in manifest.disks:
-        path = machine.file.absolute(disk.active)
-        click.echo(f"active: {path_text(path)}  {_size_text(_sizes(machine, disk.active)['file-size'])}")
     print_owed(machine.owed())
+
+
+def _lines(machine: Machine, manifest: Manifest) -> list[str]:
+    running = ", running" if machine.is_running() else ""
+    actives = [(machine.file.absolute(disk.active), _sizes(machine, disk.active)) for disk in manifest.disks]
+    return [
+        f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}{running}",
+        *_tree(machine, manifest),
+        *(f"active: {path_text(path)}  {_size_text(sizes['file-size'])}" for path, sizes in actives),
+    ]
 
 
 def print_owed(owed: Owed, *, but: Collection[str] = ()) -> None:

@@ -94,12 +94,11 @@ def show(name: str, disk: str, *, as_json: bool) -> None:
     from vhdkit.cli.snapshot_text import describe_snapshot
 
     machine = _machine(disk)
-    manifest = machine.manifest
-    record = describe_snapshot(machine, manifest, manifest.find(name))
+    record = machine.steadily(lambda manifest: describe_snapshot(machine, manifest, manifest.find(name)))
     if as_json:
         print_json(record)
         return
-    above = manifest.by_id(record["parent"])
+    above = machine.manifest.by_id(record["parent"])
     rows: list[tuple[str, object]] = [("name", record["name"]), ("id", record["id"]), ("taken", record["taken"] or "-")]
     rows += [("note", record["note"])] if record["note"] else []
     rows += [("after", above.name if above is not None else "-")]

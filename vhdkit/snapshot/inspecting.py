@@ -48,6 +48,8 @@ class Kind(StrEnum):
     LEFT_OVER = "left over"
 
 
+# What may be seen for an instant while an operation or a merge goes on beside.
+_PASSING = frozenset({Kind.CHANGED, Kind.MISSING, Kind.UNPROTECTED, Kind.UNFINISHED, Kind.LEFT_OVER})
 # What cannot be put right by settling.
 DAMAGES = frozenset({Kind.CHANGED, Kind.MISSING})
 
@@ -79,6 +81,11 @@ def inspect(
         *_of_lost_state(file, manifest),
         *_of_signposts(file, manifest),
     )
+
+
+def may_pass(remarks: Sequence[Remark]) -> bool:
+    """Whether another look, a moment later, could find otherwise."""
+    return any(remark.kind in _PASSING for remark in remarks)
 
 
 def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:

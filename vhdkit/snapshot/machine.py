@@ -21,7 +21,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.record import Manifest
     from vhdkit.snapshot.settling import Owed
     from vhdkit.storage.seam import Folder
+
+T = TypeVar("T")
+
+# An operation or a merge that goes on beside is seen half done for a moment; what is cut off stays so.
+_LOOKS, _BETWEEN_LOOKS = 6, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,15 @@ class Machine:
         """What is known of it now; a merge that is complete is taken into account."""
         return effective(self.file, self.file.read())
 
+    def steadily(self, ask: Callable[[Manifest], T]) -> T:
+        """Return what `ask` makes of the manifest and its files, asked again if they became others meanwhile."""
+        for left in reversed(range(_LOOKS)):
+            manifest = self.manifest
+            answer = ask(manifest)
+            if not left or self.manifest == manifest:
+                break
+        return answer
+
     @property
     def name(self) -> str:
         """The machine's name."""
@@ -146,9 +160,31 @@ class Machine:
         if accept:
             with self._changing() as manifest:
                 self.file.write(inspecting.accepted(self.file, manifest))
+        # In memory nobody is at work beside.
+        return self._seen_twice(lambda: self._look(search)) if self._is_local else self._look(search)
+
+    def _look(self, search: Sequence[str]) -> tuple[Remark, ...]:
         noted = self.file.read()
         manifest = effective(self.file, noted)
         return inspecting.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
+
+    @staticmethod
+    def _seen_twice(look: Callable[[], tuple[Remark, ...]]) -> tuple[Remark, ...]:
+        """Return what two looks have found alike: an operation under way looks like one that was cut off."""
+        before: tuple[Remark, ...] | str = ""
+        for left in reversed(range(_LOOKS)):
+            try:
+                now = look()
+            except (VhdError, OSError) as error:
+                if str(error) == before or not left:
+                    raise
+                before = str(error)
+            else:
+                if now == before or not left or not inspecting.may_pass(now):
+                    return now
+                before = now
+            time.sleep(_BETWEEN_LOOKS)
+        raise AssertionError("the last look returns or raises")
 
     def export(
         self,
