@@ -167,6 +167,7 @@ def _when(settings: Settings) -> dict[str, Any]:
     ).stdout.strip()
     return {
         "scale": settings.scale,
+        "timed": settings.timed,
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": commit or "unknown",
     }
@@ -183,6 +184,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--untimed", action="store_true", help="one run each, for the sake of the bytes")
     parser.add_argument("--results", default=str(ROOT / "benchmarks"), help="the folder of the results")
     options = parser.parse_args(arguments)
+    for name in filter(None, (options.rows or "").split(",")):
+        if name not in ROWS:
+            parser.error(f"there is no row {name}; there are {', '.join(ROWS)}")
     settings = Settings(options.scale, options.runs, not options.untimed)
     place, console = Place(options.folder), Console()
     rows = list(ROWS) if options.rows is None else list(filter(None, options.rows.split(",")))

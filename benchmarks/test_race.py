@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import race
+from benchmarks import race, results
 from benchmarks.images import Qcow2Chain, VhdChain, WrongBytesError, check_raw, check_vhd
+from benchmarks.measuring import ROOT
 from benchmarks.rows import ROWS
 from benchmarks.workloads import BLOCK, SECTORS, WORKLOADS, Workload
 
@@ -96,3 +97,20 @@ def test_unaligned_placement_is_made_too(tmp_path: Path) -> None:
     first = int.from_bytes(raw[1536:1540], "big") * 512
     second = int.from_bytes(raw[1540:1544], "big") * 512
     assert second - first == BLOCK + SECTORS // 8
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.01}, {"timed": False}])
+def test_a_race_that_says_nothing_of_speed_gives_no_verdict(change: dict[str, object]) -> None:
+    rows = dict(list(results.load(str(ROOT / "benchmarks"))["rows"].items())[:3])
+    assert "What bounds" in results._page(rows)  # noqa: SLF001 - what results.md is made of
+    page = results._page({name: row | change for name, row in rows.items()})  # noqa: SLF001
+    assert "the ratios say nothing" in page
+    assert not any(word in page for word in ("What bounds", "| yes |", "| no |"))
+
+
+def test_a_row_that_is_not_there_is_told_with_those_that_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        race.main([str(tmp_path), "--rows", "W1-cpp"])
+    assert "there is no row W1-cpp; there are W1-cp, W1-qemu" in capsys.readouterr().err
