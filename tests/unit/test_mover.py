@@ -358,6 +358,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[i
     return clock.sizes
 
 
+@pytest.mark.fast_path("alone")
 def test_batches_grow_while_they_are_quick_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("_STAGING", BLOCK), ("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
         monkeypatch.setattr(f"vhdkit.merging.mover.{name}", size)
