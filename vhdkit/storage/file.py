@@ -178,11 +178,12 @@ class _FileStorage:
             self._forgetting.begin()
 
     def _forget(self) -> None:
-        while self._to_forget:
-            offset, length = self._to_forget.popleft()
-            # Not on every file system; nothing depends on it.
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(IndexError):  # there is no more, or closing has left it out
+            while True:
+                offset, length = self._to_forget.popleft()
+                # Not on every file system; nothing depends on it.
+                with contextlib.suppress(OSError):
+                    os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     @_naming
     def lock(self, *, exclusive: bool) -> None:
@@ -296,9 +297,9 @@ class LocalStorage(_FileStorage):
                 self.copy_from(source, source_offset, offset, length)
 
     def _taken(self) -> int:
-        descriptor = super()._taken()
+        # First: a Ctrl-C that comes while it waits leaves a file that can still be closed.
         self._long_copies.close()
-        return descriptor
+        return super()._taken()
 
 
 class PortableStorage(_FileStorage):
