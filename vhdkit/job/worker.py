@@ -282,9 +282,9 @@ class Worker:
             has_changed = self._changed.wait(_LISTEN_SECONDS)
             if self._is_over.is_set():
                 break
-            if has_changed:
-                # What changes in quick succession is one thing to tell.
-                time.sleep(0.01)
+            # What changes in quick succession is one thing to tell.
+            if has_changed and self._is_over.wait(0.01):
+                break
             if has_changed or time.monotonic() - written > _WRITE_SECONDS:
                 self._changed.clear()
                 self._sample()
