@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -178,6 +180,48 @@ def test_a_file_is_closed_when_no_advice_is_under_way_and_the_rest_is_left_out(
     closing.join(10)
     assert not closing.is_alive()
     assert advice.told == [(0, 4096)]
+
+
+@needs_advice
+@pytest.mark.fast_path("closing")
+def test_of_a_removed_file_two_threads_let_go_and_it_is_closed_after_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice, storage = Advice(monkeypatch), opened("local", tmp_path)
+    descriptor = storage._descriptor  # type: ignore[attr-defined] # noqa: SLF001
+    entered, may_go_on, told = threading.Event(), threading.Event(), advice.fadvise
+
+    def fadvise(at: int, offset: int, length: int, what: int) -> None:
+        if offset == 0:
+            entered.set()
+            assert may_go_on.wait(10)
+        told(at, offset, length, what)
+
+    monkeypatch.setattr(os, "posix_fadvise", fadvise)
+    for number in range(50):
+        storage.forget(number * 4096, 4096)
+    assert entered.wait(10)
+    storage.begin_close()
+    until = time.monotonic() + 10
+    while len(advice.told) < 49 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert advice.told == [(number * 4096, 4096) for number in range(1, 50)]
+    os.fstat(descriptor)
+    may_go_on.set()
+    storage.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(descriptor)
+    assert advice.told[-1] == (0, 4096)
+
+
+@needs_advice
+def test_a_large_stretch_is_told_in_parts_that_two_can_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advice, storage = Advice(monkeypatch), opened("local", tmp_path)
+    storage.forget(5 * MIB, 200 * MIB)
+    storage._forgetting.join(10)  # type: ignore[attr-defined] # noqa: SLF001
+    ends = [5 * MIB, 64 * MIB, 128 * MIB, 192 * MIB, 205 * MIB]
+    assert advice.told == [(start, stop - start) for start, stop in pairwise(ends)]
+    storage.close()
 
 
 @needs_advice

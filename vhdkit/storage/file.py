@@ -44,6 +44,8 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _PIECE_BYTES = 8 << 20
+# What is to be forgotten is told in pieces of so much, so that two threads can share it.
+_FORGET_BYTES = 64 << 20
 _MOST_TO_FORGET = 4096
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -172,18 +174,23 @@ class _FileStorage:
         # Neither on macOS nor on Windows; and what is asked for faster than it is done is left to closing.
         if not hasattr(os, "posix_fadvise") or len(self._to_forget) >= _MOST_TO_FORGET:
             return
-        self._to_forget.append((offset, length))
+        end = offset + length
+        while offset < end:
+            # Memory is in larger parts than pages, which are let go of as a whole or not.
+            stop = min(end, (offset // _FORGET_BYTES + 1) * _FORGET_BYTES)
+            self._to_forget.append((offset, stop - offset))
+            offset = stop
         if self._forgetting is None or self._forgetting.is_done():
-            self._forgetting = Aside(self._forget)
+            self._forgetting = Aside(functools.partial(self._forget, self._descriptor))
             self._forgetting.begin()
 
-    def _forget(self) -> None:
+    def _forget(self, descriptor: int) -> None:
         with contextlib.suppress(IndexError):  # there is no more, or closing has left it out
             while True:
                 offset, length = self._to_forget.popleft()
                 # Not on every file system; nothing depends on it.
                 with contextlib.suppress(OSError):
-                    os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+                    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
     @_naming
     def lock(self, *, exclusive: bool) -> None:
@@ -196,6 +203,10 @@ class _FileStorage:
             self._closing.begin()
 
     def close(self) -> None:
+        if self._closing is None:
+            self._to_forget.clear()
+            if self._forgetting is not None:
+                self._forgetting.end()
         descriptor = self._taken()
         if descriptor >= 0:
             self._give_back(descriptor)
@@ -205,14 +216,16 @@ class _FileStorage:
 
     def _taken(self) -> int:
         """Return the descriptor, which this storage has no longer; -1 if it had none."""
-        self._to_forget.clear()
-        for aside in (self._syncing, self._forgetting):
-            if aside is not None:
-                aside.end()  # another file may soon have the descriptor's number
+        if self._syncing is not None:
+            self._syncing.end()
         descriptor, self._descriptor = self._descriptor, -1
         return descriptor
 
     def _give_back(self, descriptor: int) -> None:
+        # What is still to be forgotten would be let go of now by this thread alone.
+        self._forget(descriptor)
+        if self._forgetting is not None:
+            self._forgetting.end()  # another file may soon have the descriptor's number
         try:
             self._file_lock.release(descriptor)
         finally:
