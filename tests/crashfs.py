@@ -31,12 +31,14 @@ File numbers outlive the power, so that a resumed run meets the same files; lock
 from __future__ import annotations
 
 import errno
+import math
 import os
 import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError
+from vhdkit.storage.copying import copy_one_by_one
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
@@ -199,10 +201,14 @@ class CrashStorage:
             self.write_at(offset + done, piece)
 
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
-            self.copy_from(source, source_offset, offset, length)
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
 
     def reserve(self, offset: int, length: int) -> None:
         before = len(self._changing())

@@ -65,8 +65,10 @@ def _write_one_at_a_time(copying: Any) -> None:
 
 
 def _copy_one_by_one(file: Any) -> None:
-    def copy_many_from(self: Any, source: Any, source_offsets: Any, offsets: Any, lengths: Any) -> None:
-        file.copy_one_by_one(source, source_offsets, self, offsets, lengths)
+    def copy_many_from(
+        self: Any, source: Any, source_offsets: Any, offsets: Any, lengths: Any, until: float = _HUGE
+    ) -> Any:
+        return file.copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
 
     file.LocalStorage.copy_many_from = copy_many_from
 

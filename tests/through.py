@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
+
+from vhdkit.storage.copying import copy_one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,10 +83,14 @@ class ThroughStorage:
         self.inner.copy_from(inner, source_offset, offset, length)
 
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
-            self.copy_from(source, source_offset, offset, length)
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
 
     def reserve(self, offset: int, length: int) -> None:
         self.inner.reserve(offset, length)

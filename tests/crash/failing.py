@@ -239,4 +239,11 @@ def shorten_system_calls(monkeypatch: pytest.MonkeyPatch, every: int) -> list[in
             return copy(source, target, count - is_short(count), at, to)
 
         monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    if hasattr(os, "splice"):
+        splice = os.splice
+
+        def splice_less(source: int, target: int, count: int, *arguments: int, **named: int) -> int:
+            return splice(source, target, count - is_short(count), *arguments, **named)
+
+        monkeypatch.setattr(os, "splice", splice_less)
     return shortened

@@ -37,7 +37,8 @@ def expected(source: bytes, target: bytes, pieces: list[tuple[int, int, int]]) -
 
 
 def copy_many(target: Storage, source: Storage, pieces: list[tuple[int, int, int]]) -> None:
-    target.copy_many_from(source, *(list(column) for column in zip(*pieces, strict=True)))
+    source_offsets, offsets, lengths = map(list, zip(*pieces, strict=True))
+    assert target.copy_many_from(source, source_offsets, offsets, lengths) == len(pieces)
 
 
 SMALL = st.tuples(st.integers(0, 1500), st.integers(0, 4000), st.integers(0, 500))
@@ -75,8 +76,39 @@ def test_pieces_around_the_kernels_threshold_are_copied(source_kind: str, target
 def test_no_pieces_are_nothing_to_copy(source_kind: str, target_kind: str) -> None:
     with opened(source_kind) as source, opened(target_kind) as target:
         source.write_at(0, b"abc")
-        target.copy_many_from(source, [], [], [])
+        assert target.copy_many_from(source, [], [], []) == 0
         assert target.size() == 0
+
+
+@pytest.mark.parametrize("target_kind", KINDS)
+@pytest.mark.parametrize("source_kind", KINDS)
+@settings(max_examples=15)
+@given(pieces=st.lists(SMALL, min_size=1, max_size=12))
+def test_what_is_late_is_left_and_asking_again_ends(
+    source_kind: str, target_kind: str, pieces: list[tuple[int, int, int]]
+) -> None:
+    with opened(source_kind) as source, opened(target_kind) as target:
+        source.write_at(0, pattern(2000))
+        target.write_at(0, b"T" * 1000)
+        for number, piece in enumerate(pieces):
+            source_offsets, offsets, lengths = map(list, zip(*pieces[number:], strict=True))
+            assert target.copy_many_from(source, source_offsets, offsets, lengths, -1) == 1, piece
+            found = read(target, 0, target.size())
+            assert found == expected(pattern(2000), b"T" * 1000, pieces[: number + 1])
+
+
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_a_long_piece_behind_short_ones_may_be_late(target_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = pattern(2 * KERNEL)
+    with opened("local") as source, opened(target_kind) as target:
+        source.write_at(0, raw)
+        clock = iter(range(10_000))
+        monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: next(clock))
+        lengths = [100, 200, 300, KERNEL, KERNEL]
+        ends = [sum(lengths[:at]) for at in range(len(lengths))]
+        count = target.copy_many_from(source, ends, ends, lengths, 2.5)
+        assert 1 <= count < len(lengths)
+        assert read(target, 0, sum(lengths[:count])) == raw[: sum(lengths[:count])]
 
 
 @needs_kernel_copy

@@ -40,24 +40,39 @@ pytestmark = [
 
 
 class Direct:
-    """The direct writes of a process, as (offset, length), and what becomes of them."""
+    """The direct writes of a process, as (offset, length), and what becomes of them, and of reading for them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.writes: list[tuple[int, int]] = []
-        self.outcome: Callable[[int], int] = lambda length: length
+        self.outcome: Callable[[int, int], int] = lambda _offset, length: length
+        self.reading: Callable[[int, int], int] = lambda _offset, length: length
         # No file system writes half a page direct; one that ends within a page has written it by other means.
         self.by_other_means: Any = None
-        self._pwrite = os.pwrite
-        monkeypatch.setattr(os, "pwrite", self.pwrite)
+        self._splice = os.splice
+        monkeypatch.setattr(os, "splice", self.splice)
 
-    def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
-        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-            return self._pwrite(descriptor, data, offset)
-        length = self.outcome(len(data))
-        self.writes.append((offset, length))
-        if self.by_other_means is not None:
-            descriptor = self.by_other_means._descriptor  # noqa: SLF001
-        return self._pwrite(descriptor, data[:length], offset)
+    def splice(
+        self,
+        source: int,
+        target: int,
+        count: int,
+        offset_src: int | None = None,
+        offset_dst: int | None = None,
+        flags: int = 0,
+    ) -> int:
+        if offset_dst is None:
+            assert offset_src is not None
+            assert flags == os.SPLICE_F_NONBLOCK
+            return self._splice(source, target, self.reading(offset_src, count), offset_src, flags=flags)
+        assert fcntl.fcntl(target, fcntl.F_GETFL) & os.O_DIRECT
+        length = self.outcome(offset_dst, count)
+        self.writes.append((offset_dst, length))
+        if self.by_other_means is None:
+            return self._splice(source, target, length, offset_dst=offset_dst)
+        data = b""
+        while len(data) < length:
+            data += os.read(source, length - len(data))
+        return os.pwrite(self.by_other_means._descriptor, data, offset_dst)  # noqa: SLF001
 
 
 @pytest.fixture
@@ -77,8 +92,8 @@ def files(tmp_path: Path) -> Iterator[tuple[Storage, Storage]]:
     target.close()
 
 
-def failing(code: int) -> Callable[[int], int]:
-    def fail(_length: int) -> int:
+def failing(code: int) -> Callable[[int, int], int]:
+    def fail(_offset: int, _length: int) -> int:
         raise OSError(code, os.strerror(code))
 
     return fail
@@ -139,23 +154,24 @@ def test_what_is_short_is_not_written_direct(files: tuple[Storage, Storage], dir
     assert direct.writes == []
 
 
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.EFAULT, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("after", [0, 1])
 def test_where_direct_writes_end_the_other_ways_go_on(
     files: tuple[Storage, Storage], direct: Direct, code: int, after: int
 ) -> None:
     source, target = files
-    direct.outcome = lambda length: length // 2 // PAGE * PAGE if len(direct.writes) < after else failing(code)(length)
-    target.copy_from(source, SECTOR, 0, 4 * MIB)
+    half, fail = MIB // 4 // PAGE * PAGE, failing(code)
+    direct.outcome = lambda at, length: half if len(direct.writes) < after else fail(at, length)
+    target.copy_from(source, SECTOR, 0, MIB // 2)
     assert len(direct.writes) == after
-    assert read(target, 0, len(RAW)) == expected(SECTOR, 0, 4 * MIB)
+    assert read(target, 0, len(RAW)) == expected(SECTOR, 0, MIB // 2)
 
 
 @pytest.mark.parametrize("short", [1, SECTOR, PAGE, 3 * PAGE + 1])
 def test_direct_writes_that_write_less_lose_nothing(files: tuple[Storage, Storage], direct: Direct, short: int) -> None:
     source, target = files
     direct.by_other_means = target
-    direct.outcome = lambda length: max(0, length - short)
+    direct.outcome = lambda _, length: max(0, length - short)
     target.copy_from(source, 0, 0, 4 * MIB)
     assert direct.writes
     assert read(target, 0, len(RAW)) == expected(0, 0, 4 * MIB)
@@ -268,29 +284,127 @@ def test_a_closed_file_has_no_descriptor_left(tmp_path: Path, direct: Direct) ->
     source.close()
 
 
+# The pipe
+
+
+@settings(max_examples=60, deadline=None)
+@given(start=st.integers(0, 7), pages=st.integers(0, 3000), lead=st.integers(0, 7))
+def test_windows_are_all_of_a_piece_and_each_fits_into_a_pipe(start: int, pages: int, lead: int) -> None:
+    start *= SECTOR
+    stop, source_offset = start + pages * PAGE, lead * SECTOR
+    windows = list(copying._windows(3, source_offset, -start % PAGE, start, stop))  # noqa: SLF001
+    assert sum(window.length for window in windows) == stop - start
+    at = start
+    for window in windows:
+        assert (window.piece, window.is_first) == (3, at == start)
+        assert (window.source_offset - source_offset, window.offset + start) == (at, at + -start % PAGE + start)
+        assert window.length % PAGE == 0
+        places = -(-(window.source_offset + window.length) // PAGE) - window.source_offset // PAGE
+        assert places * PAGE <= copying._PIPE_BYTES  # noqa: SLF001
+        at += window.length
+    # None is a remainder that would be a write of a page.
+    assert len({-(-window.length // PAGE) for window in windows[:-1]}) <= 1
+    assert len(windows) == -(-pages * PAGE // (copying._PIPE_BYTES - (PAGE if (lead * SECTOR + start) % PAGE else 0)))  # noqa: SLF001
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shares=st.lists(st.integers(1, 2 * MIB), min_size=1, max_size=6),
+    writes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    lead=st.integers(0, 8),
+)
+def test_whatever_parts_a_pipe_is_filled_and_emptied_in_the_bytes_are_there(
+    shares: list[int], writes: list[int], lead: int
+) -> None:
+    fills, drains = itertools.cycle(shares), itertools.cycle(writes)
+    with pytest.MonkeyPatch.context() as patch, opened("local") as source, opened("local") as target:
+        direct = Direct(patch)
+        direct.reading = lambda _, length: min(length, next(fills))
+        direct.outcome = lambda _, length: min(length, next(drains) * PAGE)
+        source.write_at(0, RAW)
+        target.write_at(0, b"T" * len(RAW))
+        target.copy_from(source, lead * SECTOR, 0, 2 * MIB)
+        assert read(target, 0, len(RAW)) == expected(lead * SECTOR, 0, 2 * MIB)
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2])
+def test_a_source_that_cannot_be_read_for_it_is_read_by_other_ways(
+    files: tuple[Storage, Storage], direct: Direct, reads: int
+) -> None:
+    source, target = files
+    count = itertools.count()
+    direct.reading = lambda at, length: MIB // 4 if next(count) < reads else failing(errno.EIO)(at, length)
+    target.copy_from(source, 0, 0, MIB)
+    assert sum(length for _, length in direct.writes) == reads * MIB // 4
+    assert read(target, 0, len(RAW)) == expected(0, 0, MIB)
+
+
+@pytest.mark.parametrize("what", ["pipe", "size", "splice"])
+def test_where_no_pipe_is_to_be_had_the_other_ways_go_on_and_nothing_is_left_open(
+    what: str, files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = fcntl.fcntl
+
+    def refuse(descriptor: int, request: int, argument: Any = 0) -> Any:
+        if request == fcntl.F_SETPIPE_SZ:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return control(descriptor, request, argument)
+
+    def no_pipe() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    source, target = files
+    before = len(os.listdir("/proc/self/fd"))
+    if what == "pipe":
+        monkeypatch.setattr(os, "pipe", no_pipe)
+    elif what == "size":
+        monkeypatch.setattr(fcntl, "fcntl", refuse)
+    else:
+        monkeypatch.delattr(os, "splice")
+    target.copy_from(source, SECTOR, 0, 3 * MIB)
+    monkeypatch.undo()
+    assert direct.writes == []
+    assert read(target, 0, len(RAW)) == expected(SECTOR, 0, 3 * MIB)
+    # The second descriptor of the target is kept.
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
 # Several at once
 
 
 class AtOnce:
-    """Which writes of a process are under way together: direct ones, and those by the page cache."""
+    """Which writes of a process are under way together: direct ones, and beside them those by the page cache."""
 
     def __init__(self, direct: Direct, monkeypatch: pytest.MonkeyPatch, *, meet: int = 1) -> None:
         self.direct = direct
         self.meeting = threading.Barrier(meet)
         self.under_way = self.most = self.beside = 0
         self._lock = threading.Lock()
+        self._pwrite = os.pwrite
         monkeypatch.setattr(os, "pwrite", self.pwrite)
+        monkeypatch.setattr(os, "splice", self.splice)
 
     def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
-        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
-            self.beside += bool(self.under_way)
-            return self.direct.pwrite(descriptor, data, offset)
+        self.beside += bool(self.under_way)
+        return self._pwrite(descriptor, data, offset)
+
+    def splice(
+        self,
+        source: int,
+        target: int,
+        count: int,
+        offset_src: int | None = None,
+        offset_dst: int | None = None,
+        flags: int = 0,
+    ) -> int:
+        if offset_dst is None:
+            return self.direct.splice(source, target, count, offset_src, flags=flags)
         with self._lock:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
         try:
             self.meeting.wait(10)
-            return self.direct.pwrite(descriptor, data, offset)
+            return self.direct.splice(source, target, count, offset_dst=offset_dst)
         finally:
             with self._lock:
                 self.under_way -= 1
@@ -308,21 +422,23 @@ def copied(pieces: list[tuple[int, int, int]]) -> bytes:
 
 
 def copy_many(target: Storage, source: Storage, pieces: list[tuple[int, int, int]]) -> None:
-    target.copy_many_from(source, *map(list, zip(*pieces, strict=True)))
+    source_offsets, offsets, lengths = map(list, zip(*pieces, strict=True))
+    assert target.copy_many_from(source, source_offsets, offsets, lengths) == len(pieces)
 
 
 @pytest.mark.fast_path("many")
 @pytest.mark.fast_path("at-once")
-def test_two_long_pieces_are_written_at_once_and_no_more(
+def test_three_long_pieces_are_written_at_once_and_no_more(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = files
-    # Each waits for another: four that came one by one would break the barrier.
-    writes = AtOnce(direct, monkeypatch, meet=2)
-    copy_many(target, source, PIECES)
-    assert (writes.most, writes.under_way) == (2, 0)
-    assert len(direct.writes) == len(PIECES)
-    assert read(target, 0, len(RAW)) == copied(PIECES)
+    # Each waits for two others: six that came one by one would break the barrier.
+    writes = AtOnce(direct, monkeypatch, meet=3)
+    pieces = [(number * LONG_BYTES, number * LONG_BYTES, LONG_BYTES) for number in range(6)]
+    copy_many(target, source, pieces)
+    assert (writes.most, writes.under_way) == (3, 0)
+    assert len(direct.writes) == len(pieces)
+    assert read(target, 0, len(RAW)) == copied(pieces)
 
 
 @pytest.mark.fast_path("many")
@@ -358,7 +474,7 @@ def test_of_several_the_error_of_any_is_told_when_none_is_under_way(
     source, target = files
     writes = AtOnce(direct, monkeypatch)
     begun = itertools.count()
-    direct.outcome = lambda length: failing(code)(length) if next(begun) == which else length
+    direct.outcome = lambda at, length: failing(code)(at, length) if next(begun) == which else length
     with pytest.raises(OSError, match=os.strerror(code)) as caught:
         copy_many(target, source, PIECES)
     assert (caught.value.errno, caught.value.filename) == (code, target.path)
@@ -374,7 +490,7 @@ def test_of_several_one_that_cannot_be_written_direct_is_written_by_other_ways(
 ) -> None:
     source, target = files
     begun = itertools.count()
-    direct.outcome = lambda length: failing(errno.EINVAL)(length) if next(begun) == which else length
+    direct.outcome = lambda at, length: failing(errno.EINVAL)(at, length) if next(begun) == which else length
     copy_many(target, source, PIECES)
     assert read(target, 0, len(RAW)) == copied(PIECES)
 
@@ -385,17 +501,17 @@ def test_of_a_piece_only_what_follows_on_counts_as_written(files: tuple[Storage,
     source, target = files
     second = threading.Event()
 
-    def outcome(length: int) -> int:
-        if length < 4 * MIB - PAGE:
+    def outcome(offset: int, length: int) -> int:
+        if offset >= MIB:
             second.set()
             return length
         assert second.wait(10)
-        return PAGE if length == 4 * MIB else failing(errno.EINVAL)(length)
+        return PAGE if offset == 0 else failing(errno.EINVAL)(offset, length)
 
     direct.outcome = outcome
-    target.copy_from(source, 0, 0, len(RAW))
-    assert sorted(direct.writes) == [(0, PAGE), (4 * MIB, len(RAW) - 4 * MIB)]
-    assert read(target, 0, len(RAW)) == RAW
+    target.copy_from(source, 0, 0, 2 * MIB)
+    assert sorted(direct.writes) == [(0, PAGE), (MIB, MIB)]
+    assert read(target, 0, len(RAW)) == copied([(0, 0, 2 * MIB)])
 
 
 @pytest.mark.fast_path("many")
@@ -404,10 +520,10 @@ def test_an_error_of_one_thread_stops_the_other(files: tuple[Storage, Storage], 
     source, target = files
     has_failed = threading.Event()
 
-    def outcome(length: int) -> int:
+    def outcome(offset: int, length: int) -> int:
         if threading.current_thread() is not threading.main_thread():
             has_failed.set()
-            return failing(errno.EIO)(length)
+            return failing(errno.EIO)(offset, length)
         assert has_failed.wait(10)
         time.sleep(0.1)
         return length
@@ -426,7 +542,7 @@ def test_a_ctrl_c_waits_for_the_writes_that_are_under_way(
     source, target = files
     writes = AtOnce(direct, monkeypatch)
 
-    def interrupted(length: int) -> int:
+    def interrupted(_offset: int, length: int) -> int:
         if threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
         time.sleep(0.2)
@@ -438,7 +554,7 @@ def test_a_ctrl_c_waits_for_the_writes_that_are_under_way(
     assert writes.under_way == 0
     assert "vhdkit-aside" not in [thread.name for thread in threading.enumerate()]
     # What was not begun is not written.
-    assert len(direct.writes) <= 1
+    assert len(direct.writes) <= 2
 
 
 @pytest.mark.fast_path("many")
@@ -453,6 +569,95 @@ def test_without_a_thread_long_pieces_are_written_one_by_one(
     copy_many(target, source, PIECES)
     assert len(direct.writes) == len(PIECES)
     assert read(target, 0, len(RAW)) == copied(PIECES)
+
+
+# No longer than until
+
+
+class Slow:
+    """A clock that goes on by a second with each long write, direct or by the kernel."""
+
+    def __init__(self, direct: Direct, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self._lock = threading.Lock()
+        direct.outcome = self.written
+        monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: self.now)
+        copy = os.copy_file_range
+
+        def copy_file_range(source: int, target: int, count: int, at: int, to: int) -> int:
+            self.now += 1
+            return copy(source, target, count, at, to)
+
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+
+    def written(self, _offset: int, length: int) -> int:
+        with self._lock:
+            self.now += 1
+        return length
+
+
+FOUR = [(number * MIB, number * MIB, MIB) for number in (3, 0, 1, 2)]
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("until", [-1.0, 0.5, 1.5, 2.5, 3.5, 9.0])
+def test_long_pieces_that_were_not_begun_in_time_are_left(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
+) -> None:
+    source, target = files
+    monkeypatch.setattr(copying, "_AT_ONCE", 1)
+    slow = Slow(direct, monkeypatch)
+    source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
+    count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+    assert count == min(4, max(1, int(until + 1)))
+    assert slow.now == count
+    assert read(target, 0, len(RAW)) == copied(FOUR[:count])
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("until", [-1.0, 0.5, 1.5, 9.0])
+def test_of_several_at_once_those_that_are_counted_are_all_there(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
+) -> None:
+    source, target = files
+    Slow(direct, monkeypatch)
+    left = FOUR
+    while left:
+        source_offsets, offsets, lengths = map(list, zip(*left, strict=True))
+        count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+        assert 1 <= count <= len(left)
+        for source_offset, offset, length in left[:count]:
+            assert read(target, offset, length) == RAW[source_offset : source_offset + length]
+        left = left[count:]
+    assert read(target, 0, len(RAW)) == copied(FOUR)
+
+
+@pytest.mark.fast_path("many")
+def test_a_piece_that_was_begun_in_time_is_written_to_its_end(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files
+    slow = Slow(direct, monkeypatch)
+    pieces = [(0, 0, 3 * MIB), (3 * MIB, 3 * MIB, MIB)]
+    source_offsets, offsets, lengths = map(list, zip(*pieces, strict=True))
+    assert target.copy_many_from(source, source_offsets, offsets, lengths, -1) == 1
+    assert slow.now == 3
+    assert read(target, 0, len(RAW)) == copied(pieces[:1])
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("until", [-1.0, 1.5])
+def test_where_nothing_is_written_direct_time_counts_as_well(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
+) -> None:
+    source, target = files
+    Slow(direct, monkeypatch)
+    monkeypatch.setattr(copying, "_DIRECT_FILE_SYSTEMS", frozenset())
+    source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
+    count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+    assert count == (1 if until < 0 else 2)
+    assert direct.writes == []
+    assert read(target, 0, len(RAW)) == copied(FOUR[:count])
 
 
 # Shared extents
@@ -524,7 +729,7 @@ def test_an_error_of_the_kernels_copy_names_the_file_that_it_is_of(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     source, target = files
-    monkeypatch.setattr(LongCopies, "copy", lambda _, __, pieces: [(0, 0)] * len(pieces))
+    monkeypatch.setattr(LongCopies, "copy", lambda _, __, pieces, ___: [(0, 0)] * len(pieces))
     # It says that something failed, and not which of the two.
     monkeypatch.setattr(os, "copy_file_range", fails)
     monkeypatch.setattr(os, failing, fails)

@@ -22,11 +22,13 @@ from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
 from vhdkit.chain.chain import windows
+from vhdkit.image import extent
+from vhdkit.image.extent import Kind as ExtentKind
 from vhdkit.image.image import Image, open_image
 from vhdkit.merging import layout
 from vhdkit.merging.engine import _Merge
 from vhdkit.merging.mover import Mover
-from vhdkit.storage.memory import MemoryFolder
+from vhdkit.storage.memory import MemoryFolder, MemoryStorage
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage, Syncing
@@ -336,20 +338,27 @@ def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) 
 
 
 class BatchClock:
-    """A clock on which each batch takes so long; `sizes` are those that were reported."""
+    """A clock on which each report takes so long, and each piece as well; `sizes` are those that were reported."""
 
-    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch, piece: float = 0.0) -> None:
         self.now, self.seconds = 0.0, seconds
         self.sizes: list[int] = []
         monkeypatch.setattr("vhdkit.merging.mover.time.monotonic", lambda: self.now)
+        copy = MemoryStorage.copy_from
+
+        def slowly(storage: MemoryStorage, *arguments: Any) -> None:
+            self.now += piece
+            copy(storage, *arguments)
+
+        monkeypatch.setattr(MemoryStorage, "copy_from", slowly)
 
     def report(self, size: int) -> None:
         self.sizes.append(size)
         self.now += self.seconds
 
 
-def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    clock = BatchClock(seconds, monkeypatch)
+def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: float = 0.0) -> list[int]:
+    clock = BatchClock(seconds, monkeypatch, piece)
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
     layers = [open_image(path, writable=path == paths[1], folder=folder) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
@@ -359,7 +368,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 
 @pytest.mark.fast_path("alone")
-def test_batches_grow_while_they_are_quick_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("_STAGING", BLOCK), ("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
         monkeypatch.setattr(f"vhdkit.merging.mover.{name}", size)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
@@ -370,3 +379,28 @@ def test_batches_grow_while_they_are_quick_and_no_further(monkeypatch: pytest.Mo
     slow = copied_in_batches(0.3, monkeypatch)
     assert set(slow[:-1]) == {BLOCK}
     assert sum(slow) == 3000 * SECTOR
+
+
+@pytest.mark.fast_path("alone")
+@pytest.mark.parametrize(("piece", "together"), [(0.011, 5), (0.02, 3), (0.03, 2), (0.06, 1), (4.0, 1)])
+def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
+    monkeypatch: pytest.MonkeyPatch, piece: float, together: int
+) -> None:
+    monkeypatch.setattr("vhdkit.merging.mover._STAGING", 2048)
+    sizes = copied_in_batches(0.0, monkeypatch, piece)
+    assert max(sizes) == together * 2048
+    assert sum(sizes) == 3000 * SECTOR
+
+
+@pytest.mark.fast_path("alone")
+def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.merging.mover._STAGING", BLOCK)
+    clock = BatchClock(0.0, monkeypatch)
+    chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
+    folder, paths = in_memory(chain)
+    layers = [open_image(path, writable=path == paths[1], folder=folder) for path in paths]
+    mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    zeros = extent.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
+    mover.move(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)
+    assert set(clock.sizes[:-1]) == {BLOCK}
+    assert sum(clock.sizes) == 3000 * SECTOR

@@ -240,7 +240,7 @@ def test_any_program_leaves_the_bytes_that_it_leaves_in_an_array(kind: str, prog
 @pytest.fixture
 def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither shared extents nor direct writes, which come before the kernel's own copying."""
-    monkeypatch.setattr(LongCopies, "copy", lambda _, __, pieces: [(0, 0)] * len(pieces))
+    monkeypatch.setattr(LongCopies, "copy", lambda _, __, pieces, ___: [(0, 0)] * len(pieces))
 
 
 @pytest.mark.parametrize("target_kind", KINDS)

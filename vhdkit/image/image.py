@@ -7,6 +7,7 @@ next block goes. It never looks for a parent; `chain` does that.
 from __future__ import annotations
 
 import errno
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -105,11 +106,19 @@ class Layer:
             self.storage.copy_from(source.storage, source_offset, offset, length)
 
     def copy_many_from(
-        self, source: Layer, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        """Copy many pieces of another layer's file; as `write_at` about failures."""
+        self,
+        source: Layer,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        """Copy many pieces of another layer's file, at least one and none after `until`, and return how many.
+
+        As `write_at` about failures.
+        """
         with self._changing():
-            self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths)
+            return self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths, until)
 
     def begin_sync(self) -> Syncing:
         """Begin to make durable what was written so far; what is written meanwhile waits for another sync."""

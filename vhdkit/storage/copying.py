@@ -3,9 +3,10 @@
 A long stretch is tried in this order, and each way says how much of it it has done:
 
  - shared: on XFS and Btrfs both files can have the same extents, if both offsets lie alike in a block of theirs.
- - direct: the device takes the bytes from the pages in which the kernel has the source, and the target has none. That
-   leaves out one copy of each byte in memory, and the pages of it that a sync would have to look for: 2 GiB took 0.6 of
-   the time of copying in the kernel, on ext4. Only whole pages can be written so; what is left of the edges is not.
+ - direct: the device takes the bytes from the pages in which the kernel has the source, by way of a pipe that only
+   refers to them, and the target has none. That leaves out one copy of each byte in memory, and the pages of it that a
+   sync would have to look for: 2 GiB took 0.6 of the time of copying in the kernel, on ext4. Only whole pages can be
+   written so; what is left of the edges is not.
  - kernel: copy_file_range, which a server of files may do without sending anything.
  - memory: read and write, the way that works between any two.
 """
@@ -13,9 +14,11 @@ A long stretch is tried in this order, and each way says how much of it it has d
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import struct
+import time
 from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +31,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vhdkit.storage.seam import Storage
 
@@ -39,15 +42,15 @@ LONG_BYTES = 256 << 10
 # One kernel call moves at most 2 GiB minus a page on Linux; a round number below is asked for at once.
 CALL_BYTES = 1 << 30
 _MEMORY_BYTES = 8 << 20
-# So much of the source is mapped at a time, and is memory of this process meanwhile.
-_WINDOW_BYTES = 4 << 20
-# So many are written at once, 2 GiB in 0.88 of the time of one after the other; a third was no quicker.
-_AT_ONCE = 2
+# So many are written at once: of 2 GiB, in pieces of 2 MiB, two took 0.73 s, three 0.58 s, four 0.65 s. More than a
+# pipe holds cannot be one write, and more than this a pipe may hold by privilege only.
+_AT_ONCE = 3
+_PIPE_BYTES = 1 << 20
 # No page is to be half in a direct write and half in another: what lies in memory of it could be written over it later.
 _PAGE = max(4096, mmap.PAGESIZE)
 # Where direct writes were measured. On a network they would go without what its client does in the background.
 _DIRECT_FILE_SYSTEMS = {"ext4", "xfs"}
-_NOT_DIRECT = {errno.EINVAL, errno.EFAULT, errno.EOPNOTSUPP, errno.ENOSYS}
+_NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _MOUNTS = "/proc/self/mountinfo"
 # The ioctl FICLONERANGE: descriptor, offset and length of the source, offset in the target.
 _CLONE_RANGE, _CLONE_FIELDS = 0x4020_940D, struct.Struct("=qQQQ")
@@ -55,12 +58,35 @@ _NEVER_SHARED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errn
 
 
 class _Window(NamedTuple):
-    """A stretch of a piece, in whole pages of the file that is written: no more than is mapped at a time."""
+    """A stretch of a piece, in whole pages of the file that is written: no more than a pipe holds."""
 
     piece: int
     source_offset: int
     offset: int
     length: int
+    is_first: bool
+
+
+class _Pipe:
+    """A pipe that holds `_PIPE_BYTES`, for one thread at a time.
+
+    Raises:
+        OSError: none is to be had, or none so large.
+
+    """
+
+    def __init__(self) -> None:
+        self.out, self.into = os.pipe()
+        try:
+            fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give it back, with whatever is in it."""
+        os.close(self.out)
+        os.close(self.into)
 
 
 class LongCopies:
@@ -76,23 +102,24 @@ class LongCopies:
         self._writing: list[Aside] = []
         self._may_share = fcntl is not None
 
-    def copy(self, source: int, pieces: Sequence[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    def copy(
+        self, source: int, pieces: Sequence[tuple[int, int, int]], until: float = math.inf
+    ) -> list[tuple[int, int]]:
         """Copy pieces of another open file, (offset there, offset here, length) each; none overlaps another here.
 
         Returns of each the range [start, stop), counted from its beginning, that is copied; the rest is the caller's.
-        While they are written nothing else writes into the file's page cache: it could have parts of them.
+        But for the first, of what was not begun before `until` (of time.monotonic) nothing is copied. While they are
+        written nothing else writes into the file's page cache: it could have parts of them.
         """
         done: list[tuple[int, int]] = []
         windows: list[_Window] = []
         for number, (source_offset, offset, length) in enumerate(pieces):
-            start, stop = _whole_pages(offset, length) if length >= LONG_BYTES else (0, 0)
+            is_late = number > 0 and time.monotonic() > until
+            start, stop = _whole_pages(offset, length) if length >= LONG_BYTES and not is_late else (0, 0)
             is_shared = start < stop and self._share(source, source_offset + start, offset + start, stop - start)
             done.append((start, stop if is_shared else start))
-            windows += (
-                _Window(number, source_offset + at, offset + at, min(_WINDOW_BYTES, stop - at))
-                for at in range(done[-1][1], stop, _WINDOW_BYTES)
-            )
-        for window, count in zip(windows, self._write_windows(source, windows), strict=True):
+            windows += _windows(number, source_offset, offset, done[-1][1], stop)
+        for window, count in zip(windows, self._write_windows(source, windows, until), strict=True):
             start, stop = done[window.piece]
             if pieces[window.piece][1] + stop == window.offset:
                 done[window.piece] = start, stop + count
@@ -117,7 +144,7 @@ class LongCopies:
             return False
         return True
 
-    def _write_windows(self, source: int, windows: Sequence[_Window]) -> list[int]:
+    def _write_windows(self, source: int, windows: Sequence[_Window], until: float) -> list[int]:
         """Write windows direct, several at once; return how much of each is written."""
         written = [0] * len(windows)
         if not windows or self._opened() < 0:
@@ -126,14 +153,21 @@ class LongCopies:
 
         def write() -> None:
             try:
+                pipe = _Pipe()
+            except OSError:  # the other ways need none
+                return
+            try:
                 while (taken := _next(waiting)) is not None:
                     index, window = taken
-                    written[index] = self._write_window(source, window)
+                    if index and window.is_first and time.monotonic() > until:
+                        break
+                    written[index] = self._write_window(source, window, pipe)
                     if written[index] < window.length:
-                        waiting.clear()
+                        break
             finally:
                 # However this ends: on a disk that fails, each of the others could take its time.
                 waiting.clear()
+                pipe.close()
 
         self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
         try:
@@ -149,29 +183,35 @@ class LongCopies:
             other.wait()
         return written
 
-    def _write_window(self, source: int, window: _Window) -> int:
-        lead = window.source_offset % mmap.ALLOCATIONGRANULARITY
-        mapped = _mapped(source, window.source_offset - lead, lead + window.length)
-        if mapped is None:
-            return 0
-        written = self._write_direct(window.offset, memoryview(mapped)[lead:])
-        mapped.close()
-        return written
-
-    def _write_direct(self, offset: int, view: memoryview) -> int:
-        done = 0
-        while done < len(view) and self._opened() >= 0:
-            try:
-                count = os.pwrite(self._opened(), view[done : done + CALL_BYTES], offset + done)
-            except OSError as error:
-                # Also where the source cannot be read: the kernel reads it here, and tells no more than EFAULT.
-                if error.errno not in _NOT_DIRECT:
-                    raise
-                break
-            done += count
-            if not count or done % _PAGE:
-                break
+    def _write_window(self, source: int, window: _Window, pipe: _Pipe) -> int:
+        """Write a window direct, as far as the source has it and can be read: why no further, reading it tells."""
+        filled = done = 0
+        while done < window.length:
+            if filled < window.length:
+                left, at = window.length - filled, window.source_offset + filled
+                try:
+                    # Were it full all the same, of parts of pages, waiting would never end.
+                    count = os.splice(source, pipe.into, left, at, flags=os.SPLICE_F_NONBLOCK)
+                except OSError:
+                    count = 0
+                if not count:
+                    break
+                filled += count
+            # Before it is filled again it is empty, but for what is less than a page: a full one would never be.
+            while whole := (filled - done) // _PAGE * _PAGE:
+                count = self._write_direct(pipe, window.offset + done, whole)
+                done += count
+                if not count or count % _PAGE:
+                    return done
         return done
+
+    def _write_direct(self, pipe: _Pipe, offset: int, length: int) -> int:
+        try:
+            return os.splice(pipe.out, self._opened(), length, offset_dst=offset)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT:
+                raise
+            return 0
 
     def _opened(self) -> int:
         """Return a second descriptor of the file, for direct writes alone; -1 if there can be none."""
@@ -194,25 +234,23 @@ def do_overlap(pieces: Sequence[tuple[int, int, int]]) -> bool:
     return any(stop > start for (_, stop), (start, _) in pairwise(stretches))
 
 
+def _windows(piece: int, source_offset: int, offset: int, start: int, stop: int) -> Iterator[_Window]:
+    """Yield the windows of [start, stop) of a piece, as long as each other but for the last."""
+    # Each page takes a place in a pipe, also those of which the first and the last byte are.
+    most = _PIPE_BYTES - (_PAGE if (source_offset + start) % _PAGE else 0)
+    pages = (stop - start) // _PAGE
+    length = -(-pages // max(1, -(-pages * _PAGE // most))) * _PAGE
+    for at in range(start, stop, max(_PAGE, length)):
+        yield _Window(piece, source_offset + at, offset + at, min(length, stop - at), at == start)
+
+
 def _whole_pages(offset: int, length: int) -> tuple[int, int]:
     start = -offset % _PAGE
     return start, max(start, (offset + length) // _PAGE * _PAGE - offset)
 
 
-def _mapped(source: int, offset: int, length: int) -> mmap.mmap | None:
-    """Return a stretch of a file as memory, None if it ends before or cannot be mapped; only the kernel may read it.
-
-    Were the file cut short by somebody meanwhile, this process would be killed for reading, where a call fails.
-    """
-    try:
-        os.posix_fadvise(source, offset, length, os.POSIX_FADV_WILLNEED)
-        return mmap.mmap(source, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset)
-    except (OSError, ValueError):
-        return None
-
-
 def _open_direct(descriptor: int) -> int:
-    if not hasattr(os, "O_DIRECT"):
+    if not hasattr(os, "O_DIRECT") or not hasattr(os, "splice"):
         return -1
     try:
         status = os.fstat(descriptor)
@@ -266,8 +304,16 @@ def copy_through_memory(source: Storage, source_offset: int, target: Storage, of
 
 
 def copy_one_by_one(
-    source: Storage, source_offsets: Sequence[int], target: Storage, offsets: Sequence[int], lengths: Sequence[int]
-) -> None:
-    """Copy many pieces by as many calls."""
-    for source_offset, offset, length in zip(source_offsets, offsets, lengths, strict=True):
+    source: Storage,
+    source_offsets: Sequence[int],
+    target: Storage,
+    offsets: Sequence[int],
+    lengths: Sequence[int],
+    until: float = math.inf,
+) -> int:
+    """Copy many pieces by as many calls, but for the first none after `until`; return how many."""
+    for number, (source_offset, offset, length) in enumerate(zip(source_offsets, offsets, lengths, strict=True)):
+        if number and time.monotonic() > until:
+            return number
         target.copy_from(source, source_offset, offset, length)
+    return len(lengths)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
+import time
 from collections import deque
 from itertools import groupby
 from threading import Lock
@@ -33,7 +35,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -261,15 +263,21 @@ class LocalStorage(_FileStorage):
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         self._copy_pieces(source, [(source_offset, offset, length)])
 
-    def _copy_pieces(self, source: Storage, pieces: Sequence[tuple[int, int, int]]) -> None:
-        """Copy pieces, (offset there, offset here, length) each; of several none overlaps another."""
+    def _copy_pieces(self, source: Storage, pieces: Sequence[tuple[int, int, int]], until: float = math.inf) -> int:
+        """Copy pieces, (offset there, offset here, length) each; of several none overlaps another.
+
+        Returns how many are copied: the first, and all that were begun before `until`.
+        """
         done = [(0, 0)] * len(pieces)
         # A file that is read while it is written past the page cache might wait for itself.
         if isinstance(source, LocalStorage) and source.identity != self.identity:
-            done = self._long_copies.copy(source._descriptor, pieces)  # noqa: SLF001
-        for (source_offset, offset, length), (start, stop) in zip(pieces, done, strict=True):
+            done = self._long_copies.copy(source._descriptor, pieces, until)  # noqa: SLF001
+        for number, ((source_offset, offset, length), (start, stop)) in enumerate(zip(pieces, done, strict=True)):
+            if number and start == stop and time.monotonic() > until:
+                return number
             self._copy_rest(source, source_offset, offset, start)
             self._copy_rest(source, source_offset + stop, offset + stop, length - stop)
+        return len(pieces)
 
     def _copy_rest(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         done = 0
@@ -280,27 +288,36 @@ class LocalStorage(_FileStorage):
 
     @_naming
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
         if not isinstance(source, LocalStorage):
-            copy_one_by_one(source, source_offsets, self, offsets, lengths)
-            return
-        pieces = zip(source_offsets, offsets, lengths, strict=True)
+            return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
+        pieces = list(zip(source_offsets, offsets, lengths, strict=True))
         if max(lengths, default=0) < LONG_BYTES:
-            self._copy_short(source, pieces)
-            return
-        for is_long, found in groupby(pieces, lambda piece: piece[2] >= LONG_BYTES):
-            if not is_long:
-                self._copy_short(source, found)
-            else:
-                group = list(found)
-                for together in [[piece] for piece in group] if do_overlap(group) else [group]:
-                    self._copy_pieces(source, together)
+            return self._copy_short(source, pieces, until)
+        done = 0
+        for group in _alike(pieces):
+            if done and time.monotonic() > until:
+                break
+            copy = self._copy_pieces if group[0][2] >= LONG_BYTES else self._copy_short
+            count = copy(source, group, until)
+            done += count
+            if count < len(group):
+                break
+        return done
 
-    def _copy_short(self, source: LocalStorage, pieces: Iterable[tuple[int, int, int]]) -> None:
+    def _copy_short(self, source: LocalStorage, pieces: Sequence[tuple[int, int, int]], until: float) -> int:
         # As bare as can be: of hundreds of thousands of pieces each costs little more than its two calls, 5 us.
-        origin, descriptor, read, write = source._descriptor, self._descriptor, os.pread, os.pwrite
-        for source_offset, offset, length in pieces:
+        origin, descriptor = source._descriptor, self._descriptor
+        read, write, clock = os.pread, os.pwrite, time.monotonic
+        for number, (source_offset, offset, length) in enumerate(pieces):
+            if number and clock() > until:
+                return number
             try:
                 piece = read(origin, length, source_offset)
             except OSError as error:
@@ -308,6 +325,7 @@ class LocalStorage(_FileStorage):
                 raise
             if len(piece) != length or write(descriptor, piece, offset) != length:
                 self.copy_from(source, source_offset, offset, length)
+        return len(pieces)
 
     def _taken(self) -> int:
         # First: a Ctrl-C that comes while it waits leaves a file that can still be closed.
@@ -352,9 +370,24 @@ class PortableStorage(_FileStorage):
         copy_through_memory(source, source_offset, self, offset, length)
 
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        copy_one_by_one(source, source_offsets, self, offsets, lengths)
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
+
+
+def _alike(pieces: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield pieces that can be copied together, in their order: short ones, or long ones that do not overlap."""
+    for is_long, found in groupby(pieces, lambda piece: piece[2] >= LONG_BYTES):
+        group = list(found)
+        if is_long and do_overlap(group):
+            yield from ([piece] for piece in group)
+        else:
+            yield group
 
 
 def sync_descriptor(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os.path
 import posixpath
 from itertools import count
@@ -100,9 +101,14 @@ class MemoryStorage:
         copy_through_memory(source, source_offset, self, offset, length)
 
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        copy_one_by_one(source, source_offsets, self, offsets, lengths)
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
 
     def reserve(self, offset: int, length: int) -> None:
         self._check_writable()

@@ -9,6 +9,7 @@ once `Folder.sync` of its directory has returned after it. Nothing may be assume
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,9 +80,18 @@ class Storage(Protocol):
         ...
 
     def copy_many_from(
-        self, source: Storage, source_offsets: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        """Do what as many calls of `copy_from` do, in their order."""
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        """Do what as many calls of `copy_from` do, in their order; return how many of them.
+
+        The first is done; the others as long as `until`, a time of time.monotonic, has not passed. Of what was not done
+        parts may have been written.
+        """
         ...
 
     def reserve(self, offset: int, length: int) -> None:
