@@ -646,6 +646,7 @@ def test_a_piece_that_was_begun_in_time_is_written_to_its_end(
 
 
 @pytest.mark.fast_path("many")
+@pytest.mark.fast_path("kernel-copy")
 @pytest.mark.parametrize("until", [-1.0, 1.5])
 def test_where_nothing_is_written_direct_time_counts_as_well(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
