@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhdkit.storage.aside import Aside
+from vhdkit.storage.aside import Aside, end_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,3 +130,21 @@ def test_an_error_is_told_each_time_by_waiting_and_not_by_ending() -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="broken"):
             aside.wait()
+
+
+@needs_signals
+@pytest.mark.usefixtures("_interrupts")
+@pytest.mark.parametrize("every", [0.0, 0.03])
+def test_of_several_calls_all_are_over_however_often_that_is_interrupted(every: float) -> None:
+    calls = [Call() for _ in range(4)]
+    asides = [Aside(call) for call in calls]
+    for aside in asides:
+        aside.begin()
+    for number, call in enumerate(calls):
+        threading.Timer(0.1 * (number + 1), call.let_go.set).start()
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the timer may strike at once
+        signal.setitimer(signal.ITIMER_REAL, 0.05, every)
+        end_all(asides)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert all(call.over for call in calls)
+    end_all(asides)

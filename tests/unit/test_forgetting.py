@@ -215,6 +215,30 @@ def test_of_a_removed_file_two_threads_let_go_and_it_is_closed_after_both(
 
 
 @needs_advice
+@pytest.mark.fast_path("closing")
+def test_without_a_thread_a_ctrl_c_in_the_middle_of_it_closes_the_file_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    storage = opened("local", tmp_path)
+    storage.lock(exclusive=True)
+    descriptor = storage._descriptor  # type: ignore[attr-defined] # noqa: SLF001
+    storage._to_forget.append((0, 4096))  # type: ignore[attr-defined] # noqa: SLF001
+    monkeypatch.setattr(os, "posix_fadvise", interrupted)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(KeyboardInterrupt):
+        storage.begin_close()
+    storage.close()
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(descriptor)
+
+
+@needs_advice
 def test_a_large_stretch_is_told_in_parts_that_two_can_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     advice, storage = Advice(monkeypatch), opened("local", tmp_path)
     storage.forget(5 * MIB, 200 * MIB)

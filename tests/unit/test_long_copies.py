@@ -10,6 +10,7 @@ import errno
 import fcntl
 import itertools
 import os
+import signal
 import sys
 import threading
 import time
@@ -558,6 +559,83 @@ def test_a_ctrl_c_waits_for_the_writes_that_are_under_way(
 
 
 @pytest.mark.fast_path("many")
+@pytest.mark.fast_path("at-once")
+def test_one_ctrl_c_while_the_others_are_waited_for_waits_for_all_of_them(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source, target = files
+    writes = AtOnce(direct, monkeypatch, meet=3)
+
+    def slowly(_offset: int, length: int) -> int:
+        # The first that is waited for ends before the second.
+        others: list[threading.Thread] = target._long_copies._writing  # type: ignore[attr-defined] # noqa: SLF001
+        if threading.current_thread() in others:
+            time.sleep(0.4 + 0.4 * others.index(threading.current_thread()))
+        return length
+
+    direct.outcome = slowly
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the timer may strike at once
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            copy_many(target, source, PIECES[:3])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert writes.under_way == 0
+    assert "vhdkit-aside" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_ctrl_c_while_a_pipe_is_made_leaves_nothing_open(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = fcntl.fcntl
+
+    def interrupted(descriptor: int, request: int, argument: Any = 0) -> Any:
+        if request == fcntl.F_SETPIPE_SZ:
+            raise KeyboardInterrupt
+        return control(descriptor, request, argument)
+
+    source, target = files
+    target.copy_from(source, 0, 0, LONG_BYTES)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "fcntl", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        target.copy_from(source, 0, 0, LONG_BYTES)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert direct.writes == [(0, LONG_BYTES)]
+
+
+def test_a_ctrl_c_while_the_second_descriptor_is_closed_closes_no_other_file_later(
+    files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = files
+    target.copy_from(source, 0, 0, LONG_BYTES)
+    assert direct.writes
+    second, close = target._long_copies._direct, os.close  # type: ignore[attr-defined] # noqa: SLF001
+
+    def interrupted(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor == second:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        target.close()
+    monkeypatch.setattr(os, "close", close)
+    other = os.open(source.path, os.O_RDONLY)
+    try:
+        assert other == second
+        target.close()
+        os.fstat(other)
+    finally:
+        close(other)
+
+
+@pytest.mark.fast_path("many")
 def test_without_a_thread_long_pieces_are_written_one_by_one(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,6 +739,15 @@ def test_where_nothing_is_written_direct_time_counts_as_well(
     assert read(target, 0, len(RAW)) == copied(FOUR[:count])
 
 
+@pytest.mark.fast_path("many")
+def test_pieces_of_which_one_is_over_another_count_their_time_each(files: tuple[Storage, Storage]) -> None:
+    source, target = files
+    pieces = [(0, 0, MIB), (2 * MIB, MIB // 2, MIB), (0, MIB, SECTOR)]
+    source_offsets, offsets, lengths = map(list, zip(*pieces, strict=True))
+    assert target.copy_many_from(source, source_offsets, offsets, lengths, -1) == 1
+    assert read(target, 0, len(RAW)) == copied(pieces[:1])
+
+
 # Shared extents
 
 
@@ -692,6 +779,19 @@ def test_whole_pages_that_lie_alike_are_shared(files: tuple[Storage, Storage], c
     target.copy_from(source, PAGE + SECTOR, SECTOR, MIB)
     assert cloning.asked == [(2 * PAGE, MIB - PAGE, PAGE)]
     assert read(target, 0, len(RAW)) == expected(PAGE + SECTOR, SECTOR, MIB)
+
+
+@pytest.mark.fast_path("many")
+@pytest.mark.parametrize("until", [-1.0, 0.5, 1.5, 9.0])
+def test_no_more_is_shared_than_there_is_time_for(
+    files: tuple[Storage, Storage], cloning: Cloning, monkeypatch: pytest.MonkeyPatch, until: float
+) -> None:
+    source, target = files
+    monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: float(len(cloning.asked)))
+    source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
+    count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+    assert count == len(cloning.asked) == min(4, max(1, int(until + 1)))
+    assert read(target, 0, len(RAW)) == copied(FOUR[:count])
 
 
 def test_what_lies_otherwise_is_not_asked_for(files: tuple[Storage, Storage], cloning: Cloning) -> None:

@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class Aside(Thread):
@@ -77,3 +77,16 @@ class Aside(Thread):
         if self._error is not None:
             raise self._error
         return self._seconds
+
+
+def end_all(asides: Sequence[Aside]) -> None:
+    """Return once all of the calls are over, however often this is interrupted; raise the interruption then."""
+    interrupted: BaseException | None = None
+    while not all(each.is_done() for each in asides):
+        try:
+            for each in asides:
+                each.end()
+        except BaseException as error:  # noqa: BLE001 - raised below: the others are still under way
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted

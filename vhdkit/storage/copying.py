@@ -23,7 +23,7 @@ from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhdkit.storage.aside import Aside
+from vhdkit.storage.aside import Aside, end_all
 
 try:
     import fcntl
@@ -79,14 +79,16 @@ class _Pipe:
         self.out, self.into = os.pipe()
         try:
             fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except OSError:
+        except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Give it back, with whatever is in it."""
-        os.close(self.out)
-        os.close(self.into)
+        try:
+            os.close(self.out)
+        finally:
+            os.close(self.into)
 
 
 class LongCopies:
@@ -127,11 +129,11 @@ class LongCopies:
 
     def close(self) -> None:
         """Give back what was opened for it, once nothing is written any more."""
-        for other in self._writing:
-            other.end()
-        if self._direct is not None and self._direct >= 0:
-            os.close(self._direct)
-        self._direct = -1
+        end_all(self._writing)
+        # Taken first: interrupted after closing it, another try would close whatever file has its number by then.
+        direct, self._direct = self._direct, -1
+        if direct is not None and direct >= 0:
+            os.close(direct)
 
     def _share(self, source: int, source_offset: int, offset: int, length: int) -> bool:
         if not self._may_share or (source_offset - offset) % _PAGE:
@@ -152,12 +154,10 @@ class LongCopies:
         waiting = deque(enumerate(windows))
 
         def write() -> None:
+            pipe = None
             try:
-                pipe = _Pipe()
-            except OSError:  # the other ways need none
-                return
-            try:
-                while (taken := _next(waiting)) is not None:
+                pipe = _opened_pipe()
+                while pipe is not None and (taken := _next(waiting)) is not None:
                     index, window = taken
                     if index and window.is_first and time.monotonic() > until:
                         break
@@ -167,8 +167,10 @@ class LongCopies:
             finally:
                 # However this ends: on a disk that fails, each of the others could take its time.
                 waiting.clear()
-                pipe.close()
+                if pipe is not None:
+                    pipe.close()
 
+        end_all(self._writing)  # an interruption may have come before they were waited for
         self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
         try:
             for other in self._writing:
@@ -176,9 +178,10 @@ class LongCopies:
             write()
         finally:
             # The file is not written behind its caller's back.
-            waiting.clear()
-            for other in self._writing:
-                other.end()
+            try:
+                waiting.clear()
+            finally:
+                end_all(self._writing)
         for other in self._writing:
             other.wait()
         return written
@@ -221,10 +224,18 @@ class LongCopies:
 
 
 def _next(waiting: deque[tuple[int, _Window]]) -> tuple[int, _Window] | None:
-    """Return what waits first, None if the other thread took the last."""
+    """Return what waits first, None if another thread took the last."""
     try:
         return waiting.popleft()
     except IndexError:
+        return None
+
+
+def _opened_pipe() -> _Pipe | None:
+    """Return a pipe, None where none is to be had: the other ways need none."""
+    try:
+        return _Pipe()
+    except OSError:
         return None
 
 

@@ -224,14 +224,16 @@ class _FileStorage:
         return descriptor
 
     def _give_back(self, descriptor: int) -> None:
-        # What is still to be forgotten would be let go of now by this thread alone.
-        self._forget(descriptor)
-        if self._forgetting is not None:
-            self._forgetting.end()  # another file may soon have the descriptor's number
         try:
-            self._file_lock.release(descriptor)
+            # What is still to be forgotten would be let go of now by this thread alone.
+            self._forget(descriptor)
         finally:
-            os.close(descriptor)
+            try:
+                if self._forgetting is not None:
+                    self._forgetting.end()  # another file may soon have the descriptor's number
+                self._file_lock.release(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 class LocalStorage(_FileStorage):
@@ -266,7 +268,7 @@ class LocalStorage(_FileStorage):
     def _copy_pieces(self, source: Storage, pieces: Sequence[tuple[int, int, int]], until: float = math.inf) -> int:
         """Copy pieces, (offset there, offset here, length) each; of several none overlaps another.
 
-        Returns how many are copied: the first, and all that were begun before `until`.
+        Returns how many are copied, as the seam says; of what was not, parts may have been written.
         """
         done = [(0, 0)] * len(pieces)
         # A file that is read while it is written past the page cache might wait for itself.
