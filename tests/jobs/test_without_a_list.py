@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
+import threading
 import time
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pytest
 
 import vhdkit
 from tests.jobs.making import lose, make_chain, until, view
+from vhdkit.cli.main import run
 from vhdkit.job.record import JobState
 from vhdkit.job.registry import RegistryError
 
@@ -170,3 +172,21 @@ def test_a_list_that_is_lost_while_a_merge_runs_has_it_again_or_the_merge_goes_o
     assert job.wait(30).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
     assert vhdkit.find_job(job.id).state is JobState.COMPLETED
+
+
+def test_a_job_for_which_no_thread_is_to_be_had_merges_all_the_same(
+    vms: Path, state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    leaf = make_chain(vms, "a", 4)
+    before = view(leaf)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert run(["merge", "--progress", "none", leaf]) == 0
+    assert view(str(vms / "a.vhd")) == before
+    assert "Traceback" not in capsys.readouterr().err
+    (job,) = vhdkit.jobs()
+    assert job.state is JobState.COMPLETED
+    assert state.exists()

@@ -11,11 +11,16 @@ import pytest
 
 import vhdkit
 from tests.plainvhd import flat, parse
+from tests.through import ThroughStorage
 from vhdkit.storage.file import LocalStorage
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Buffer
+
+    from vhdkit.storage.seam import Storage
 
 MIB = 1 << 20
 
@@ -268,3 +273,124 @@ def test_a_file_of_that_name_in_a_search_folder_does_not_win_over_the_id_beside_
     assert {Path(candidate.path).name for candidate in caught.value.candidates} >= {"middle.avhd", "renamed.avhd"}
     with vhdkit.open_chain(str(vms / "leaf.avhd"), search=[str(vms)], parent=str(vms / "renamed.avhd")) as chain:
         assert chain.layers[1].path == str(vms / "renamed.avhd")
+
+
+# What the machine has no more of says nothing about the files
+
+
+class Lacking(LocalFolder):
+    """A folder that lacks something from when `lacks` is true, or only for the name it is about."""
+
+    def __init__(self, code: int, *, name: str = "") -> None:
+        super().__init__()
+        self.code = code
+        self.name = name
+        self.lacks = False
+
+    def fail(self, path: str) -> None:
+        if self.lacks and os.path.basename(path) == self.name:
+            raise OSError(self.code, os.strerror(self.code), path)
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        self.fail(path)
+        return super().open(path, writable=writable)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_too_many_open_files_are_not_told_as_a_source_that_changed(vms: Path, code: int) -> None:
+    before, folder = view(vms / "leaf.avhd"), Lacking(code, name="leaf.avhd")
+
+    def lack(state: vhdkit.Progress) -> None:
+        folder.lacks = state.phase is vhdkit.Phase.FINISHING
+
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"), folder=folder)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        vhdkit.merge(plan, progress=lack, folder=folder)
+    assert not isinstance(caught.value, vhdkit.MergeError)
+    assert "reads as before" in "".join(caught.value.__notes__)
+    assert view(vms / "leaf.avhd") == before
+    vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")))
+    assert view(vms / "base.vhd") == before
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_not_told_as_a_parent_that_is_missing(vms: Path, code: int) -> None:
+    folder = Lacking(code, name="middle.avhd")
+    folder.lacks = True
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        vhdkit.open_chain(str(vms / "leaf.avhd"), folder=folder)
+    assert not isinstance(caught.value, vhdkit.ParentNotFoundError)
+
+
+def test_of_a_merge_whose_journal_is_gone_nothing_is_left_to_be_done(vms: Path) -> None:
+    class Unsynced(LocalFolder):
+        def remove(self, path: str) -> None:
+            super().remove(path)
+            self.is_over = path.endswith("-journal")
+
+        def sync(self, directory: str) -> None:
+            if getattr(self, "is_over", False):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), directory)
+            super().sync(directory)
+
+    before, folder = view(vms / "leaf.avhd"), Unsynced()
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as caught:
+        vhdkit.merge(vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd")), folder=folder)
+    told = "".join(caught.value.__notes__)
+    assert "complete" in told
+    assert "nothing is left to be done" in told
+    assert view(vms / "base.vhd") == before
+    assert os.listdir(vms) == ["base.vhd"]
+
+
+class Full(Lacking):
+    """A disk that has no room for one file any more, from when `lacks` is true."""
+
+    def create(self, path: str, *, private: bool = False) -> Storage:
+        return FullStorage(super().create(path, private=private), self)
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        return FullStorage(LocalFolder.open(self, path, writable=writable), self)
+
+
+class FullStorage(ThroughStorage):
+    def __init__(self, inner: Storage, folder: Full) -> None:
+        super().__init__(inner)
+        self._folder = folder
+
+    def write_at(self, offset: int, buffer: Buffer) -> None:
+        self._folder.fail(self.path)
+        super().write_at(offset, buffer)
+
+    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
+        self._folder.fail(self.path)
+        super().copy_from(source, source_offset, offset, length)
+
+
+def test_a_journal_that_finds_no_room_is_told_as_what_it_is(vms: Path) -> None:
+    before, folder = view(vms / "leaf.avhd"), Full(errno.ENOSPC, name="base.vhd.vhdkit-journal")
+    folder.lacks = True
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"))
+    with pytest.raises(vhdkit.NotEnoughSpaceError, match="journal") as caught:
+        vhdkit.merge(plan, folder=folder)
+    assert caught.value.path == str(vms / "base.vhd.vhdkit-journal")
+    assert (caught.value.needed, caught.value.available) == (4096, 0)
+    assert "shares" not in "".join(caught.value.__notes__)
+    assert view(vms / "leaf.avhd") == before
+    assert not (vms / "base.vhd.vhdkit-journal").exists()
+
+
+def test_of_a_disk_that_fills_up_what_is_still_to_be_copied_is_missing(tmp_path: Path) -> None:
+    vhdkit.create_image(str(tmp_path / "base.vhd"), size=16 * MIB, disk_type="fixed")
+    vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))
+    with vhdkit.open_chain(str(tmp_path / "base.vhd"), writable=True) as chain:
+        chain.write(0, b"b" * (16 * MIB))
+    write(tmp_path / "leaf.avhd", 0, b"x" * (12 * MIB))
+    folder = Full(errno.ENOSPC, name="base.vhd")
+
+    def fill(state: vhdkit.Progress) -> None:
+        folder.lacks = folder.lacks or state.bytes_done >= 4 * MIB
+
+    with pytest.raises(vhdkit.NotEnoughSpaceError) as caught:
+        vhdkit.merge(vhdkit.plan_merge(str(tmp_path / "leaf.avhd")), progress=fill, folder=folder)
+    assert 0 < caught.value.needed <= 8 * MIB

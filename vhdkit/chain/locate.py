@@ -14,6 +14,7 @@ the search folders.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -218,6 +219,8 @@ class _Search:
         try:
             storage = self.folder.open(real)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise  # of the file it says nothing
             self._reject(clue, (getattr(error, "strerror", None) or str(error)).lower())
             return None
         metadata = self._fitting_metadata(storage, clue)

@@ -125,7 +125,11 @@ class Worker:
 
     def __enter__(self) -> Self:
         self._write()
-        self._listener.start()
+        try:
+            self._listener.start()
+        except RuntimeError as error:
+            # The merge needs no other thread; but nobody can steer it, and how far it is stays unsaid until it ends.
+            events.logger.warning("the job %s cannot be steered: %s", self._job.id, error)
         return self
 
     def __exit__(
@@ -136,7 +140,8 @@ class Worker:
         self._is_over.set()
         self._changed.set()
         try:
-            self._listener.join()
+            if self._listener.ident is not None:
+                self._listener.join()
             # Whoever sees that it has ended finds that in the log.
             events.tell(self._job)
         finally:

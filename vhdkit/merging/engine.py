@@ -183,8 +183,8 @@ class _Merge:
             return self._change_names(self.writer)
         except BaseException as error:
             self._stop(error)
-            told = explained(error, self.plan, self.folder)
-            note_how_it_stands(told, self.plan, self.writer.journal if self.writer else None)
+            told = explained(error, self.plan, self.folder, self.pace.done)
+            note_how_it_stands(told, self.plan, self.writer.journal if self.writer else None, self.folder)
             if told is error:
                 raise
             raise told from error

@@ -5,6 +5,7 @@ Names are only trusted while the files that they led to are held: what was repla
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Self
 
 from vhdkit.chain.chain import Chain
@@ -199,7 +200,10 @@ def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
 def _is_unchanged(state: LayerState, folder: Folder) -> bool:
     try:
         storage = folder.open(state.path)
-    except OSError:
+    except OSError as error:
+        # Of these it says nothing.
+        if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            raise
         return False
     now = (storage.identity, storage.size(), storage.mtime)
     storage.close()

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, MergeError, NotEnoughSpaceError, VhdError
-from vhdkit.image.journal import command
+from vhdkit.image.journal import command, journal_path
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -15,13 +15,22 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
 
+# A journal takes a block of the file system, which is rarely larger, and hardly ever a second.
+_JOURNAL_BYTES = 4096
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseException:
-    """Return the error to raise: one that says how many bytes are missing, where space is what is."""
+def explained(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
+    """Return the error to raise: one that says how many bytes are missing, where space is what is.
+
+    `done` is the payload that is copied.
+    """
     if not isinstance(error, OSError) or error.errno not in NO_SPACE:
         return error
+    if error.filename == journal_path(plan.destination):
+        told = NotEnoughSpaceError(path=error.filename, needed=_JOURNAL_BYTES, available=0)
+        told.add_note("The journal of the merge grows by a few hundred bytes for each step.")
+        return told
     is_undo = plan.undo is not None and error.filename == plan.undo.path
     path = plan.undo.path if plan.undo is not None and is_undo else plan.destination
     size_after = plan.undo.size if plan.undo is not None and is_undo else plan.destination_size
@@ -32,7 +41,7 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseExce
         grows = max(0, size_after - storage.size())
         storage.close()
     # The plan saw enough: someone else took some since, or a quota allows less than is free.
-    needed = max(1, grows or plan.payload_bytes - plan.bytes_done)
+    needed = max(1, grows or plan.payload_bytes - done)
     told = NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))
     if not grows:
         told.add_note(
@@ -43,7 +52,7 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder) -> BaseExce
     return told
 
 
-def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None) -> None:
+def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
     """Tell whoever cuts a merge off, or what does, how things stand."""
     if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
         return
@@ -53,6 +62,9 @@ def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal |
         return
     search = [word for directory in plan.search for word in ("--search", directory)]
     again = command("merge", plan.sources[0], "--into", plan.destination, *search)
+    if journal.merged and not folder.exists(journal.path):
+        error.add_note(f"The merge is complete and durable in {plan.destination}; nothing is left to be done.")
+        return
     if journal.merged:
         error.add_note(
             f"The merge is complete and durable in {plan.destination}; {again} finishes what is left to be done."
