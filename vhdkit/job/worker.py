@@ -128,7 +128,7 @@ class Worker:
         try:
             self._listener.start()
         except RuntimeError as error:
-            # The merge needs no other thread; but nobody can steer it, and how far it is stays unsaid until it ends.
+            # The merge needs no other thread; but nobody else can steer it or see how far it is until it ends.
             events.logger.warning("the job %s cannot be steered: %s", self._job.id, error)
         return self
 
