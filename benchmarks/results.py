@@ -25,12 +25,8 @@ payload alone to a new file, which is then synced. `qemu-img commit` syncs by it
 sectors, neither more nor fewer, in subclusters of 16 KiB clusters, and in a row without a bar whole clusters of 64
 KiB, as a guest's writes would have filled them. vhd-lib 0.7.2 is the newest that npm can install; 4.15.0 runs once
 three packages that the registry lacks are stood in for. Their caller syncs. Every result's bytes were compared with
-what the leaf read: a tool that wrote others is told of in its row. MiB read are those of calls: what long writes take
-from mapped pages of the source is not among them.
-
-Commit 6537125 copied in batches of up to 16 MiB; those after it have 8 MiB, so that a disk that becomes slow does not
-hold up who asks to stop, and took 1.12 s for W1 where it took 1.02 (medians of five, in turn): with that W1 would be at
-0.87 of cp and 0.90 of qemu-img.
+what the leaf read: a tool that wrote others is told of in its row. MiB read and written are those of calls that say
+how many: what goes from file to file by a pipe, as our long pieces do since commit b6fb693, is not among them.
 
 Rows of 2026-11-24 are older than long writes past the page cache, were measured on the machine's own disk, and gave
 qemu-img whole clusters of 64 KiB: they tell of the program as it was then. W2 twice is of commit 2201718 and of the
@@ -46,17 +42,19 @@ and the ratios say nothing. What a row calls its size is that of scale 1.
 _BOUNDS = """
 ## What bounds the rows that are not met
 
-- W1 against vhd-lib: of our 1.07 s the copying takes 0.75 to 0.85. This disk takes 2 GiB of direct writes from memory,
-  two at a time into a file whose pages are cached, in 0.63 s; the interpreter and what it loads take 0.12 s.
-- W4 against qemu-img: with the sources kept the merge takes 0.44 s, a ratio of 0.18. The child's 3,000 blocks take 5.9
-  GiB, and the kernel 0.07 s a GiB to let go of their pages: 0.36 s of that are done beside the merge, on the second
-  core, and the rest when the file is closed. qemu-img's overlay has the touched clusters alone.
-- W6: what is not shared is written direct on XFS, which made the rival quicker (1.22 s; 2.84 s before). The shared
-  merge takes 0.32 s there, of which the interpreter takes 0.14 and 1,024 calls of FICLONERANGE 0.05. On Btrfs those
-  calls take 0.3 ms each, 0.31 s of 0.83, and letting go of the source's pages 0.12 s at the end.
+- W1 against vhd-lib 4.15.0, which runs by what stands in for packages of its own (0.7.2 is met): of our 1.00 s the
+  interpreter and what it loads take 0.13, checkpoints 0.06, removing the source 0.10; the same blocks alone, three at a
+  time and with nothing else, took this disk 0.57 to 0.60. In turn with itself alone, when memory was not full of five
+  contenders' files, W1 took 0.89 s.
+- W5 against ten merges by vhdkit: with the sources kept the pass takes 0.87 s of 1.26, and the rest is what removing
+  nine of them costs, 5.4 GiB in memory. The ten merges became quicker as well (2.93 s; 3.09 before).
+- W6: the rival writes direct on XFS (1.35 s; 2.84 before it did). The shared merge takes 0.34 s there, of which the
+  interpreter takes 0.13 and 1,024 calls of FICLONERANGE 0.05. On Btrfs those calls take 0.3 ms each, 0.31 s of 0.75,
+  and letting go of the source's pages 0.12 s at the end.
 - count and classify, which are to reach half of what one pass of numpy streams, reach 0.51 and 0.47; numpy's popcount
   alone reaches 0.37 where its counts do not stay in the cache. Reducing by `or` and by `and` instead, which classify
-  would need both of, reached 0.38.
+  would need both of, reached 0.38; comparing each word with the one before, which tells rows that are all alike, takes
+  two and a half passes by itself.
 """
 
 
