@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
-    import pytest
 
     Stretch = tuple[int, int]
     # What stands behind one byte: kind, depth, file offset.
@@ -148,6 +148,17 @@ def test_count_counts_the_set_bits_of_the_disk_and_not_the_padding(
     found = bitmap.count(array, sectors)
     assert found.dtype == np.int64
     assert found.tolist() == [sum(bit(row, sector) for sector in range(sectors)) for row in array.tolist()]
+
+
+@pytest.mark.parametrize(
+    "words", [1, 7, 8, 9, 16, 24, 32, 40, 48, 64, 128, 504, 1000, 1008, 1016, 1023, 1024, 1032, 2048]
+)
+def test_counting_rows_of_any_width_overflows_nowhere(words: int) -> None:
+    array = np.full((3, row_bytes(64 * words)), 0xFF, np.uint8)
+    array[1] = 0
+    array[2, 8 * words - 1] = 0xFE
+    assert bitmap.count(array, 64 * words).tolist() == [64 * words, 0, 64 * words - 1]
+    assert bitmap.classify(array, 64 * words).tolist() == [Fill.FULL, Fill.EMPTY, Fill.MIXED]
 
 
 @settings(deadline=None)
