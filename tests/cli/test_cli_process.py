@@ -123,6 +123,19 @@ def test_a_verb_loads_only_what_it_needs(tmp_path: Path, words: list[str], spare
     assert [name for name in spared if name in loaded] == []
 
 
+def test_a_merge_loads_no_machines_where_there_are_none(vms: Path) -> None:
+    script = (
+        "import sys\nfrom vhdkit.cli.main import run\nassert run(sys.argv[1:]) == 0\nprint(' '.join(sys.modules))\n"
+    )
+    words = ["merge", "--progress", "none", LEAF]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=vms, env=environment(), capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "vhdkit.merging.engine" in loaded
+    assert [name for name in ("rich", "numpy.ma", "vhdkit.snapshot.manifest") if name in loaded] == []
+
+
 def test_the_program_starts_no_threads_for_linear_algebra(vms: Path) -> None:
     """numpy would start one a processor; merging has need of none of them."""
     script = (

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import SnapshotError, VhdError
-from vhdkit.snapshot.manifest import manifests_in
+from vhdkit.snapshot.signpost import manifest_paths
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -25,7 +25,7 @@ def is_near_machines(*directories: str) -> bool:
     """Whether any machine's snapshots are kept in one of these folders, or in the ones above."""
     folder = LocalFolder()
     near = dict.fromkeys(map(folder.real, directories))
-    return any(True for each in (*near, *map(paths.dirname, near)) for _ in manifests_in(folder, each))
+    return any(manifest_paths(folder, each) for each in (*near, *map(paths.dirname, near)))
 
 
 def refuse_to_ruin(sources: Sequence[str], destination: str) -> None:
@@ -35,6 +35,8 @@ def refuse_to_ruin(sources: Sequence[str], destination: str) -> None:
         SnapshotError: it would leave the manifest with layers that are gone, or show something else.
 
     """
+    from vhdkit.snapshot.manifest import manifests_in  # noqa: PLC0415 - where there are none, it need not be loaded
+
     folder = LocalFolder()
     files = [*sources, destination]
     directories = dict.fromkeys(paths.dirname(folder.real(path)) for path in files)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.seam import Folder
 
-SUFFIX = ".vhdkit-snapshots.json"
+SUFFIX = signpost.MANIFEST_SUFFIX
 _LOCK_SUFFIX = ".vhdkit-snapshots.lock"
 _RUNNING_SUFFIX = ".vhdkit-snapshots.running"
 # A manifest of a thousand snapshots has less than a megabyte.
@@ -304,7 +304,5 @@ def manifests_with(folder: Folder, directory: str, image: str) -> Iterator[Manif
 
 def manifests_in(folder: Folder, directory: str) -> Iterator[ManifestFile]:
     """Yield the manifests in a directory, and those to which its signposts lead, whatever they say."""
-    there = [paths.join(directory, name) for name in folder.names(directory) if name.endswith(SUFFIX)]
-    shown = [path for _, path in signpost.signposts(folder, directory) if path.endswith(SUFFIX) and folder.exists(path)]
-    for path in dict.fromkeys((*there, *shown)):
+    for path in signpost.manifest_paths(folder, directory):
         yield ManifestFile(folder, path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder
 
 SUFFIX = ".vhdkit-snapshots.at"
+MANIFEST_SUFFIX = ".vhdkit-snapshots.json"
 _KIND = "vhdkit snapshots elsewhere"
 # A path of the longest kind, each letter of it escaped.
 _MAX_BYTES = 64 << 10
@@ -87,3 +88,10 @@ def signposts(folder: Folder, directory: str) -> Iterator[tuple[str, str]]:
             manifest = manifest_at(folder, path)
             if manifest is not None:
                 yield path, manifest
+
+
+def manifest_paths(folder: Folder, directory: str) -> tuple[str, ...]:
+    """Return where the manifests lie that are in a directory, and those to which its signposts lead."""
+    there = [paths.join(directory, name) for name in folder.names(directory) if name.endswith(MANIFEST_SUFFIX)]
+    shown = [path for _, path in signposts(folder, directory) if path.endswith(MANIFEST_SUFFIX) and folder.exists(path)]
+    return tuple(dict.fromkeys((*there, *shown)))
