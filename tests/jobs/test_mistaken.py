@@ -21,7 +21,7 @@ from vhdkit.errors import JobError
 from vhdkit.job import events, worker
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
-from vhdkit.job.run import wished
+from vhdkit.job.run import run_merge, wished
 from vhdkit.job.worker import Worker
 from vhdkit.merging.pace import Phase
 from vhdkit.storage.machine import is_alive
@@ -300,3 +300,22 @@ def test_what_is_logged_of_a_name_that_is_no_text_is_text(caplog: pytest.LogCapt
     events.tell_refused("/vms/\udcfe.avhd", "\udcff", OSError("\udcfd"))
     assert len(caplog.messages) == 2
     assert all(message.encode() for message in caplog.messages)
+
+
+def test_a_merge_of_an_instant_does_not_write_to_the_list_tenth_by_tenth(
+    vms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, told = Registry.put, []
+
+    def spied(registry: Registry, job: Job, *, clear_request: bool = False) -> None:
+        told.append(job)
+        put(registry, job, clear_request=clear_request)
+
+    monkeypatch.setattr(Registry, "put", spied)
+    leaf = make_chain(vms, "a", 48)
+    begun = time.monotonic()
+    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=lambda _: time.sleep(0.02))
+    # The first word and the last, and one in a tenth of a second between them.
+    assert len(told) <= 3 + (time.monotonic() - begun) / 0.1
+    assert [each.percent for each in told] == sorted(each.percent for each in told)
+    assert told[-1].state is JobState.COMPLETED

@@ -160,7 +160,9 @@ def run_merge(
     if plan.obstacles:
         return merge(plan)
     registry = Registry()
-    job, _ = _as_known(_new(wishes, plan, machine), registry)
+    job = _new(wishes, plan, machine)
+    if plan.journal is not None:  # a merge that begins was never listed
+        job, _ = _as_known(job, registry)
     # It has its turn: should this word be the last that the list hears, it is known to have begun.
     job = job.advanced(time.time(), JobState.RUNNING)
     with Worker(job, registry, progress=progress, cancel=cancel) as at:
