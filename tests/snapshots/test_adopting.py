@@ -18,6 +18,7 @@ import vhdkit
 from tests.cli.running import environment
 from tests.snapshots.machines import SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
+from vhdkit.snapshot.guard import is_near_machines
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local import LocalFolder
 
@@ -159,6 +160,18 @@ def test_a_signpost_that_was_damaged_is_put_up_again(apart: Machine, folder: Pat
     apart.rename("A", "B")
     assert signpost.read_bytes() == before
     assert Machine("d/d.vhd").file.path == apart.file.path
+
+
+def test_a_machine_is_near_in_its_folders_and_just_below_them(apart: Machine, folder: Path) -> None:
+    """Layers may lie below the manifest, with no signpost left: a merge of them by name asks there."""
+    manifests = folder.rglob("*.vhdkit-snapshots.json")
+    homes = {Path(path).parent for path in (*files_of(apart), *map(str, manifests))}
+    for home in homes:
+        (home / "below" / "deep").mkdir(parents=True)
+        assert is_near_machines(str(home))
+        assert is_near_machines(str(home / "below"))
+        assert not is_near_machines(str(home / "below" / "deep"))
+        assert is_near_machines(str(home / "below" / "deep"), str(home))
 
 
 def test_a_signpost_that_leads_nowhere_is_told_of(apart: Machine, folder: Path) -> None:

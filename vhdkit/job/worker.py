@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 # Being asked something is noticed this soon, and how far it is is written so often, in seconds.
 _LISTEN_SECONDS = 0.2
-_SETTLING_SECONDS = 0.1
+# What changes in quick succession is one thing to tell; how far it is may be told later than anything else: each tenth
+# told by itself, a merge of 0.15 s took 0.01 s longer.
+_SETTLING_SECONDS = 0.01
+_PROGRESS_SECONDS = 0.1
 _WRITE_SECONDS = 1.0
 # The rate is that of the last so many seconds.
 _RATE_SECONDS = 10.0
@@ -75,6 +78,7 @@ class Worker:
         self._going.set()
         self._is_over = threading.Event()
         self._changed = threading.Event()
+        self._has_news = False  # more than how far it is
         self._samples: deque[tuple[float, int]] = deque()
         self._tenth = 10 * job.percent // 100
         self._done = 0
@@ -252,7 +256,10 @@ class Worker:
         tenth = 10 * state.bytes_done // state.bytes_total if state.bytes_total else 0
         if tenth > self._tenth or state.phase.value != self._job.phase:
             with self._lock:
-                self._change(self._job.state, phase=state.phase.value, bytes_done=state.bytes_done)
+                self._job = self._job.advanced(
+                    time.time(), self._job.state, phase=state.phase.value, bytes_done=state.bytes_done
+                )
+                self._changed.set()
                 if tenth > self._tenth and state.phase.value == "copying":
                     events.tell_progress(self._job)
                 self._tenth = max(tenth, self._tenth)
@@ -262,6 +269,7 @@ class Worker:
 
     def _change(self, state: JobState, **changes: object) -> None:
         self._job = self._job.advanced(time.time(), state, **changes)
+        self._has_news = True
         self._changed.set()
 
     def _failed(self, error: BaseException) -> None:
@@ -288,18 +296,19 @@ class Worker:
             has_changed = self._changed.wait(_LISTEN_SECONDS)
             if self._is_over.is_set():
                 break
-            # What changes in quick succession is one thing to tell: told tenth by tenth, a merge of 0.15 s took 0.01 s
-            # longer.
-            if has_changed and self._is_over.wait(_SETTLING_SECONDS):
+            self._hear()
+            if has_changed and self._is_over.wait(_SETTLING_SECONDS if self._has_news else _PROGRESS_SECONDS):
                 break
             if has_changed or time.monotonic() - written > _WRITE_SECONDS:
                 self._changed.clear()
+                self._has_news = False
                 self._sample()
                 # That it has ended is the last word, which is not the listener's.
                 if not self._job.state.is_finished:
                     self._write()
                 written = time.monotonic()
-            self._hear()
+            if has_changed:
+                self._hear()
 
     def _sample(self) -> None:
         with self._lock:
@@ -363,7 +372,7 @@ def planned(wishes: Wishes) -> MergePlan:
 
 def touched(plan: MergePlan) -> dict[str, Any]:
     """Return the fields of a job that say which files its merge touches."""
-    undo = plan.undo.path if plan.undo is not None else ""
+    undo = plan.undo_path
     relinked = [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
     below = [layer.path for layer in plan.layers]
     sources = () if plan.is_new_file else plan.sources
