@@ -216,6 +216,7 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
         bitmap.set_runs(again, *runs)
         owned = bitmap.ownership(layers)
         columns = [*runs, bitmap.count(array, 4095), again, owned, *bitmap.owners(37, numbered, 4095)]
+        columns += [bitmap.classify(rows, 4095) for rows in (array, array * (np.arange(37) % 3 == 0)[:, None])]
         return [column.ravel().tolist() for column in columns]
 
     once = answers()

@@ -279,7 +279,7 @@ def _row_counts(words: Words) -> NDArray[np.int64]:
         lanes, left = lanes[0::2] + lanes[1::2], left // 2
     odd = lanes >> np.uint64(8)
     odd &= _EVEN_BYTES
-    lanes = lanes & _EVEN_BYTES
+    lanes &= _EVEN_BYTES
     lanes += odd
     while left % 2 == 0:
         lanes, left = lanes[0::2] + lanes[1::2], left // 2
