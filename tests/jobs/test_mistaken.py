@@ -302,7 +302,7 @@ def test_what_is_logged_of_a_name_that_is_no_text_is_text(caplog: pytest.LogCapt
     assert all(message.encode() for message in caplog.messages)
 
 
-def test_a_merge_of_an_instant_does_not_write_to_the_list_tenth_by_tenth(
+def test_a_merge_of_an_instant_does_not_write_to_the_list_again_and_again(
     vms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, told = Registry.put, []
@@ -319,3 +319,57 @@ def test_a_merge_of_an_instant_does_not_write_to_the_list_tenth_by_tenth(
     assert len(told) <= 3 + (time.monotonic() - begun) / 0.1
     assert [each.percent for each in told] == sorted(each.percent for each in told)
     assert told[-1].state is JobState.COMPLETED
+
+
+def test_a_merge_that_was_found_complete_is_known_by_its_undo_image_still(vms: Path) -> None:
+    leaf, undo = make_chain(vms, "a", 2), str(vms / "undo.vhd")
+    job = vhdkit.start_merge(leaf, undo=undo)
+    job.result(20)
+    assert run(["merge", "--progress", "none", leaf, "--undo", undo]) == 0
+    assert run(["rollback", "--progress", "none", undo]) == 0
+    assert vhdkit.find_job(job.id).rolled_back
+    with pytest.raises(JobError, match="rolled back already"):
+        vhdkit.rollback_job(job.id)
+
+
+def test_that_a_merge_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) -> None:
+    leaf, seen = make_chain(vms, "a", 24), list[Job]()
+
+    def look(_state: object) -> None:
+        if not seen:
+            time.sleep(0.08)
+            seen.append(the_job())
+
+    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=look)
+    (found,) = seen
+    assert (found.state, found.runs, bool(found.started)) == (JobState.RUNNING, 1, True)
+    assert found.wishes.into == str(vms / "a.vhd")
+
+
+def test_that_a_roll_back_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) -> None:
+    leaf, undo, seen = make_chain(vms, "a", 24), str(vms / "undo.vhd"), list[JobState]()
+    job = vhdkit.start_merge(leaf, undo=undo)
+    job.result(20)
+
+    def look(_state: object) -> None:
+        if not seen:
+            time.sleep(0.08)
+            seen.append(the_job().state)
+
+    vhdkit.rollback_job(job.id, progress=look)
+    assert seen == [JobState.RUNNING]
+
+
+def test_a_merge_that_goes_on_in_the_foreground_is_the_job_that_it_was(vms: Path) -> None:
+    leaf, seen = make_chain(vms, "a", 24), list[Job]()
+    job = vhdkit.start_merge(leaf, rate=8 * MIB, machine="mine")
+    until(lambda: job.job.bytes_done)
+    job.cancel()
+    job.wait(20)
+    before = the_job()
+    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=lambda _: seen.append(the_job()))
+    after = the_job()
+    assert (after.id, after.machine, after.submitted, after.started) == (
+        *(before.id, before.machine, before.submitted, before.started),
+    )
+    assert (before.runs, after.runs, after.state) == (1, 2, JobState.COMPLETED)

@@ -764,6 +764,39 @@ def test_a_new_file_carries_the_whole_chain_from_a_layer_in_the_middle() -> None
     assert plain_view(folder, ["/vms/merged.vhd"]) == expected
 
 
+def test_a_new_file_is_told_of_by_what_was_copied_wherever_it_lies_in_the_disk(tmp_path: Path) -> None:
+    """Of an empty disk with 12 MiB at its end most is not done before the first of them."""
+    base, leaf, size = str(tmp_path / "a.vhd"), str(tmp_path / "a.avhd"), 256 << 20
+    vhdkit.create_image(base, size=size)
+    vhdkit.create_image(leaf, parent=base)
+    with vhdkit.open_chain(leaf, writable=True) as chain:
+        chain.write(size - (12 << 20), b"x" * (12 << 20))
+    plan = vhdkit.plan_merge(leaf, to=str(tmp_path / "new.vhd"))
+    told: list[int] = []
+    vhdkit.merge(plan, progress=lambda state: told.append(state.bytes_done))
+    assert plan.payload_bytes == 12 << 20
+    assert told == [done << 20 for done in range(2, 13, 2)]
+    plan = vhdkit.plan_merge(leaf, to=str(tmp_path / "slow.vhd"))
+    begun = time.monotonic()
+    vhdkit.merge(plan, rate=24 << 20)
+    assert time.monotonic() - begun > 0.4
+
+
+def test_a_new_file_that_is_cancelled_says_that_nothing_is_left_of_it() -> None:
+    folder, paths = in_memory(of_three_layers())
+    before = contents(folder)
+    plan = vhdkit.plan_merge(paths[0], to="/vms/merged.vhd", folder=folder)
+
+    def stop(state: vhdkit.Progress) -> None:
+        if state.bytes_done:
+            raise vhdkit.MergeCancelled("enough")
+
+    with pytest.raises(vhdkit.MergeCancelled) as caught:
+        vhdkit.merge(plan, progress=stop, folder=folder)
+    assert caught.value.__notes__ == ["The chain was only read, and nothing is left of /vms/merged.vhd."]
+    assert contents(folder) == before
+
+
 # Kept sources, and merging again
 
 

@@ -108,11 +108,14 @@ def write_dynamic(
     unique_id: bytes | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
+    copied: Callable[[int], None] | None = None,
     skip_zeros: bool = False,
 ) -> int:
     """Write the chain's view as a new dynamic image and return the file's size.
 
-    With `skip_zeros` blocks that hold nothing but zeros are left out.
+    `progress` is called with (bytes done, bytes to look at), `copied` with how many bytes of data were copied since it
+    was called before: of all of them `dynamic_layout` tells. With `skip_zeros` blocks that hold nothing but zeros are
+    left out.
     """
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
@@ -126,7 +129,7 @@ def write_dynamic(
     used = 0
     with creating(folder, path) as storage:
         storage.truncate(place.first)
-        for start, data in _pieces(chain, progress):
+        for start, data in _pieces(chain, progress, copied):
             block = start // block_size
             if skip_zeros and entries[block] == bat.UNALLOCATED and not data.any():
                 continue
@@ -151,7 +154,9 @@ def write_dynamic(
         return storage.size()
 
 
-def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _pieces(
+    chain: Chain, progress: Callable[[int, int], None] | None, copied: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block."""
     block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
     size = min(_PIECE, block_size or layout.DEFAULT_BLOCK_SIZE)
@@ -167,6 +172,8 @@ def _pieces(chain: Chain, progress: Callable[[int, int], None] | None) -> Iterat
             out = buffer[: last - first]
             read_extents(part, chain.layers, first, out)
             yield first, out
+            if copied is not None:
+                copied(part.of(Kind.DATA).total)
             if progress is not None:
                 progress(cell * size, chain.size)
         if progress is not None:

@@ -119,10 +119,6 @@ def merge(
         with MergeFiles(plan, place, _dropped(plan, place)) as files:
             relinked, removed = _Merge(plan, place, files, pace, job).run()
             size = files.destination.storage.size()
-    journal = plan.journal
-    undo = plan.undo.path if plan.undo is not None else ""
-    if journal is not None and journal.begin is not None and journal.begin.undo and not journal.dropping:
-        undo = journal.resolve(journal.begin.undo)
     return MergeResult(
         sources=plan.sources,
         destination=plan.destination,
@@ -132,7 +128,7 @@ def merge(
         seconds=time.monotonic() - begun,
         removed=removed,
         relinked=relinked,
-        undo=undo,
+        undo=plan.undo_path,
         resumed=plan.resume is not None,
     )
 
@@ -149,10 +145,14 @@ def _dropped(plan: MergePlan, folder: Folder) -> str:
 def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
     with open_planned(plan, folder) as chain:
 
-        def advance(done: int, total: int) -> None:
-            pace.add(pace.total * done // max(1, total) - pace.done)
+        def look(_done: int, _total: int) -> None:
+            pace.check()
 
-        return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=advance)
+        try:
+            return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=look, copied=pace.add)
+        except (MergeCancelled, KeyboardInterrupt) as error:
+            error.add_note(f"The chain was only read, and nothing is left of {plan.destination}.")
+            raise
 
 
 class _Merge:

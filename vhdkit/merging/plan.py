@@ -147,6 +147,14 @@ class MergePlan:
         return self.journal.bytes_done if self.journal is not None and self.resume is Resume.CONTINUES else 0
 
     @property
+    def undo_path(self) -> str:
+        """The undo image of this merge, or of the earlier run that it goes on with; "" if there is none to be kept."""
+        journal = self.journal
+        if journal is not None and journal.begin is not None and journal.begin.undo and not journal.dropping:
+            return journal.resolve(journal.begin.undo)
+        return self.undo.path if self.undo is not None else ""
+
+    @property
     def ending_views(self) -> tuple[str, ...]:
         """The layers between the topmost source and the destination: they read differently afterwards, if kept."""
         return () if self.is_new_file else self.sources[1:]
