@@ -69,7 +69,7 @@ def merge(
     read through CHILD are relinked, and CHILD and the layers between are REMOVED, unless --keep-sources is given.
 
     The merge is refused if other images read through a file that it would change. They are looked for in the folders
-    of the chain and below them, and in the folders of --search.
+    of the chain, below them and just above, and in the folders of --search.
 
     It is a job: `vhdkit job list` shows how far it is from anywhere, and `job pause` and `job cancel` reach it.
     """

@@ -55,12 +55,14 @@ def rollback(
             undo_image, search=search, parent_map=dict(parent_map), progress=report, cancel=cancel
         )
     note_undone(job, rolled_back=True)
+    gone = paths.abspath(undo_image)
     if as_json:
-        print_json({"changed": list(changed)})
+        print_json(
+            {"changed": [path for path in changed if path != gone], "removed": [gone] if gone in changed else []}
+        )
         return
     click.echo("rolled back: every layer reads as before the merge")
     if changed:
-        gone = paths.abspath(undo_image)
         table(("removed" if path == gone else "changed", path_text(path)) for path in changed)
 
 

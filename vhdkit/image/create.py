@@ -164,7 +164,9 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
         ValueError: a size that the format does not allow.
 
     """
-    if size <= 0 or size % SECTOR or size > layout.MAX_VIRTUAL_SIZE:
+    if size > layout.MAX_VIRTUAL_SIZE:
+        raise ValueError(f"the size is {size}: expected at most {layout.MAX_VIRTUAL_SIZE} bytes, 2040 GiB")
+    if size <= 0 or size % SECTOR:
         raise ValueError(f"the size is {size}: expected a multiple of {SECTOR} up to {layout.MAX_VIRTUAL_SIZE}")
     return Footer(
         disk_type=kind,

@@ -192,7 +192,8 @@ class Journal:
         total = self.begin.payload_bytes
         percent = 100 * self.bytes_done // total if total else 0
         who = f"process {self.begin.pid} on {self.begin.host}"
-        return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}; {again} goes on"
+        how = f"{again} goes on, unless somebody is still at it"
+        return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}; {how}"
 
 
 def command(*words: str) -> str:
