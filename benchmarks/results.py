@@ -28,11 +28,13 @@ three packages that the registry lacks are stood in for. Their caller syncs. Eve
 what the leaf read: a tool that wrote others is told of in its row. MiB read and written are those of calls that say
 how many: what goes from file to file by a pipe, as our long pieces do since commit b6fb693, is not among them.
 
-Rows of 2026-11-24 are older than long writes past the page cache, were measured on the machine's own disk, and gave
-qemu-img whole clusters of 64 KiB: they tell of the program as it was then. W2 twice is of commit 2201718 and of the
-machine's own disk: its inputs and what is touched beside them take more memory than the machine has. The figures differ
-from machine to machine and from disk to disk: the day before, in a file that was not opened direct, W1 took 1.13 of
-qemu-img, 0.84 of vhd-lib and 0.63 of cp.
+FATtools in W2 is of 2026-11-24, older than long writes past the page cache, and was measured on the machine's own
+disk. W2 twice is of commit 2201718 and of that disk: its inputs and what is touched beside them take more memory than
+the machine has. FATtools' bytes were right wherever it came to an end. The figures differ from hour to hour, from
+machine to machine and from disk to disk. With FATtools in turn, whose minute leaves memory in another state, W1 took
+0.97 s an hour before what is in the table: 0.65 of cp, 0.67 of qemu-img, 0.62 of vhd-lib 0.7.2 and 0.57 of 4.15.0; in
+the race before, of commit 1435c7a, 0.49, 0.76, 0.54 and 0.63, and W5 in one pass 0.43 of ten merges. In a file that was
+not opened direct, W1 took 1.13 of qemu-img and 0.63 of cp.
 """
 _HEAD_SMALL = """# What was measured
 
@@ -42,19 +44,19 @@ and the ratios say nothing. What a row calls its size is that of scale 1.
 _BOUNDS = """
 ## What bounds the rows that are not met
 
-- W1 against vhd-lib 4.15.0, which runs by what stands in for packages of its own (0.7.2 is met): of our 1.00 s the
-  interpreter and what it loads take 0.13, checkpoints 0.06, removing the source 0.10; the same blocks alone, three at a
-  time and with nothing else, took this disk 0.57 to 0.60. In turn with itself alone, when memory was not full of five
-  contenders' files, W1 took 0.89 s.
-- W5 against ten merges by vhdkit: with the sources kept the pass takes 0.87 s of 1.26, and the rest is what removing
-  nine of them costs, 5.4 GiB in memory. The ten merges became quicker as well (2.93 s; 3.09 before).
-- W6: the rival writes direct on XFS (1.35 s; 2.84 before it did). The shared merge takes 0.34 s there, of which the
-  interpreter takes 0.13 and 1,024 calls of FICLONERANGE 0.05. On Btrfs those calls take 0.3 ms each, 0.31 s of 0.75,
-  and letting go of the source's pages 0.12 s at the end.
-- count and classify, which are to reach half of what one pass of numpy streams, reach 0.51 and 0.47; numpy's popcount
-  alone reaches 0.37 where its counts do not stay in the cache. Reducing by `or` and by `and` instead, which classify
-  would need both of, reached 0.38; comparing each word with the one before, which tells rows that are all alike, takes
-  two and a half passes by itself.
+- W6 on XFS: of the shared merge's 0.31 s loading takes about 0.12 (numpy 0.05, construct 0.02), 1,024 calls of
+  FICLONERANGE 0.05, reading bitmaps, planning and checkpoints 0.06, the list of jobs and the journal 0.02; the rival,
+  which writes direct, takes 1.22. In a quieter minute it took 0.24 s, and the rival 1.07 to 1.20. Sharing neighbouring
+  new blocks by one call was tried: 520 calls instead of 1,024 gave nothing that could be told from noise.
+- W6 on Btrfs: letting go of what the page cache has of the source takes half a second of processor time (15 ms for 64
+  MiB; on XFS 0.5 ms), beside the merge or when the source is removed; and each call of FICLONERANGE, which lets go of
+  the destination's pages, takes 0.3 to 0.9 ms.
+
+## Kernels
+
+benchmarks/test_kernels.py, as pytest runs it, prints theirs. count and classify, whose bar is half of what one pass of
+numpy streams, reached 0.53 to 0.55 and 0.52 to 0.54 of it in six runs; 0.43 to 0.54 and 0.39 to 0.53 with other
+programs at work on both processors.
 """
 
 
