@@ -148,8 +148,13 @@ def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
         def look(_done: int, _total: int) -> None:
             pace.check()
 
+        def copied(count: int) -> None:
+            if not pace.done:
+                pace.say(Phase.COPYING)  # not before: now there is a file
+            pace.add(count)
+
         try:
-            return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=look, copied=pace.add)
+            return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=look, copied=copied)
         except (MergeCancelled, KeyboardInterrupt) as error:
             error.add_note(f"The chain was only read, and nothing is left of {plan.destination}.")
             raise
