@@ -72,6 +72,13 @@ def test_rollback_restores_every_byte_that_is_read(cli: Cli, vms: Path, as_json:
         assert "every layer reads as before" in done.out
 
 
+def test_rollback_tells_what_it_removed_whatever_way_the_file_was_named(cli: Cli, vms: Path) -> None:
+    merge_with_undo(cli)
+    (vms / "link").symlink_to(vms)
+    done = cli("rollback", f"link/{UNDO}", "--progress", "none", "--json")
+    assert done.json == {"changed": [str(vms / BASE)], "removed": [str(vms / UNDO)]}
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_undo_drop_makes_it_final(cli: Cli, vms: Path, as_json: bool) -> None:
     merge_with_undo(cli)

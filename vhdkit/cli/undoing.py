@@ -10,7 +10,7 @@ import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
 from vhdkit.cli.output import path_text, print_json, progress_shown, table
 from vhdkit.cli.stopping import stopping
-from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def rollback(
     """
     from vhdkit.job.control import job_of_undo, note_undone
 
-    job = job_of_undo(undo_image)
+    job, gone = job_of_undo(undo_image), LocalFolder().real(undo_image)
     with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
 
         def report(state: Progress) -> None:
@@ -55,7 +55,6 @@ def rollback(
             undo_image, search=search, parent_map=dict(parent_map), progress=report, cancel=cancel
         )
     note_undone(job, rolled_back=True)
-    gone = paths.abspath(undo_image)
     if as_json:
         print_json(
             {"changed": [path for path in changed if path != gone], "removed": [gone] if gone in changed else []}
