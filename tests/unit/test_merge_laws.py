@@ -782,7 +782,7 @@ def test_a_new_file_is_told_of_by_what_was_copied_wherever_it_lies_in_the_disk(t
     assert time.monotonic() - begun > 0.4
 
 
-def test_a_new_file_that_is_cancelled_says_that_nothing_is_left_of_it() -> None:
+def test_a_new_file_that_is_cancelled_says_that_it_was_not_made() -> None:
     folder, paths = in_memory(of_three_layers())
     before = contents(folder)
     plan = vhdkit.plan_merge(paths[0], to="/vms/merged.vhd", folder=folder)
@@ -793,7 +793,7 @@ def test_a_new_file_that_is_cancelled_says_that_nothing_is_left_of_it() -> None:
 
     with pytest.raises(vhdkit.MergeCancelled) as caught:
         vhdkit.merge(plan, progress=stop, folder=folder)
-    assert caught.value.__notes__ == ["The chain was only read, and nothing is left of /vms/merged.vhd."]
+    assert caught.value.__notes__ == ["The chain was only read, and /vms/merged.vhd was not made."]
     assert contents(folder) == before
 
 

@@ -156,7 +156,8 @@ def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
         try:
             return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=look, copied=copied)
         except (MergeCancelled, KeyboardInterrupt) as error:
-            error.add_note(f"The chain was only read, and nothing is left of {plan.destination}.")
+            if not folder.exists(plan.destination):
+                error.add_note(f"The chain was only read, and {plan.destination} was not made.")
             raise
 
 
