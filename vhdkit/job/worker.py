@@ -300,8 +300,8 @@ class Worker:
             if has_changed and self._is_over.wait(_SETTLING_SECONDS if self._has_news else _PROGRESS_SECONDS):
                 break
             if has_changed or time.monotonic() - written > _WRITE_SECONDS:
-                self._changed.clear()
                 self._has_news = False
+                self._changed.clear()
                 self._sample()
                 # That it has ended is the last word, which is not the listener's.
                 if not self._job.state.is_finished:
