@@ -131,7 +131,7 @@ def test_a_path_map_that_is_no_pair_is_wrong_usage(cli: Cli, vms: Path, pair: st
     [
         (["--size", "0"], "0"),
         (["--size", "1000"], "512"),
-        (["--size", "3T"], "2190433320960"),
+        (["--size", "3T"], "at most 2190433320960"),
         (["--size", "1M", "--block-size", "3M"], "power of two"),
         (["--size", "1M", "--block-size", "1G"], "power of two"),
     ],

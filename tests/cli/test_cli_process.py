@@ -93,6 +93,17 @@ def test_the_version_is_told(tmp_path: Path) -> None:
 NOT_FOR_HELP = ["numpy", "construct", "rich", "importlib.metadata", "ctypes"]
 
 
+def loaded_by(*words: str, cwd: Path) -> list[str]:
+    """Return the modules that a process has loaded when it has run one command."""
+    script = (
+        "import sys\nfrom vhdkit.cli.main import run\nassert run(sys.argv[1:]) == 0\nprint(' '.join(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=cwd, env=environment(), capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1].split()
+
+
 @pytest.mark.parametrize(
     ("words", "spared"),
     [
@@ -107,31 +118,13 @@ NOT_FOR_HELP = ["numpy", "construct", "rich", "importlib.metadata", "ctypes"]
     ids=lambda value: value[0] if value[0] in NOT_FOR_HELP else "-".join(value[:2]),
 )
 def test_a_verb_loads_only_what_it_needs(tmp_path: Path, words: list[str], spared: list[str]) -> None:
-    script = (
-        "import sys\nfrom vhdkit.cli.main import run\nassert run(sys.argv[1:]) == 0\nprint(' '.join(sys.modules))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = done.stdout.splitlines()[-1].split()
+    loaded = loaded_by(*words, cwd=tmp_path)
     assert "click" in loaded
     assert [name for name in spared if name in loaded] == []
 
 
 def test_a_merge_loads_no_machines_where_there_are_none(vms: Path) -> None:
-    script = (
-        "import sys\nfrom vhdkit.cli.main import run\nassert run(sys.argv[1:]) == 0\nprint(' '.join(sys.modules))\n"
-    )
-    words = ["merge", "--progress", "none", LEAF]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=vms, env=environment(), capture_output=True, text=True, check=True
-    )
-    loaded = done.stdout.splitlines()[-1].split()
+    loaded = loaded_by("merge", "--progress", "none", LEAF, cwd=vms)
     assert "vhdkit.merging.engine" in loaded
     assert [name for name in ("rich", "numpy.ma", "vhdkit.snapshot.manifest") if name in loaded] == []
 
