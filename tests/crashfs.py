@@ -130,6 +130,7 @@ class CrashFile:
         self.number = number
         self.content = bytearray(content)
         self.time = time
+        self.ctime = time
         self.read_only = False
         self.holes: set[int] = set()
         self.holders: dict[int, bool] = {}
@@ -164,6 +165,10 @@ class CrashStorage:
     @property
     def mtime(self) -> float:
         return self._file.time
+
+    @property
+    def ctime(self) -> float:
+        return self._file.ctime
 
     @property
     def owner(self) -> int:
@@ -282,7 +287,7 @@ class CrashStorage:
     def _log(self, call: str, first: int, data: bytes) -> None:
         if self._folder.clock:
             self._folder.now += 1.0
-            self._file.time = self._folder.now
+            self._file.time = self._file.ctime = self._folder.now
         size = len(self._file.content)
         self._folder.log.append(Content(call, self._file.number, first, data, size, self._file.time))
 

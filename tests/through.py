@@ -62,6 +62,10 @@ class ThroughStorage:
         return self.inner.mtime
 
     @property
+    def ctime(self) -> float:
+        return self.inner.ctime
+
+    @property
     def owner(self) -> int:
         return self.inner.owner
 

@@ -105,6 +105,10 @@ class _FileStorage:
         return os.fstat(self._descriptor).st_mtime
 
     @property
+    def ctime(self) -> float:
+        return os.fstat(self._descriptor).st_ctime
+
+    @property
     def owner(self) -> int:
         return os.fstat(self._descriptor).st_uid
 

@@ -28,6 +28,7 @@ class MemoryFile:
         self.number = number
         self.content = bytearray(content)
         self.mtime = mtime
+        self.ctime = mtime
         self.read_only = False
         self.owner = 0
         self.holders: dict[int, bool] = {}
@@ -71,6 +72,10 @@ class MemoryStorage:
     @property
     def mtime(self) -> float:
         return self._file.mtime
+
+    @property
+    def ctime(self) -> float:
+        return self._file.ctime
 
     @property
     def owner(self) -> int:

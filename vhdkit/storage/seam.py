@@ -43,9 +43,10 @@ class Syncing(Protocol):
 class Storage(Protocol):
     """An open file (or what behaves like one).
 
-    `path` is for messages and for finding neighbours; `identity` is equal for two storages exactly if they are
-    one file; `mtime` is in Unix seconds; `owner` is the number of the user whose it is, 0 where there is no such thing;
-    `allocated_size` is what it takes of the disk, in bytes.
+    `path` is for messages and finding neighbours. `identity` is equal for two storages exactly if both are one file.
+    `mtime` is in Unix seconds. `ctime` is the change time of the file's inode, in Unix seconds: writing, renaming and
+    setting `mtime` update it, and no caller can choose it; 0.0 where the system has none. `owner` is the number of the
+    user who owns the file, 0 where there is no such thing. `allocated_size` is the space that it takes, in bytes.
     """
 
     @property
@@ -58,6 +59,8 @@ class Storage(Protocol):
     def link_count(self) -> int: ...
     @property
     def mtime(self) -> float: ...
+    @property
+    def ctime(self) -> float: ...
     @property
     def owner(self) -> int: ...
     @property
