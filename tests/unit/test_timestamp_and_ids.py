@@ -53,23 +53,13 @@ def test_every_stamp_comes_back(stamp: int) -> None:
 
 def test_an_id_is_written_in_both_byte_orders() -> None:
     assert unique_id.big_endian(SAMPLE) == "00010203-0405-0607-0809-0a0b0c0d0e0f"
-    assert unique_id.mixed_endian(SAMPLE) == "03020100-0504-0706-0809-0a0b0c0d0e0f"
-
-
-@pytest.mark.parametrize("creator", [b"win ", b"d2v\0", b"d2v "])
-def test_ids_of_windows_makers_are_shown_as_windows_shows_them(creator: bytes) -> None:
-    assert unique_id.display(SAMPLE, creator) == unique_id.mixed_endian(SAMPLE)
-
-
-@pytest.mark.parametrize("creator", [b"vpc ", b"qemu", b"tap\0", b"vbox", b"\0\0\0\0", b"WIN "])
-def test_other_ids_are_shown_big_endian(creator: bytes) -> None:
-    assert unique_id.display(SAMPLE, creator) == unique_id.big_endian(SAMPLE)
+    assert unique_id.guid(SAMPLE) == "03020100-0504-0706-0809-0a0b0c0d0e0f"
 
 
 @given(st.binary(min_size=16, max_size=16))
 def test_an_id_can_be_told_from_its_text(raw: bytes) -> None:
     assert bytes.fromhex(unique_id.big_endian(raw).replace("-", "")) == raw
-    first, second, third, *rest = unique_id.mixed_endian(raw).split("-")
+    first, second, third, *rest = unique_id.guid(raw).split("-")
     groups = [bytes.fromhex(group)[::-1] for group in (first, second, third)]
     assert b"".join(groups) + bytes.fromhex("".join(rest)) == raw
 

@@ -150,10 +150,9 @@ def _refuse_unused(leaf: Layer, where: Where) -> None:
     storage = where.folder.open(where.folder.real(where.parent or ""))
     with Layer(storage, 0, ""):
         found = read_metadata(storage, patches=pending(where.folder, storage)).footer.unique_id
-    creator = leaf.footer.creator_application
     raise ParentMismatchError(
-        f"the parent given, {storage.path}, has the id {unique_id.display(found, creator)}, which no layer"
-        f" looks for; the image's parent has {unique_id.display(leaf.header.parent_unique_id, creator)}",
+        f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
+        f" looks for; the image's parent has {unique_id.guid(leaf.header.parent_unique_id)}",
         path=leaf.path,
         expected=leaf.header.parent_unique_id,
         found=found,

@@ -322,10 +322,7 @@ class _Search:
 
     def _mismatch(self, found: bytes) -> str:
         self.mismatched = self.mismatched or found
-        return f"its id is {self._shown(found)}, expected {self._shown(self.wanted)}"
-
-    def _shown(self, value: bytes) -> str:
-        return unique_id.display(value, self.child.metadata.footer.creator_application)
+        return f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}"
 
     def _failure(self) -> ChainError:
         for clue in names.texts(self.child.metadata):
@@ -337,12 +334,12 @@ class _Search:
         if self.wanted == unique_id.NULL:
             message = "its parent has no id: it is a raw file, which is read only if --parent names it"
             return ParentRefusedError(message, path=path, candidates=candidates)
-        looked_for = f"its parent, id {self._shown(self.wanted)}"
+        looked_for = f"its parent, id {unique_id.guid(self.wanted)}"
         if self.ambiguous:
             message = f"{looked_for}, may be one of several files; choose with --parent FILE"
             return ParentNotFoundError(message, path=path, candidates=candidates)
         if self.mismatched is not None:
-            other = self._shown(self.mismatched)
+            other = unique_id.guid(self.mismatched)
             return ParentMismatchError(
                 f"{looked_for}, was not found; what was tried in its place has the id {other}."
                 " Find the right file and add --search FOLDER or --parent FILE",

@@ -50,8 +50,8 @@ def describe(metadata: Metadata, storage: Storage, filename: str) -> dict[str, A
         "file-size": metadata.file_size,
         "disk-type": footer.disk_type.label,
         "block-size": header.block_size if header else None,
-        "unique-id": unique_id.display(footer.unique_id, footer.creator_application),
-        "parent-unique-id": _shown(header.parent_unique_id, footer) if header and is_child else None,
+        "unique-id": unique_id.guid(footer.unique_id),
+        "parent-unique-id": unique_id.guid(header.parent_unique_id) if header and is_child else None,
         "parent-name": header.parent_name if header and is_child else None,
         "creator": footer.creator_application.decode("latin-1").rstrip("\0 "),
         "created": to_datetime(footer.timestamp).isoformat(),
@@ -74,23 +74,16 @@ def describe_scan(found: Scan) -> dict[str, Any]:
         "orphans": [describe_scanned(image) for image in found.orphans],
         "ambiguous": [{"filename": path, "parents": list(paths)} for path, paths in found.ambiguous.items()],
         "duplicates": [
-            {"unique-id": _shown_as_in(found, key, paths[0]), "filenames": list(paths)}
+            {
+                "unique-id": unique_id.guid(key),
+                "unique-id-big-endian": unique_id.big_endian(key),
+                "filenames": list(paths),
+            }
             for key, paths in found.duplicates.items()
         ],
         "unreadable": [{"filename": path, "error": str(error)} for path, error in found.unreadable.items()],
         "unfinished": warnings(found.unfinished),
     }
-
-
-def _shown_as_in(found: Scan, key: bytes, path: str) -> str:
-    """Return an id in the form in which the image at that path is told."""
-    pending = [*found.bases, *found.orphans]
-    while pending:
-        image = pending.pop()
-        if image.path == path:
-            return _shown(key, image.metadata.footer)
-        pending += image.children
-    return unique_id.big_endian(key)
 
 
 def describe_scanned(image: ScannedImage) -> dict[str, Any]:
@@ -105,13 +98,15 @@ def describe_scanned(image: ScannedImage) -> dict[str, Any]:
 
 
 def _scanned(image: ScannedImage) -> dict[str, Any]:
-    footer = image.metadata.footer
+    footer, parent_id = image.metadata.footer, image.parent_id
     return {
         "filename": image.path,
         "disk-type": footer.disk_type.label,
         "virtual-size": footer.current_size,
-        "unique-id": _shown(footer.unique_id, footer),
-        "parent-unique-id": None if image.parent_id is None else _shown(image.parent_id, footer),
+        "unique-id": unique_id.guid(footer.unique_id),
+        "parent-unique-id": None if parent_id is None else unique_id.guid(parent_id),
+        "unique-id-big-endian": unique_id.big_endian(footer.unique_id),
+        "parent-unique-id-big-endian": None if parent_id is None else unique_id.big_endian(parent_id),
     }
 
 
@@ -159,10 +154,6 @@ def describe_result(result: MergeResult) -> dict[str, Any]:
     }
 
 
-def _shown(value: bytes, footer: Footer) -> str:
-    return unique_id.display(value, footer.creator_application)
-
-
 def _footer(footer: Footer, place: str) -> dict[str, Any]:
     return {
         "place": str(place),
@@ -179,7 +170,7 @@ def _footer(footer: Footer, place: str) -> dict[str, Any]:
         "geometry-size": footer.geometry.size,
         "disk-type": int(footer.disk_type),
         "unique-id-big-endian": unique_id.big_endian(footer.unique_id),
-        "unique-id-mixed-endian": unique_id.mixed_endian(footer.unique_id),
+        "unique-id-mixed-endian": unique_id.guid(footer.unique_id),
         "saved-state": footer.saved_state,
         "reserved-is-zero": not any(footer.reserved),
     }
@@ -194,7 +185,7 @@ def _header(header: DynamicHeader, metadata: Metadata) -> dict[str, Any]:
         "max-table-entries": header.max_table_entries,
         "block-size": header.block_size,
         "parent-unique-id-big-endian": unique_id.big_endian(header.parent_unique_id),
-        "parent-unique-id-mixed-endian": unique_id.mixed_endian(header.parent_unique_id),
+        "parent-unique-id-mixed-endian": unique_id.guid(header.parent_unique_id),
         "parent-timestamp": header.parent_timestamp,
         "parent-name": header.parent_name,
         "parent-locators": [

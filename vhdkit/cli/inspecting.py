@@ -168,11 +168,11 @@ def _image_text(image: ScannedImage) -> str:
 
 
 def _needs(orphan: ScannedImage) -> str:
-    from vhdkit.cli.describing import describe_scanned
+    from vhdkit.format.unique_id import NULL, guid
 
-    if orphan.parent_id == bytes(16):
+    if orphan.parent_id is None or orphan.parent_id == NULL:
         return "needs a raw parent, which --parent must name"
-    return f"looks for {describe_scanned(orphan)['parent-unique-id']}"
+    return f"looks for {guid(orphan.parent_id)}"
 
 
 @click.command("map")

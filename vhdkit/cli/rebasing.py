@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
 from vhdkit.cli.output import path_text, print_json, size_text, table
-from vhdkit.errors import ReadOnlyImageError, VhdError, printable
+from vhdkit.errors import ReadOnlyImageError, printable
 
 if TYPE_CHECKING:
     from vhdkit.merging.rebase import Rebase
@@ -65,6 +64,8 @@ def rebase(
 
 
 def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
+    from vhdkit.format.unique_id import big_endian, guid
+
     same_id = result.expected_id == result.found_id
     if as_json:
         print_json(
@@ -72,8 +73,10 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
                 "child": result.child,
                 "parent": result.parent,
                 "parent-before": result.before or None,
-                "expected-id": result.expected_id.hex(),
-                "found-id": result.found_id.hex(),
+                "expected-id": guid(result.expected_id),
+                "found-id": guid(result.found_id),
+                "expected-id-big-endian": big_endian(result.expected_id),
+                "found-id-big-endian": big_endian(result.found_id),
                 "same-id": same_id,
                 "child-size": result.child_size,
                 "parent-size": result.parent_size,
@@ -89,7 +92,7 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
             }
         )
         return
-    ids = "the same" if same_id else _ids_text(result)
+    ids = "the same" if same_id else f"{guid(result.found_id)}, expected {guid(result.expected_id)}"
     rows: list[tuple[str, object]] = [("child", path_text(result.child)), ("parent", path_text(result.parent))]
     rows += [("before", path_text(result.before) if result.before else "not found")]
     rows += [("id", ids), ("child size", size_text(result.child_size)), ("parent size", size_text(result.parent_size))]
@@ -106,16 +109,6 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
         click.echo("nothing is to be changed: it says so already")
     elif dry_run:
         click.echo("nothing was written: this was a dry run")
-
-
-def _ids_text(result: Rebase) -> str:
-    """Return both ids as the tools of the child's maker show them."""
-    from vhdkit.format.unique_id import display
-
-    creator = b""
-    with suppress(VhdError, OSError), vhdkit.open_image(result.child) as child:
-        creator = child.footer.creator_application
-    return f"{display(result.found_id, creator)}, expected {display(result.expected_id, creator)}"
 
 
 def time_text(stamp: int) -> str:

@@ -287,9 +287,7 @@ def _check_merged(child: Image, path: str, folder: Folder) -> None:
 def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> ParentMismatchError:
     header = child.header
     expected = header.parent_unique_id if header is not None else unique_id.NULL
-    creator = child.footer.creator_application
-    shown = (unique_id.display(value, creator) for value in (found, expected))
-    message = "{} has the id {}, and the child looks for {}".format(parent.path, *shown)
+    message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
     message += f", which {old_path} has" if old_path else ""
     return ParentMismatchError(
         f"{message}; --ignore-id-mismatch takes it all the same, if it is known to be the parent",

@@ -280,7 +280,7 @@ def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog
     if parents:
         message = f"it reads through {parents[0].path}, which is no layer of this machine"
         return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(export,))
-    wanted = unique_id.display(image.parent_id or b"", image.metadata.footer.creator_application)
+    wanted = unique_id.guid(image.parent_id or unique_id.NULL)
     message = f"its parent, with the id {wanted}, is not here"
     if any(paths.basename(image.path).startswith(f"{disk.stem}_") for disk in manifest.disks):
         message += "; by its name it belongs to this machine"
