@@ -25,7 +25,12 @@ log apart: before, between and after all changes the power may go, and this is w
  - Nothing that was durable is harmed: no torn sector, no bit rot, no lying drive.
 
 File numbers outlive the power, so that a resumed run meets the same files; locks do not. Times stand still unless
-`clock` is set (each change of a file then moves its time by a second), so that two runs write the same bytes.
+`clock` is set, so that two runs write the same bytes. With it each change takes a second: a write, a truncation and a
+reservation move the file's modification time and its change time, a new name and the protecting mark only the latter.
+Both are durable with the file's sync; until then they survive or do not, whatever becomes of the data. The change time
+of a new name survives with that name.
+
+tests/crash/disks.py has what people do to files between two runs: other numbers, other times, older content.
 """
 
 from __future__ import annotations
@@ -57,14 +62,18 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Whole sectors from `first` on became `data`, and the file `size` bytes long."""
+    """Whole sectors from `first` on became `data`, and the file `size` bytes long.
+
+    `mtime` and `ctime` are the file's from then on.
+    """
 
     call: str
     number: int
     first: int
     data: bytes
     size: int
-    time: float
+    mtime: float
+    ctime: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +95,31 @@ class SyncBegun:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A name came to lead to a file, or (None) to nothing."""
+    """A name came to lead to a new file, made at `time`, or (None) to nothing."""
 
     path: str
     number: int | None
+    time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A file got a second name and lost the first."""
+    """A file got a second name and lost the first; `ctime` is its change time from then on."""
 
     temporary: str
     path: str
     number: int
+    ctime: float
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A file got the name of another, and lost its own."""
+    """A file got the name of another, and lost its own; `ctime` is its change time from then on."""
 
     temporary: str
     path: str
     number: int
+    ctime: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +138,11 @@ Change = Content | Synced | SyncBegun | Named | Published | Replaced | FolderSyn
 class CrashFile:
     """What names lead to: the bytes as the machine sees them. `holes` are sectors that take no space."""
 
-    def __init__(self, number: int, content: bytes, time: float) -> None:
+    def __init__(self, number: int, content: bytes, mtime: float, ctime: float | None = None) -> None:
         self.number = number
         self.content = bytearray(content)
-        self.time = time
-        self.ctime = time
+        self.mtime = mtime
+        self.ctime = mtime if ctime is None else ctime
         self.read_only = False
         self.holes: set[int] = set()
         self.holders: dict[int, bool] = {}
@@ -164,7 +176,7 @@ class CrashStorage:
 
     @property
     def mtime(self) -> float:
-        return self._file.time
+        return self._file.mtime
 
     @property
     def ctime(self) -> float:
@@ -219,7 +231,8 @@ class CrashStorage:
         before = len(self._changing())
         self._lengthen(offset + length, taken=True)
         self._file.holes.difference_update(range(offset // SECTOR, -(-(offset + length) // SECTOR)))
-        if len(self._file.content) != before:
+        # A file system moves the times even where all of it was taken already.
+        if len(self._file.content) != before or self._folder.clock:
             self._log("reserve", 0, b"")
 
     def hole_bytes(self, offset: int, length: int) -> int:
@@ -285,11 +298,11 @@ class CrashStorage:
                 self._file.holes.update(range(-(-before // SECTOR), -(-size // SECTOR)))
 
     def _log(self, call: str, first: int, data: bytes) -> None:
+        file = self._file
         if self._folder.clock:
-            self._folder.now += 1.0
-            self._file.time = self._file.ctime = self._folder.now
-        size = len(self._file.content)
-        self._folder.log.append(Content(call, self._file.number, first, data, size, self._file.time))
+            file.mtime = file.ctime = self._folder.tick()
+        change = Content(call, file.number, first, data, len(file.content), file.mtime, file.ctime)
+        self._folder.log.append(change)
 
 
 class CrashSyncing:
@@ -317,7 +330,9 @@ class CrashFolder:
     """A file tree in memory that logs its changes; paths are absolute, directories exist by being named.
 
     `files` are durable when it begins. `numbers` gives names their files: two names with one number are one file.
-    `times` are by number. While it is `frozen` nothing may be written, as on a disk mounted so.
+    `times` are their modification times by number, `ctimes` their change times, which are the former unless given.
+    `now` is the time, at least the latest of these. While it is `frozen` nothing may be written, as on a disk mounted
+    so.
     """
 
     def __init__(
@@ -326,22 +341,25 @@ class CrashFolder:
         *,
         numbers: Mapping[str, int] | None = None,
         times: Mapping[int, float] | None = None,
+        ctimes: Mapping[int, float] | None = None,
+        now: float = 0.0,
         clock: bool = False,
         free: int = 1 << 50,
     ) -> None:
         given = dict(numbers or {})
         unnumbered = [path for path in files if path not in given]
         given |= {path: number for number, path in enumerate(unnumbered, max(given.values(), default=0) + 1)}
-        self._next = max(given.values(), default=0) + 1
+        self.next_number = max(given.values(), default=0) + 1
         by_number: dict[int, CrashFile] = {}
         for path, content in files.items():
             number = given[path]
-            by_number.setdefault(number, CrashFile(number, content, (times or {}).get(number, 0.0)))
+            mtime = (times or {}).get(number, 0.0)
+            by_number.setdefault(number, CrashFile(number, content, mtime, (ctimes or {}).get(number)))
         self.names_of = {self.real(path): by_number[given[path]] for path in files}
         self.started_with = {path: (file, bytes(file.content)) for path, file in self.names_of.items()}
-        self.start_times = {file.number: file.time for file in by_number.values()}
+        self.start_times = {file.number: (file.mtime, file.ctime) for file in by_number.values()}
         self.clock = clock
-        self.now = max(self.start_times.values(), default=0.0)
+        self.now = max([now, *(time for times in self.start_times.values() for time in times)])
         self.free = free
         self.frozen = False
         self.log: list[Change] = []
@@ -349,6 +367,12 @@ class CrashFolder:
     def contents(self) -> dict[str, bytes]:
         """Return every file as the machine sees it now."""
         return {path: bytes(file.content) for path, file in self.names_of.items()}
+
+    def tick(self) -> float:
+        """Let a second pass, unless times stand still; return the time."""
+        if self.clock:
+            self.now += 1.0
+        return self.now
 
     def __getitem__(self, path: str) -> CrashFile:
         try:
@@ -368,12 +392,10 @@ class CrashFolder:
         del private
         self._refuse_frozen(path)
         self._refuse_taken(path)
-        if self.clock:
-            self.now += 1.0
-        file = CrashFile(self._next, b"", self.now if self.clock else 0.0)
-        self._next += 1
+        file = CrashFile(self.next_number, b"", self.tick() if self.clock else 0.0)
+        self.next_number += 1
         self.names_of[self.real(path)] = file
-        self.log.append(Named(self.real(path), file.number))
+        self.log.append(Named(self.real(path), file.number, file.mtime))
         return CrashStorage(self, path, file, writable=True)
 
     def publish(self, temporary: str, path: str) -> None:
@@ -385,7 +407,8 @@ class CrashFolder:
             raise OSError(errno.EXDEV, "the model publishes within one directory", path)
         self.names_of[new] = file
         del self.names_of[old]
-        self.log.append(Published(old, new, file.number))
+        self._change_inode(file)
+        self.log.append(Published(old, new, file.number, file.ctime))
 
     def replace(self, temporary: str, path: str) -> None:
         file = self[temporary]
@@ -395,10 +418,12 @@ class CrashFolder:
             raise OSError(errno.EXDEV, "the model replaces within one directory", path)
         self.names_of[new] = file
         del self.names_of[old]
-        self.log.append(Replaced(old, new, file.number))
+        self._change_inode(file)
+        self.log.append(Replaced(old, new, file.number, file.ctime))
 
     def protect(self, path: str, *, is_protected: bool) -> None:
         self[path].read_only = is_protected
+        self._change_inode(self[path])
 
     def remove(self, path: str) -> None:
         self[path]
@@ -450,6 +475,10 @@ class CrashFolder:
 
     def sync(self, directory: str) -> None:
         self.log.append(FolderSynced(self.real(directory)))
+
+    def _change_inode(self, file: CrashFile) -> None:
+        if self.clock:
+            file.ctime = self.tick()
 
     def _refuse_taken(self, path: str) -> None:
         if self.exists(path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import vhdkit
+from tests.crash.disks import Disk
 from tests.crash.programs import UNDO
 from tests.crashfs import CrashFolder
 from vhdkit.chain import chain
@@ -105,6 +106,4 @@ def merged(program: CrashProgram) -> CrashFolder:
 
 def again(folder: CrashFolder) -> CrashFolder:
     """Return a disk as it is now, durable, and with an empty log."""
-    numbers = {path: file.number for path, file in folder.names_of.items()}
-    times = {file.number: file.time for file in folder.names_of.values()}
-    return CrashFolder(folder.contents(), numbers=numbers, times=times)
+    return Disk.of(folder).folder(clock=False)

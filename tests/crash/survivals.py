@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Atom(NamedTuple):
-    """Something that survives or not: a `sector` or the `size` of a file (by number), or a `name`.
+    """Something that survives or not: a `sector`, the `size` or the `times` of a file (by number), or a `name`.
 
     Of its `versions` (the durable one is 0) exactly one is found.
     """
@@ -37,18 +37,25 @@ class Atom(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survival:
-    """One disk that may be found. `lost` has each file's sectors whose last content did not survive."""
+    """One disk that may be found. `lost` has each file's sectors whose last content did not survive.
+
+    `times` are modification times, `ctimes` change times, `now` is when the power went.
+    """
 
     cut: int
     label: str
     files: Mapping[str, bytes]
     numbers: Mapping[str, int]
     times: Mapping[int, float]
+    ctimes: Mapping[int, float]
+    now: float
     lost: Mapping[str, frozenset[int]]
 
     def folder(self, *, clock: bool = False) -> CrashFolder:
         """Return the disk after the start: everything on it is durable."""
-        return CrashFolder(self.files, numbers=self.numbers, times=self.times, clock=clock)
+        return CrashFolder(
+            self.files, numbers=self.numbers, times=self.times, ctimes=self.ctimes, now=self.now, clock=clock
+        )
 
     @property
     def key(self) -> frozenset[tuple[str, int, bytes]]:
@@ -135,16 +142,30 @@ class _Version(NamedTuple):
     sizes: int
 
 
-class _File:
-    """A file's durable content and what is pending of it; lengths and versions are in the order of their making."""
+class Times(NamedTuple):
+    """When a file's content was last changed, and when anything of it."""
 
-    def __init__(self, content: bytes, time: float) -> None:
+    mtime: float
+    ctime: float
+
+    def at_least(self, ctime: float) -> Times:
+        """Return the times of a file of which something was changed at `ctime`."""
+        return self._replace(ctime=max(self.ctime, ctime))
+
+
+class _File:
+    """A file's durable content and what is pending of it; lengths and versions are in the order of their making.
+
+    `times` are the durable and the last modification and change time.
+    """
+
+    def __init__(self, content: bytes, times: Times) -> None:
         self.durable = content
         self.sizes = [len(content)]
         self.versions: dict[int, list[_Version]] = {}
         self.doomed: set[int] = set()
-        self.begun: dict[int, tuple[int, dict[int, int], float]] = {}
-        self.times = (time, time)
+        self.begun: dict[int, tuple[int, dict[int, int], Times]] = {}
+        self.times = (times, times)
 
     def change(self, change: Content) -> None:
         if change.size != self.sizes[-1]:
@@ -154,19 +175,23 @@ class _File:
             piece = change.data[at : at + SECTOR]
             self.versions.setdefault(sector, []).append(_Version(piece, len(self.sizes)))
             self.doomed.discard(sector)
-        self.times = (self.times[0], change.time)
+        self.times = (self.times[0], Times(change.mtime, change.ctime))
 
     def begin_sync(self, begun: int) -> None:
         """Note what is pending: how many lengths, how many versions of each sector, and the time."""
         self.begun[begun] = self._pending()
 
-    def _pending(self) -> tuple[int, dict[int, int], float]:
+    def rename(self, ctime: float) -> None:
+        """Note that a new name is durable, and with it the change time that it gave the file."""
+        self.times = (self.times[0].at_least(ctime), self.times[1].at_least(ctime))
+
+    def _pending(self) -> tuple[int, dict[int, int], Times]:
         return len(self.sizes), {sector: len(held) for sector, held in self.versions.items()}, self.times[1]
 
     def sync(self, *, lost: bool, begun: int = 0) -> None:
         if begun and begun not in self.begun:
             return  # another sync has made durable what this one was for
-        sizes, counts, time = self.begun.pop(begun) if begun else self._pending()
+        sizes, counts, times = self.begun.pop(begun) if begun else self._pending()
         if lost:
             self.doomed |= {sector for sector, count in counts.items() if len(self.versions[sector]) == count}
             return
@@ -181,7 +206,7 @@ class _File:
         }
         self.doomed &= set(self.versions)
         self.begun.clear()
-        self.times = (time, self.times[1])
+        self.times = (times, self.times[1])
 
     def found(self, size_at: int, choice: Mapping[int, int], rubbish: int | None = None) -> bytes:
         """Return the content with the length of that index, and of each sector that version (0 is the durable one)."""
@@ -210,12 +235,14 @@ class _Disk:
     def __init__(self, folder: CrashFolder) -> None:
         self.files: dict[int, _File] = {}
         self.entries: dict[str, list[int | None]] = {}
-        self.published: list[tuple[str, int, str, int]] = []
+        self.published: list[_Renaming] = []
+        self.now = max((time for times in folder.start_times.values() for time in times), default=0.0)
         for path, (file, content) in folder.started_with.items():
-            self.files.setdefault(file.number, _File(content, folder.start_times[file.number]))
+            self.files.setdefault(file.number, _File(content, Times(*folder.start_times[file.number])))
             self.entries[path] = [file.number]
 
     def apply(self, change: Change) -> None:
+        self.now = max(self.now, getattr(change, "ctime", 0.0), getattr(change, "time", 0.0))
         match change:
             case Content():
                 self.files[change.number].change(change)
@@ -225,19 +252,27 @@ class _Disk:
                 self.files[change.number].sync(lost=change.lost, begun=change.begun)
             case Named():
                 if change.number is not None:
-                    self.files[change.number] = _File(b"", 0.0)
+                    self.files[change.number] = _File(b"", Times(change.time, change.time))
                 self.entries.setdefault(change.path, [None]).append(change.number)
             case Published() | Replaced():
                 new = self.entries.setdefault(change.path, [None])
                 old = self.entries[change.temporary]
                 new.append(change.number)
                 old.append(None)
-                self.published.append((change.temporary, len(old) - 1, change.path, len(new) - 1))
+                self.published.append(
+                    _Renaming(change.temporary, len(old) - 1, change.path, len(new) - 1, change.number, change.ctime)
+                )
             case FolderSynced():
-                for path, history in self.entries.items():
-                    if posixpath.dirname(path) == change.directory:
-                        del history[:-1]
-                self.published = [item for item in self.published if posixpath.dirname(item[0]) != change.directory]
+                self._sync_folder(change.directory)
+
+    def _sync_folder(self, directory: str) -> None:
+        for path, history in self.entries.items():
+            if posixpath.dirname(path) == directory:
+                del history[:-1]
+        for item in self.published:
+            if posixpath.dirname(item.old) == directory:
+                self.files[item.number].rename(item.ctime)
+        self.published = [item for item in self.published if posixpath.dirname(item.old) != directory]
 
     def atoms(self) -> list[Atom]:
         reached = {number for history in self.entries.values() for number in history}
@@ -247,43 +282,68 @@ class _Disk:
                 atoms += [Atom("sector", number, at, len(held) + 1) for at, held in sorted(file.versions.items())]
                 if len(file.sizes) > 1:
                     atoms.append(Atom("size", number, 0, len(file.sizes)))
+                if file.times[0] != file.times[1]:
+                    atoms.append(Atom("times", number, 0, 2))
         return atoms + [
             Atom("name", path, 0, len(history)) for path, history in self.entries.items() if len(history) > 1
         ]
 
     def found(self, cut: int, label: str, choice: Mapping[Atom, int], *, stale: bool) -> Survival:
-        names, sizes, sectors = self._sorted(choice)
-        for old, unlinked, new, linked in reversed(self.published):
-            if names.get(old, 0) >= unlinked and names.get(new, 0) < linked:
-                names[old] = unlinked - 1
-        found = {path: history[names.get(path, 0)] for path, history in self.entries.items()}
+        chosen = _Choice.of(choice)
+        for item in reversed(self.published):
+            if chosen.names.get(item.old, 0) >= item.unlinked and chosen.names.get(item.new, 0) < item.linked:
+                chosen.names[item.old] = item.unlinked - 1
+        found = {path: history[chosen.names.get(path, 0)] for path, history in self.entries.items()}
         numbers = {path: number for path, number in found.items() if number is not None}
         raws, lost, times = {}, {}, {}
         for number in sorted(set(numbers.values())):
-            file, chosen = self.files[number], sectors.get(number, {})
-            raws[number] = file.found(sizes.get(number, 0), chosen, number if stale else None)
-            lost[number] = frozenset(at for at, held in file.versions.items() if chosen.get(at, 0) < len(held))
-            times[number] = file.times[any(chosen.values()) or sizes.get(number, 0) > 0]
+            file, sectors = self.files[number], chosen.sectors.get(number, {})
+            raws[number] = file.found(chosen.sizes.get(number, 0), sectors, number if stale else None)
+            lost[number] = frozenset(at for at, held in file.versions.items() if sectors.get(at, 0) < len(held))
+            times[number] = file.times[chosen.times.get(number, 0)]
+        for item in self.published:
+            if item.number in times and chosen.names.get(item.new, 0) >= item.linked:
+                times[item.number] = times[item.number].at_least(item.ctime)
         return Survival(
             cut=cut,
             label=label,
             files={path: raws[number] for path, number in numbers.items()},
             numbers=numbers,
-            times=times,
+            times={number: item.mtime for number, item in times.items()},
+            ctimes={number: item.ctime for number, item in times.items()},
+            now=self.now,
             lost={path: lost[number] for path, number in numbers.items()},
         )
 
-    @staticmethod
-    def _sorted(choice: Mapping[Atom, int]) -> tuple[dict[str, int], dict[int, int], dict[int, dict[int, int]]]:
-        """Return the chosen versions of names, of lengths by file, and of sectors by file."""
-        names: dict[str, int] = {}
-        sizes: dict[int, int] = {}
-        sectors: dict[int, dict[int, int]] = {}
+
+class _Renaming(NamedTuple):
+    """A rename that may still be lost: which entry of each name's history it made, and the change time it gave."""
+
+    old: str
+    unlinked: int
+    new: str
+    linked: int
+    number: int
+    ctime: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """The chosen versions of names, and by file those of lengths, times and sectors."""
+
+    names: dict[str, int]
+    sizes: dict[int, int]
+    times: dict[int, int]
+    sectors: dict[int, dict[int, int]]
+
+    @classmethod
+    def of(cls, choice: Mapping[Atom, int]) -> _Choice:
+        chosen = cls(names={}, sizes={}, times={}, sectors={})
         for atom, version in choice.items():
             if isinstance(atom.owner, str):
-                names[atom.owner] = version
-            elif atom.kind == "size":
-                sizes[atom.owner] = version
+                chosen.names[atom.owner] = version
+            elif atom.kind == "sector":
+                chosen.sectors.setdefault(atom.owner, {})[atom.sector] = version
             else:
-                sectors.setdefault(atom.owner, {})[atom.sector] = version
-        return names, sizes, sectors
+                (chosen.sizes if atom.kind == "size" else chosen.times)[atom.owner] = version
+        return chosen

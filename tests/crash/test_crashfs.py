@@ -202,6 +202,36 @@ def test_with_a_clock_every_change_moves_the_time() -> None:
     assert {survival.times[1] for cut in cuts(folder) for survival in cut.survivals()} == {before, before + 1}
 
 
+def test_data_and_times_survive_alone() -> None:
+    folder = CrashFolder({A: of("a")}, clock=True)
+    folder.open(A, writable=True).write_at(0, of("x"))
+    found = {
+        (letters(last_cut(folder).survival(choice).files[A]), last_cut(folder).survival(choice).ctimes[1])
+        for choice in itertools.product(range(2), repeat=2)
+    }
+    assert found == {("a", 0.0), ("a", 1.0), ("x", 0.0), ("x", 1.0)}
+
+
+def test_a_new_name_moves_the_change_time_alone_and_survives_with_it() -> None:
+    folder = CrashFolder({A: of("a")}, times={1: 5.0}, clock=True)
+    folder.replace(A, NEW)
+    assert (folder[NEW].mtime, folder[NEW].ctime) == (5.0, 6.0)
+    found = [last_cut(folder).survival(choice) for choice in itertools.product(range(2), repeat=2)]
+    assert {(NEW in survival.files, survival.ctimes[1]) for survival in found} == {(False, 5.0), (True, 6.0)}
+    folder.sync("/d")
+    assert last_cut(folder).survival([]).ctimes == {1: 6.0}
+
+
+def test_times_go_on_from_when_the_power_went() -> None:
+    folder = CrashFolder({A: of("a"), B: of("b")}, clock=True)
+    for path in (A, B):
+        storage = folder.open(path, writable=True)
+        storage.write_at(0, of("x"))
+    lost = last_cut(folder).survival([0] * len(last_cut(folder).atoms)).folder(clock=True)
+    lost.open(A, writable=True).write_at(0, of("y"))
+    assert lost[A].ctime == 3.0
+
+
 def test_holes_are_told_until_they_are_filled() -> None:
     folder, storage = opened({A: of("a")})
     storage.truncate(4 * SECTOR)

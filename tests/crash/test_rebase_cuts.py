@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.crash.disks import Disk
 from tests.crash.survivals import cuts
-from tests.crash.test_snapshot_cuts import replayed
 from tests.crashfs import CrashFolder, Synced
 from tests.histories import content_of, put, view_of
 from vhdkit.chain.chain import open_chain
@@ -34,7 +34,7 @@ def laid() -> CrashFolder:
     with open_chain(CHILD, writable=True, folder=folder) as chain:
         chain.write(8192, b"child" * 100, sync=True)
     put(folder, NEW, content_of(folder, OLD))
-    return replayed(folder)
+    return Disk.of(folder).folder()
 
 
 def parent_of(folder: CrashFolder) -> str:
@@ -63,7 +63,7 @@ def assert_rebased(folder: CrashFolder, parent: str, view: bytes) -> None:
 def test_every_cut_leaves_the_child_reading_as_before() -> None:
     folder = laid()
     before = view_of(folder, CHILD)
-    folder = replayed(folder)
+    folder = Disk.of(folder).folder()
     assert not rebase(CHILD, NEW, folder=folder).changes_nothing
     found, count = set(), 0
     for cut in cuts(folder):
@@ -81,7 +81,7 @@ def test_every_cut_leaves_the_child_reading_as_before() -> None:
 def walked(folder: CrashFolder, *, without: frozenset[int] = frozenset()) -> set[str]:
     """Hold that each cut of taking other data for the parent leaves one view or the other; return the parents found."""
     views = {OLD: view_of(folder, CHILD)}
-    folder = replayed(folder)
+    folder = Disk.of(folder).folder()
     rebase(CHILD, THIRD, ignore_id_mismatch=True, folder=folder)
     views[THIRD] = view_of(folder, CHILD)
     assert len(set(views.values())) == 2
@@ -110,7 +110,7 @@ def test_a_second_cut_in_doing_it_again_leaves_one_of_the_three() -> None:
     """What a first cut left is rebased to a third parent, and that is cut as well."""
     folder = laid()
     near, far = view_of(folder, CHILD), b"else" * 1024
-    folder = replayed(folder)
+    folder = Disk.of(folder).folder()
     rebase(CHILD, NEW, folder=folder)
     found, begun_steps = set(), 0
     for cut in cuts(folder):
@@ -133,7 +133,7 @@ def test_a_second_cut_in_doing_it_again_leaves_one_of_the_three() -> None:
 def test_a_sync_that_is_forgotten_is_found(which: str) -> None:
     """The walk itself is tested: without the step's sync, or the child's, it must find what is wrong."""
     folder = laid()
-    trial = replayed(folder)
+    trial = Disk.of(folder).folder()
     child = trial.names_of[CHILD].number
     rebase(CHILD, THIRD, ignore_id_mismatch=True, folder=trial)
     forgotten = frozenset(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crash.disks import Disk
 from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder, Replaced, Synced
 from tests.histories import (
@@ -91,16 +92,6 @@ PROGRAMS: list[tuple[str, int, list[Act], int]] = [
 ]
 
 
-def replayed(folder: CrashFolder) -> CrashFolder:
-    """Return the same files with nothing pending and nothing logged."""
-    numbers = {path: file.number for path, file in folder.names_of.items()}
-    times = {file.number: file.time for file in folder.names_of.values()}
-    again = CrashFolder(folder.contents(), numbers=numbers, times=times, clock=True)
-    for path, file in folder.names_of.items():
-        again[path].read_only = file.read_only
-    return again
-
-
 def walk(acts: list[Act], disks: int, cut_acts: int, *, share: int, seed: int) -> tuple[int, int]:
     """Carry a program out, and cut its last acts everywhere; return how many cuts and how many survivals."""
     folder = CrashFolder({}, clock=True)
@@ -108,7 +99,7 @@ def walk(acts: list[Act], disks: int, cut_acts: int, *, share: int, seed: int) -
     model = Model.empty(disks)
     cut_count = survival_count = 0
     for at, act in enumerate(acts):
-        folder = replayed(folder)
+        folder = Disk.of(folder).folder()
         before = model.copy()
         carry_out(folder, act, at)
         model.carry_out(act)
@@ -189,7 +180,7 @@ def test_a_sync_that_is_forgotten_is_found(lost: str) -> None:
     for at, act in enumerate(acts):
         carry_out(folder, act, at)
         model.carry_out(act)
-    folder, before, act = replayed(folder), model.copy(), Take("c")
+    folder, before, act = Disk.of(folder).folder(), model.copy(), Take("c")
     carry_out(folder, act, len(acts))
     model.carry_out(act)
     numbers = {path: file.number for path, file in folder.names_of.items()}
@@ -221,7 +212,7 @@ def test_a_cut_leaves_a_machine_adopted_or_not_adopted() -> None:
     for path in list(folder.names_of):
         if "vhdkit-snapshots" in path:
             folder.remove(path)
-    folder = replayed(folder)
+    folder = Disk.of(folder).folder()
     adopt(actives, folder=folder)
     assert views_on(folder).active == before.active
     found = set()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.crash.disks import Disk
 from tests.crash.failing import CHANGING, FailingFolder, Fault
 from tests.crash.survivals import cuts
-from tests.crash.test_snapshot_cuts import PROGRAMS, replayed
+from tests.crash.test_snapshot_cuts import PROGRAMS
 from tests.crashfs import CrashFolder
 from tests.histories import Act, Model, Settle, begin, carry_out, machine_on, strays, views_on
 from vhdkit.errors import VhdError
@@ -27,14 +28,14 @@ FAULTS = [
 
 
 def calls(folder: CrashFolder, act: Act, at: int, fault: Fault) -> int:
-    counting = FailingFolder(replayed(folder), Fault(at=1 << 60, error=fault.error, kinds=fault.kinds))
+    counting = FailingFolder(Disk.of(folder).folder(), Fault(at=1 << 60, error=fault.error, kinds=fault.kinds))
     carry_out(counting, act, at)
     return counting.calls
 
 
 def hit(folder: CrashFolder, act: Act, at: int, fault: Fault, before: Model, after: Model) -> None:
     """Carry an act out with a fault, and assert what must hold then, also if the power goes right afterwards."""
-    inner = replayed(folder)
+    inner = Disk.of(folder).folder()
     failing = FailingFolder(inner, fault)
     raised = False
     try:
@@ -50,7 +51,7 @@ def hit(folder: CrashFolder, act: Act, at: int, fault: Fault, before: Model, aft
     assert raised or found == after.views(), where
     *_, last = cuts(inner)
     disks = [survival.folder(clock=True) for survival in last.survivals(at, missing=2, alone=1, drawn=1)]
-    for disk in (replayed(inner), *disks):
+    for disk in (Disk.of(inner).folder(), *disks):
         left = views_on(disk)
         assert left in (before.views(), after.views()), where
         machine = machine_on(disk, 3000 + at)
@@ -77,7 +78,7 @@ def walk(acts: list[Act], disks: int, cut_acts: int, *, share: float, seed: int)
                 one = Fault(at=number, error=fault.error, kinds=fault.kinds, partly=fault.partly, lasting=fault.lasting)
                 hit(folder, act, at, one, before, model)
                 yield one
-        folder = replayed(folder)
+        folder = Disk.of(folder).folder()
         carry_out(folder, act, at)
 
 

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 import vhdkit
+from tests.crash.disks import Disk
 from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, merge_refusal
@@ -135,7 +136,7 @@ class Machine(RuleBasedStateMachine):
 
     def act(self, action: Callable[[Callable[[object], None]], object], fate: Fate) -> bool:
         """Do something that everything before is durable for; return whether it came to its end."""
-        self.folder = durable(self.folder)
+        self.folder = Disk.of(self.folder).folder()
         left = fate.after if isinstance(fate, Cancel) else 1 << 30
 
         def progress(_state: object) -> None:
@@ -365,17 +366,6 @@ class Machine(RuleBasedStateMachine):
 def make(folder: CrashFolder, path: str, number: int, **fields: Any) -> None:
     """Create an image that is the same every time."""
     vhdkit.create_image(path, stamp=number, unique_id=number.to_bytes(16, "big"), folder=folder, **fields)
-
-
-def durable(folder: CrashFolder) -> CrashFolder:
-    """Return the same disk with everything on it durable, and an empty log."""
-    files = folder.names_of
-    return CrashFolder(
-        folder.contents(),
-        numbers={path: file.number for path, file in files.items()},
-        times={file.number: file.time for file in files.values()},
-        clock=True,
-    )
 
 
 def run_machine(examples: int, *, seeded: bool) -> None:

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.crash.disks import Disk
 from tests.crash.survivals import cuts
-from tests.crash.test_snapshot_cuts import replayed
 from tests.crashfs import CrashFolder
 from tests.histories import (
     SECTORS,
@@ -52,7 +52,7 @@ class Snapshots(RuleBasedStateMachine):
     def act(self, act: Act, cut: float | None = None, choice: int = 0) -> None:
         """Carry an act out; with `cut` the power goes at that share of its changes."""
         self.step += 1
-        self.folder = replayed(self.folder)
+        self.folder = Disk.of(self.folder).folder()
         before = self.model.copy()
         carry_out(self.folder, act, self.step)
         self.model.carry_out(act)
@@ -125,7 +125,7 @@ class Snapshots(RuleBasedStateMachine):
     def settle_and_stop(self, after: int) -> None:
         """The merges are cancelled at some piece, and resumed by whatever settles next."""
         self.step += 1
-        self.folder = replayed(self.folder)
+        self.folder = Disk.of(self.folder).folder()
         stop = threading.Event()
         left = [after]
 
