@@ -42,7 +42,7 @@ def content() -> bytes:
 # File systems
 
 
-def first_partition(disk: io.RawIOBase) -> int:
+def first_partition(disk: io.BufferedIOBase) -> int:
     """Return where the first partition begins, by the master boot record."""
     disk.seek(0)
     record = disk.read(SECTOR) or b""
@@ -50,7 +50,7 @@ def first_partition(disk: io.RawIOBase) -> int:
     return SECTOR * int(PARTITION.unpack_from(record, 446)[4])
 
 
-def files_of(disk: io.RawIOBase) -> dict[str, bytes]:
+def files_of(disk: io.BufferedIOBase) -> dict[str, bytes]:
     """Read every file of the FAT file system in the first partition, with dissect.fat, straight from the stream."""
     fat = pytest.importorskip("dissect.fat.fat", reason="needs dissect.fat")
     stream = pytest.importorskip("dissect.util.stream", reason="needs dissect.fat")
@@ -103,7 +103,7 @@ def test_dissect_sees_each_snapshot_of_a_disk_as_it_was(corpus: Path) -> None:
 
 def test_a_stream_is_a_raw_readable_seekable_file_object(leaf: vhdkit.Chain) -> None:
     stream = leaf.open_stream()
-    assert isinstance(stream, io.RawIOBase)
+    assert isinstance(stream, io.BufferedIOBase)
     assert (stream.readable(), stream.seekable(), stream.writable()) == (True, True, False)
     with pytest.raises(io.UnsupportedOperation):
         stream.fileno()

@@ -15,7 +15,7 @@ import vhdkit
 from tests.crash.disks import Disk
 from tests.crash.programs import UNDO
 from tests.crashfs import CrashFolder
-from vhdkit.chain import chain
+from vhdkit.chain import resolve
 from vhdkit.format.footer import Footer
 from vhdkit.format.header import DynamicHeader
 from vhdkit.image.journal import journal_path
@@ -52,7 +52,7 @@ def remembering() -> Iterator[None]:
 def small_steps() -> Iterator[None]:
     """Look at a page of the disk at a time, and make a checkpoint after each: marks are of use then."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(chain, "_WINDOW_BYTES", 4096))
+        stack.enter_context(mock.patch.object(resolve, "_WINDOW_BYTES", 4096))
         for name in ("_FEW_BYTES", "_MANY_BYTES"):
             stack.enter_context(mock.patch.object(mover, name, 1))
         yield

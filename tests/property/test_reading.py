@@ -19,7 +19,7 @@ from tests.plainbuild import build
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, flat, parse
 from tests.strategies import image_specs, programs, writes
-from vhdkit.chain import chain as chain_module
+from vhdkit.chain import resolve as resolve_module
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.errors import ParentNotFoundError, ReadOnlyImageError
 from vhdkit.image import extent
@@ -135,8 +135,8 @@ def test_however_small_the_windows_the_same_is_read(program: Program, sectors: i
     model = run(program)
     with pytest.MonkeyPatch.context() as patch, files(model) as paths, open_files(model, paths) as chain:
         whole = [item for extents in chain.extents() for item in extents]
-        patch.setattr(chain_module, "_WINDOW_SECTORS", sectors)
-        patch.setattr(chain_module, "_WINDOW_BYTES", window * SECTOR)
+        patch.setattr(resolve_module, "_WINDOW_SECTORS", sectors)
+        patch.setattr(resolve_module, "_WINDOW_BYTES", window * SECTOR)
         assert chain.read(0, chain.size) == model.view().tobytes()
         cut = [item for extents in chain.extents() for item in extents]
         assert sum(item.length for item in cut) == sum(item.length for item in whole) == chain.size

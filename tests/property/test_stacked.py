@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.model import Create, Kind, ModelChain, Program, Snapshot, write_files
 from tests.strategies import programs
-from vhdkit.chain.chain import Chain, open_chain, resolve
+from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.resolve import resolve
 from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.image.extent import Kind as Source
 

@@ -150,7 +150,7 @@ def test_a_journal_of_another_user_is_not_believed(vms: Path, monkeypatch: pytes
 def test_a_destination_put_back_is_found_out_behind_stretches_where_nothing_was_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vhdkit.chain.chain._WINDOW_BYTES", MIB)
+    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", MIB)
     monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
     monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
     vhdkit.create_image(str(tmp_path / "base.vhd"), size=8 * MIB, block_size=BLOCK)

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.chain import Chain
+    from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream
     from vhdkit.storage.seam import Storage
+
+    Stream = ChainStream | BufferedReader | BufferedStream
 
 BLOCK = 8 * SECTOR
 SIZE = 4 * BLOCK
@@ -579,9 +582,27 @@ def view(three: Path) -> bytes:
     return expected(*layers_of_three(three))
 
 
-def test_a_stream_is_a_readable_seekable_raw_file(chain: Chain) -> None:
-    with chain.open_stream() as stream:
-        assert isinstance(stream, io.RawIOBase)
+@pytest.fixture(params=["buffered", "raw"])
+def opened(chain: Chain, request: pytest.FixtureRequest) -> Callable[[], Stream]:
+    """Open a stream of the chain, buffered or not."""
+    return chain.open_stream if request.param == "buffered" else lambda: chain.open_stream(buffered=False)
+
+
+def test_a_stream_is_buffered_unless_a_raw_one_is_asked_for(chain: Chain) -> None:
+    with chain.open_stream() as buffered, chain.open_stream(buffered=False) as raw:
+        assert isinstance(buffered, io.BufferedReader)
+        assert isinstance(raw, io.RawIOBase)
+
+
+def test_a_stream_has_size_and_mode_and_no_descriptor(opened: Callable[[], Stream]) -> None:
+    with opened() as stream:
+        assert (stream.size, stream.mode) == (SIZE, "rb")
+        with pytest.raises(io.UnsupportedOperation):
+            stream.fileno()
+
+
+def test_a_stream_is_readable_and_seekable(opened: Callable[[], Stream]) -> None:
+    with opened() as stream:
         assert (stream.readable(), stream.seekable(), stream.writable()) == (True, True, False)
         with pytest.raises((io.UnsupportedOperation, NotImplementedError)):
             stream.write(b"x")
@@ -589,8 +610,8 @@ def test_a_stream_is_a_readable_seekable_raw_file(chain: Chain) -> None:
             stream.truncate(0)
 
 
-def test_a_stream_reads_on_from_where_it_stands(chain: Chain, view: bytes) -> None:
-    with chain.open_stream() as stream:
+def test_a_stream_reads_on_from_where_it_stands(opened: Callable[[], Stream], view: bytes) -> None:
+    with opened() as stream:
         assert stream.tell() == 0
         pieces = [stream.read(length) for length in (1, 511, 512, 5000, 0, 3)]
         assert b"".join(piece or b"" for piece in pieces) == view[: stream.tell()]
@@ -612,9 +633,9 @@ def test_a_stream_reads_on_from_where_it_stands(chain: Chain, view: bytes) -> No
     ],
 )
 def test_a_stream_seeks_from_the_start_the_position_and_the_end(
-    chain: Chain, view: bytes, offset: int, whence: int, position: int
+    opened: Callable[[], Stream], view: bytes, offset: int, whence: int, position: int
 ) -> None:
-    with chain.open_stream() as stream:
+    with opened() as stream:
         stream.seek(100)
         assert stream.seek(offset, whence) == position
         assert stream.tell() == position
@@ -622,16 +643,16 @@ def test_a_stream_seeks_from_the_start_the_position_and_the_end(
 
 
 @pytest.mark.parametrize(("offset", "whence"), [(-1, 0), (-101, 1), (-SIZE - 1, 2), (0, 3), (0, -1)])
-def test_a_seek_to_nowhere_is_refused_and_moves_nothing(chain: Chain, offset: int, whence: int) -> None:
-    with chain.open_stream() as stream:
+def test_a_seek_to_nowhere_is_refused_and_moves_nothing(opened: Callable[[], Stream], offset: int, whence: int) -> None:
+    with opened() as stream:
         stream.seek(100)
-        with pytest.raises(ValueError, match="seek"):
+        with pytest.raises(ValueError, match=r"seek|whence"):
             stream.seek(offset, whence)
         assert stream.tell() == 100
 
 
-def test_a_stream_ends_where_the_disk_ends(chain: Chain, view: bytes) -> None:
-    with chain.open_stream() as stream:
+def test_a_stream_ends_where_the_disk_ends(opened: Callable[[], Stream], view: bytes) -> None:
+    with opened() as stream:
         stream.seek(SIZE - 3)
         buffer = bytearray(b"?" * 10)
         assert stream.readinto(buffer) == 3
@@ -641,8 +662,10 @@ def test_a_stream_ends_where_the_disk_ends(chain: Chain, view: bytes) -> None:
         assert stream.tell() == SIZE
 
 
-def test_a_closed_stream_refuses_everything_and_leaves_the_chain_open(chain: Chain, view: bytes) -> None:
-    stream = chain.open_stream()
+def test_a_closed_stream_refuses_everything_and_leaves_the_chain_open(
+    chain: Chain, opened: Callable[[], Stream], view: bytes
+) -> None:
+    stream = opened()
     stream.close()
     stream.close()
     for use in (
@@ -678,3 +701,41 @@ def test_a_buffered_reader_over_a_stream_reads_lines_peeks_and_seeks(chain: Chai
 def test_a_stream_knows_its_files_name(chain: Chain, three: Path) -> None:
     with chain.open_stream() as stream:
         assert getattr(stream, "name", None) == str(three.resolve())
+
+
+# Streams that write
+
+
+def test_a_stream_of_a_writable_chain_writes_the_leaf(three: Path, view: bytes) -> None:
+    with open_chain(str(three), writable=True) as chain:
+        with chain.open_stream() as stream:
+            assert (stream.writable(), stream.mode) == (True, "rb+")
+            stream.seek(700)
+            stream.write(b"written")
+            stream.seek(690)
+            assert stream.read(20) == view[690:700] + b"written" + view[707:710]
+        assert chain.read(690, 20) == view[690:700] + b"written" + view[707:710]
+    assert expected(*layers_of_three(three)) == view[:700] + b"written" + view[707:]
+
+
+def test_a_stream_of_a_writable_chain_can_be_read_only(three: Path) -> None:
+    with open_chain(str(three), writable=True) as chain, chain.open_stream(writable=False) as stream:
+        assert not stream.writable()
+        with pytest.raises(io.UnsupportedOperation):
+            stream.write(b"x")
+
+
+def test_a_writable_stream_of_a_chain_that_is_read_is_refused(chain: Chain) -> None:
+    with pytest.raises(ReadOnlyImageError, match="opened for reading"):
+        chain.open_stream(writable=True)
+
+
+def test_a_stream_does_not_write_behind_the_disk(three: Path, view: bytes) -> None:
+    with open_chain(str(three), writable=True) as chain, chain.open_stream(buffered=False) as stream:
+        stream.seek(SIZE - 1)
+        with pytest.raises(ValueError, match="outside of the disk"):
+            stream.write(b"xy")
+        assert stream.tell() == SIZE - 1
+        with pytest.raises(io.UnsupportedOperation):
+            stream.truncate(SIZE + 1)
+    assert expected(*layers_of_three(three)) == view

@@ -21,7 +21,7 @@ from tests.cutting import small_checkpoints
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
-from vhdkit.chain.chain import windows
+from vhdkit.chain.resolve import windows
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind as ExtentKind
 from vhdkit.image.image import Image, open_image
@@ -260,7 +260,7 @@ def test_counting_bits_is_looking_at_each_run(
     vary = {at: lambda spec: replace(spec, bits_past_end=True) for at in past}
     folder, paths = in_memory(chain, vary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vhdkit.chain.chain._WINDOW_BYTES", window)
+        patch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", window)
         patch.setattr(layout, "_COUNTED_BYTES", counted * SECTOR)
         by_bits = measured(folder, paths[0], depth, new_from)
         patch.setattr(layout, "_alike", lambda *_: None)

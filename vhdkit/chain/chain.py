@@ -9,25 +9,21 @@ neither on the size of the disk nor on how scattered its data are, and holes cos
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self, overload
 
-import numpy as np
-
+from vhdkit.chain.index import ChainIndex
 from vhdkit.chain.link import compare_link
 from vhdkit.chain.locate import Where, find_parent
-from vhdkit.chain.stacked import resolve_stacked, stack_of
+from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import finish, pending
-from vhdkit.image.transfer import read_extents
 from vhdkit.image.write import write_sectors
 from vhdkit.storage.local import LocalFolder
 
@@ -37,17 +33,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from vhdkit.image.extent import Extents
     from vhdkit.storage.seam import Folder
 
 # blktap stops at 30 layers, Hyper-V at 50 snapshots; beyond this a chain is a mistake or an attack.
 MAX_LAYERS = 1024
-# Extents of a window are bounded by the sectors that its bitmaps decide about: 128 full blocks of 2 MiB.
-_WINDOW_SECTORS = 524_288
-_WINDOW_BYTES = 32 << 30
-_WINDOW_BLOCKS = 16384
-# From so many layers on their bitmaps are looked at together; of fewer, one layer's answer over the next one's is as
-# quick, and those below a layer that holds everything are not even asked.
-_STACKED = 3
+# Reads up to this length share a buffer.
+_SCRATCH_BYTES = 1 << 20
 
 
 def open_chain(
@@ -166,6 +158,8 @@ class Chain:
         self.layers = tuple(layers)
         self.findings = findings
         self.size = self.layers[0].size
+        self._index = ChainIndex(self.layers)
+        self._scratch: list[bytearray] = []
 
     def __enter__(self) -> Self:
         return self
@@ -201,33 +195,31 @@ class Chain:
         """Return the bytes of a range, fewer where the disk ends."""
         if length < 0:
             raise ValueError(f"length {length} is negative")
-        out = np.empty(max(0, min(length, self.size - offset)), np.uint8)
-        self.read_into(offset, out.data)
-        return out.tobytes()
+        count = max(0, min(length, self.size - offset))
+        if count > _SCRATCH_BYTES:
+            out = bytearray(count)
+            self.read_into(offset, out)
+            return bytes(out)
+        # New memory costs more than the copy: the buffer is kept, and another thread that reads now makes its own.
+        try:
+            scratch = self._scratch.pop()
+        except IndexError:
+            scratch = bytearray(_SCRATCH_BYTES)
+        view = memoryview(scratch)[:count]
+        self.read_into(offset, view)
+        found = bytes(view)
+        self._scratch.append(scratch)
+        return found
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill a buffer from an offset; return the number of bytes, fewer where the disk ends."""
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
-        out = np.frombuffer(memoryview(buffer).cast("B"), np.uint8)
-        count = max(0, min(len(out), self.size - offset))
-        first, last = -(-offset // SECTOR) * SECTOR, (offset + count) // SECTOR * SECTOR
-        if first >= last:
-            out[:count] = self._sectors_around(offset, count)
-            return count
-        out[: first - offset] = self._sectors_around(offset, first - offset)
-        for start, stop in windows(self.layers, first, last):
-            read_extents(resolve(self.layers, start, stop), self.layers, start, out[start - offset : stop - offset])
-        out[last - offset : count] = self._sectors_around(last, offset + count - last)
-        return count
-
-    def _sectors_around(self, offset: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """Return the bytes of a range by way of the whole sectors that it touches."""
-        start, stop = offset // SECTOR * SECTOR, -(-(offset + count) // SECTOR) * SECTOR
-        out = np.empty(stop - start, np.uint8)
-        if count:
-            read_extents(resolve(self.layers, start, stop), self.layers, start, out)
-        return out[offset - start : offset - start + count]
+        view = memoryview(buffer).cast("B")
+        if offset + len(view) > self.size:
+            view = view[: max(0, self.size - offset)]
+        self._index.read_into(offset, view)
+        return len(view)
 
     def write(self, offset: int, data: Buffer, *, sync: bool = False) -> None:
         """Write bytes into the leaf; with `sync` each step of the write order is durable before the next.
@@ -249,102 +241,36 @@ class Chain:
         if len(view) and (head or tail):
             parts = (self.read(offset - head, head), view, self.read(offset + len(view), tail))
             view = memoryview(b"".join(parts))
-        write_sectors(self.leaf, offset - head, view, sync=sync)
+        try:
+            write_sectors(self.leaf, offset - head, view, sync=sync)
+        except BaseException:
+            self._index.clear()
+            raise
+        self._index.update(offset - head, len(view))
 
     def sync(self) -> None:
         """Make everything written so far durable."""
         self.leaf.sync()
 
-    def open_stream(self) -> io.RawIOBase:
-        """Return the disk as a read-only, seekable file object; closing it leaves the chain open.
+    @overload
+    def open_stream(self, *, buffered: Literal[False], writable: bool | None = None) -> ChainStream: ...
+    @overload
+    def open_stream(
+        self, *, buffered: Literal[True] = ..., writable: bool | None = None
+    ) -> BufferedReader | BufferedStream: ...
 
-        Readers that take a few bytes at a time are far quicker through `io.BufferedReader`.
+    def open_stream(
+        self, *, buffered: bool = True, writable: bool | None = None
+    ) -> ChainStream | BufferedReader | BufferedStream:
+        """Return the disk as a seekable file object; closing it leaves the chain open.
+
+        It is buffered unless `buffered` is false, and writable when the chain is, unless `writable` says otherwise.
+
+        Raises:
+            ReadOnlyImageError: `writable` is true and the chain was opened for reading.
+
         """
-        return ChainStream(self)
-
-
-class ChainStream(io.RawIOBase):
-    """A chain as a file object, for readers of file systems and partition tables."""
-
-    def __init__(self, chain: Chain) -> None:
-        super().__init__()
-        self._chain = chain
-        self._position = 0
-        self.name = chain.path
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Fill the buffer from the current position; 0 at the end."""
-        self._check_open()
-        count = self._chain.read_into(self._position, buffer)
-        self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Move to a position, which may lie behind the end."""
-        self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._chain.size}.get(whence)
-        if base is None or base + offset < 0:
-            raise ValueError(f"cannot seek to {offset} from {whence}")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Return the position."""
-        self._check_open()
-        return self._position
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on a closed stream")
-
-
-def windows(layers: Sequence[Layer], offset: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
-    blocks = [layer.block_size for layer in layers if isinstance(layer, Image) and layer.block_size]
-    largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
-    smallest = min(largest, SECTOR * 4096)
-    length = largest
-    while offset < stop:
-        length = min(length * 2, largest)
-        while length > smallest and _mapped(layers, offset, min(stop, offset + length)) > _WINDOW_SECTORS:
-            length //= 2
-        end = min(stop, offset + length)
-        yield offset, end
-        offset = end
-
-
-def _mapped(layers: Sequence[Layer], offset: int, stop: int) -> int:
-    return sum(layer.mapped_sectors(offset, min(stop, layer.size)) for layer in layers if offset < layer.size)
-
-
-def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
-    """Return where a window's bytes come from; PARENT where the last of the layers leaves them to its own."""
-    stack = stack_of(layers, stop)
-    if len(stack) >= _STACKED:
-        done, result = len(stack), resolve_stacked(stack, start, stop)
-    else:
-        done, result = 1, _layer_extents(layers[0], 0, start, stop)
-    for depth, layer in enumerate(layers[done:], done):
-        if not (result.kind == Kind.PARENT).any():
-            break
-        result = extent.overlay(result, _layer_extents(layer, depth, start, stop))
-    return result
-
-
-def _layer_extents(layer: Layer, depth: int, start: int, stop: int) -> Extents:
-    """Return one layer's answer; what lies behind its end is zeros, not its parent's."""
-    parts = []
-    if start < layer.size:
-        parts.append(layer.resolve(start, min(stop, layer.size) - start))
-    if stop > layer.size:
-        parts.append(extent.single(max(start, layer.size), stop, Kind.ZERO))
-    whole = parts[0] if len(parts) == 1 else extent.concatenate(parts)
-    return whole.at_depth(depth)
+        is_writable = self.leaf.storage.writable if writable is None else writable
+        if is_writable:
+            self.leaf.check_writable()
+        return open_stream(self, buffered=buffered, writable=is_writable)

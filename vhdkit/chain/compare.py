@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain, open_chain, resolve, windows
+from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import open_raw
+from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind

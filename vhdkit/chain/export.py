@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain, open_chain, resolve, windows
+from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import VhdError
 from vhdkit.format import bat, bitmap, layout, timestamp
 from vhdkit.format.footer import DiskType

@@ -72,6 +72,8 @@ class Layer:
         self.size = size
         self.label = label
         self.broken: OSError | None = None
+        # How often the file was written: what was resolved from its tables before is out of date.
+        self.change_count = 0
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +136,7 @@ class Layer:
     def _changing(self) -> Iterator[None]:
         """Refuse what may not be written, and remember what failed."""
         self.check_writable()
+        self.change_count += 1
         try:
             yield
         except OSError as error:

@@ -101,6 +101,7 @@ def set_bits(
 
 def link_blocks(image: Image, blocks: NDArray[np.int64], at: NDArray[np.int64]) -> None:
     """Write the BAT entries of new blocks (ascending): from here on the disk has them."""
+    image.change_count += 1
     try:
         image.table.assign(blocks, (at // SECTOR).astype(np.uint32))
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain, resolve, windows
+from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.format import bitmap, layout
 from vhdkit.format.bat import UNALLOCATED
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.chain.chain import Chain
     from vhdkit.image.extent import Extents
     from vhdkit.image.journal import Journal
 

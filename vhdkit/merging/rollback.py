@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from vhdkit.chain.chain import windows
 from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.resolve import windows
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError
 from vhdkit.format import bat
 from vhdkit.format.footer import Footer

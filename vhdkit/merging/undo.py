@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import resolve
+from vhdkit.chain.resolve import resolve
 from vhdkit.format import timestamp
 from vhdkit.format.bitmap import bitmap_size
 from vhdkit.format.footer import DiskType

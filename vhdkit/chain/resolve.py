@@ -1,0 +1,72 @@
+"""Where each byte of a range of a disk comes from, through all layers of its chain.
+
+Ranges are worked through in windows that hold a bounded number of bitmap sectors, so that memory depends neither on
+the size of the disk nor on how scattered its data are, and holes cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.stacked import resolve_stacked, stack_of
+from vhdkit.format.layout import SECTOR
+from vhdkit.image import extent
+from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.image import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.image.image import Layer
+
+# Extents of a window are bounded by the sectors that its bitmaps decide about: 128 full blocks of 2 MiB.
+_WINDOW_SECTORS = 524_288
+_WINDOW_BYTES = 32 << 30
+_WINDOW_BLOCKS = 16384
+# From so many layers on their bitmaps are looked at together; of fewer, one layer's answer over the next one's is as
+# quick, and those below a layer that holds everything are not even asked.
+_STACKED = 3
+
+
+def windows(layers: Sequence[Layer], offset: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
+    blocks = [layer.block_size for layer in layers if isinstance(layer, Image) and layer.block_size]
+    largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
+    smallest = min(largest, SECTOR * 4096)
+    length = largest
+    while offset < stop:
+        length = min(length * 2, largest)
+        while length > smallest and _mapped(layers, offset, min(stop, offset + length)) > _WINDOW_SECTORS:
+            length //= 2
+        end = min(stop, offset + length)
+        yield offset, end
+        offset = end
+
+
+def _mapped(layers: Sequence[Layer], offset: int, stop: int) -> int:
+    return sum(layer.mapped_sectors(offset, min(stop, layer.size)) for layer in layers if offset < layer.size)
+
+
+def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
+    """Return where a window's bytes come from; PARENT where the last of the layers leaves them to its own."""
+    stack = stack_of(layers, stop)
+    if len(stack) >= _STACKED:
+        done, result = len(stack), resolve_stacked(stack, start, stop)
+    else:
+        done, result = 1, layer_extents(layers[0], 0, start, stop)
+    for depth, layer in enumerate(layers[done:], done):
+        if not (result.kind == Kind.PARENT).any():
+            break
+        result = extent.overlay(result, layer_extents(layer, depth, start, stop))
+    return result
+
+
+def layer_extents(layer: Layer, depth: int, start: int, stop: int) -> Extents:
+    """Return one layer's answer; what lies behind its end is zeros, not its parent's."""
+    parts = []
+    if start < layer.size:
+        parts.append(layer.resolve(start, min(stop, layer.size) - start))
+    if stop > layer.size:
+        parts.append(extent.single(max(start, layer.size), stop, Kind.ZERO))
+    whole = parts[0] if len(parts) == 1 else extent.concatenate(parts)
+    return whole.at_depth(depth)
