@@ -17,6 +17,7 @@ from tests.model import Kind, Merge, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.image import records
 from vhdkit.image.journal import Journal, JournalWriter, journal_path, parse, read_journal
+from vhdkit.image.seen import Seen
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     Change = Callable[[list[Record]], object]
 
 FILE = {"path": "leaf.avhd", "unique_id": "aa" * 16, "header": "bb" * 32, "size": 4096, "mtime": 12.5}
+SEEN: dict[str, Any] = {"identity": "10:1f", "size": 4096, "mtime": 12.5, "ctime": 13.5, "now": 14.5}
 BEGIN: dict[str, Any] = {
     "kind": "begin",
     "version": 1,
@@ -92,6 +94,12 @@ def test_every_field_of_the_begin_is_read() -> None:
         ({"kind": "mark", "offset": 1024, "bytes": 300, "mtime": 7.5}, "bytes_done", 300),
         (MERGED, "merged", True),
         (MERGED, "destination_after", (16896, 3.5)),
+        ({"kind": "saved", "offset": 512, "held": 7, "undo": SEEN}, "held", 7),
+        ({"kind": "saved", "offset": 512, "held": 7, "undo": SEEN}, "undo_seen", Seen(**SEEN)),
+        (MERGED | {"seen": SEEN}, "destination_seen", Seen(**SEEN)),
+        (MERGED | {"undo": SEEN}, "undo_seen", Seen(**SEEN)),
+        ({"kind": "verified", "sources": [], "seen": SEEN}, "verified", ()),
+        ({"kind": "doubted", "reason": "put back"}, "doubt", "put back"),
         ({"kind": "dropping", "keep_file": True}, "dropping", True),
         ({"kind": "dropping", "keep_file": True}, "keep_undo_file", True),
         ({"kind": "dropping", "keep_file": False}, "keep_undo_file", False),
@@ -105,6 +113,24 @@ def test_each_kind_of_record_is_followed(record: Record, field: str, value: obje
     assert getattr(said(BEGIN, record), field) == value
     if value is not False:
         assert getattr(before, field) != value
+
+
+def test_a_mark_behind_a_complete_merge_takes_it_back() -> None:
+    mark = {"kind": "mark", "offset": 0, "bytes": 0, "mtime": 0.0}
+    verified = {"kind": "verified", "sources": [], "seen": SEEN}
+    journal = said(BEGIN, MERGED, verified, mark)
+    assert not journal.merged
+    assert journal.verified is None
+
+
+def test_names_given_later_are_what_the_files_are_called() -> None:
+    journal = said(BEGIN, MERGED, {"kind": "names", "sources": ["new.avhd", "middle.avhd"], "undo": "u.vhd"})
+    assert journal.merged
+    assert journal.begin is not None
+    assert ([source.path for source in journal.begin.sources], journal.begin.undo) == (
+        ["new.avhd", "middle.avhd"],
+        "u.vhd",
+    )
 
 
 def test_going_on_forgets_why_it_was_stopped() -> None:
@@ -173,6 +199,11 @@ DAMAGED: dict[str, list[Record]] = {
     "a relink without patches": [BEGIN, MERGED | {"relinks": [{"path": "a"}]}],
     "a patch is none": [BEGIN, MERGED | {"relinks": [{"path": "a", "patches": [{"offset": -1}]}]}],
     "dropping without keep_file": [BEGIN, {"kind": "dropping"}],
+    "saved with a state that is none": [BEGIN, {"kind": "saved", "offset": 0, "held": 1, "undo": 5}],
+    "saved with a state of half": [BEGIN, {"kind": "saved", "offset": 0, "held": 1, "undo": {"identity": "0:1"}}],
+    "saved with a negative size": [BEGIN, {"kind": "saved", "offset": 0, "held": 1, "undo": SEEN | {"size": -1}}],
+    "names of other files": [BEGIN, {"kind": "names", "sources": ["leaf.avhd"], "undo": ""}],
+    "doubted without reason": [BEGIN, {"kind": "doubted"}],
     "stopped without reason": [BEGIN, {"kind": "stopped"}],
 }
 

@@ -7,9 +7,13 @@ chain anyway and are what they were.
 Its lines (see `records`): `begin` what is merged, and everything that decides where bytes go · `reserved` the room is
 made · `grown` the table is longer · `saved` up to here the undo image has what will be overwritten · `mark` up to here
 the disk's sectors are durable in the destination · `merged` all of them are, and which children are relinked, byte for
-byte · `dropping` what was kept for an undo goes · `rollback` the undo image is being merged back · `restored` it is,
-and may go · `stopped` why nobody is at it.
+byte; a `mark` behind it takes that back · `verified` the destination was read and has what the sources hold, which are
+about to be removed as they are now · `names` files have other names since · `doubted` nothing proves that the undo
+image holds all that was overwritten · `dropping` what was kept for an undo goes · `rollback` the undo image is being
+merged back · `restored` it is, and may go · `stopped` why the merge does not go on.
 A second `begin` starts over: the files had changed.
+
+States of files (`Seen`) are proof only that a file was not touched since, never that it was; see `seen`.
 
 **Source**: reference 3.8; DESIGN 5.
 """
@@ -21,7 +25,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.errors import Corruption, Finding, JournalError
+from vhdkit.format.layout import SECTOR
 from vhdkit.image import records
+from vhdkit.image.seen import Seen
 from vhdkit.image.step import Patch
 from vhdkit.storage import paths
 
@@ -40,7 +46,8 @@ _FLAGS = {"reserved": "reserved", "grown": "grown", "rollback": "rolling_back", 
 class FileState:
     """A file of a merge: `path` relative to the journal's folder, ids and digests as hexadecimal text.
 
-    `header` is a digest of the footer and header, `size` in bytes, `mtime` in Unix seconds.
+    `header` is a digest of the footer and header, `size` in bytes, `mtime` in Unix seconds. `seen` is None in journals
+    of earlier versions.
     """
 
     path: str
@@ -48,6 +55,7 @@ class FileState:
     header: str
     size: int
     mtime: float
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +101,29 @@ class RelinkState:
 
 @dataclass(slots=True, kw_only=True)
 class Journal:
-    """What a journal says. `relinks` is None until the merge is complete and only names are left to be changed."""
+    """What a journal says. `relinks` is None until the merge is complete and only names are left to be changed.
+
+    `undo_seen` is what the undo image looked like when it held `held` sectors; None in journals of earlier versions,
+    as `destination_seen`, the destination when the merge was stopped or complete. `verified` are the sources that were
+    about to be removed.
+    """
 
     path: str
     begin: Begin | None = None
     reserved: bool = False
     grown: bool = False
     saved: int = 0
+    held: int = 0
+    undo_seen: Seen | None = None
     mark: int = 0
     mark_time: float = 0.0
     bytes_done: int = 0
     relinks: tuple[RelinkState, ...] | None = None
     former_relinks: tuple[RelinkState, ...] = ()
     destination_after: tuple[int, float] | None = None
+    destination_seen: Seen | None = None
+    verified: tuple[FileState, ...] | None = None
+    doubt: str = ""
     dropping: bool = False
     keep_undo_file: bool = False
     rolling_back: bool = False
@@ -152,26 +170,46 @@ class Journal:
                 self.reserved = self.grown = False
                 self.former_relinks += self.relinks or ()
                 self.mark, self.bytes_done, self.relinks = 0, 0, None
-                self.dropping = False
+                self.dropping, self.verified = False, None
             case "saved":
                 self.saved = _whole(record["offset"])
+                self.held, self.undo_seen = _whole(record.get("held", 0)), Seen.from_record(record, "undo")
             case "mark":
                 self.mark, self.bytes_done = _whole(record["offset"]), _whole(record["bytes"])
                 self.mark_time = float(record["mtime"])
+                self.former_relinks += self.relinks or ()
+                self.relinks = self.verified = None
             case "merged":
                 self.relinks = tuple(_relink(item) for item in record["relinks"])
                 size, mtime = record["destination"]
                 self.destination_after = (_whole(size), float(mtime))
+                self.undo_seen = Seen.from_record(record, "undo") or self.undo_seen
+                self.destination_seen = Seen.from_record(record, "seen")
+            case "verified":
+                self.verified = tuple(_file(item) for item in record["sources"])
+                self.destination_seen = Seen.from_record(record, "seen")
+            case "names":
+                self.begin = self._renamed(record)
+            case "doubted":
+                self.doubt = str(record["reason"])
             case "dropping":
                 self.dropping, self.keep_undo_file = True, bool(record["keep_file"])
             case "stopped":
                 self.stopped = str(record["reason"])
                 size, mtime = record["destination"]
                 self.destination_stopped = (_whole(size), float(mtime))
+                self.destination_seen = Seen.from_record(record, "seen") or self.destination_seen
                 return
             case kind:
                 setattr(self, _FLAGS[kind], True)
         self.stopped, self.destination_stopped = "", None
+
+    def _renamed(self, record: records.Record) -> Begin:
+        begin, names = self.begin, record["sources"]
+        if begin is None or len(names) != len(begin.sources):
+            raise ValueError("names of other files")
+        sources = tuple(replace(state, path=str(name)) for state, name in zip(begin.sources, names, strict=True))
+        return replace(begin, sources=sources, undo=str(record["undo"]))
 
     def say(self) -> str:
         """Return where the merge is, in words."""
@@ -301,6 +339,11 @@ class JournalWriter:
             raise
         return cls(storage, replace(journal))
 
+    def now(self) -> float:
+        """Return the time by the clock of the file system: writing where the next record will lie moves the file's."""
+        self.storage.write_at(self.journal.end, bytes(SECTOR))
+        return self.storage.ctime
+
     def write(self, kind: str, **fields: object) -> None:
         """Append a record and make it durable."""
         self.note(kind, sync=True, **fields)
@@ -334,6 +377,7 @@ def _file(record: dict[str, Any]) -> FileState:
         header=str(record["header"]),
         size=_whole(record["size"]),
         mtime=float(record["mtime"]),
+        seen=Seen.from_record(record, "seen"),
     )
 
 

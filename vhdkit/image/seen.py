@@ -1,0 +1,59 @@
+"""What a file looks like from outside, as a record keeps it, to prove later that the file was not touched.
+
+A state proves one thing only: equal to the file's, it says that nobody wrote to the file, renamed or replaced it since.
+A state that differs says nothing: a folder that was copied, or a file that was moved and put back, has other numbers
+and other times, and the same bytes. Whether those are right is decided by reading them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a file looked like from outside: device and inode as text, size in bytes, both times, all at time `now`.
+
+    `now` is the clock of the file system, in Unix seconds: the change time that the journal got from a write.
+    """
+
+    identity: str
+    size: int
+    mtime: float
+    ctime: float
+    now: float = 0.0
+
+    @classmethod
+    def of(cls, storage: Storage, now: float) -> Seen:
+        """Return what an open file looks like now."""
+        device, inode = storage.identity
+        identity = f"{device:x}:{inode:x}"
+        return cls(identity=identity, size=storage.size(), mtime=storage.mtime, ctime=storage.ctime, now=now)
+
+    def proves(self, storage: Storage) -> bool:
+        """Whether a file is certainly what it was: the same inode, and not written, renamed or replaced since.
+
+        Times have steps, of 4 ms or of a second: of a file that had been changed in the very step in which it was
+        looked at, a later change might not show. Where a system has no change times nothing is proven.
+        """
+        return 0 < self.ctime < self.now and replace(self, now=0.0) == Seen.of(storage, 0.0)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], name: str) -> Seen | None:
+        """Return the state that a record has under a name, None in a record of an earlier version.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no state.
+
+        """
+        raw = record.get(name)
+        if raw is None:
+            return None
+        if not isinstance(raw["size"], int) or raw["size"] < 0:
+            raise ValueError(f"{raw['size']!r} is no size")
+        times = {key: float(raw[key]) for key in ("mtime", "ctime", "now")}
+        return cls(identity=str(raw["identity"]), size=raw["size"], **times)
