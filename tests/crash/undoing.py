@@ -17,7 +17,7 @@ from tests.crash.acts import drop, run, take_back
 from tests.crash.laws import Rules, at_first, is_done, mixes, opens, reads
 from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, plain_view, vhdkit_view
-from vhdkit.image.journal import journal_path, parse
+from vhdkit.image.journal import journal_path, read_journal
 from vhdkit.image.step import SUFFIX as STEP
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def broken_rolling_back(
     yield from mixes(program, folder.contents())
     for disk in (survival.folder(), folder) if folder.log else (survival.folder(),):
         beside = journal_path(program.destination)
-        if disk.exists(beside) and parse(beside, disk.contents()[beside]).rolling_back:
+        journal = read_journal(disk, program.destination) if disk.exists(beside) else None
+        if journal is not None and journal.rolling_back:
             yield from _is_refused(program, disk)
         tally.rolled_back += 1
         failed = list(_does(take_back, program, disk))
@@ -126,7 +127,8 @@ def broken_dropping(
     for act in (drop, run):
         disk = survival.folder()
         beside = journal_path(program.destination)
-        begun = disk.exists(beside) and parse(beside, disk.contents()[beside]).dropping
+        journal = read_journal(disk, program.destination) if disk.exists(beside) else None
+        begun = journal is not None and journal.dropping
         tally.dropped += 1
         failed = list(_does(act, program, disk))
         if act is run and not begun and disk.exists(beside):

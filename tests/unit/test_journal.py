@@ -16,7 +16,7 @@ from tests.cutting import JOURNAL, after_marks, at_first, cut_off, rewrite, smal
 from tests.model import Kind, Merge, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.image import records
-from vhdkit.image.journal import Journal, JournalWriter, journal_path, parse, read_journal
+from vhdkit.image.journal import Journal, JournalWriter, journal_path, read_journal
 from vhdkit.image.seen import Seen
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -34,7 +34,7 @@ SEEN: dict[str, Any] = {"identity": "10:1f", "size": 4096, "mtime": 12.5, "ctime
 BEGIN: dict[str, Any] = {
     "kind": "begin",
     "version": 1,
-    "job": "9ff0",
+    "job": "9ff0f3f2-5b1c-4b8e-9a55-0d8e6c1f2a3b",
     "started": 1.5,
     "pid": 77,
     "host": "here",
@@ -53,15 +53,18 @@ BEGIN: dict[str, Any] = {
     "added": 1,
     "file_end": 16384,
     "growth": None,
-    "footer": "00",
+    "footer": "00" * 512,
     "virtual_size": 8192,
-    "plan": "cc",
+    "plan": "cc" * 32,
 }
 MERGED: dict[str, Any] = {"kind": "merged", "relinks": [], "destination": [16896, 3.5]}
 
 
 def said(*found: Record) -> Journal:
-    return parse("/vms/base.vhd" + JOURNAL, records.encode(found))
+    folder = MemoryFolder({"/vms/base.vhd": b"", "/vms/base.vhd" + JOURNAL: records.encode(found)})
+    journal = read_journal(folder, "/vms/base.vhd")
+    assert journal is not None
+    return journal
 
 
 # What it says
@@ -78,7 +81,7 @@ def test_an_empty_journal_is_one_of_a_merge_that_has_not_begun() -> None:
 def test_every_field_of_the_begin_is_read() -> None:
     begin = said(BEGIN).begin
     assert begin is not None
-    for name in set(BEGIN) - {"kind", "version", "sources", "destination", "below"}:
+    for name in set(BEGIN) - {"kind", "sources", "destination", "below"}:
         assert getattr(begin, name) == BEGIN[name], name
     assert [source.path for source in begin.sources] == ["leaf.avhd", "middle.avhd"]
     assert {name: getattr(begin.destination, name) for name in FILE} == FILE | {"path": "base.vhd"}
@@ -124,7 +127,8 @@ def test_a_mark_behind_a_complete_merge_takes_it_back() -> None:
 
 
 def test_names_given_later_are_what_the_files_are_called() -> None:
-    journal = said(BEGIN, MERGED, {"kind": "names", "sources": ["new.avhd", "middle.avhd"], "undo": "u.vhd"})
+    undone = BEGIN | {"undo": "undo.vhd", "undo_id": "dd" * 16}
+    journal = said(undone, MERGED, {"kind": "names", "sources": ["new.avhd", "middle.avhd"], "undo": "u.vhd"})
     assert journal.merged
     assert journal.begin is not None
     assert ([source.path for source in journal.begin.sources], journal.begin.undo) == (
@@ -210,7 +214,7 @@ DAMAGED: dict[str, list[Record]] = {
 
 @pytest.mark.parametrize("found", DAMAGED.values(), ids=DAMAGED.keys())
 def test_a_whole_line_that_is_none_of_ours_is_a_journal_error(found: list[Record]) -> None:
-    with pytest.raises(vhdkit.JournalError, match="no journal of a version that is known") as caught:
+    with pytest.raises(vhdkit.JournalError, match="no journal as they are written here") as caught:
         said(*found)
     assert caught.value.path == "/vms/base.vhd" + JOURNAL
 

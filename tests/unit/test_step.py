@@ -9,6 +9,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 import vhdkit
@@ -333,6 +334,6 @@ def test_a_patch_fits_every_mix_of_whole_sectors_and_no_other(offset: int, lengt
 
 def test_a_patch_survives_its_record() -> None:
     patch = patches()[0]
-    assert Patch.from_record(patch.to_record()) == patch
+    assert msgspec.convert(patch.to_record(), Patch) == patch
     assert patch.reversed.reversed == patch
     assert parse(AFTER).parent_id == OTHER.unique_id

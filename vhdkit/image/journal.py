@@ -22,81 +22,46 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhdkit.errors import Corruption, Finding, JournalError
 from vhdkit.format.layout import SECTOR
 from vhdkit.image import records
-from vhdkit.image.seen import Seen
-from vhdkit.image.step import Patch
+from vhdkit.image.journal_records import (
+    Begin,
+    Doubted,
+    Dropping,
+    FileState,
+    Grown,
+    JournalRecord,
+    Mark,
+    Merged,
+    Names,
+    RelinkState,
+    Reserved,
+    Restored,
+    Rollback,
+    Saved,
+    SizeAndTime,
+    Stopped,
+    Verified,
+    decode_record,
+)
 from vhdkit.storage import paths
+from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vhdkit.image.seen import Seen
     from vhdkit.storage.seam import Folder, Storage
 
 SUFFIX = ".vhdkit-journal"
-VERSION = 1
-# Kinds of record that say one thing.
-_FLAGS = {"reserved": "reserved", "grown": "grown", "rollback": "rolling_back", "restored": "restored"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileState:
-    """A file of a merge: `path` relative to the journal's folder, ids and digests as hexadecimal text.
-
-    `header` is a digest of the footer and header, `size` in bytes, `mtime` in Unix seconds. `seen` is None in journals
-    of earlier versions.
-    """
-
-    path: str
-    unique_id: str
-    header: str
-    size: int
-    mtime: float
-    seen: Seen | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
-    """What a merge set out to do. Files leaf first, `below` those under the destination; sizes and offsets in bytes.
-
-    New blocks lie at `first` and every `stride` behind; the `moved` first of them are blocks that make way for a longer
-    table, as `growth` says. `plan` is a digest of everything that decides which bytes go where. `view` is the digest of
-    the leaf's view, if it is to be verified, and `footer` the destination's before (hexadecimal).
-    """
-
-    job: str
-    started: float
-    pid: int
-    host: str
-    sources: tuple[FileState, ...]
-    destination: FileState
-    below: tuple[FileState, ...]
-    keep_sources: bool
-    relink_siblings: bool
-    undo: str
-    undo_id: str
-    view: str
-    payload_bytes: int
-    first: int
-    stride: int
-    moved: int
-    added: int
-    file_end: int
-    growth: dict[str, Any] | None
-    footer: str
-    virtual_size: int
-    plan: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelinkState:
-    """A child that is relinked: its path as in `FileState`, and what changes in it, the header last."""
-
-    path: str
-    patches: tuple[Patch, ...]
+_PIECE_BYTES = 1 << 20
+# Records that say one thing.
+_FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back", Restored: "restored"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,7 +85,7 @@ class Journal:
     bytes_done: int = 0
     relinks: tuple[RelinkState, ...] | None = None
     former_relinks: tuple[RelinkState, ...] = ()
-    destination_after: tuple[int, float] | None = None
+    destination_after: SizeAndTime | None = None
     destination_seen: Seen | None = None
     verified: tuple[FileState, ...] | None = None
     doubt: str = ""
@@ -129,7 +94,7 @@ class Journal:
     rolling_back: bool = False
     restored: bool = False
     stopped: str = ""
-    destination_stopped: tuple[int, float] | None = None
+    destination_stopped: SizeAndTime | None = None
     end: int = 0
     checksum: str = field(default="", repr=False)
 
@@ -157,59 +122,64 @@ class Journal:
         """Return an absolute path as the journal keeps it."""
         return paths.relpath(path, paths.dirname(self.path)).replace(paths.sep, "/")
 
-    def add(self, record: records.Record) -> None:
+    def add(self, record: JournalRecord) -> None:
         """Follow one record.
 
         Raises:
-            ValueError, TypeError, KeyError: it is none of ours.
+            ValueError: it does not fit those before it.
 
         """
-        match record["kind"]:
-            case "begin":
-                self.begin = _begin(record)
-                self.reserved = self.grown = False
-                self.former_relinks += self.relinks or ()
-                self.mark, self.bytes_done, self.relinks = 0, 0, None
-                self.dropping, self.verified = False, None
-            case "saved":
-                self.saved = _whole(record["offset"])
-                self.held, self.undo_seen = _whole(record.get("held", 0)), Seen.from_record(record, "undo")
-            case "mark":
-                self.mark, self.bytes_done = _whole(record["offset"]), _whole(record["bytes"])
-                self.mark_time = float(record["mtime"])
-                self.former_relinks += self.relinks or ()
-                self.relinks = self.verified = None
-            case "merged":
-                self.relinks = tuple(_relink(item) for item in record["relinks"])
-                size, mtime = record["destination"]
-                self.destination_after = (_whole(size), float(mtime))
-                self.undo_seen = Seen.from_record(record, "undo") or self.undo_seen
-                self.destination_seen = Seen.from_record(record, "seen")
-            case "verified":
-                self.verified = tuple(_file(item) for item in record["sources"])
-                self.destination_seen = Seen.from_record(record, "seen")
-            case "names":
+        match record:
+            case Begin():
+                self._begin_anew(record)
+            case Names():
                 self.begin = self._renamed(record)
-            case "doubted":
-                self.doubt = str(record["reason"])
-            case "dropping":
-                self.dropping, self.keep_undo_file = True, bool(record["keep_file"])
-            case "stopped":
-                self.stopped = str(record["reason"])
-                size, mtime = record["destination"]
-                self.destination_stopped = (_whole(size), float(mtime))
-                self.destination_seen = Seen.from_record(record, "seen") or self.destination_seen
+            case Saved() | Mark():
+                self._follow_progress(record)
+            case Merged() | Verified():
+                self._follow_completion(record)
+            case Doubted():
+                self.doubt = record.reason
+            case Dropping():
+                self.dropping, self.keep_undo_file = True, record.keep_file
+            case Stopped():
+                self.stopped, self.destination_stopped = record.reason, record.destination
+                self.destination_seen = record.seen or self.destination_seen
                 return
-            case kind:
-                setattr(self, _FLAGS[kind], True)
+            case _:
+                setattr(self, _FLAGS[type(record)], True)
         self.stopped, self.destination_stopped = "", None
 
-    def _renamed(self, record: records.Record) -> Begin:
-        begin, names = self.begin, record["sources"]
-        if begin is None or len(names) != len(begin.sources):
+    def _begin_anew(self, record: Begin) -> None:
+        self.begin = record
+        self.reserved = self.grown = False
+        self.former_relinks += self.relinks or ()
+        self.mark, self.bytes_done, self.relinks = 0, 0, None
+        self.dropping, self.verified = False, None
+
+    def _renamed(self, record: Names) -> Begin:
+        begin = self.begin
+        if begin is None or len(record.sources) != len(begin.sources) or bool(record.undo) != bool(begin.undo):
             raise ValueError("names of other files")
-        sources = tuple(replace(state, path=str(name)) for state, name in zip(begin.sources, names, strict=True))
-        return replace(begin, sources=sources, undo=str(record["undo"]))
+        named = zip(begin.sources, record.sources, strict=True)
+        sources = tuple(msgspec.structs.replace(state, path=name) for state, name in named)
+        return msgspec.structs.replace(begin, sources=sources, undo=record.undo)
+
+    def _follow_progress(self, record: Saved | Mark) -> None:
+        if isinstance(record, Saved):
+            self.saved, self.held, self.undo_seen = record.offset, record.held, record.undo
+            return
+        self.mark, self.bytes_done, self.mark_time = record.offset, record.bytes, record.mtime
+        self.former_relinks += self.relinks or ()
+        self.relinks = self.verified = None
+
+    def _follow_completion(self, record: Merged | Verified) -> None:
+        self.destination_seen = record.seen
+        if isinstance(record, Verified):
+            self.verified = record.sources
+            return
+        self.relinks, self.destination_after = record.relinks, record.destination
+        self.undo_seen = record.undo or self.undo_seen
 
     def say(self) -> str:
         """Return where the merge is, in words."""
@@ -265,24 +235,26 @@ def read_journal(folder: Folder, destination: str) -> Journal | None:
                 "it belongs to another user than the image beside it, and is not believed; remove it if it is wrong"
             )
             raise JournalError(message, path=path)
-        return parse(path, records.read(storage))
+        return _read(path, storage)
     finally:
         storage.close()
         image.close()
 
 
-def parse(path: str, raw: bytes) -> Journal:
-    """Return what a journal's bytes say, as `read_journal`."""
+def _read(path: str, storage: Storage) -> Journal:
     journal = Journal(path=path)
-    found, journal.end, journal.checksum = records.decode(raw)
-    try:
-        for record in found:
-            journal.add(record)
-            if journal.begin is None:
+    for line in records.read_lines(storage):
+        try:
+            record = decode_record(line.text)
+            if journal.begin is None and not isinstance(record, Begin):
                 raise ValueError("it does not begin")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        message = f"it is no journal of a version that is known here ({error}); if no merge is to go on, remove it"
-        raise JournalError(message, path=path) from error
+            journal.add(record)
+        except ValueError as error:
+            message = (
+                f"it is no journal as they are written here ({error}); look at what made it, and move it elsewhere"
+            )
+            raise JournalError(message, path=path) from error
+        journal.end, journal.checksum = line.end, line.checksum
     return journal
 
 
@@ -331,8 +303,8 @@ class JournalWriter:
         """
         storage = folder.open(journal.path, writable=True)
         try:
-            raw = records.read(storage)[: journal.end]
-            storage.write_at(0, raw)
+            for at in range(0, journal.end, _PIECE_BYTES):
+                storage.write_at(at, read_bytes(storage, at, min(_PIECE_BYTES, journal.end - at)))
             storage.sync()
         except BaseException:
             storage.close()
@@ -350,8 +322,12 @@ class JournalWriter:
 
     def note(self, kind: str, *, sync: bool = False, **fields: object) -> None:
         """Append a record that nobody depends on: a sync may wait for all that the disk has still to write."""
-        record = {"kind": kind, **fields}
-        raw = records.encode([record], self.journal.checksum)
+        raw = records.encode([{"kind": kind, **fields}], self.journal.checksum)
+        # What could not be read again is not written.
+        record = decode_record(raw[65:].rstrip())
+        if len(raw) > records.MAX_LINE_BYTES:
+            message = f"a record of {len(raw)} bytes is too long for it: too many children would be relinked at once"
+            raise JournalError(message, path=self.journal.path)
         self.storage.write_at(self.journal.end, raw)
         if sync:
             self.storage.sync()
@@ -362,48 +338,3 @@ class JournalWriter:
     def close(self) -> None:
         """Give the file back."""
         self.storage.close()
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no size")
-    return value
-
-
-def _file(record: dict[str, Any]) -> FileState:
-    return FileState(
-        path=str(record["path"]),
-        unique_id=str(record["unique_id"]),
-        header=str(record["header"]),
-        size=_whole(record["size"]),
-        mtime=float(record["mtime"]),
-        seen=Seen.from_record(record, "seen"),
-    )
-
-
-def _relink(record: dict[str, Any]) -> RelinkState:
-    patches = tuple(Patch.from_record(patch) for patch in record["patches"])
-    return RelinkState(path=str(record["path"]), patches=patches)
-
-
-def _begin(record: records.Record) -> Begin:
-    if record["version"] != VERSION:
-        raise ValueError(f"version {record['version']!r}")
-    texts: dict[str, Any] = {
-        name: str(record[name]) for name in ("job", "host", "undo", "undo_id", "view", "footer", "plan")
-    }
-    names = ("pid", "payload_bytes", "first", "stride", "moved", "added", "file_end", "virtual_size")
-    numbers: dict[str, Any] = {name: _whole(record[name]) for name in names}
-    if not record["sources"]:
-        raise ValueError("no sources")
-    return Begin(
-        started=float(record["started"]),
-        sources=tuple(_file(item) for item in record["sources"]),
-        destination=_file(record["destination"]),
-        below=tuple(_file(item) for item in record["below"]),
-        keep_sources=bool(record["keep_sources"]),
-        relink_siblings=bool(record["relink_siblings"]),
-        growth=dict(record["growth"]) if record["growth"] is not None else None,
-        **texts,
-        **numbers,
-    )

@@ -7,25 +7,28 @@ and other times, and the same bytes. Whether those are right is decided by readi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+from msgspec.structs import replace
+
+from vhdkit.image.records import FileTime, Record, Size
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Storage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class Seen(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a file looked like from outside: device and inode as text, size in bytes, both times, all at time `now`.
 
     `now` is the clock of the file system, in Unix seconds: the change time that the journal got from a write.
     """
 
-    identity: str
-    size: int
-    mtime: float
-    ctime: float
-    now: float = 0.0
+    identity: Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,32}:[0-9a-f]{1,32}\Z")]
+    size: Size
+    mtime: FileTime
+    ctime: FileTime
+    now: FileTime = 0.0
 
     @classmethod
     def of(cls, storage: Storage, now: float) -> Seen:
@@ -41,19 +44,3 @@ class Seen:
         looked at, a later change might not show. Where a system has no change times nothing is proven.
         """
         return 0 < self.ctime < self.now and replace(self, now=0.0) == Seen.of(storage, 0.0)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any], name: str) -> Seen | None:
-        """Return the state that a record has under a name, None in a record of an earlier version.
-
-        Raises:
-            ValueError, TypeError, KeyError: it is no state.
-
-        """
-        raw = record.get(name)
-        if raw is None:
-            return None
-        if not isinstance(raw["size"], int) or raw["size"] < 0:
-            raise ValueError(f"{raw['size']!r} is no size")
-        times = {key: float(raw[key]) for key in ("mtime", "ctime", "now")}
-        return cls(identity=str(raw["identity"]), size=raw["size"], **times)

@@ -15,17 +15,19 @@ question is what it was before or what it is to be.
 
 from __future__ import annotations
 
-import base64
 import errno
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
 
 from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, SECTOR
-from vhdkit.image import records
+from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, LOCATOR_COUNT, SECTOR
+from vhdkit.format.locator import MAX_LOCATOR_BYTES
+from vhdkit.image.records import Record, Size, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
@@ -39,13 +41,21 @@ SUFFIX = ".vhdkit-header"
 _MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patch:
-    """Bytes at a place in a file, before and after; both have the same length."""
+# A header's size, or the longest data of a locator.
+_PatchBytes = Annotated[bytes, Meta(min_length=1, max_length=MAX_LOCATOR_BYTES)]
 
-    offset: int
-    before: bytes
-    after: bytes
+
+class Patch(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"before": "b", "after": "a"}):
+    """Bytes at a place in a file, before and after; both have the same length. In JSON they are Base64."""
+
+    offset: Size
+    before: _PatchBytes
+    after: _PatchBytes
+
+    def __post_init__(self) -> None:
+        """Refuse bytes of two lengths."""
+        if len(self.before) != len(self.after):
+            raise ValueError("a patch has as many bytes before as after")
 
     def fits(self, storage: Storage) -> bool:
         """Whether every sector of the file that the patch touches is as it was before, or as it is to be."""
@@ -62,24 +72,19 @@ class Patch:
         return Patch(offset=self.offset, before=self.after, after=self.before)
 
     def to_record(self) -> dict[str, object]:
-        """Return what `from_record` takes."""
-        texts = {key: base64.b64encode(value).decode() for key, value in (("b", self.before), ("a", self.after))}
-        return {"offset": self.offset, **texts}
+        """Return the patch as JSON has it."""
+        record: dict[str, object] = msgspec.to_builtins(self)
+        return record
 
-    @classmethod
-    def from_record(cls, record: object) -> Patch:
-        """Return the patch of a record.
 
-        Raises:
-            ValueError: it is none.
+class StepRecord(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a step file holds: the name that its image had, and what changes in it, the header last."""
 
-        """
-        if not isinstance(record, dict) or not isinstance(record.get("offset"), int) or record["offset"] < 0:
-            raise ValueError("no patch")
-        before, after = (base64.b64decode(str(record.get(key)), validate=True) for key in "ba")
-        if not after or len(before) != len(after):
-            raise ValueError("no patch")
-        return cls(offset=record["offset"], before=before, after=after)
+    image: Annotated[str, Meta(max_length=8192)] = ""
+    patches: Annotated[tuple[Patch, ...], Meta(min_length=1, max_length=LOCATOR_COUNT + 1)]
+
+
+_DECODER = msgspec.json.Decoder(StepRecord)
 
 
 def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
@@ -93,7 +98,7 @@ def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
         forget(folder, storage.path)
     step = folder.create(path, private=True)
     try:
-        step.write_at(0, records.encode([{"image": paths.basename(storage.path), "patches": _texts(patches)}]))
+        step.write_at(0, encode([{"image": paths.basename(storage.path), "patches": _texts(patches)}]))
         step.sync()
     finally:
         step.close()
@@ -114,18 +119,22 @@ def _fitting(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
     if not folder.exists(storage.path + SUFFIX):
         return ()
     try:
-        found = _records(folder, storage.path)
-        patches = tuple(Patch.from_record(record) for record in found[0]["patches"]) if found else ()
-    except (VhdError, ValueError, KeyError, TypeError):
+        record = _record(folder, storage.path)
+    except (VhdError, ValueError):
         return ()
+    patches = record.patches if record is not None else ()
     fits = _is_of_header(storage, patches) and all(patch.fits(storage) for patch in patches)
     return patches if fits else ()
 
 
-def _records(folder: Folder, path: str) -> list[records.Record]:
+def _record(folder: Folder, path: str) -> StepRecord | None:
+    """Return what a step file says, None if it was cut off before it was whole, or is another user's."""
     step, image = folder.open(path + SUFFIX), folder.open(path)
     try:
-        return records.decode(records.read(step))[0] if records.is_believable(step, image) else []
+        if not is_believable(step, image):
+            return None
+        line = next(read_lines(step), None)
+        return None if line is None else decode_object(line.text, _DECODER)
     finally:
         step.close()
         image.close()
@@ -182,10 +191,17 @@ def _finish(folder: Folder, path: str, *, forget_unwritten: bool = False) -> Non
         if patches:
             _write(storage, patches)
             forget(folder, path)
-        elif forget_unwritten and folder.exists(path + SUFFIX) and not _records(folder, path):
+        elif forget_unwritten and folder.exists(path + SUFFIX) and _is_unwritten(folder, path):
             forget(folder, path)
     finally:
         storage.close()
+
+
+def _is_unwritten(folder: Folder, path: str) -> bool:
+    try:
+        return _record(folder, path) is None
+    except (VhdError, ValueError):
+        return False
 
 
 def _write(storage: Storage, patches: Sequence[Patch]) -> None:

@@ -26,14 +26,15 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
-from vhdkit.image.journal import JournalWriter, RelinkState, journal_path, read_journal
+from vhdkit.image.journal import JournalWriter, journal_path, read_journal
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.forgetting import Forgetting
 from vhdkit.merging.growth import finish, grow_table, write_footers
@@ -53,9 +54,13 @@ from vhdkit.storage.machine import this_process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhdkit.image.journal_records import RelinkState
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
+
+# The longest reason for stopping that a journal keeps: messages may name long paths.
+_REASON_LENGTH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +226,7 @@ class _Merge:
         plan, journal = self.plan, writer.journal
         self.writer = writer
         pid, host = this_process()
-        files = [asdict(file_state(layer, journal)) for layer in self.layers]
+        files = [msgspec.to_builtins(file_state(layer, journal)) for layer in self.layers]
         fields: dict[str, object] = {
             "version": 1,
             "job": (self.job or str(uuid.uuid4())) if journal.begin is None else journal.begin.job,
@@ -267,7 +272,7 @@ class _Merge:
         with suppress(OSError):
             if writer.journal.reserved or self.plan.journal is not None:
                 is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
-                reason = "cancelled" if is_asked else str(error) or type(error).__name__
+                reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
                 storage = self.destination.storage
                 writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime])
                 return

@@ -18,7 +18,7 @@ The disk's size follows when everything in the new part is durable:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
     from vhdkit.format.locator import ParentLocator
     from vhdkit.image.image import Image
+    from vhdkit.image.journal_records import GrowthState
     from vhdkit.storage.seam import Folder
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
@@ -74,17 +75,17 @@ class Growth:
         }
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Growth:
+    def from_record(cls, record: GrowthState) -> Growth:
         """Return the growth that a journal speaks of; its digest has been held against the plan."""
         return cls(
-            old_count=record["old_count"],
-            entry_count=record["entry_count"],
-            table_end=record["table_end"],
-            end=record["end"],
-            blocks=np.array(record["blocks"], np.int64),
-            batmap_bytes=record["batmap_bytes"],
-            locator_offsets={int(slot): at for slot, at in record["locator_offsets"].items()},
-            batmap=bytes.fromhex(record["batmap"]),
+            old_count=record.old_count,
+            entry_count=record.entry_count,
+            table_end=record.table_end,
+            end=record.end,
+            blocks=np.array(record.blocks, np.int64),
+            batmap_bytes=record.batmap_bytes,
+            locator_offsets={int(slot): at for slot, at in record.locator_offsets.items()},
+            batmap=bytes.fromhex(record.batmap),
         )
 
 

@@ -22,7 +22,8 @@ from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import HEADER_SIZE
 from vhdkit.image import extent
 from vhdkit.image.image import Image, Layer, Placement, open_image
-from vhdkit.image.journal import SUFFIX, FileState, Journal, RelinkState, command, read_journal
+from vhdkit.image.journal import SUFFIX, Journal, command, read_journal
+from vhdkit.image.journal_records import FileState, RelinkState
 from vhdkit.image.step import are_inside_locators
 from vhdkit.merging.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.relatives import Relatives, children_of, identity_at, leads_to, parent_of

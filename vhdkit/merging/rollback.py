@@ -39,7 +39,8 @@ from vhdkit.storage.local import LocalFolder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vhdkit.image.journal import Begin, Journal
+    from vhdkit.image.journal import Journal
+    from vhdkit.image.journal_records import Begin
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.storage.seam import Folder
 
