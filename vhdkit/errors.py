@@ -4,6 +4,7 @@
     +- CorruptImageError            .corruption  .offset  .detail
     +- UnsupportedImageError        valid, not ours
     +- ReadOnlyImageError           asked to change what may not be changed
+    +- FileNameError                .suffix  .written: a new file's name says another format; a ValueError too
     +- ImageInUseError              .holders (who has it, where the system can tell)
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
     |  +- ParentNotFoundError
@@ -235,6 +236,18 @@ class ReadOnlyImageError(VhdError):
     """The image may not be changed: its file is read-only, it was opened so, or an earlier write failed."""
 
     windows_code = 0x80070005
+
+
+class FileNameError(VhdError, ValueError):
+    """A new file's name says that it is of another format than what would be written; nothing was written.
+
+    `suffix` is the name's, in lower case with its dot; `written` is the format, "VHD" or "raw".
+    """
+
+    def __init__(self, message: str, *, path: str, suffix: str, written: str) -> None:
+        super().__init__(message, path=path)
+        self.suffix = suffix
+        self.written = written
 
 
 class ImageInUseError(VhdError):

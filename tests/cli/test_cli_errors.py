@@ -208,7 +208,7 @@ def test_a_new_file_never_replaces_anything(cli: Cli, vms: Path, words: list[str
 
 
 @pytest.mark.parametrize("words", NEW_FILES, ids=" ".join)
-@pytest.mark.parametrize("where", ["nowhere/new.vhd", f"{BASE}/new.vhd"])
+@pytest.mark.parametrize("where", ["nowhere/new.disk", f"{BASE}/new.disk"])
 def test_a_missing_target_folder_is_told_in_the_users_own_words(
     cli: Cli, vms: Path, words: list[str], where: str
 ) -> None:
@@ -293,10 +293,10 @@ def test_a_new_file_that_may_not_be_made_is_told_by_its_name(cli: Cli, shared: P
     before = snapshot(shared)
     shared.chmod(0o555)
     with as_nobody():
-        message = cli(*(word.format("new.vhd") for word in words)).refused()
+        message = cli(*(word.format("new.disk") for word in words)).refused()
     assert snapshot(shared) == before
     assert "permission denied" in message.lower() or "may not be written" in message
-    assert "new.vhd" in message
+    assert "new.disk" in message
     assert ".partial" not in message
 
 
@@ -344,10 +344,10 @@ def test_a_full_disk_is_seen_before_a_merge_and_the_merge_works_with_room(
 def test_a_disk_that_fills_up_while_converting_leaves_nothing_behind(cli: Cli, small_disk: Path, kind: str) -> None:
     fill(small_disk, 16384)
     before = snapshot(small_disk)
-    message = cli("convert", "-O", kind, FIXTURES / LEAF, "new.img", "--progress", "none").refused()
+    message = cli("convert", "-O", kind, FIXTURES / LEAF, "new.disk", "--progress", "none").refused()
     assert snapshot(small_disk) == before
     assert "No space left on device" in message
-    assert "new.img" in message
+    assert "new.disk" in message
     assert ".partial" not in message
 
 

@@ -21,6 +21,7 @@ from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.create import TABLE_OFFSET, creating, new_footer, table_end_for
 from vhdkit.image.extent import Kind
+from vhdkit.image.file_name import FileFormat
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local import LocalFolder
@@ -57,6 +58,7 @@ def convert(
 
     Raises:
         ValueError: another format is asked for.
+        FileNameError: the destination's suffix is that of another format: `.img` and `.raw` need "raw".
         FileExistsError: the destination exists; it is never replaced.
         VhdError, OSError: from the chain or the new file, which then is gone again.
 
@@ -71,7 +73,8 @@ def convert(
             return write_dynamic(
                 chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
             )
-        with creating(place, destination) as storage:
+        file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
+        with creating(place, destination, file_format) as storage:
             storage.truncate(chain.size)
             for start, data in _pieces(chain, progress):
                 _write_nonzero(storage, start, data)
@@ -80,6 +83,31 @@ def convert(
                 footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
                 storage.write_at(chain.size, footer.to_bytes())
             return storage.size()
+
+
+def write_stream(
+    chain: Chain, write: Callable[[memoryview], object], *, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Hand every byte of the chain's view to `write`, in order and zeros included, in pieces of up to 4 MiB.
+
+    `progress` is called with (bytes written, bytes of the disk).
+    """
+    zeros = memoryview(bytes(_PIECE))
+    done = 0
+
+    def put(data: memoryview) -> None:
+        nonlocal done
+        write(data)
+        done += len(data)
+        if progress is not None:
+            progress(done, chain.size)
+
+    for start, data in _pieces(chain, None):
+        while done < start:
+            put(zeros[: start - done])
+        put(data.data)
+    while done < chain.size:
+        put(zeros[: chain.size - done])
 
 
 def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint32], int]:
@@ -128,7 +156,7 @@ def write_dynamic(
     bitmap_size = bitmap.bitmap_size(block_size)
     ones = bitmap.full(block_size).tobytes()
     used = 0
-    with creating(folder, path) as storage:
+    with creating(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
         for start, data in _pieces(chain, progress, copied):
             block = start // block_size

@@ -23,7 +23,7 @@ from vhdkit.cli.merging import merge
 from vhdkit.cli.rebasing import rebase
 from vhdkit.cli.snapshots import snapshot
 from vhdkit.cli.undoing import rollback, undo
-from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError, printable
+from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError, printable
 
 FAILED = 1
 USAGE = 64
@@ -87,7 +87,17 @@ def run(arguments: list[str]) -> int:
         return FAILED
     except (VhdError, OSError, ValueError) as error:
         click.echo(explain(error), err=True)
-        return IN_USE if isinstance(error, ImageInUseError) else FAILED
+        return _code_of(error)
+
+
+def _code_of(error: VhdError | OSError | ValueError) -> int:
+    match error:
+        case ImageInUseError():
+            return IN_USE
+        case FileNameError():
+            return USAGE
+        case _:
+            return FAILED
 
 
 def _notes_of(error: BaseException) -> list[str]:

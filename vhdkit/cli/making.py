@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 import vhdkit
+from vhdkit.cli.new_files import STDOUT, NewFile, naming_commands
 from vhdkit.cli.options import (
     FolderMap,
     Size,
@@ -17,14 +19,14 @@ from vhdkit.cli.options import (
     reading,
 )
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, warn_unfinished
-from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.errors import FileNameError, ImageInUseError, VhdError
 
 _DIFFERENT = 1
 _NOT_COMPARED = 2
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", type=NewFile())
 @click.option("--size", type=Size(), help="Size of the disk, such as 40M or 127G; a child takes its parent's.")
 @click.option(
     "--type", "disk_type", type=click.Choice(["dynamic", "fixed"]), help="How it is kept; dynamic unless told."
@@ -64,6 +66,8 @@ def create(
             block_size=block_size,
             parent_map=dict(parent_map),
         )
+    except FileNameError:
+        raise
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with vhdkit.open_image(file) as image:
@@ -92,12 +96,16 @@ def create(
 def convert(
     source: str, destination: str, *, output_format: str, progress: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Write what SOURCE shows through its chain to a new file.
+    """Write what SOURCE shows through its chain to a new file; with -O raw, `-` is standard output.
 
-    Holes and zeros take no space in it. The file gets its name when it is complete.
+    Holes and zeros take no space in a file. It gets its name when it is complete. Its name has to fit: .vhd, .avhd or
+    .vud for a VHD, .raw, .img or .iso for a raw disk, or a suffix that is none of a disk's.
     """
+    if destination == STDOUT:
+        _convert_to_stdout(source, output_format, progress, as_json=as_json, **options)
+        return
     warn_unfinished(source, reading(**options))
-    with progress_shown(progress, "converting") as advance:
+    with naming_commands(source, destination), progress_shown(progress, "converting") as advance:
         size = vhdkit.convert(
             source,
             destination,
@@ -109,6 +117,26 @@ def convert(
         print_json({"source": source, "destination": destination, "format": output_format, "file-size": size})
     else:
         click.echo(f"wrote {path_text(destination)}: {output_format}, {size_text(size)}")
+
+
+def _convert_to_stdout(source: str, output_format: str, progress: str | None, *, as_json: bool, **options: Any) -> None:
+    """Write the disk to standard output; what else there is to say goes to stderr."""
+    if output_format != "raw":
+        raise click.UsageError("only a raw disk can be written to standard output: convert -O raw SOURCE -")
+    if as_json:
+        raise click.UsageError("--json prints to standard output, to which the disk goes")
+    out = sys.stdout.buffer
+    if out.isatty():
+        raise click.UsageError("standard output is a terminal; send the disk to a program or a file")
+    from vhdkit.chain.export import write_stream
+
+    warn_unfinished(source, reading(**options))
+    with (
+        vhdkit.open_chain(source, **reading(**options)) as chain,
+        progress_shown(progress, "converting") as advance,
+    ):
+        write_stream(chain, out.write, progress=lambda done, total: advance("copying", done, total))
+        out.flush()
 
 
 @click.command()

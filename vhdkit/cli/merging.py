@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
+from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.stopping import stopping
@@ -26,9 +27,16 @@ _FAILED = 1
 @click.command()
 @click.argument("child")
 @click.option("--into", metavar="ANCESTOR", help="Merge all levels down into this one; the parent unless told.")
-@click.option("--to", metavar="NEWFILE", help="Write the whole chain's view to a new dynamic image; change nothing.")
+@click.option(
+    "--to",
+    type=NewFile(),
+    metavar="NEWFILE",
+    help="Write the whole chain's view to a new dynamic image; change nothing.",
+)
 @click.option("--keep-sources", is_flag=True, help="Do not remove what was merged.")
-@click.option("--undo", metavar="FILE", help="Keep what is overwritten in a new image FILE, for rollback.")
+@click.option(
+    "--undo", type=NewFile(), metavar="FILE", help="Keep what is overwritten in a new image FILE, for rollback."
+)
 @click.option("--relink-siblings", is_flag=True, help="With --undo: other children of ANCESTOR read through FILE.")
 @click.option("--verify", is_flag=True, help="Read both before and after; remove nothing unless they agree.")
 @click.option("--resume", is_flag=True, help="Go on with a merge that was cut off, wherever it was going.")
@@ -40,7 +48,7 @@ _FAILED = 1
 @click.option(
     "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the folder's unless told."
 )
-@click.option("--log-file", metavar="FILE", help="Append what happens to FILE, a JSON object a line.")
+@click.option("--log-file", type=NewFile(), metavar="FILE", help="Append what happens to FILE, a JSON object a line.")
 @progress_option
 @chain_options
 @json_option
@@ -74,6 +82,7 @@ def merge(
     It is a job: `vhdkit job list` shows how far it is from anywhere, and `job pause` and `job cancel` reach it.
     """
     _check_usage(into=into, to=to, undo=undo, relink_siblings=relink_siblings, resume=resume, verify=verify, rate=rate)
+    _check_names(child, to, undo)
     if background and dry_run:
         raise click.UsageError("--dry-run does nothing that could be left to the background")
     wishes: dict[str, Any] = {
@@ -207,6 +216,19 @@ def _check_usage(
         raise click.UsageError("--relink-siblings needs --undo FILE")
     if rate == 0:
         raise click.UsageError("--rate 0 would never be done")
+
+
+def _check_names(child: str, to: str | None, undo: str | None) -> None:
+    """Refuse names of other formats before anything is opened, or left to the background."""
+    if to is None and undo is None:
+        return
+    from vhdkit.image.file_name import FileFormat, check_file_name
+
+    if to is not None:
+        with naming_commands(child, to):
+            check_file_name(to, FileFormat.VHD)
+    if undo is not None:
+        check_file_name(undo, FileFormat.VHD)
 
 
 def _print_plan(plan: MergePlan, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vhdkit.cli.new_files import NewFile
 from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table
 from vhdkit.errors import VhdError, printable
@@ -114,7 +115,9 @@ def show(name: str, disk: str, *, as_json: bool) -> None:
 @click.argument("name")
 @_disk
 @click.option("--take", "take_as", metavar="NEWNAME", help="Take a snapshot of the machine as it is, before.")
-@click.option("--state-to", metavar="DIR", help="Put copies of the files kept with it there; made if need be.")
+@click.option(
+    "--state-to", type=NewFile(), metavar="DIR", help="Put copies of the files kept with it there; made if need be."
+)
 @_directory
 @json_option
 def apply(
@@ -133,7 +136,7 @@ def apply(
 
 @snapshot.command()
 @_disk
-@click.option("--state-to", metavar="DIR", help="Put copies of its kept files there; made if need be.")
+@click.option("--state-to", type=NewFile(), metavar="DIR", help="Put copies of its kept files there; made if need be.")
 @_directory
 @json_option
 def revert(disk: str, *, state_to: str | None, directory: str | None, as_json: bool) -> None:
@@ -190,7 +193,7 @@ def rename(name: str, new_name: str, disk: str, *, note: str | None, as_json: bo
 
 @snapshot.command()
 @click.argument("name")
-@click.argument("directory")
+@click.argument("directory", type=NewFile())
 @_disk
 @click.option("--flat/--chain", default=True, help="One disk that needs no other, or the layers as they are.")
 @progress_option

@@ -23,6 +23,7 @@ from vhdkit.format.geometry import Geometry
 from vhdkit.format.header import DynamicHeader, encode_parent_name
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
+from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
@@ -67,6 +68,7 @@ def create_image(
 
     Raises:
         ValueError: a size or block size that the format does not allow, or smaller than the parent.
+        FileNameError: the name's suffix is that of another format.
         FileExistsError: the name is taken.
         CorruptImageError, UnsupportedImageError: the parent is no readable VHD.
         ImageInUseError: somebody writes to the parent.
@@ -91,13 +93,13 @@ def create_image(
                 parent_map={remote: place.real(local) for remote, local in (parent_map or {}).items()},
             )
             footer = new_footer(DiskType.DIFFERENCING, size, stamp=stamp, unique_id=unique_id)
-            with creating(place, path) as storage:
+            with creating(place, path, FileFormat.VHD) as storage:
                 write_empty(storage, footer, block_size, reference)
         return
     if size is None:
         raise ValueError("a size is needed")
     footer = new_footer(kind, size, stamp=stamp, unique_id=unique_id)
-    with creating(place, path) as storage:
+    with creating(place, path, FileFormat.VHD) as storage:
         if kind is DiskType.FIXED:
             storage.truncate(size)
             storage.write_at(size, footer.to_bytes())
@@ -129,14 +131,18 @@ def is_partial(path: str) -> bool:
 
 
 @contextmanager
-def creating(folder: Folder, path: str) -> Iterator[Storage]:
+def creating(folder: Folder, path: str, file_format: FileFormat | None) -> Iterator[Storage]:
     """Lend a new file to write into; give it its name, durably, if the block ends well, and remove it if not.
+
+    The name must not be that of another format; None is for files that need not be disks.
 
     **Order**: 1 content, sync · 2 name, folder sync. A cut before 2 leaves a file with a temporary name.
     """
     real = folder.real(path)
     if folder.exists(path):
         raise FileExistsError(errno.EEXIST, "the file exists already", path)
+    if file_format is not None:
+        check_file_name(path, file_format)
     folder.check_directory(paths.dirname(real))
     temporary = partial_name(real, uuid.uuid4().hex)
     try:

@@ -20,6 +20,7 @@ from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
+from vhdkit.image.file_name import note_raw_disk
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.step import pending
 from vhdkit.image.table import Table, check_overlaps, check_placement
@@ -407,6 +408,10 @@ def open_image(
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
         return Image(storage, read_metadata(storage, verify=verify, patches=pending(place, storage)))
+    except CorruptImageError as error:
+        note_raw_disk(error, storage)
+        storage.close()
+        raise
     except BaseException:
         storage.close()
         raise

@@ -15,6 +15,7 @@ from vhdkit.format import layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import SECTOR
+from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
@@ -61,6 +62,7 @@ def plan_merge(
 
     Raises:
         MergeError: there is nothing to merge into as asked, or nothing to resume.
+        FileNameError: the suffix of `to` or `undo` is that of another format.
         JournalError: a journal names files that are not what it says.
         ImageInUseError: somebody holds a file of the chain.
         VhdError, OSError: the chain cannot be opened. Everything less is one of the plan's obstacles.
@@ -103,6 +105,8 @@ def _check_wishes(path: str, into: str | None, to: str | None, wishes: Wishes, f
         raise MergeError(f"the name of an undo image cannot end in {paths.splitext(wishes.undo)[1]}", path=wishes.undo)
     if wishes.relink_siblings and wishes.undo is None:
         raise MergeError("siblings can only be relinked to an undo image; name one with --undo", path=path)
+    for new_file in filter(None, (to, wishes.undo)):
+        check_file_name(new_file, FileFormat.VHD)
     if to is not None and folder.exists(to):
         raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)
 

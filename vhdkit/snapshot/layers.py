@@ -103,7 +103,7 @@ def copy_file(file: ManifestFile, source: str, destination: str) -> None:
     storage = file.folder.open(file.folder.real(source))
     try:
         storage.lock(exclusive=False)
-        with creating(file.folder, destination) as copy:
+        with creating(file.folder, destination, None) as copy:
             copy.copy_from(storage, 0, 0, storage.size())
     finally:
         storage.close()

@@ -48,7 +48,7 @@ def put_up(folder: Folder, path: str, manifest: str) -> None:
     with suppress(OSError):
         take_away(folder, path)
         shown = paths.relpath(manifest, paths.dirname(path)).replace(paths.sep, "/")
-        with creating(folder, path) as storage:
+        with creating(folder, path, None) as storage:
             storage.write_at(0, (json.dumps({"kind": _KIND, "version": 1, "manifest": shown}) + "\n").encode())
 
 

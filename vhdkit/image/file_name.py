@@ -1,0 +1,88 @@
+"""What a new file's name says about its format, so that no file is written under the name of another format.
+
+Programs and people go by the suffix: Hyper-V rejects a VHD that is called `.vhdx`, and what is called `.img` is copied
+to a volume as it is, footer and tables included.
+"""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import CorruptImageError, Corruption, FileNameError
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Storage
+
+
+class FileFormat(StrEnum):
+    """The formats that are written here."""
+
+    VHD = "VHD"
+    RAW = "raw"
+
+
+_RAW = "a raw disk"
+_SAYS = {
+    ".vhd": "a VHD",
+    ".avhd": "a VHD",
+    ".vud": "a VHD",
+    ".raw": _RAW,
+    ".img": _RAW,
+    ".iso": _RAW,
+    ".vhdx": "a VHDX",
+    ".avhdx": "a VHDX",
+    ".qcow2": "a qcow2",
+    ".vmdk": "a VMDK",
+    ".vdi": "a VDI",
+}
+_SECTOR = 512
+_BOOT_SIGNATURE = b"\x55\xaa"
+_GPT_SIGNATURE = b"EFI PART"
+_WRITTEN = {FileFormat.VHD: "a VHD", FileFormat.RAW: _RAW}
+
+
+def check_file_name(path: str, file_format: FileFormat) -> None:
+    """Refuse to write a file of a format under a name that says another one.
+
+    Names whose suffix says nothing are free: programs that keep disks under names of their own have them.
+
+    Raises:
+        FileNameError: the suffix is that of another format.
+
+    """
+    suffix = paths.splitext(path)[1].lower()
+    named, written = _SAYS.get(suffix), _WRITTEN[file_format]
+    if named is None or named == written:
+        return
+    usual = ".vhd" if file_format is FileFormat.VHD else ".raw"
+    raise FileNameError(
+        f"its name says that it is {named}, and {written} would be written to it; take a name that ends in {usual}",
+        path=path,
+        suffix=suffix,
+        written=file_format.value,
+    )
+
+
+def note_raw_disk(error: CorruptImageError, storage: Storage) -> None:
+    """Add to the error about a file that is no VHD what to do, if the file looks like a raw disk.
+
+    A file that is called as a VHD is not said to be one: a fixed VHD that has lost its footer looks the same.
+    """
+    if error.corruption is not Corruption.NOT_A_VHD or not _looks_raw(storage):
+        return
+    made = f"{paths.splitext(storage.path)[0]}.vhd"
+    words = ("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", storage.path, made)
+    error.add_note(f"It looks like a raw disk, and a VHD is needed here: `{shlex.join(words)}` makes one of it.")
+
+
+def _looks_raw(storage: Storage) -> bool:
+    size, named = storage.size(), _SAYS.get(paths.splitext(storage.path)[1].lower())
+    if not size or size % _SECTOR or named not in {None, _RAW}:
+        return False
+    head = bytearray(2 * _SECTOR)
+    storage.read_into(0, head)
+    is_partitioned = head[_SECTOR - 2 : _SECTOR] == _BOOT_SIGNATURE or head[_SECTOR:].startswith(_GPT_SIGNATURE)
+    return named == _RAW or is_partitioned
