@@ -44,6 +44,8 @@ class Corruption(StrEnum):
     FOOTER_POISONED = "footer-poisoned"  # 41
     FOOTER_TRAILING_LOST = "footer-trailing-lost"  # 2, 3
     FOOTER_COPY_DIFFERS = "footer-copy-differs"  # 4
+    FOOTER_MISPLACED = "footer-misplaced"  # 2
+    FOOTERS_LOST = "footers-lost"  # 2
     FOOTER_511_BYTES = "footer-511-bytes"  # 42
     FOOTER_RESERVED = "footer-reserved"  # 16
     FEATURES = "features"  # 5
@@ -80,6 +82,7 @@ class Corruption(StrEnum):
     # The blocks
     BLOCK_IN_HEADERS = "block-in-headers"  # 30
     BLOCK_OUTSIDE_FILE = "block-outside-file"  # 31
+    BLOCK_IN_FOOTER = "block-in-footer"  # 31
     BLOCK_TAIL_CUT = "block-tail-cut"  # 31
     BLOCKS_OVERLAP = "blocks-overlap"  # 32
     BLOCK_BEYOND_DISK = "block-beyond-disk"  # 33
@@ -111,6 +114,7 @@ class Corruption(StrEnum):
     CHAIN_LOOP = "chain-loop"  # 60
     CHAIN_TOO_LONG = "chain-too-long"  # 61
     SIBLINGS = "siblings"  # 63
+    UNDO_IMAGE = "undo-image"  # 63
     IN_USE = "in-use"  # 64
     # Work that was cut off
     MERGE_UNFINISHED = "merge-unfinished"
@@ -136,6 +140,9 @@ _WINDOWS_CODES = {
     Corruption.BLOCK_IN_HEADERS: 0xC03A000A,
     Corruption.BLOCK_OUTSIDE_FILE: 0xC03A000A,
     Corruption.BLOCKS_OVERLAP: 0xC03A000A,
+    Corruption.BLOCK_IN_FOOTER: 0xC03A000A,
+    Corruption.FOOTER_MISPLACED: 0xC03A0001,
+    Corruption.FOOTERS_LOST: 0xC03A0001,
 }
 
 

@@ -62,12 +62,20 @@ def test_an_error_below_is_found_with_chain_only(cli: Cli, vms: Path) -> None:
     assert "(3 files): corrupt" in done.out
 
 
-def test_a_missing_parent_is_an_error_of_the_chain(cli: Cli, lay: Callable[..., Path]) -> None:
+def test_a_chain_whose_parent_is_missing_could_not_be_checked(cli: Cli, lay: Callable[..., Path]) -> None:
     lay(LEAF)
     done = cli("check", "--chain", LEAF, "--json")
-    assert done.code == 2
+    assert done.code == 1
     assert [item["corruption"] for item in done.json["findings"] if item["level"] == "error"] == ["parent-not-found"]
-    assert done.json["corruptions"] == 1
+    assert (done.json["corruptions"], done.json["check-errors"]) == (0, 1)
+
+
+@pytest.mark.parametrize("raw", [b"", bytes(512), b"raw " * 5000, b"vhdxfile" + bytes(70000), b"QFI\xfb" + bytes(600)])
+def test_what_is_no_vhd_at_all_could_not_be_checked(cli: Cli, tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "x.vhd").write_bytes(raw)
+    done = cli("check", str(tmp_path / "x.vhd"))
+    assert done.code == 1
+    assert "could not be checked" in done.out
 
 
 def test_json_has_every_finding_whole(cli: Cli, vms: Path) -> None:
@@ -75,11 +83,11 @@ def test_json_has_every_finding_whole(cli: Cli, vms: Path) -> None:
     done = cli("check", BASE, "--json")
     found = next(item for item in done.json["findings"] if item["corruption"] == "footer-trailing-lost")
     assert set(found) == {"corruption", "level", "path", "offset", "message"}
-    assert found["level"] == "warning"
+    assert found["level"] == "error"
     assert found["path"] == str(vms / BASE)
     assert found["offset"] == (vms / BASE).stat().st_size - 512
-    assert done.code == 0
-    assert done.json["warnings"] >= 1
+    assert done.code == 2
+    assert done.json["corruptions"] >= 1
 
 
 def test_lost_space_has_a_code_of_its_own(cli: Cli, vms: Path) -> None:

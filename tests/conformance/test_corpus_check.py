@@ -20,6 +20,7 @@ ERRORS: Final = {path: {refusal.corruption} for path, refusal in REFUSALS.items(
     # Both footers were edited, of the child the header as well.
     "dfvfs/image-differential.vhd": {C.FOOTER_CHECKSUM, C.HEADER_CHECKSUM},
     "virtualbox-made/max.vhd.gz": {C.UNSUPPORTED},
+    "node-vhd/header.bin": {C.BAT_OUTSIDE_FILE, C.FOOTER_TRAILING_LOST},  # footer copy and header alone
 }
 WARNINGS: Final = {
     "bximage-made/bx10.vhd": {C.UNIQUE_ID_NULL},  # bximage writes none
@@ -28,7 +29,6 @@ WARNINGS: Final = {
     "minivhd-made/child.vhd": {C.PARENT_ID_IS_OWN},
     "minivhd-made/childfix.vhd": {C.PARENT_ID_IS_OWN},
     "minivhd-made/sub/grand.vhd": {C.PARENT_ID_IS_OWN},
-    "node-vhd/header.bin": {C.FOOTER_TRAILING_LOST},  # footer copy and header alone
     "vhdutil-made/child-of-raw.vhd": {C.PARENT_ID_NULL},
 }
 RAW_CHILD: Final = "vhdutil-made/child-of-raw.vhd"
@@ -37,7 +37,8 @@ CHAIN_ERRORS: Final = {
     "dfvfs/image-differential.vhd": {C.FOOTER_CHECKSUM, C.HEADER_CHECKSUM, C.PARENT_NOT_FOUND},
     RAW_CHILD: {C.PARENT_REFUSED},  # a raw parent has to be named
 }
-ERROR_CODES: Final = {"virtualbox-made/max.vhd.gz": 1}
+# What is no fault of an image: it could not be checked.
+NOT_JUDGED: Final = {C.UNSUPPORTED, C.NOT_A_VHD, C.FILE_TOO_SHORT}
 
 
 @pytest.mark.usefixtures("corpus")
@@ -48,7 +49,7 @@ def test_no_false_alarm_about_an_image_of_another_maker(path: str) -> None:
     expected = ERRORS.get(path, set())
     assert told[Level.ERROR] == expected, [str(item) for item in report.findings]
     assert told[Level.WARNING] == WARNINGS.get(path, set()), [str(item) for item in report.findings]
-    assert report.exit_code == (ERROR_CODES.get(path, 2) if expected else 0)
+    assert report.exit_code == (2 if expected - NOT_JUDGED else 1 if expected else 0)
     assert report.leaked_bytes == 0
 
 
@@ -68,4 +69,4 @@ def test_chains_of_other_makers_fit(path: str) -> None:
 
 def test_the_exceptions_are_in_the_corpus(corpus: Path) -> None:
     assert corpus == CORPUS
-    assert set(ERRORS) | set(WARNINGS) | set(ERROR_CODES) <= set(MANIFEST)
+    assert set(ERRORS) | set(WARNINGS) <= set(MANIFEST)

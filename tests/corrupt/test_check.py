@@ -31,6 +31,8 @@ from vhdkit.chain.check import CheckReport, check
 from vhdkit.errors import Corruption, Level, VhdError
 from vhdkit.image import records
 from vhdkit.image.step import Patch
+from vhdkit.merging.engine import merge
+from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ GOOD: Final = build(BASE)
 GOOD_CHILD: Final = build(CHILD)
 GOOD_FIXED: Final = build(FIXED_DISK)
 END: Final = len(GOOD) - SECTOR
+LAST: Final = END - BLOCK - SECTOR  # where the bitmap of the last block lies
 CHILD_END: Final = len(GOOD_CHILD) - SECTOR
 FIXED_END: Final = len(GOOD_FIXED) - SECTOR
 CUT: Final = build(replace(BASE, size=3 * BLOCK + 4 * SECTOR, sectors=data([3072], 1)))
@@ -128,6 +131,15 @@ def linked(leaf: bytes, level: Level, offset: int | None = None, **more: Any) ->
     return Case(level=level, offset=offset, leaf=leaf, beside=beside, options=CHAIN | more.pop("options", {}), **more)
 
 
+def with_undo_image() -> dict[str, bytes]:
+    """Return the files of a merge that is complete and can be taken back."""
+    folder = MemoryFolder({"/vms/leaf.vhd": GOOD_CHILD, "/vms/base.vhd": GOOD})
+    merge(plan_merge("/vms/leaf.vhd", undo="/vms/undo.vhd", folder=folder), folder=folder)
+    names = ("leaf.vhd", "base.vhd", "base.vhd.vhdkit-journal", "undo.vhd")
+    return {f"/vms/{name}": bytes(folder[f"/vms/{name}"].content) for name in names}
+
+
+UNDOABLE: Final = with_undo_image()
 C: Final = Corruption
 UNFINISHED: Final = Patch(offset=512, before=GOOD[512:1536], after=header(GOOD, 48, b"\x01")[512:1536])
 CASES: Final[dict[Corruption, Case]] = {
@@ -137,8 +149,10 @@ CASES: Final[dict[Corruption, Case]] = {
     C.FILE_LENGTH: Case(level=WARNING, offset=END + 100, leaf=GOOD[:-SECTOR] + bytes(100) + GOOD[-SECTOR:]),
     C.FOOTER_CHECKSUM: Case(level=ERROR, offset=END + 64, leaf=footers(GOOD, 300, b"\1", sealed=False)),
     C.FOOTER_POISONED: Case(level=ERROR, offset=END, leaf=footers(GOOD, 0, b"v_poison")),
-    C.FOOTER_TRAILING_LOST: Case(level=WARNING, offset=END - SECTOR, leaf=GOOD[:-SECTOR]),
-    C.FOOTER_COPY_DIFFERS: Case(level=WARNING, offset=0, leaf=patched(GOOD, 100, b"\1")),
+    C.FOOTER_TRAILING_LOST: Case(level=ERROR, offset=END - SECTOR, leaf=GOOD[:-SECTOR]),
+    C.FOOTER_COPY_DIFFERS: Case(level=ERROR, offset=0, leaf=patched(GOOD, 100, b"\1")),
+    C.FOOTER_MISPLACED: Case(level=ERROR, offset=FIXED_END, leaf=GOOD_FIXED + bytes(5000)),
+    C.FOOTERS_LOST: Case(level=ERROR, offset=0, leaf=bytes(SECTOR) + GOOD[SECTOR:-SECTOR]),
     C.FOOTER_511_BYTES: Case(level=WARNING, offset=END, leaf=alone(BASE, trailing_footer="511")),
     C.FOOTER_RESERVED: Case(level=WARNING, offset=END + 85, leaf=footers(GOOD, 300, b"\1")),
     C.FEATURES: Case(level=WARNING, offset=END + 8, leaf=alone(BASE, features=0)),
@@ -177,6 +191,7 @@ CASES: Final[dict[Corruption, Case]] = {
     C.PARENT_FIELDS: Case(level=WARNING, offset=SECTOR + 40, leaf=alone(BASE, parent_name="base.vhd")),
     C.BLOCK_IN_HEADERS: Case(level=ERROR, offset=0, leaf=entry(GOOD, 0, 0)),
     C.BLOCK_OUTSIDE_FILE: Case(level=ERROR, offset=0x7FFF_FFFF * SECTOR, leaf=entry(GOOD, 0, 0x7FFF_FFFF)),
+    C.BLOCK_IN_FOOTER: Case(level=ERROR, offset=LAST, leaf=alone(BASE, sectors=data([0, 3071], 1))[:-SECTOR]),
     C.BLOCK_TAIL_CUT: Case(level=WARNING, offset=FIRST, leaf=CUT[: -500 * SECTOR] + CUT[-SECTOR:]),
     C.BLOCKS_OVERLAP: Case(level=ERROR, offset=FIRST + 7 * SECTOR, leaf=entry(GOOD, 1, FIRST // SECTOR + 7)),
     C.BLOCK_BEYOND_DISK: Case(
@@ -252,6 +267,7 @@ CASES: Final[dict[Corruption, Case]] = {
         path="/vms/base.vhd",
         beside={"/vms/base.vhd": GOOD, "/vms/other.vhd": alone(CHILD, unique_id=b"othr" * 4)},
     ),
+    C.UNDO_IMAGE: linked(UNDOABLE["/vms/leaf.vhd"], INFO, path="/vms/undo.vhd", beside=UNDOABLE),
     C.IN_USE: Case(level=WARNING, offset=None, leaf=GOOD),
     C.MERGE_UNFINISHED: Case(
         level=WARNING, offset=None, leaf=GOOD, beside={"/vms/leaf.vhd.vhdkit-journal": records.encode([{"kind": "?"}])}
@@ -263,6 +279,10 @@ CASES: Final[dict[Corruption, Case]] = {
         beside={"/vms/leaf.vhd.vhdkit-header": records.encode([{"patches": [UNFINISHED.to_record()]}])},
     ),
 }
+
+
+# What is no fault of an image: it could not be checked.
+NOT_JUDGED: Final = {C.UNSUPPORTED, C.NOT_A_VHD, C.FILE_TOO_SHORT, C.PARENT_NOT_FOUND, C.PARENT_REFUSED}
 
 
 def folder_of(case: Case) -> MemoryFolder:
@@ -329,10 +349,11 @@ def test_of_a_good_chain_nothing_is_said() -> None:
 def test_only_errors_change_the_exit_code(corruption: Corruption) -> None:
     case = CASES[corruption]
     report = check("/vms/leaf.vhd", folder=folder_of(case), now=NOW, **case.options)
-    levels = {item.level for item in report.findings}
+    errors = {item.corruption for item in report.findings if item.level is Level.ERROR}
     # Dropping an entry from a table leaves its block to nobody.
-    assert report.exit_code == (2 if Level.ERROR in levels else 3 if report.leaked_bytes else 0)
-    assert (case.level is ERROR) <= (report.exit_code == 2)
+    expected = 2 if errors - NOT_JUDGED else 1 if errors else 3 if report.leaked_bytes else 0
+    assert report.exit_code == expected
+    assert (case.level is ERROR) <= (report.exit_code == (1 if corruption in NOT_JUDGED else 2))
 
 
 def test_what_is_no_vhd_of_a_known_kind_could_not_be_checked() -> None:

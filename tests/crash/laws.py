@@ -182,7 +182,8 @@ def _inexcusable(problems: Sequence[str], program: CrashProgram, under_way: bool
 def _is_checked(program: CrashProgram, folder: CrashFolder, path: str, tally: Tally) -> Iterator[str]:
     """No error in vhdkit's own check; warnings are counted."""
     raw = bytes(folder[path].content)
-    found = _check(folder, path) if folder.exists(path + STEP) else _checked(path, raw)
+    has_more = folder.exists(path + STEP) or folder.exists(path + JOURNAL)
+    found = _check(folder, path) if has_more else _checked(path, raw)
     before = _checked(path, program.files[path]) if path in program.files else frozenset()
     for rule, level in found - before:
         if level is vhdkit.Level.ERROR:

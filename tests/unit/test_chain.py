@@ -556,12 +556,15 @@ def test_parents_that_are_marked_read_only_are_below_a_leaf_that_is_written(thre
         chain.write(0, b"x")
 
 
-def test_blocks_that_share_bytes_are_read_and_not_written(tmp_path: Path) -> None:
+def test_blocks_that_share_bytes_are_told_and_neither_read_nor_written(tmp_path: Path) -> None:
     raw = bytearray(build(replace(BASE, sectors=data([0, 8], 1))))
     raw[1540:1544] = raw[1536:1540]
     path = put(tmp_path, overlap=bytes(raw))
     with open_chain(str(path)) as chain:
-        assert chain.read(0, SIZE) == expected(path)
+        assert [finding.corruption for finding in chain.findings] == [Corruption.BLOCKS_OVERLAP]
+        with pytest.raises(CorruptImageError) as caught:
+            chain.read(0, SIZE)
+    assert caught.value.corruption is Corruption.BLOCKS_OVERLAP
     with pytest.raises(CorruptImageError) as caught:
         open_chain(str(path), writable=True)
     assert caught.value.corruption is Corruption.BLOCKS_OVERLAP

@@ -227,11 +227,6 @@ REFUSED: dict[str, tuple[Corruption, int, Callable[[], bytes]]] = {
     "block in the BAT": (C.BLOCK_IN_HEADERS, 0xC03A000A, lambda: with_entry(build(DISK), 2, TABLE // SECTOR)),
     "block outside": (C.BLOCK_OUTSIDE_FILE, 0xC03A000A, lambda: with_entry(build(DISK), 2, 0xFFFFFFFE)),
     "block on the footer": (C.BLOCK_OUTSIDE_FILE, 0xC03A000A, lambda: with_entry(build(DISK), 2, 14)),
-    "block past the disk's end outside": (
-        C.BLOCK_OUTSIDE_FILE,
-        0xC03A000A,
-        lambda: with_entry(build(replace(DISK, extra_entries=1)), 4, 1 << 20),
-    ),
     "last block cut": (C.BLOCK_OUTSIDE_FILE, 0xC03A000A, lambda: cut_child(2 * SECTOR)),
     "another block cut": (C.BLOCK_OUTSIDE_FILE, 0xC03A000A, lambda: cut_child(SECTOR, order=[1, 0])),
     "whole last block cut": (
@@ -320,14 +315,29 @@ def test_a_disk_may_have_2040_gib_and_no_more(size: int) -> None:
         assert opened(with_footers(raw, 48, number(size, 8))).size == size
 
 
-def test_blocks_that_share_bytes_are_found_when_asked_for() -> None:
+def test_blocks_that_share_bytes_are_found_and_not_read() -> None:
     raw = build(DISK)
-    opened(raw).check_overlaps()
+    opened(raw).check_sound()
     first = struct.unpack_from(">I", raw, TABLE)[0]
     for shift in (0, 1, 8):
-        with pytest.raises(CorruptImageError) as caught:
-            opened(with_entry(raw, 2, first + shift)).check_overlaps()
-        assert caught.value.corruption is Corruption.BLOCKS_OVERLAP
+        image = opened(with_entry(raw, 2, first + shift))
+        assert [finding.corruption for finding in image.findings] == [Corruption.BLOCKS_OVERLAP]
+        for look in (image.check_sound, lambda image=image: image.resolve(0, SECTOR)):
+            with pytest.raises(CorruptImageError) as caught:
+                look()
+            assert caught.value.corruption is Corruption.BLOCKS_OVERLAP
+
+
+@pytest.mark.parametrize("sector", [0, 1, TABLE // SECTOR, 1 << 20, 0xFFFFFFFE, "first"])
+def test_entries_that_no_sector_can_reach_stop_no_reader(sector: int | str) -> None:
+    raw = build(replace(DISK, extra_entries=1))
+    good = opened(raw)
+    at = struct.unpack_from(">I", raw, TABLE)[0] if sector == "first" else int(sector)
+    image = opened(with_entry(raw, 4, at))
+    assert image.findings == ()
+    image.check_sound()
+    assert image.data_end == good.data_end
+    assert list(image.resolve(0, image.size)) == list(good.resolve(0, good.size))
 
 
 def test_a_saved_machine_state_is_a_finding() -> None:
@@ -890,7 +900,7 @@ def test_wherever_a_write_fails_each_sector_is_old_or_new(spec: ImageSpec, secto
 
     nothing = ZERO_SECTOR if spec.disk_type == DYNAMIC else None
     for folder in failures({PATH: build(spec)}, act):
-        opened(folder.content()).check_overlaps()
+        opened(folder.content()).check_sound()
         after = parse(folder.content())
         for inside in range(spec.sector_count):
             is_new = sector <= inside < sector + len(data) // SECTOR

@@ -105,7 +105,7 @@ def _refuse_undo_image(layers: Sequence[Layer], folder: Folder) -> None:
 def _check_leaf(leaf: Image) -> None:
     if leaf.footer.saved_state:
         raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=leaf.path)
-    leaf.check_overlaps()
+    leaf.check_sound()
 
 
 def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:

@@ -18,6 +18,7 @@ from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -34,7 +35,7 @@ from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.image.check import FileCheck, check_file
 from vhdkit.image.image import RawImage
-from vhdkit.image.journal import unfinished_merges
+from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.step import finish, pending
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -42,6 +43,8 @@ from vhdkit.storage.local import LocalFolder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vhdkit.chain.catalog import Cataloged
+    from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Metadata
     from vhdkit.storage.seam import Folder, Storage
 
@@ -49,6 +52,17 @@ CLEAN = 0
 NOT_CHECKED = 1
 CORRUPT = 2
 LEAKS = 3
+
+# What is no fault of an image: there is none, it is of another format, or the file is not where one may look.
+_NOT_JUDGED = frozenset(
+    {
+        Corruption.UNSUPPORTED,
+        Corruption.NOT_A_VHD,
+        Corruption.FILE_TOO_SHORT,
+        Corruption.PARENT_NOT_FOUND,
+        Corruption.PARENT_REFUSED,
+    }
+)
 
 _NAMED = 5  # relatives that a message names; it counts the others
 
@@ -78,8 +92,8 @@ class CheckReport:
 
     @property
     def not_checked(self) -> int:
-        """How many of the files are valid and of a kind that is not read here."""
-        return self.counts.get((Corruption.UNSUPPORTED, Level.ERROR), 0)
+        """How many files could not be judged: of no kind that is read here, or not found, or not to be looked at."""
+        return sum(self.counts.get((rule, Level.ERROR), 0) for rule in _NOT_JUDGED)
 
     @property
     def exit_code(self) -> int:
@@ -212,7 +226,8 @@ class _Checker:
             finished = finish(self.where.folder, storage.path)
             self.findings += [finished] if finished is not None else []
             patches = pending(self.where.folder, storage)
-            checked = check_file(storage, deep=self.deep, now=self.now, patches=patches)
+            journal = _journal(self.where.folder, storage.path)
+            checked = check_file(storage, deep=self.deep, now=self.now, patches=patches, journal=journal)
             self.files.append(checked)
             metadata = checked.metadata
         layer = _Checked(
@@ -229,7 +244,7 @@ class _Checker:
         directories = dict.fromkeys(paths.dirname(layer.path) for layer in self.layers)
         catalog = read_catalog(self.where.folder, directories, deep=False)
         own = {layer.identity: layer for layer in self.layers}
-        children: dict[tuple[int, int], list[str]] = {}
+        children: dict[tuple[int, int], list[Cataloged]] = {}
         by_id: dict[bytes, dict[tuple[int, int], str]] = {}
         for layer in self.layers:
             if layer.metadata is not None:
@@ -239,16 +254,26 @@ class _Checker:
             if image.identity in own:
                 continue
             for parent in parents.of(image):
-                children.setdefault(parent.identity, []).append(image.path)
+                children.setdefault(parent.identity, []).append(image)
             if image.unique_id in by_id:
                 by_id[image.unique_id].setdefault(image.identity, image.path)
         for layer in self.layers:
-            others = children.get(layer.identity, [])
-            if others:
-                message = f"other images read through it, and writing to it would spoil them: {_listed(others)}"
-                self._note(Corruption.SIBLINGS, layer.path, message, Level.INFO)
+            self._check_children(layer, children.get(layer.identity, []))
         for key, files in by_id.items():
             self._check_shared_id(key, list(files.values()))
+
+    def _check_children(self, layer: _Checked, others: list[Cataloged]) -> None:
+        """Tell which images read through a layer besides the one above it, and which is only an undo image."""
+        undo = undo_image_of(self.where.folder, layer.path) if others else None
+        names = []
+        for other in others:
+            if undo is not None and undo.is_it(other):
+                self._note(Corruption.UNDO_IMAGE, other.path, undo.message, Level.INFO)
+            else:
+                names.append(other.path)
+        if names:
+            message = f"other images read through it, and writing to it would spoil them: {_listed(names)}"
+            self._note(Corruption.SIBLINGS, layer.path, message, Level.INFO)
 
     def _check_shared_id(self, key: bytes, files: list[str]) -> None:
         """A file without an id, or a child that has its parent's, was told of already."""
@@ -282,6 +307,14 @@ class _Link:
 
     path: str
     metadata: Metadata
+
+
+def _journal(folder: Folder, path: str) -> Journal | None:
+    """Return the journal of an unfinished merge into a file; what is wrong with one is told elsewhere."""
+    try:
+        return read_journal(folder, path)
+    except (VhdError, OSError):
+        return None
 
 
 def _rule_of(error: ChainError) -> Corruption:

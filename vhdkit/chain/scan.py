@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
+from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.image.journal import unfinished_merges
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vhdkit.chain.undo_image import UndoImage
     from vhdkit.errors import Finding, VhdError
     from vhdkit.image.metadata import Metadata
     from vhdkit.storage.seam import Folder
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScannedImage:
-    """An image in its family: `children` are the images that read through it."""
+    """An image in its family: `children` are the images that read through it.
+
+    `undo_of` is the file that was merged into, if this is that merge's undo image, else "".
+    """
 
     path: str
     metadata: Metadata
     children: tuple[ScannedImage, ...]
+    undo_of: str = ""
 
     @property
     def unique_id(self) -> bytes:
@@ -66,11 +72,16 @@ def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = 
     place = folder or LocalFolder()
     place.check_directory(directory)
     catalog = read_catalog(place, [directory, *search])
-    return arrange(catalog, tuple(unfinished_merges(place, catalog.images)))
+    unfinished = tuple(unfinished_merges(place, catalog.images))
+    merged_into = dict.fromkeys(finding.path for finding in unfinished)
+    undo = {path: image for path in merged_into if (image := undo_image_of(place, path)) is not None}
+    return arrange(catalog, unfinished, undo)
 
 
-def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
-    """Turn a catalog into family trees."""
+def arrange(
+    catalog: Catalog, unfinished: tuple[Finding, ...] = (), undo: Mapping[str, UndoImage] | None = None
+) -> Scan:
+    """Turn a catalog into family trees; `undo` are the undo images of merges, by the path that was merged into."""
     children: dict[str, list[Cataloged]] = {}
     roots: list[Cataloged] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
@@ -84,9 +95,15 @@ def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
         if parents:
             ambiguous[image.path] = tuple(parent.path for parent in parents)
     placed: set[str] = set()
-    trees = [_tree(image, children, placed) for image in roots]
+    undo_of = {
+        child.path: path
+        for path, image in (undo or {}).items()
+        for child in children.get(path, ())
+        if image.is_it(child)
+    }
+    trees = [_tree(image, children, placed, undo_of) for image in roots]
     # What was not reached from a root hangs in a loop of parents; its members are told as orphans.
-    trees += [_tree(image, children, placed) for image in catalog.images.values() if image.path not in placed]
+    trees += [_tree(image, children, placed, undo_of) for image in catalog.images.values() if image.path not in placed]
     return Scan(
         bases=tuple(tree for tree in trees if tree.parent_id is None),
         orphans=tuple(tree for tree in trees if tree.parent_id is not None),
@@ -97,7 +114,9 @@ def arrange(catalog: Catalog, unfinished: tuple[Finding, ...] = ()) -> Scan:
     )
 
 
-def _tree(root: Cataloged, children: dict[str, list[Cataloged]], placed: set[str]) -> ScannedImage:
+def _tree(
+    root: Cataloged, children: dict[str, list[Cataloged]], placed: set[str], undo_of: Mapping[str, str]
+) -> ScannedImage:
     """Return an image with what hangs below it; without recursion, for a chain may be deeper than Python's stack."""
     order = [root]
     below: list[list[Cataloged]] = []
@@ -109,7 +128,9 @@ def _tree(root: Cataloged, children: dict[str, list[Cataloged]], placed: set[str
     built: dict[str, ScannedImage] = {}
     for image, own in zip(reversed(order), reversed(below), strict=True):
         members = tuple(built.pop(child.path) for child in own)
-        built[image.path] = ScannedImage(path=image.path, metadata=image.metadata, children=members)
+        built[image.path] = ScannedImage(
+            path=image.path, metadata=image.metadata, children=members, undo_of=undo_of.get(image.path, "")
+        )
     return built[root.path]
 
 

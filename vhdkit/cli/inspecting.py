@@ -164,7 +164,8 @@ def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
 
 def _image_text(image: ScannedImage) -> str:
     footer = image.metadata.footer
-    return f"{path_text(image.path)}  {footer.disk_type.label}, {size_text(footer.current_size)}"
+    undo = f", undo image of the merge into {path_text(image.undo_of)}" if image.undo_of else ""
+    return f"{path_text(image.path)}  {footer.disk_type.label}, {size_text(footer.current_size)}{undo}"
 
 
 def _needs(orphan: ScannedImage) -> str:

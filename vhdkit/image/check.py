@@ -6,18 +6,21 @@ Fields and structures are judged where they are read (`metadata.examine`), what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, Corruption, ImageInUseError, Level, as_finding
 from vhdkit.image.check_blocks import Leaks, Tally, check_blocks
 from vhdkit.image.check_fields import check_fields
 from vhdkit.image.metadata import examine
+from vhdkit.image.unfinished import leaves_footer_lost, leaves_footers_apart, rooms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from vhdkit.image.metadata import Metadata
+    from vhdkit.errors import Finding
+    from vhdkit.image.journal import Journal
+    from vhdkit.image.metadata import Examination, Metadata
     from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Storage
 
@@ -31,10 +34,13 @@ class FileCheck:
     metadata: Metadata | None
 
 
-def check_file(storage: Storage, *, deep: bool, now: float, patches: Sequence[Patch] = ()) -> FileCheck:
+def check_file(
+    storage: Storage, *, deep: bool, now: float, patches: Sequence[Patch] = (), journal: Journal | None = None
+) -> FileCheck:
     """Judge one file; with `deep` all bitmaps and the data that they say are not there are read too.
 
-    A lock for reading is asked for, to tell whether somebody is writing meanwhile; `now` is in Unix seconds.
+    `journal` is that of an unfinished merge into it: what that explains is no error, and no lost space. A lock for
+    reading is asked for, to tell whether another process is writing; `now` is in Unix seconds.
 
     Raises:
         OSError: the file cannot be read.
@@ -47,13 +53,29 @@ def check_file(storage: Storage, *, deep: bool, now: float, patches: Sequence[Pa
         message = f"another process is writing it: what is told here may be half of a change ({error.message})"
         tally.add(Corruption.IN_USE, Level.WARNING, message)
     examined = examine(storage, patches)
-    tally.extend(examined.findings)
+    tally.extend(_explained(storage, examined, journal))
     leaks = Leaks()
     if examined.metadata is not None:
         tally.extend(check_fields(examined.metadata, now))
+        kept = () if journal is None else rooms_of(journal, examined.metadata)
         try:
-            leaks = check_blocks(storage, examined.metadata, examined.entry_count, tally, deep=deep)
+            leaks = check_blocks(storage, examined.metadata, examined.entry_count, tally, deep=deep, kept=kept)
         except CorruptImageError as error:
             # The file has become shorter while it was read.
             tally.extend([as_finding(error, storage.path)])
     return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
+
+
+def _explained(storage: Storage, examined: Examination, journal: Journal | None) -> Iterator[Finding]:
+    """Yield the findings, those of footers that an unfinished merge explains as warnings."""
+    for finding in examined.findings:
+        if journal is not None and examined.metadata is not None:
+            is_lost = finding.corruption is Corruption.FOOTER_TRAILING_LOST
+            is_apart = finding.corruption is Corruption.FOOTER_COPY_DIFFERS
+            if (is_lost and leaves_footer_lost(journal, examined.metadata)) or (
+                is_apart and leaves_footers_apart(journal, examined.metadata, storage)
+            ):
+                message = "a merge that is not finished left its footers so; the same command again mends that"
+                yield replace(finding, level=Level.WARNING, message=message)
+                continue
+        yield finding

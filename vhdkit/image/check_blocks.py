@@ -17,8 +17,7 @@ from vhdkit.errors import Corruption, Finding, Level
 from vhdkit.format import bat, bitmap, layout
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
-from vhdkit.image.check_fields import has_data
-from vhdkit.image.table import Table
+from vhdkit.image.table import Table, holds_data_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -76,7 +75,8 @@ class Tally:
 class _Shape:
     """What the blocks of a file are held against; all in bytes, `needed` in blocks.
 
-    Blocks end at `limit`; `footer_at` lies before it where the last sector may be what is left of a footer.
+    Blocks end at `limit`; `footer_at` lies before it where the footer is lost, and is where that should be. `rooms` are
+    stretches that are not lost though nothing in the file refers to them.
     """
 
     block_size: int
@@ -101,8 +101,18 @@ class Leaks:
     size: int = 0
 
 
-def check_blocks(storage: Storage, metadata: Metadata, entry_count: int, tally: Tally, *, deep: bool) -> Leaks:
+def check_blocks(
+    storage: Storage,
+    metadata: Metadata,
+    entry_count: int,
+    tally: Tally,
+    *,
+    deep: bool,
+    kept: tuple[tuple[int, int], ...] = (),
+) -> Leaks:
     """Judge the blocks of a dynamic or differencing image; `deep` reads the data of those that are not full.
+
+    `kept` are stretches that are used though nothing in the file refers to them yet: a merge has reserved them.
 
     Raises:
         OSError: the file cannot be read.
@@ -112,10 +122,11 @@ def check_blocks(storage: Storage, metadata: Metadata, entry_count: int, tally: 
     if header is None or not entry_count:
         return Leaks()
     table = Table(storage, header.table_offset, entry_count)
-    shape = _shape(metadata, header)
+    shape = _shape(metadata, header, kept)
     keys = _placed(table)
     _check_padding(storage, header, entry_count, tally)
     leaks = _check_places(keys, shape, tally)
+    _check_last_sector(storage, keys, shape, tally)
     _check_last_bitmap(storage, table, shape, tally)
     _check_batmap(storage, metadata, table, tally)
     if deep:
@@ -123,14 +134,11 @@ def check_blocks(storage: Storage, metadata: Metadata, entry_count: int, tally: 
     return leaks
 
 
-def _shape(metadata: Metadata, header: DynamicHeader) -> _Shape:
+def _shape(metadata: Metadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> _Shape:
     size = min(max(metadata.footer.current_size, 0), layout.MAX_VIRTUAL_SIZE)
     end = metadata.file_size
-    used = [entry for entry in header.locators if has_data(entry, end)]
-    texts = [(entry.data_offset, entry.data_offset + entry.data_length) for entry in used]
-    rooms = [(entry.data_offset, entry.data_offset + max(entry.space, entry.data_length)) for entry in used]
     is_child = metadata.footer.disk_type is DiskType.DIFFERENCING
-    structures = (*metadata.structures, *(texts if is_child else ()))
+    structures = (*metadata.structures, *(metadata.locator_rooms if is_child else ()))
     return _Shape(
         block_size=header.block_size,
         bitmap_size=bitmap.bitmap_size(header.block_size),
@@ -139,7 +147,7 @@ def _shape(metadata: Metadata, header: DynamicHeader) -> _Shape:
         limit=metadata.footer_start,
         footer_at=min(metadata.footer_start, max(0, end - FOOTER_SIZE)),
         structures=tuple((min(start, end), min(stop, end)) for start, stop in structures),
-        rooms=tuple((start, stop) for start, stop in rooms if stop <= end),
+        rooms=(*metadata.locator_rooms, *kept),
     )
 
 
@@ -167,14 +175,18 @@ def _check_places(keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> Leaks
     unaligned = 0
     gaps = _Gaps(shape, int(keys[0] >> _BLOCK_BITS) * SECTOR if len(keys) else shape.limit)
     previous: tuple[int, int] | None = None
-    for blocks, at in _slices(keys):
-        _check_structures(blocks, at, shape, tally)
-        _check_limit(blocks, at, shape, tally)
-        _check_overlaps(blocks, at, previous, shape, tally)
-        previous = int(blocks[-1]), int(at[-1])
-        _check_beyond(blocks, at, shape, tally)
-        unaligned += int(np.count_nonzero((at + shape.bitmap_size) % _PAGE))
-        gaps.pass_over(at, at + shape.span)
+    for all_blocks, all_at in _slices(keys):
+        # What no sector of the disk can reach is only told.
+        _check_beyond(all_blocks, all_at, shape, tally)
+        reachable = all_blocks < shape.needed
+        blocks, at = all_blocks[reachable], all_at[reachable]
+        if len(blocks):
+            _check_structures(blocks, at, shape, tally)
+            _check_limit(blocks, at, shape, tally)
+            _check_overlaps(blocks, at, previous, shape, tally)
+            previous = int(blocks[-1]), int(at[-1])
+            unaligned += int(np.count_nonzero((at + shape.bitmap_size) % _PAGE))
+        gaps.pass_over(all_at, all_at + shape.span)
     if unaligned:
         message = f"{unaligned} of {len(keys)} blocks have data that do not begin at a multiple of {_PAGE}: slower"
         tally.add(Corruption.BLOCK_ALIGNMENT, Level.INFO, message)
@@ -322,6 +334,21 @@ def _check_last_bitmap(storage: Storage, table: Table, shape: _Shape, tally: Tal
         tally.add(Corruption.BITS_BEYOND_END, Level.INFO, message, entry * SECTOR)
 
 
+def _check_last_sector(storage: Storage, keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+    """Where the footer is lost the last sector of the last block may be, too (row 31)."""
+    if shape.footer_at == shape.limit:
+        return
+    for blocks, at in _slices(keys[-1:]):
+        block, offset = int(blocks[0]), int(at[0])
+        first = (shape.footer_at - offset - shape.bitmap_size) // SECTOR
+        sectors = shape.block_size // SECTOR
+        row = _read(storage, offset, shape.bitmap_size)
+        if block < shape.needed and first < sectors and holds_data_from(row, first, sectors):
+            where = f"block {block} has data at {shape.footer_at:#x}"
+            message = f"{where}, where the lost footer should be: they may be lost as well"
+            tally.add(Corruption.BLOCK_IN_FOOTER, Level.ERROR, message, offset)
+
+
 def _check_batmap(storage: Storage, metadata: Metadata, table: Table, tally: Tally) -> None:
     """Hold blktap's map of full blocks against the file: whole blocks are read by it alone (reference 3.7)."""
     at = metadata.batmap[0]
@@ -360,12 +387,13 @@ def _check_batmap(storage: Storage, metadata: Metadata, table: Table, tally: Tal
 def _check_clear_sectors(storage: Storage, keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
     """Sectors whose bit is clear should be zeros: some tools read them whatever their bit says (row 35).
 
-    A block whose bitmap is full costs one small read; what is read of the others is a mebibyte at a time. Blocks that
-    are misplaced are passed over: nothing is read twice, however many entries a damaged table has.
+    A block whose bitmap is full costs one small read; what is read of the others is a mebibyte at a time, and their
+    holes are passed over. Blocks that are misplaced are too: nothing is read twice, however many entries a damaged
+    table has.
     """
     reach = 0
     for blocks, at in _slices(keys):
-        inside = at < shape.limit
+        inside = (at < shape.limit) & (blocks < shape.needed)
         for block, offset in zip(blocks[inside].tolist(), at[inside].tolist(), strict=True):
             if offset >= reach:
                 _check_clear_bits(storage, block, offset, shape, tally)
@@ -379,21 +407,34 @@ def _check_clear_bits(storage: Storage, block: int, offset: int, shape: _Shape, 
         message = f"the padding of block {block}'s bitmap has bits set; they say nothing"
         tally.add(Corruption.BITS_BEYOND_END, Level.INFO, message, offset)
     clear = bits[:sectors] == 0
-    wrong = _first_filled(storage, offset + shape.bitmap_size, clear, shape.limit) if clear.any() else None
-    if wrong is not None:
-        message = f"sector {wrong} of block {block} holds data and its bit says that it does not"
-        where = offset + shape.bitmap_size + wrong * SECTOR
+    if not clear.any():
+        return
+    first, count = _filled(storage, offset + shape.bitmap_size, clear, shape.limit)
+    if count:
+        what = f"sector {first} of block {block} holds" if count == 1 else f"{count} sectors of block {block} hold"
+        message = f"{what} data and {'its bit says' if count == 1 else 'their bits say'} that there are none"
+        if count > 1:
+            message += f"; the first is sector {first}"
+        where = offset + shape.bitmap_size + first * SECTOR
         tally.add(Corruption.CLEAR_SECTOR_DATA, Level.WARNING, message, where)
 
 
-def _first_filled(storage: Storage, start: int, clear: NDArray[np.bool_], limit: int) -> int | None:
-    """Return the first of a block's clear sectors that is not zeros."""
+def _filled(storage: Storage, start: int, clear: NDArray[np.bool_], limit: int) -> tuple[int, int]:
+    """Return the first of a block's clear sectors that are not zeros, and how many there are."""
+    found, count = 0, 0
+    length = max(0, min(len(clear) * SECTOR, limit - start))
+    if storage.hole_bytes(start, length) == length:
+        return found, count
     for first in range(0, len(clear), _PIECE // SECTOR):
         part = clear[first : first + _PIECE // SECTOR]
         at = start + first * SECTOR
-        raw = _read(storage, at, min(len(part) * SECTOR, max(0, limit - at))) if part.any() else np.empty(0, np.uint8)
+        length = min(len(part) * SECTOR, max(0, limit - at))
+        if not part.any() or storage.hole_bytes(at, length) == length:
+            continue
+        raw = _read(storage, at, length)
         whole = len(raw) // SECTOR
         filled = np.flatnonzero(raw[: whole * SECTOR].reshape(-1, SECTOR).any(axis=1) & part[:whole])
-        if len(filled):
-            return first + int(filled[0])
-    return None
+        if len(filled) and not count:
+            found = first + int(filled[0])
+        count += len(filled)
+    return found, count

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError
+from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError, as_finding
 from vhdkit.format import bat, bitmap
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.file_name import note_raw_disk
+from vhdkit.image.journal import command
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.step import pending
-from vhdkit.image.table import Table, check_overlaps, check_placement
+from vhdkit.image.table import Placed, Room, Table, check_placement, holds_data_from
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class Image(Layer):
         self.disk_type = footer.disk_type
         self.findings = metadata.findings
         self.data_end = self.size
+        self.placed = Placed(end=self.size, farthest=-1, unreadable=None, doubtful=None)
         self.floor = metadata.reserved_end
         self.block_size = self.bitmap_size = self.sectors_per_block = 0
         if self.header is not None:
@@ -214,17 +216,22 @@ class Image(Layer):
 
     def _open_table(self, header: DynamicHeader) -> None:
         self.table = Table(self.storage, header.table_offset, header.max_table_entries)
-        self.data_end = self._check_placement(self.metadata.structures)
+        self.placed = check_placement(self.table, self._room(), path=self.path)
+        self.data_end = self.placed.end
+        for error in (self.placed.unreadable, self.placed.doubtful):
+            if error is not None:
+                self.findings += (as_finding(error, self.path),)
 
-    def _check_placement(self, structures: Sequence[tuple[int, int]]) -> int:
+    def _room(self) -> Room:
         last = (self.size - 1) // self.block_size
-        return check_placement(
-            self.table,
-            path=self.path,
-            structures=structures,
+        metadata = self.metadata
+        return Room(
+            structures=metadata.structures,
+            locators=metadata.locator_rooms if self.is_differencing else (),
             block_span=self.block_span,
-            limit=self.metadata.footer_start,
-            last=(last, self.bitmap_size + self.size - last * self.block_size),
+            last_span=self.bitmap_size + self.size - last * self.block_size,
+            needed=last + 1,
+            limit=metadata.footer_start,
         )
 
     @property
@@ -252,19 +259,45 @@ class Image(Layer):
         """What stands where this image holds nothing."""
         return Kind.PARENT if self.is_differencing else Kind.ZERO
 
-    def check_overlaps(self) -> None:
-        """Refuse an image two of whose blocks share bytes; to be called before anything is written.
+    def check_readable(self) -> None:
+        """Refuse an image whose blocks lie on one another: which of them has the right data, nothing tells.
 
         Raises:
-            CorruptImageError: naming the two blocks.
+            CorruptImageError: naming them.
 
         """
-        if self.header is None:
+        if self.placed.unreadable is not None:
+            raise self.placed.unreadable
+
+    def check_sound(self) -> None:
+        """Refuse an image that can be read at best; to be called before anything is written or removed.
+
+        Raises:
+            CorruptImageError: as `check_readable`; or a block lies on a locator's room, or where a lost footer should
+                be; or a fixed disk's footer is not at its file's end.
+
+        """
+        self.check_readable()
+        if self.placed.doubtful is not None:
+            raise self.placed.doubtful
+        self._check_last_sector()
+        if self.metadata.footer_place is FooterPlace.INSIDE:
+            detail = f"its footer is not at its end; {command('check', '--repair-footers', self.path)} mends that"
+            raise CorruptImageError(Corruption.FOOTER_MISPLACED, detail, path=self.path, offset=self.size)
+
+    def _check_last_sector(self) -> None:
+        """Refuse an image that lost its footer, and with it perhaps the last sector of its last block."""
+        at, end = self.placed.farthest, self.metadata.footer_start
+        if at < 0 or self.metadata.footer_place is not FooterPlace.COPY:
             return
-        check_overlaps(self.table, path=self.path, block_span=self.block_span)
-        # Readable all the same, but the block's data and the parent's path would spoil each other when written.
-        texts = [entry for entry in self.header.locators if entry.is_used and self.is_differencing]
-        self._check_placement([(entry.data_offset, entry.data_offset + entry.data_length) for entry in texts])
+        first = (end - FOOTER_SIZE - at - self.bitmap_size) // SECTOR
+        row = self.read_bitmaps(np.array([at], np.int64))[0]
+        if first < self.sectors_per_block and holds_data_from(row, first, self.sectors_per_block):
+            detail = (
+                f"its last block has data up to the file's end at {end:#x}, where its lost footer should be: the last"
+                f" sector may be lost too; if it is not, {command('check', '--repair-footers', self.path)} mends that"
+            )
+            raise CorruptImageError(Corruption.BLOCK_IN_FOOTER, detail, path=self.path, offset=end - FOOTER_SIZE)
 
     def resolve(self, offset: int, length: int) -> Extents:
         """Return where each byte of a range inside the disk comes from, by BAT and sector bitmaps.
@@ -280,7 +313,13 @@ class Image(Layer):
         return extent.filled(base + start * SECTOR, base + stop * SECTOR, data, offset, offset + length, self.hole)
 
     def allocated(self, offset: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the allocated blocks that touch a range: their indices and their bitmaps' file offsets."""
+        """Return the allocated blocks that touch a range: their indices and their bitmaps' file offsets.
+
+        Raises:
+            CorruptImageError: as `check_readable`.
+
+        """
+        self.check_readable()
         first = offset // self.block_size
         entries = self.table.entries(first, -(-stop // self.block_size))
         inside = bat.allocated(entries)
@@ -303,10 +342,16 @@ class Image(Layer):
         return len(blocks) * max(_TINY_SECTORS, min(self.sectors_per_block, (stop - offset) // SECTOR + 1))
 
     def windows(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield (indices, bitmap offsets) of all allocated blocks, a window of the table at a time."""
+        """Yield (indices, bitmap offsets) of all allocated blocks, a window of the table at a time.
+
+        What lies beyond the disk's end counts where it could be a block: a disk that grows has some.
+        """
+        room = self._room()
         for base, entries in self.table.windows():
             inside = bat.allocated(entries)
-            yield inside + base, bat.offsets(entries[inside])
+            at = bat.offsets(entries[inside])
+            kept = (inside + base < room.needed) | room.is_usable(at)
+            yield inside[kept] + base, at[kept]
 
     def placement(self, count: int) -> Placement:
         """Return where the bitmaps of the next `count` new blocks will lie.

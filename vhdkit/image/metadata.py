@@ -2,7 +2,8 @@
 
 The order of trust: the trailing 512 bytes, then the 511 of software before Virtual PC 2004, then the copy at offset
 0, which only dynamic and differencing disks have. On a fixed disk offset 0 is the guest's: a guest could put a
-footer there, so the copy counts only if it says dynamic or differencing and leads to a dynamic header.
+footer there, so the copy counts only if it says dynamic or differencing and leads to a dynamic header. Where none is
+found, a fixed disk's footer is looked for before the file's end: other tools pad files, or make them longer.
 
 **Source**: reference 1.2 to 1.5, 4.1.
 """
@@ -20,6 +21,8 @@ from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator
+from vhdkit.image.journal import command
+from vhdkit.image.misplaced import find_misplaced
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ LOCATORS_AT = 576
 LOCATOR_SIZE = 24
 
 _CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
+
+_Stretches = tuple[tuple[int, int], ...]
 
 _OTHER_FORMATS = {
     b"vhdxfile": "a VHDX image",
@@ -54,6 +59,7 @@ class FooterPlace(StrEnum):
     TRAILING = "trailing"
     TRAILING_511 = "trailing-511"
     COPY = "copy"
+    INSIDE = "inside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +76,9 @@ class Metadata:
 
     `header` is None for a fixed disk. `structures` are the stretches [start, end) of the file that no block may touch:
     footer copy, header, BAT, and `batmap`, blktap's map of full blocks ((0, 0) if there is none). A new block should
-    not begin before `reserved_end`, which is behind all of them and behind the room of the locators. `copy_ok` says
-    whether the footer copy is what it should be, `tail_is_empty` whether the last sector is zeros.
+    not begin before `reserved_end`, which is behind all of them and behind `locator_rooms`, the stretches that locators
+    have for their data. `copy_ok` says whether the footer copy is what it should be, `tail_is_empty` whether the last
+    sector is zeros.
     """
 
     path: str
@@ -81,6 +88,7 @@ class Metadata:
     header: DynamicHeader | None
     parent_paths: tuple[ParentPath, ...]
     structures: tuple[tuple[int, int], ...]
+    locator_rooms: tuple[tuple[int, int], ...]
     reserved_end: int
     batmap: tuple[int, int]
     checksum_ok: bool
@@ -91,6 +99,8 @@ class Metadata:
     @property
     def footer_start(self) -> int:
         """Where the trailing footer begins: nothing else may reach beyond; the file's end if it is lost."""
+        if self.footer_place is FooterPlace.INSIDE:
+            return self.footer.current_size
         length = {FooterPlace.TRAILING: FOOTER_SIZE, FooterPlace.TRAILING_511: FOOTER_SIZE - 1}
         return self.file_size - length.get(self.footer_place, 0)
 
@@ -170,6 +180,7 @@ class _Reader:
         header = None
         parents: tuple[ParentPath, ...] = ()
         structures: tuple[tuple[int, int], ...] = ()
+        rooms: tuple[tuple[int, int], ...] = ()
         reserved_end = 0
         batmap = (0, 0)
         if footer.disk_type is not DiskType.FIXED:
@@ -183,8 +194,8 @@ class _Reader:
                 (header.table_offset, header.table_offset + header.table_bytes),
                 batmap,
             )
-            parents, reserved_end = self._locators(footer, header)
-            reserved_end = max(reserved_end, *(end for _, end in structures))
+            parents, rooms = self._locators(footer, header)
+            reserved_end = max(end for _, end in (*structures, *rooms))
         return Metadata(
             path=self.storage.path,
             file_size=self.size,
@@ -193,6 +204,7 @@ class _Reader:
             header=header,
             parent_paths=parents,
             structures=structures,
+            locator_rooms=rooms,
             reserved_end=reserved_end,
             batmap=batmap,
             checksum_ok=self.checksum_ok,
@@ -262,6 +274,12 @@ class _Reader:
             return footer, place
         self._reject_other_formats()
         if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
+            inside = self._misplaced()
+            if inside is not None:
+                return inside, FooterPlace.INSIDE
+            if self._bytes(0, 8) != layout.FOOTER_COOKIE and self._bytes(FOOTER_SIZE, 8) == layout.HEADER_COOKIE:
+                detail = "both its footers are lost or damaged; the dynamic header behind the first is there"
+                self._fail(Corruption.FOOTERS_LOST, detail, 0)
             self._fail(Corruption.NOT_A_VHD, "not a VHD: neither its end nor its beginning holds a footer")
         raise first_error
 
@@ -288,13 +306,33 @@ class _Reader:
             return False
         return self._bytes(footer.data_offset, 8) == layout.HEADER_COOKIE
 
+    def _misplaced(self) -> Footer | None:
+        footer = find_misplaced(self.storage)
+        if footer is not None:
+            at = footer.current_size
+            message = (
+                f"its footer is at {at:#x}, {self.size - at - FOOTER_SIZE} bytes before the end: the file was padded or"
+                f" made longer by another tool, and other readers refuse it; {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_MISPLACED, message, at, Level.ERROR)
+        return footer
+
+    def _mend(self) -> str:
+        return f"{command('check', '--repair-footers', self.storage.path)} mends that"
+
     def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
         if place is FooterPlace.COPY:
-            message = "the footer at its end is missing or damaged; the copy at its beginning is used"
-            self._note(Corruption.FOOTER_TRAILING_LOST, message, max(0, self.size - FOOTER_SIZE))
+            message = (
+                "the footer at its end is missing or damaged, and other readers refuse the file; the copy at its"
+                f" beginning is used; {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_TRAILING_LOST, message, max(0, self.size - FOOTER_SIZE), Level.ERROR)
         elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
-            message = "the footer copy at its beginning differs from the footer at its end; the latter is used"
-            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0)
+            message = (
+                "the footer copy at its beginning differs from the footer at its end; the latter is used;"
+                f" {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0, Level.ERROR)
             self.copy_ok = False
         if place is FooterPlace.TRAILING_511:
             message = "the footer has 511 bytes, as before Virtual PC 2004"
@@ -312,10 +350,16 @@ class _Reader:
 
     def _check_footer(self, footer: Footer, place: FooterPlace) -> None:
         size = footer.current_size
-        at = {FooterPlace.TRAILING: self.size - FOOTER_SIZE, FooterPlace.TRAILING_511: self.size - FOOTER_SIZE + 1}
+        at = {
+            FooterPlace.TRAILING: self.size - FOOTER_SIZE,
+            FooterPlace.TRAILING_511: self.size - FOOTER_SIZE + 1,
+            FooterPlace.INSIDE: size,
+        }
         start = self.footer_at = at.get(place, 0)
-        if size <= 0 or size % SECTOR or size > layout.MAX_VIRTUAL_SIZE:
-            detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {layout.MAX_VIRTUAL_SIZE}"
+        # A fixed disk has no table, and its file is as long as it says.
+        most = self.size if footer.disk_type is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
+        if size <= 0 or size % SECTOR or (size > most and footer.disk_type is not DiskType.FIXED):
+            detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {most}"
             self._wrong(Corruption.DISK_SIZE, detail, start + 48)
         if footer.saved_state:
             message = "the disk belongs to a saved machine state; it is only read"
@@ -375,9 +419,9 @@ class _Reader:
             self._wrong(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
         self.entry_count = max(0, min(header.max_table_entries, layout.MAX_TABLE_ENTRIES, (self.size - at) // 4))
 
-    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], int]:
-        """Return the paths that can be read, and where the locators' room ends; some dynamic disks have room too."""
-        reserved_end = 0
+    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], _Stretches]:
+        """Return the paths that can be read, and the rooms of the locators; some dynamic disks have room too."""
+        rooms = []
         found = []
         for slot, locator in enumerate(header.locators):
             if not locator.is_used:
@@ -389,7 +433,7 @@ class _Reader:
                 self._note(Corruption.LOCATOR_UNREADABLE, message, entry_at)
                 continue
             room_end = locator.data_offset + locator.space
-            reserved_end = max(reserved_end, data_end, room_end if room_end <= self.size else 0)
+            rooms.append((locator.data_offset, max(data_end, room_end if room_end <= self.size else 0)))
             text = decode_locator(locator.platform_code, self._bytes(locator.data_offset, length))
             if footer.disk_type is not DiskType.DIFFERENCING:
                 continue
@@ -398,7 +442,7 @@ class _Reader:
             elif self.keep_going and locator.platform_code in _CODES_WITH_TEXT:
                 message = f"parent locator {slot} holds no text that can be a path; it is not used"
                 self._note(Corruption.LOCATOR_TEXT, message, locator.data_offset, Level.INFO)
-        return tuple(found), reserved_end
+        return tuple(found), tuple(rooms)
 
     def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:
         """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""

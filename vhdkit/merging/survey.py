@@ -270,7 +270,7 @@ class Survey:
                 message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
                 self.obstacles.append(MergeError(message, path=image.path, windows_code=_INVALID_STATE))
             try:
-                image.check_overlaps()
+                image.check_sound()
             except CorruptImageError as error:
                 self.obstacles.append(error)
             directory = paths.dirname(image.path)
