@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage, Syncing
+    from vhdkit.storage.seam import Reach, Storage, Syncing
 
 SECTOR = 512
 _COPY_BYTES = 1 << 20
@@ -458,8 +458,9 @@ class CrashFolder:
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
-        del one_device, unlisted
+        del one_device, unlisted, reach
         top = self.real(directory).rstrip("/") + "/"
         for path, file in sorted(self.names_of.items()):
             if path.startswith(top) and (deep or "/" not in path[len(top) :]):

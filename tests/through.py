@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Storage, Syncing
+    from vhdkit.storage.seam import Entry, Folder, Reach, Storage, Syncing
 
 
 class LateSyncing:
@@ -173,8 +173,9 @@ class ThroughFolder:
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
-        return self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
+        return self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
 
     def may_write(self, path: str) -> bool:
         return self.inner.may_write(path)

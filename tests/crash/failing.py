@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pytest
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Storage, Syncing
+    from vhdkit.storage.seam import Entry, Folder, Reach, Storage, Syncing
 
 CHANGING: Final = frozenset(
     {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "replace", "remove", "sync folder"}
@@ -115,12 +115,13 @@ class FailingFolder(ThroughFolder):
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
         if self.strikes("walk") and self.fault.error is not None:
             if unlisted is not None:
                 unlisted[directory] = self.error(directory)
             return
-        yield from self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
+        yield from self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
 
     def free_space(self, directory: str) -> int:
         self.fail("free space", directory)

@@ -21,7 +21,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vhdkit.storage.seam import Entry, Folder
+    from vhdkit.storage.seam import Entry, Folder, Reach
 
 _IMAGE_EXTENSIONS = frozenset({".vhd", ".avhd", ".vud", ".vhdx", ".avhdx", ".vhds"})
 _NO_IMAGE = frozenset({Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT})
@@ -90,12 +90,19 @@ class Parents:
         return list({image.identity: image for image in reversed(fitting)}.values())[::-1]
 
 
-def read_catalog(folder: Folder, directories: Iterable[str], *, deep: bool = True, one_device: bool = False) -> Catalog:
-    """Read every image in the directories and below them; symbolic links are not followed."""
+def read_catalog(
+    folder: Folder,
+    directories: Iterable[str],
+    *,
+    deep: bool = True,
+    one_device: bool = False,
+    reach: Reach | None = None,
+) -> Catalog:
+    """Read every image in the directories and below them; links are followed only as far as a reach goes."""
     catalog = Catalog()
     for directory in dict.fromkeys(folder.real(directory) for directory in directories):
         unlisted: dict[str, OSError] = {}
-        entries = folder.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted)
+        entries = folder.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
         new = (entry for entry in entries if entry.path not in catalog.images)
         for path, image in read_entries(folder, new, catalog.unreadable):
             catalog.images[path] = image

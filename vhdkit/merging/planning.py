@@ -53,7 +53,8 @@ def plan_merge(
     """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
 
     The way parents are found is `open_chain`'s. Siblings, that is other images which read through a file that would
-    change, are looked for in the chain's folders and in `search`, and below them.
+    change, are looked for in the chain's folders and in `search`, below them and just above: also through symbolic
+    links and mounts there, within a bound, beyond which a warning of the plan names what was not looked into.
 
     With `undo` what is overwritten goes to that new image first, and the sources are kept until it is dropped;
     `relink_siblings` then makes it the parent of the destination's other children. With `verify` the leaf's view is

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.chain import Chain
+from vhdkit.chain.children import children_of, parent_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, SiblingsError, VhdError
 from vhdkit.format.header import DynamicHeader
@@ -26,7 +27,7 @@ from vhdkit.image.journal import SUFFIX, Journal, command, read_journal
 from vhdkit.image.journal_records import FileState, RelinkState
 from vhdkit.image.step import are_inside_locators
 from vhdkit.merging.plan import LayerState, MergePlan, Resume
-from vhdkit.merging.relatives import Relatives, children_of, identity_at, leads_to, parent_of
+from vhdkit.merging.relatives import Relatives, identity_at, leads_to
 from vhdkit.merging.relink import Relink, check_relink
 from vhdkit.storage import paths
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import windows
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError
@@ -30,7 +31,6 @@ from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
-from vhdkit.merging.relatives import children_of
 from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.merging.resume import check_relinks, check_undo, find_complete, finishing_plan, is_as_left, remaining
 from vhdkit.storage import paths

@@ -133,7 +133,7 @@ class Survey:
             digest=laid.digest,
             layers=states(self.chain),
             search=self.search,
-            findings=self.chain.findings,
+            findings=self.chain.findings + relatives.findings,
             obstacles=tuple(self.obstacles),
         )
 

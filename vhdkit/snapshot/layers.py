@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.chain.children import children_of
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.image.create import create_image, creating, is_partial
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
-from vhdkit.merging.relatives import children_of
 from vhdkit.snapshot import changes
 from vhdkit.snapshot.marks import differences, is_alike, mark_at
 from vhdkit.snapshot.record import LayerRecord, Made, Manifest, StateFile

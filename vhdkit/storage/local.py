@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.file import LocalStorage, PortableStorage, sync_descriptor
-from vhdkit.storage.seam import Entry, Storage
+from vhdkit.storage.tree import TreeWalk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vhdkit.storage.seam import Entry, Reach, Storage
 
 
 def _allow_more_files() -> bool:
@@ -115,27 +116,10 @@ class LocalFolder:
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
-        try:
-            device = os.stat(directory).st_dev
-            with os.scandir(directory) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            # What a file system keeps for its own repairs holds nobody's images, and is closed to all but one.
-            if unlisted is not None and os.path.basename(directory) != "lost+found":
-                unlisted[directory] = error
-            return
-        below = []
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                # scandir's own answer lacks the file's number on Windows.
-                status = os.stat(entry.path, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    yield Entry(path=entry.path, size=status.st_size, identity=(status.st_dev, status.st_ino))
-                elif stat.S_ISDIR(status.st_mode) and not (one_device and status.st_dev != device):
-                    below.append(entry.path)
-        for path in below if deep else ():
-            yield from self.walk(path, one_device=one_device, unlisted=unlisted)
+        walk = TreeWalk(deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
+        return walk.entries(directory)
 
     def may_write(self, path: str) -> bool:
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage, Syncing
+    from vhdkit.storage.seam import Reach, Storage, Syncing
 
 
 class MemoryFile:
@@ -239,8 +239,9 @@ class MemoryFolder:
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
-        del one_device, unlisted
+        del one_device, unlisted, reach
         top = self.real(directory).rstrip("/") + "/"
         for path, file in sorted(self._files.items()):
             if path.startswith(top) and (deep or "/" not in path[len(top) :]):

@@ -10,7 +10,7 @@ once `Folder.sync` of its directory has returned after it. Nothing may be assume
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -26,6 +26,41 @@ class Entry:
     path: str
     size: int
     identity: tuple[int, int]
+
+
+# A folder of snapshots holds hundreds of files, a store of images some thousands; so many more are looked at in a few
+# seconds where a disk is near. Beyond that a search costs more than what it is a part of.
+REACH_ENTRIES = 200_000
+REACH_SECONDS = 20.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Reach:
+    """How far a search goes beyond the tree of a directory: through symbolic links, and into what is mounted below.
+
+    Each directory is listed once, whatever leads to it, so that loops end. Only what lies beyond counts: `entries` are
+    those that may still be looked at, `seconds` is how long that may take from the first of them on. It is looked at
+    between entries: a call of the system that hangs is not ended by it. `unseen` says what was not looked into, and
+    why. Several walks may share one.
+    """
+
+    entries: int = REACH_ENTRIES
+    seconds: float = REACH_SECONDS
+    until: float | None = None
+    directories: set[tuple[int, int]] = field(default_factory=set)
+    unseen: dict[str, str] = field(default_factory=dict)
+
+    def is_spent(self, now: float) -> bool:
+        """Whether nothing more may be looked at; `now` is a time of time.monotonic."""
+        if self.until is None:
+            self.until = now + self.seconds
+        return self.entries <= 0 or now >= self.until
+
+    def why_spent(self) -> str:
+        """Return which bound ended the search."""
+        if self.entries <= 0:
+            return "links and mounts lead to more files than are looked at; search the folders that count by name"
+        return f"looking through links and mounts took longer than {self.seconds:g} seconds"
 
 
 class Syncing(Protocol):
@@ -209,10 +244,13 @@ class Folder(Protocol):
         deep: bool = True,
         one_device: bool = False,
         unlisted: dict[str, OSError] | None = None,
+        reach: Reach | None = None,
     ) -> Iterator[Entry]:
-        """Yield the regular files in a directory and below it, links not followed, in a stable order.
+        """Yield the regular files in a directory and below it, in a stable order; links are not followed.
 
         With `one_device` what is mounted below is left out. Directories that cannot be listed are put into `unlisted`.
+        With a `reach`, and a directory that `real` returned, what links lead to and what is mounted below comes last,
+        under the paths where it really is.
         """
         ...
 

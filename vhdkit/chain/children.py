@@ -1,0 +1,127 @@
+"""Which images read through a file: looked for in folders, whatever leads there.
+
+Images are looked for in the folders near a chain and below them, in the folders just above, and in the search folders
+and below them. Symbolic links in all of these are looked through, and what is mounted below, as far as a `Reach` goes:
+an image that was moved to another disk and left a link behind still reads through its parent. Only what files say of
+themselves is read there, and nothing that was found so is opened as a parent.
+
+Which file an image reads through is found out as when it is opened: several may have one id. An image of which that
+cannot be told counts as a child.
+
+**Source**: reference 3.6, 4.2 row 63.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.locate import Where, parent_identity
+from vhdkit.errors import Corruption, Finding, MergeError, VhdError
+from vhdkit.image.create import is_partial
+from vhdkit.image.image import Image, open_image
+from vhdkit.image.metadata import read_metadata
+from vhdkit.image.step import pending
+from vhdkit.storage import paths
+from vhdkit.storage.seam import Reach
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.storage.seam import Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Children:
+    """The images that read through a file, and which folders could not be looked into for more."""
+
+    paths: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> Children:
+    """Return the images that read through one: of those that it cannot be told of, all that look for its id.
+
+    Raises:
+        MergeError: a file or a folder cannot be read, so that it cannot be told whether it reads through the image.
+
+    """
+    directory = paths.dirname(image.path)
+    reach = Reach()
+    catalog = read_family([directory], folder, search, reach)
+    for path, error in catalog.unreadable.items():
+        if isinstance(error, OSError):
+            message = f"it cannot be read, so that it cannot be told whether it needs {image.path}; make it readable"
+            raise MergeError(f"{message}, or move it elsewhere", path=path) from error
+    where = Where(folder=folder, search=(*search, directory))
+    own = image.storage.identity
+    found = {path: child.parent_id for path, child in catalog.images.items() if child.identity != own}
+    found |= {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}
+    return Children(
+        paths=tuple(
+            path
+            for path, parent_id in found.items()
+            if parent_id == image.unique_id and parent_of(catalog.images.get(path, path), where) in {None, own}
+        ),
+        findings=unseen_findings(reach),
+    )
+
+
+def children_of(image: Image, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths that `find_children` finds.
+
+    Raises:
+        MergeError: as `find_children`.
+
+    """
+    return find_children(image, folder, search).paths
+
+
+def read_family(near: Sequence[str], folder: Folder, search: Sequence[str], reach: Reach) -> Catalog:
+    """Read the images that may be relatives of those in some folders; what is half made is left out."""
+    above = [paths.dirname(directory) for directory in near]
+    asked = read_catalog(folder, search, reach=reach)
+    beside = read_catalog(folder, near, one_device=True, reach=reach)
+    # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below.
+    higher = read_catalog(folder, above, deep=False, reach=reach)
+    images, unreadable = higher.images | asked.images | beside.images, asked.unreadable | beside.unreadable
+    return Catalog(
+        images={path: image for path, image in images.items() if not is_partial(path)},
+        unreadable={path: error for path, error in unreadable.items() if not is_partial(path)},
+    )
+
+
+def unseen_findings(reach: Reach) -> tuple[Finding, ...]:
+    """Return a warning for each place that could not be looked into for relatives."""
+    message = "what it leads to, or holds, was not looked at for images that read through the chain: {}"
+    return tuple(
+        Finding(corruption=Corruption.SIBLINGS, path=place, message=message.format(reason))
+        for place, reason in reach.unseen.items()
+    )
+
+
+def parent_of(child: Cataloged | str, where: Where) -> tuple[int, int] | None:
+    """Return the identity of the file that an image reads through, None if that cannot be found out."""
+    try:
+        if isinstance(child, str):
+            with open_image(child, folder=where.folder) as image:
+                return parent_identity(image, where, {image.storage.identity})
+        return parent_identity(child, where, {child.identity})
+    except (VhdError, OSError):
+        return None
+
+
+def parent_id_of_damaged(folder: Folder, path: str) -> bytes | None:
+    """Return the id that an image with a wrong checksum looks for: the damage may be mended yet."""
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return None
+    try:
+        header = read_metadata(storage, verify=False, patches=pending(folder, storage)).header
+    except (VhdError, OSError):
+        return None
+    finally:
+        storage.close()
+    return None if header is None else header.parent_unique_id
