@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -16,6 +15,7 @@ from vhdkit.errors import JobError, MergeCancelled
 from vhdkit.job import control
 from vhdkit.job.record import JobState
 from vhdkit.job.registry import Registry
+from vhdkit.job.spawn import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,8 +221,8 @@ def test_a_merge_that_is_ended_from_outside_shows_so_and_goes_on(number: int, vm
 
 # SIGTERM comes while the thread that merges is setting an event, and holds its lock.
 _IS_HIT = """
-import json, os, signal, sys, threading, types
-from vhdkit.job import run, worker
+import os, signal, sys, threading, types
+from vhdkit.job import spawn, worker
 class Event(threading.Event):
     def set(self):
         with self._cond:
@@ -233,8 +233,7 @@ class Event(threading.Event):
             self._flag = True
             self._cond.notify_all()
 worker.threading = types.SimpleNamespace(**{**vars(threading), "Event": Event})
-told = json.load(sys.stdin)
-run.detached(told)
+sys.exit(130 if spawn.work_at(sys.stdin.buffer.read()).state == 8 else 1)
 """
 
 
@@ -248,7 +247,7 @@ def test_a_process_that_is_ended_while_it_sets_an_event_does_not_hang(vms: Path,
     mark.touch()
     merging = python(_IS_HIT, str(mark))
     try:
-        told = json.dumps({"path": [], "job": cancelled.to_record(), "state": str(state)})
+        told = task_of(cancelled, str(state)).decode()
         assert merging.communicate(told, timeout=20) == ("", "")
     finally:
         merging.kill()

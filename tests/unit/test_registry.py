@@ -156,14 +156,14 @@ def test_a_row_that_is_no_job_hides_no_other_and_is_written_anew(record: str, re
     assert len(registry.jobs(files=["/vms/base.vhd"])) == 2
 
 
-def test_what_another_version_has_written_is_replaced_by_what_it_says(registry: Registry) -> None:
+def test_a_row_with_an_unknown_field_is_refused_and_written_anew_by_its_worker(registry: Registry) -> None:
     registry.put(numbered(1, JobState.RUNNING))
     with closing(sqlite3.connect(registry.path)) as database:
         database.execute('UPDATE jobs SET record = replace(record, \'{"id"\', \'{"colour": 7, "id"\')')
         database.commit()
-    (known,) = registry.jobs()
-    assert registry.replace(known, numbered(1, JobState.KILLED))
-    assert registry.jobs()[0].state is JobState.KILLED
+    assert registry.jobs() == ()
+    registry.put(numbered(1, JobState.RUNNING, percent=3))
+    assert [job.percent for job in registry.jobs()] == [3]
 
 
 def test_a_list_of_a_later_version_is_left_alone(registry: Registry) -> None:

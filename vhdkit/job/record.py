@@ -8,8 +8,8 @@ The states are those of CIM_ConcreteJob, with plain names for people. Times are 
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, field, replace
-from enum import IntEnum
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, StrEnum
 from typing import Any
 
 # Until the last name is changed a merge is not done, however many bytes are.
@@ -62,11 +62,20 @@ _PLAIN = {
 }
 
 
+class Follow(StrEnum):
+    """What a background job's process does once the job is complete.
+
+    SETTLE: note the merge in the manifest of the machine that the destination is of, and begin the merges that waited.
+    """
+
+    SETTLE = "settle"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """What was asked for: the arguments of `vhdkit.plan_merge` and the rate, so that a job can be begun again.
 
-    `afterwards` are the words of a `vhdkit` command that follows when a detached job is complete.
+    `follow` is what follows once a job in a process of its own is complete, None for nothing.
     """
 
     child: str
@@ -82,7 +91,7 @@ class Wishes:
     parent: str | None = None
     rate: int | None = None
     log_file: str | None = None
-    afterwards: tuple[str, ...] = ()
+    follow: Follow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,24 +164,6 @@ class Job:
         since = self.state_changed if state is self.state and self.state_changed else now
         rate = 0.0 if is_over or state is JobState.SUSPENDED else after.rate
         return replace(after, percent=percent, ended=now if is_over else None, rate=rate, state_changed=since)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return what `from_record` takes, as JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Job:
-        """Return a job from what the registry holds; what a later version may have added is left out.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: it is none.
-
-        """
-        known = {name: record[name] for name in cls.__slots__ if name in record}
-        wishes = {name: record["wishes"][name] for name in Wishes.__slots__ if name in record["wishes"]}
-        lists = {name: tuple(record[name]) for name in ("sources", "files", "written")}
-        asked = Wishes(**{**wishes, **{name: tuple(wishes.get(name, ())) for name in ("search", "afterwards")}})
-        return cls(**{**known, **lists, "state": JobState(record["state"]), "wishes": asked})
 
 
 def share_a_file(one: Job, other: Job) -> bool:

@@ -5,23 +5,27 @@ merge noticing: no merge needs it. Whoever works at a job writes the whole of it
 has it again with the next word. Requests to a job (cancel, pause, resume) are left in a column of their own, which
 only whoever fulfils them clears.
 
+The file is untrusted input: any program of this user can write to it. It must be a plain file of this user or of root,
+with the tables that are made here and nothing else in its schema. A row that breaks a rule of `row` is left out with
+one warning, and hides no other.
+
 **Source**: DESIGN 6.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.errors import ImageInUseError, JobError, printable
 from vhdkit.job.record import Job, JobState
+from vhdkit.job.table import SCHEMA, SHOWN, Row, check_schema, files_of, job_of, jobs_of, read_rows
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.state import make_private, set_aside, state_directory
+from vhdkit.storage.state import check_plain, make_private, set_aside, state_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,19 +38,13 @@ _PATIENCE_SECONDS = 20
 # Jobs that ended so long ago are forgotten when one is added.
 HISTORY_SECONDS = 180 * 24 * 3600
 _VERSION = 1
+# A sane row is a few thousand bytes; SQLite refuses to read or write longer ones than this.
+_MOST_BYTES = 64 << 20
 # Whoever had the damaged file open may still write to it, or to what lies beside it, when it has a new name.
 _MOST_MENDS = 3
-_SCHEMA = """
-    CREATE TABLE IF NOT EXISTS jobs (
-        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, state INTEGER NOT NULL,
-        changed REAL NOT NULL, request TEXT NOT NULL DEFAULT '', record TEXT NOT NULL
-    );
-    CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state);
-    CREATE TABLE IF NOT EXISTS files (path BLOB NOT NULL, id TEXT NOT NULL, PRIMARY KEY (path, id)) WITHOUT ROWID;
-    CREATE INDEX IF NOT EXISTS files_by_job ON files (id);
-"""
 _COLUMNS = {"jobs": ["number", "id", "state", "changed", "request", "record"], "files": ["path", "id"]}
 _DAMAGED = (
+    "other tables",
     "malformed",
     "not a database",
     "no such table",
@@ -79,9 +77,9 @@ class Registry:
 
     def put(self, job: Job, *, clear_request: bool = False) -> None:
         """Add a job, or replace what was known of it."""
+        record = self._row_of(job)
 
         def write(database: sqlite3.Connection) -> None:
-            record = json.dumps(job.to_record(), separators=(",", ":"))
             known = database.execute("SELECT record FROM jobs WHERE id = ?", (job.id,)).fetchone()
             database.execute(
                 "INSERT INTO jobs (id, state, changed, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) "
@@ -91,20 +89,20 @@ class Registry:
             )
             if known is None:
                 _forget_old(database, job.changed)
-            if known is None or _files(known[0]) != job.files:
+            if known is None or files_of(known[0]) != job.files:
                 _list_files(database, job)
 
         self._call(write, writes=True)
 
     def replace(self, known: Job, job: Job, *, clear_request: bool = True) -> bool:
         """Write a job if it is still what was `known`, and return whether it was: somebody else may have been first."""
+        record = self._row_of(job)
 
         def write(database: sqlite3.Connection) -> bool:
             row = database.execute("SELECT record FROM jobs WHERE id = ?", (job.id,)).fetchone()
             # Not the text is compared: another version may have written more or fewer fields.
-            if row is None or _job(row[0]) != known:
+            if row is None or job_of(row[0]) != known:
                 return False
-            record = json.dumps(job.to_record(), separators=(",", ":"))
             database.execute(
                 "UPDATE jobs SET state = ?2, changed = ?3, record = ?4, "
                 "request = CASE WHEN ?5 THEN '' ELSE request END WHERE id = ?1",
@@ -151,10 +149,22 @@ class Registry:
 
     def find(self, beginning: str) -> tuple[Job, ...]:
         """Return the jobs whose ids begin so."""
-        sentence = "SELECT record FROM jobs WHERE id >= ? AND id < ? ORDER BY number"
         wanted = beginning.lower()
         # Ids are made of digits, a to f, and hyphens, all of which come before a z.
-        return self._call(lambda database: _jobs(database.execute(sentence, (wanted, f"{wanted}z"))))
+        return self._call(lambda database: jobs_of(read_rows(database, "id >= ? AND id < ?", (wanted, f"{wanted}z"))))
+
+    def remove_unreadable(self, job_id: str) -> bool:
+        """Remove the row of a job that cannot be read; return whether there was one."""
+
+        def write(database: sqlite3.Connection) -> bool:
+            for row in read_rows(database, "id = ?", (job_id.lower(),)):
+                if row.reason():
+                    database.execute("DELETE FROM files WHERE id = ?", (row.id,))
+                    database.execute("DELETE FROM jobs WHERE number = ?", (row.number,))
+                    return True
+            return False
+
+        return self._call(write, writes=True)
 
     def jobs(
         self,
@@ -181,31 +191,31 @@ class Registry:
         ended = [state for state in states if state.is_finished]
 
         def read(database: sqlite3.Connection) -> tuple[Job, ...]:
-            rows: list[tuple[int, str]] = []
+            rows: list[Row] = []
             for group, most in ((going, -1), (ended, -1 if limit is None else limit)):
                 marks = ",".join("?" * len(group))
-                sentence = (
-                    f"SELECT number, record FROM jobs WHERE state IN ({marks}) AND {condition} "  # noqa: S608 - marks
-                    "ORDER BY number DESC LIMIT ?"
-                )
-                rows += database.execute(sentence, [*group, *values, most])
-            return _jobs((record,) for _, record in sorted(rows))
+                rows += read_rows(database, f"state IN ({marks}) AND {condition}", [*group, *values], newest=most)
+            # What has a state that is none is in no list, and is spoken of in the longest.
+            if len(states) == len(JobState) and files is None and mentions is None:
+                marks = ",".join("?" * len(JobState))
+                rows += read_rows(database, f"state NOT IN ({marks})", list(JobState))
+            return jobs_of(sorted(rows, key=lambda row: row.number))
 
         return self._call(read)
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
         sentence = "SELECT state, count(*) FROM jobs GROUP BY state"
-        return self._call(lambda database: {JobState(state): count for state, count in database.execute(sentence)})
+        known = set(JobState)
+        return self._call(
+            lambda database: {JobState(state): count for state, count in database.execute(sentence) if state in known}
+        )
 
     def waits_for(self, job_id: str, states: Sequence[JobState]) -> tuple[Job, ...]:
         """Return the jobs in one of the states that came before a job."""
         marks = ",".join("?" * len(states))
-        sentence = (
-            f"SELECT record FROM jobs WHERE state IN ({marks}) AND number < "  # noqa: S608 - marks only
-            "(SELECT number FROM jobs WHERE id = ?) ORDER BY number"
-        )
-        return self._call(lambda database: _jobs(database.execute(sentence, [*states, job_id])))
+        condition = f"state IN ({marks}) AND number < (SELECT number FROM jobs WHERE id = ?)"  # noqa: S608 - marks only
+        return self._call(lambda database: jobs_of(read_rows(database, condition, [*states, job_id])))
 
     def to_the_end(self, job_id: str) -> None:
         """Let a job that begins again wait behind those that wait already."""
@@ -218,6 +228,15 @@ class Registry:
         return LocalFolder().real(path)
 
     # The file
+
+    def _row_of(self, job: Job) -> str:
+        from vhdkit.job.row import encode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+
+        try:
+            return encode(job)
+        except ValueError as error:
+            message = f"the job {printable(job.id[:SHOWN])} cannot be listed: {error}"
+            raise RegistryError(message, path=self.path) from error
 
     def _call(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool = False) -> _T:
         until = time.monotonic() + self.patience
@@ -250,7 +269,12 @@ class Registry:
     @contextmanager
     def _opened(self, *, writes: bool) -> Iterator[sqlite3.Connection]:
         make_private(self.directory)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            check_plain(self.path + suffix)
         with closing(self._connection(writes=writes)) as database:
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+            # No function that a schema names is called.
+            database.execute("PRAGMA trusted_schema = OFF")
             # The list may lose its last words with the power, and is not worth a sync of the merge's disk.
             database.execute("PRAGMA synchronous = NORMAL")
             # One byte that went bad spoils the row that it is in, and hides no other.
@@ -260,6 +284,7 @@ class Registry:
                 raise RegistryError("the list of jobs is of a later version of vhdkit", path=self.path)
             if version < _VERSION:
                 _prepare(database)
+            check_schema(database)
             yield database
 
     def _connection(self, *, writes: bool) -> sqlite3.Connection:
@@ -314,7 +339,7 @@ def _prepare(database: sqlite3.Connection) -> None:
     # A file system without shared memory (some networks') has no WAL; the list works there all the same, slower.
     database.execute("PRAGMA journal_mode = WAL").fetchone()
     database.execute("BEGIN IMMEDIATE")
-    for sentence in _SCHEMA.split(";"):
+    for sentence in SCHEMA.split(";"):
         database.execute(sentence)
     database.execute(f"PRAGMA user_version = {_VERSION}")
     database.execute("COMMIT")
@@ -336,21 +361,3 @@ def _forget_old(database: sqlite3.Connection, now: float) -> None:
     values = (JobState.COMPLETED, now - HISTORY_SECONDS)
     database.execute(f"DELETE FROM files WHERE id IN (SELECT id FROM jobs WHERE {old})", values)  # noqa: S608 - ours
     database.execute(f"DELETE FROM jobs WHERE {old}", values)  # noqa: S608 - ours
-
-
-def _jobs(rows: Iterator[tuple[str]] | sqlite3.Cursor) -> tuple[Job, ...]:
-    """Return the jobs of rows; one that is no job of a version known here hides none of the others."""
-    return tuple(job for (record,) in rows if (job := _job(record)) is not None)
-
-
-def _job(record: str) -> Job | None:
-    # Records are written in ASCII; what nests too deep for the reader is no job either.
-    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return Job.from_record(json.loads(record)) if record.isascii() else None
-    return None
-
-
-def _files(record: str) -> tuple[str, ...] | None:
-    """Return the files of a row, None if it is no job: then they are not those of any."""
-    known = _job(record)
-    return None if known is None else known.files

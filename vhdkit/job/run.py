@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -15,8 +13,9 @@ from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.image.journal import read_journal
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.record import Job, JobState, Wishes, job_id
+from vhdkit.job.record import Follow, Job, JobState, Wishes, job_id
 from vhdkit.job.registry import Registry, RegistryError
+from vhdkit.job.spawn import spawn, work
 from vhdkit.job.truth import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, planned, touched
 from vhdkit.merging.engine import merge
@@ -27,30 +26,13 @@ from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.machine import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Mapping, Sequence
-    from types import FrameType
 
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
 
 _LETTING_GO_SECONDS = 1.0
-# The process of a job finds its modules where this one does, and never in the folder that it happens to stand in.
-_DETACHED = """
-import json, sys
-told = json.load(sys.stdin)
-sys.path[:] = told["path"]
-from vhdkit.job.run import detached
-detached(told)
-"""
-_AFTERWARDS = """
-import json, sys
-told = json.load(sys.stdin)
-sys.path[:] = told["path"]
-from vhdkit.cli.main import run
-run(told["words"])
-"""
 
 
 def start_merge(
@@ -70,14 +52,14 @@ def start_merge(
     machine: str = "",
     detached: bool = False,
     log_file: str | None = None,
-    afterwards: Sequence[str] = (),
+    follow: Follow | None = None,
 ) -> MergeJob:
     """Begin a merge in the background, and return at once; the arguments are those of `plan_merge`.
 
     It runs in a thread of this process, or with `detached` in a process of its own, which outlives this one. Jobs that
     need the same files wait for each other, in the order in which they were started. `rate` is the most bytes a second,
-    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line. `afterwards`
-    are the words of a `vhdkit` command that the process of a detached job runs when the merge is complete.
+    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line. `follow` is
+    what the process of a detached job does when the merge is complete.
 
     Raises:
         VhdError, OSError: what `plan_merge` raises, or the first obstacle of the plan. Nothing was begun.
@@ -100,7 +82,7 @@ def start_merge(
     if log_file is not None:
         events.stop_logging(events.log_to(log_file))
         wishes = replace(wishes, log_file=_absolute(log_file))
-    wishes = replace(wishes, afterwards=tuple(afterwards))
+    wishes = replace(wishes, follow=follow)
     registry = Registry()
     job, before = _as_known(_planned(wishes, machine), registry)
     return begin(job, registry, before=before, detached=detached)
@@ -188,9 +170,9 @@ def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: 
     except RegistryError as error:
         unlisted = str(error)
     if detached:
-        return MergeJob(job, registry, unlisted, process=_spawn(job, registry))
+        return MergeJob(job, registry, unlisted, process=spawn(job, registry))
     worker = Worker(job, registry, unlisted=unlisted)
-    thread = threading.Thread(target=_work, args=(worker,), name=f"vhdkit-merge-{job.id[:8]}")
+    thread = threading.Thread(target=work, args=(worker,), name=f"vhdkit-merge-{job.id[:8]}")
     thread.start()
     return MergeJob(job, registry, unlisted, worker=worker, thread=thread)
 
@@ -362,83 +344,3 @@ def expected_job(wishes: Wishes, machine: str) -> Job:
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else paths.abspath(path)
-
-
-# The thread, and the process
-
-
-def _work(worker: Worker) -> None:
-    # What went wrong is kept with the job.
-    with events.logged(worker.job), suppress(Exception), worker:
-        worker.run()
-
-
-def _spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
-    import subprocess  # noqa: PLC0415 - a merge in the foreground has no use for it
-
-    told = {"path": sys.path, "job": job.to_record(), "state": registry.directory}
-    process = subprocess.Popen(  # noqa: S603 - this Python, and words of our own
-        [sys.executable, "-P", "-c", _DETACHED],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # Where sessions are none, what ends with a console is told so.
-        creationflags=getattr(subprocess, "DETACHED_PROCESS", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-    )
-    # From now on it is that process which must live, even if it has not said a word yet.
-    with suppress(RegistryError):
-        # Somebody may have asked something of it already.
-        registry.replace(job, replace(job, pid=process.pid, born=birth_of(process.pid)), clear_request=False)
-    if process.stdin is not None:
-        with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(told).encode())
-    # When it ends somebody must take note, or it stays in the system's list of processes; no matter who holds the job.
-    threading.Thread(target=process.wait, name=f"vhdkit-job-{job.id[:8]}", daemon=True).start()
-    return process
-
-
-def _follow(words: Sequence[str]) -> None:
-    """Run a command of vhdkit; what comes of it is its own affair."""
-    import subprocess  # noqa: PLC0415 - as in _spawn
-
-    subprocess.run(  # noqa: S603 - this Python, and words of our own
-        [sys.executable, "-P", "-c", _AFTERWARDS],
-        input=json.dumps({"path": sys.path, "words": words}).encode(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-
-
-class _Ended:
-    """Whether this process was told to end: a `Cancel` that takes no lock.
-
-    A signal comes between any two steps of the thread that merges. If that is just setting an event, whose lock it
-    holds, setting one again would wait for it for good.
-    """
-
-    def __init__(self) -> None:
-        self._is_so = False
-
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        self._is_so = True
-
-    def is_set(self) -> bool:
-        return self._is_so
-
-
-def detached(told: dict[str, object]) -> None:
-    """Work at a job in this process, which was made for it."""
-    import signal  # noqa: PLC0415 - for a process of one's own only
-
-    record = told["job"]
-    job = Job.from_record(record if isinstance(record, dict) else {})
-    ended = _Ended()
-    worker = Worker(job, Registry(str(told["state"])), cancel=ended)
-    signal.signal(signal.SIGTERM, ended)
-    signal.signal(signal.SIGINT, ended)
-    _work(worker)
-    if worker.job.state is JobState.COMPLETED and worker.job.wishes.afterwards:
-        _follow(worker.job.wishes.afterwards)
-    sys.exit({JobState.COMPLETED: 0, JobState.TERMINATED: 130}.get(worker.job.state, 1))

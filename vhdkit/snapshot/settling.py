@@ -16,6 +16,7 @@ from vhdkit.errors import ImageInUseError, VhdError
 from vhdkit.image.journal import read_journal
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
+from vhdkit.job.record import Follow
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, start_merge, wished
 from vhdkit.merging.engine import merge
@@ -89,6 +90,9 @@ def has_taken_place(file: ManifestFile, manifest: Manifest, folding: Folding) ->
 
 class Settler:
     """One machine's manifest, and the doing of what it owes; every method that changes it is called under its lock."""
+
+    # What the process of a merge does when that is complete.
+    _follow: Follow | None = Follow.SETTLE
 
     def __init__(self, file: ManifestFile, *, is_local: bool) -> None:
         self.file = file
@@ -334,7 +338,7 @@ class Settler:
             rate=rate,
             machine=manifest.machine,
             detached=True,
-            afterwards=self._afterwards(rate),
+            follow=self._follow,
         )
 
     def _earlier_rate(self, destination: str) -> int | None:
@@ -344,10 +348,6 @@ class Settler:
                 if job.destination == destination and job.state.is_resumable:
                     return job.wishes.rate
         return None
-
-    def _afterwards(self, rate: int | None) -> tuple[str, ...]:
-        """Return the command that settles what is left when a merge is complete, as fast as that was told to be."""
-        return ("snapshot", "settle", self.file.path, *(() if rate is None else ("--rate", str(rate))))
 
     def _running(self, destination: str) -> Job | None:
         """Return the job that is merging into an image, or waits for its turn; None if none does."""

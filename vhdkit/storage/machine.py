@@ -27,6 +27,14 @@ def user_name() -> str:
         return str(this_user())
 
 
+def environment_with_modules() -> dict[str, str]:
+    """Return this process's environment for another Python, which finds its modules where this one does."""
+    # Where this package lies comes first: it may have been found by "", the working folder, which is not handed on.
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    found = dict.fromkeys([own, *(os.path.abspath(entry) for entry in sys.path if entry)])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
+
+
 def birth_of(pid: int) -> str:
     """Return what tells a process from an earlier or later one of the same number; "" if there is none, or it ended.
 

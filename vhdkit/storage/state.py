@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from contextlib import suppress
 
@@ -20,6 +22,25 @@ def state_directory() -> str:
 def make_private(directory: str) -> None:
     """Make a directory that only this user may look into, if there is none."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
+
+
+def check_plain(path: str) -> None:
+    """Refuse a file of this user's state that is a link, a pipe, a folder or a device, or belongs to another user.
+
+    A missing one is allowed.
+
+    Raises:
+        OSError: it is one of these. It was not opened.
+
+    """
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file; remove it, or set VHDKIT_STATE to another folder", path)
+    if hasattr(os, "geteuid") and found.st_uid not in {0, os.geteuid()}:
+        raise OSError(errno.EPERM, "it belongs to another user; set VHDKIT_STATE to a folder of your own", path)
 
 
 def set_aside(path: str) -> str:
