@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from vhdkit.cli.options import FOLDER, json_option, progress_option
 from vhdkit.cli.output import print_json, progress_shown, table
+from vhdkit.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,11 +28,22 @@ _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
 
 @click.group()
-def job() -> None:
+@click.pass_context
+def job(ctx: click.Context) -> None:
     """Ask about merges, running and finished, of any process, and steer them.
 
     An ID may be shortened to any beginning that no other job has.
     """
+    ctx.call_on_close(_warn_of_left_out)
+
+
+def _warn_of_left_out() -> None:
+    """Say which jobs the verb has left out, whose records cannot be read."""
+    from vhdkit.job.table import take_left_out
+
+    for text in take_left_out():
+        with suppress(OSError):
+            click.echo(f"warning: {text}", err=True)
 
 
 @job.command("list")
@@ -252,9 +265,14 @@ def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
 @json_option
 def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
     """Take jobs that have ended off the list; nothing else changes."""
-    from vhdkit.job.control import remove_job
+    from vhdkit.job.control import remove_job, remove_unreadable_job
 
-    _for_each(ids, remove_job, as_json=as_json, done_word="removed: ")
+    unreadable = [each for each in ids if remove_unreadable_job(each)]
+    for each in unreadable:
+        click.echo(f"removed: {printable(each)}, whose record could not be read", err=True)
+    left = [each for each in ids if each not in unreadable]
+    if left or not unreadable:
+        _for_each(left, remove_job, as_json=as_json, done_word="removed: ")
 
 
 def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "") -> None:

@@ -22,6 +22,7 @@ from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
 from vhdkit.cli.rebasing import rebase
 from vhdkit.cli.snapshots import snapshot
+from vhdkit.cli.stopping import ending_signals
 from vhdkit.cli.undoing import rollback, undo
 from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError, printable
 
@@ -72,21 +73,21 @@ def run(arguments: list[str]) -> int:
     try:
         return int(program.main(arguments, prog_name="vhdkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _say(error.format_message())
         return USAGE
     except click.ClickException as error:
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
-        click.echo(f"{usage}vhdkit: {printable(error.format_message())}", err=True)
+        _say(f"{usage}vhdkit: {printable(error.format_message())}")
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt, MergeCancelled) as error:
-        click.echo("\n".join(["vhdkit: interrupted", *_notes_of(error)]), err=True)
+        _say("\n".join(["vhdkit: interrupted", *_notes_of(error)]))
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (VhdError, OSError, ValueError) as error:
-        click.echo(explain(error), err=True)
+        _say("\n".join([explain(error), *_job_at(error)]))
         return _code_of(error)
 
 
@@ -98,6 +99,22 @@ def _code_of(error: VhdError | OSError | ValueError) -> int:
             return USAGE
         case _:
             return FAILED
+
+
+def _say(text: str) -> None:
+    """Print a message on stderr; after a hang-up there is no terminal to print it on, and the exit code says it."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _job_at(error: Exception) -> list[str]:
+    """Return which merge is at a file that is in use, as a line to follow the error."""
+    if not isinstance(error, ImageInUseError):
+        return []
+    from vhdkit.job.control import job_at
+
+    job = job_at(error.path)
+    return [f"The merge job {job.id} is at it; `vhdkit job watch {job.id[:8]}` follows it."] if job else []
 
 
 def _notes_of(error: BaseException) -> list[str]:
@@ -131,7 +148,10 @@ def explain(error: VhdError | OSError | ValueError) -> str:
 def main() -> NoReturn:
     """Run the command line of this process."""
     # Asked to end, a merge ends as on Ctrl-C: with what it has begun cleaned up, and a word about how things stand.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ending = ending_signals()
+    for number in ending:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal's encoding lacks must not turn a merge that is done into a failure.
@@ -139,7 +159,7 @@ def main() -> NoReturn:
     # numpy would start a thread a processor for linear algebra, which is not done here; it costs as much as its import.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     code = run(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending:
         # While Python shuts down a second one would still kill it, and hide how the work has ended.
         signal.signal(number, signal.SIG_IGN)
     _leave(code)

@@ -185,7 +185,9 @@ def _start(
     child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, log_file: str | None, as_json: bool
 ) -> None:
     """Begin the merge in the background, and print its id."""
-    started = vhdkit.start_merge(child, rate=rate, machine=machine, log_file=log_file, detached=True, **wishes)
+    started = vhdkit.start_merge(
+        child, rate=rate, machine=machine, log_file=log_file, detached=True, wait_in_line=False, **wishes
+    )
     if started.unlisted:
         click.echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -93,6 +93,25 @@ def progress_shown(style: str | None, title: str) -> Iterator[Callable[[str, int
         yield _lines(as_json=style == "json")
 
 
+class _Terminal:
+    """A terminal that may be closed while a bar is drawn on it: the work goes on, or ends by its SIGHUP."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
@@ -106,7 +125,7 @@ def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(file=cast("TextIO", _Terminal(sys.stderr)))) as progress:
         task = progress.add_task(title, total=None)
 
         def advance(phase: str, done: int, total: int) -> None:

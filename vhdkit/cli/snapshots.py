@@ -298,9 +298,11 @@ def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
 
 
 def _run(words: list[str]) -> int:
-    """Run a program and return its exit code, as a shell tells it; Ctrl-C and SIGTERM are for it to answer."""
+    """Run a program and return its exit code, as a shell tells it; Ctrl-C, SIGTERM and SIGHUP are for it to answer."""
     import signal
     import subprocess
+
+    from vhdkit.cli.stopping import ending_signals
 
     try:
         process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
@@ -309,8 +311,8 @@ def _run(words: list[str]) -> int:
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     # A terminal sends Ctrl-C to both of them.
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        number: signal.signal(number, lambda sent, _frame: None if sent == signal.SIGINT else process.send_signal(sent))
+        for number in ending_signals()
     }
     try:
         code = process.wait()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the work to stop where it is safe, the second ends it where it is."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks the work to stop where it is safe, the second ends it where it is."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+# What a terminal that is closed, or an ssh connection that is lost, sends; Windows has none.
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask this process to end; SIGHUP is none of them where `nohup` had it ignored."""
+    if HANGUP is None or signal.getsignal(HANGUP) is signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, HANGUP
+
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Lend an event that is set by the first signal; the next raises KeyboardInterrupt, which is as safe a cut."""
+    """Lend an event that is set by the first signal; the next raises KeyboardInterrupt, which is as safe a cut.
+
+    A terminal that is closed sends SIGHUP more than once, to the shell's jobs and to the session: it never cuts.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if event.is_set():
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if event.is_set() and number != HANGUP:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield event
     finally:

@@ -12,7 +12,7 @@ from vhdkit.errors import JobError, VhdError
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.record import job_id as job_of_journal
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import is_removing, noted
+from vhdkit.job.truth import is_removing, noted, settled
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -244,6 +244,11 @@ def remove_job(job_id: str) -> Job:
     return job
 
 
+def remove_unreadable_job(job_id: str) -> bool:
+    """Take a job off the list whose record cannot be read, named by its whole id; return whether there was one."""
+    return Registry().remove_unreadable(job_id)
+
+
 def job_of_undo(path: str) -> Job | None:
     """Return the job of the merge that an undo image is kept for, None if the list knows of none, or cannot be had."""
     from vhdkit.image.journal import read_journal  # noqa: PLC0415 - reads journals, as asking alone does not
@@ -254,6 +259,16 @@ def job_of_undo(path: str) -> Job | None:
             journal = read_journal(folder, job.destination) if job.undo == real else None
             if journal is not None and journal.begin is not None and job_of_journal(journal.begin.job) == job.id:
                 return job
+    return None
+
+
+def job_at(path: str) -> Job | None:
+    """Return the job that is at a file now, None if the list knows of none, or cannot be had."""
+    with suppress(RegistryError):
+        for job in Registry().jobs(states=_GOING, files=[Registry.real(path)]):
+            now = settled(job)
+            if not now.state.is_finished and now.state is not JobState.NEW:
+                return now
     return None
 
 

@@ -12,12 +12,13 @@ import datetime as dt
 import json
 import logging
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError, printable
 from vhdkit.job.record import JobState
 from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ PROGRESS = 0
 logger = logging.getLogger("vhdkit.job")
 # A program that has not asked for it is not told on its stderr.
 logger.addHandler(logging.NullHandler())
+_LOG_BEGINS = b'{"time": "'
 # E_FAIL: what Windows says of a failure that has no name.
 _FAIL = 0x80004005
 
@@ -137,13 +139,26 @@ def log_to(path: str, job_id: str | None = None) -> logging.Handler:
     return handler
 
 
+def _is_log(path: str) -> bool:
+    """Whether a plain file is there that is empty or begins as a log of ours does."""
+    start = bytearray(len(_LOG_BEGINS))
+    try:
+        with closing(LocalFolder().open(path)) as storage:
+            count = storage.read_into(0, start)
+    except OSError:
+        return False
+    return not count or bytes(start) == _LOG_BEGINS
+
+
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
     """Append what is said of a job to the file that it was begun with, if there is one and it can be written."""
     handler = None
-    if job.wishes.log_file is not None:
+    path = job.wishes.log_file
+    # A record is no command: it makes no file, and adds to none but a log.
+    if path is not None and _is_log(path):
         with suppress(OSError):
-            handler = log_to(job.wishes.log_file, job.id)
+            handler = log_to(path, job.id)
     try:
         yield
     finally:

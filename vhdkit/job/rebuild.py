@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import ImageInUseError, JournalError
+from vhdkit.errors import ImageInUseError, JournalError, printable
 from vhdkit.image.journal import SUFFIX, read_journal
 from vhdkit.job.record import Job, JobState, Wishes, job_id
+from vhdkit.job.row import encode
+from vhdkit.job.table import leave_out
 from vhdkit.job.truth import settled
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
     """Add to the list the merges whose journals lie in these folders or below and that it lacks; return them.
 
-    A journal that cannot be read, or is not believed (see `image.journal`), is left out: `vhdkit info` tells of it.
+    A journal that cannot be read, or is not believed (see `image.journal`), is left out: `vhdkit info` tells of it. One
+    whose numbers no job can have is left out with a warning, and one that vanishes meanwhile without.
 
     Raises:
         OSError: one of the folders cannot be listed.
@@ -36,7 +39,16 @@ def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
     for directory in search:
         folder.check_directory(directory)
         for journal in _journals(folder, folder.real(directory)):
-            job = _job_of(journal, folder)
+            try:
+                job = _job_of(journal, folder)
+                if job is not None:
+                    encode(job)
+            except OSError:
+                # The merge has ended while it was looked at.
+                continue
+            except ValueError as error:
+                leave_out(f"{printable(journal.path)}: no job can be listed by this journal: {printable(str(error))}")
+                continue
             if job is not None and not _is_known(registry, job):
                 registry.put(job)
                 added.append(job)

@@ -159,11 +159,21 @@ class Job:
         """Return the job as it is now: time counts while it is worked at, and percent never goes back."""
         is_over = state.is_finished
         after = replace(self, state=state, elapsed=self.elapsed_at(now), changed=now, **changes)
-        percent = 100 * after.bytes_done // after.bytes_total if after.bytes_total else 0
-        percent = 100 if state is JobState.COMPLETED else min(_ALMOST, max(self.percent, percent))
+        percent = percent_of(after.bytes_done, after.bytes_total)
+        percent = 100 if state is JobState.COMPLETED else max(min(_ALMOST, self.percent), percent)
         since = self.state_changed if state is self.state and self.state_changed else now
         rate = 0.0 if is_over or state is JobState.SUSPENDED else after.rate
         return replace(after, percent=percent, ended=now if is_over else None, rate=rate, state_changed=since)
+
+    def at(self, bytes_done: int, bytes_total: int) -> Job:
+        """Return the job with other figures of how far it is, from which it may also go back."""
+        percent = percent_of(bytes_done, bytes_total)
+        return replace(self, bytes_done=bytes_done, bytes_total=bytes_total, percent=percent)
+
+
+def percent_of(bytes_done: int, bytes_total: int) -> int:
+    """Return how far a merge is that is not complete: 99 at most, and 0 before its bytes are known."""
+    return min(_ALMOST, 100 * bytes_done // bytes_total) if bytes_total else 0
 
 
 def share_a_file(one: Job, other: Job) -> bool:

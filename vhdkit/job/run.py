@@ -53,15 +53,18 @@ def start_merge(
     detached: bool = False,
     log_file: str | None = None,
     follow: Follow | None = None,
+    wait_in_line: bool = True,
 ) -> MergeJob:
     """Begin a merge in the background, and return at once; the arguments are those of `plan_merge`.
 
     It runs in a thread of this process, or with `detached` in a process of its own, which outlives this one. Jobs that
-    need the same files wait for each other, in the order in which they were started. `rate` is the most bytes a second,
+    need the same files wait for each other, in the order in which they were started, or with `wait_in_line` false are
+    refused at once. `rate` is the most bytes a second,
     `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line. `follow` is
     what the process of a detached job does when the merge is complete.
 
     Raises:
+        ImageInUseError: another process is at the files, and `wait_in_line` is false. Nothing was begun.
         VhdError, OSError: what `plan_merge` raises, or the first obstacle of the plan. Nothing was begun.
 
     """
@@ -84,7 +87,11 @@ def start_merge(
         wishes = replace(wishes, log_file=_absolute(log_file))
     wishes = replace(wishes, follow=follow)
     registry = Registry()
-    job, before = _as_known(_planned(wishes, machine), registry)
+    expected = _planned(wishes, machine, wait_in_line=wait_in_line)
+    other = None if wait_in_line else _job_in_the_way(expected)
+    if other is not None:
+        raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination)
+    job, before = _as_known(expected, registry)
     return begin(job, registry, before=before, detached=detached)
 
 
@@ -268,8 +275,8 @@ def _continued(job: Job, before: Job | None) -> Job:
     return replace(job, **{name: getattr(before, name) for name in fields})
 
 
-def _planned(wishes: Wishes, machine: str) -> Job:
-    """Return a new job of what is wished; what cannot be done is refused at once."""
+def _planned(wishes: Wishes, machine: str, *, wait_in_line: bool = True) -> Job:
+    """Return a new job of what is wished; what cannot be done is refused at once, and so is what would have to wait."""
     until = time.monotonic() + _LETTING_GO_SECONDS
     while True:
         try:
@@ -278,22 +285,26 @@ def _planned(wishes: Wishes, machine: str) -> Job:
         except ImageInUseError:
             expected = expected_job(wishes, machine)
             # Another job is at it: this one waits, and is planned when its turn has come.
-            if _is_listed_job_at(expected) or time.monotonic() > until:
-                return expected
+            is_listed = _job_in_the_way(expected) is not None
+            if is_listed or time.monotonic() > until:
+                if wait_in_line:
+                    return expected
+                raise
         # A process that was killed lets go of its files a moment later.
         time.sleep(0.05)
-    if plan.obstacles and not any(isinstance(obstacle, ImageInUseError) for obstacle in plan.obstacles):
-        raise plan.obstacles[0]
+    in_use = [obstacle for obstacle in plan.obstacles if isinstance(obstacle, ImageInUseError)]
+    if plan.obstacles and not (in_use and wait_in_line):
+        raise (in_use or plan.obstacles)[0]
     return _new(wishes, plan, machine)
 
 
-def _is_listed_job_at(job: Job) -> bool:
-    """Whether a job that goes on needs the files of another, as far as the list can tell."""
+def _job_in_the_way(job: Job) -> Job | None:
+    """Return a job that goes on and needs the files of another, None if the list knows of none."""
     try:
         going = Registry().jobs(states=UNFINISHED)
     except RegistryError:
-        return False
-    return any(stands_in_the_way(other, job) for other in going)
+        return None
+    return next((other for other in going if stands_in_the_way(other, job)), None)
 
 
 def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:

@@ -29,7 +29,7 @@ SCHEMA = """
 _SENTENCES = {" ".join(each.replace("IF NOT EXISTS ", "").split()) for each in SCHEMA.split(";")}
 # An id is shown to so many characters.
 SHOWN = 64
-_warned: set[tuple[str, str]] = set()
+_left_out: dict[str, bool] = {}
 
 
 def check_schema(database: sqlite3.Connection) -> None:
@@ -109,21 +109,32 @@ def jobs_of(rows: Iterable[Row]) -> tuple[Job, ...]:
         try:
             found.append(row.job())
         except ValueError as error:
-            _warn_once(row, str(error))
+            _warn(row, str(error))
     return tuple(found)
 
 
-def _warn_once(row: Row, reason: str) -> None:
-    """Log that a row is left out; asked again and again, say so once in a process."""
+def _warn(row: Row, reason: str) -> None:
     name = printable(row.id[:SHOWN]) if isinstance(row.id, str) else f"in row {row.number}"
-    if (name, reason) in _warned:
-        return
-    _warned.add((name, reason))
-    import logging  # noqa: PLC0415 - rarely needed
+    how = f"; `vhdkit job rm {name}` takes it off the list" if row.id == name else ""
+    text = f"the list of jobs has no readable record of the job {name}, which is left out: {printable(reason)}{how}"
+    leave_out(text)
 
-    how = f"`vhdkit job rm {name}` takes it off the list" if isinstance(row.id, str) and row.id == name else ""
-    text = f"the list of jobs has no readable record of the job {name}, which is left out: {printable(reason)}"
-    logging.getLogger("vhdkit.job").warning("%s", f"{text}; {how}" if how else text)
+
+def leave_out(text: str) -> None:
+    """Log why something is left out of the list, once in a process, however often the list is asked for."""
+    if text in _left_out:
+        return
+    _left_out[text] = True
+    from vhdkit.job.events import logger  # noqa: PLC0415 - rarely needed
+
+    logger.warning("%s", text)
+
+
+def take_left_out() -> list[str]:
+    """Return what was left out since this was last called."""
+    new = [text for text, is_new in _left_out.items() if is_new]
+    _left_out.update(dict.fromkeys(new, False))
+    return new
 
 
 def job_of(record: object) -> Job | None:

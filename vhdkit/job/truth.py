@@ -10,8 +10,8 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import ImageInUseError, JournalError
-from vhdkit.job.record import Job, JobState, share_a_file
+from vhdkit.errors import ImageInUseError, JournalError, VhdError
+from vhdkit.job.record import Job, JobState, job_id, share_a_file
 from vhdkit.job.registry import RegistryError
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.machine import is_alive
@@ -31,7 +31,30 @@ def settled(job: Job) -> Job:
     if _is_complete(job):
         return replace(job.advanced(job.changed, JobState.COMPLETED), bytes_done=job.bytes_total)
     message = "the process that was at it has ended"
-    return job.advanced(job.changed, JobState.KILLED, error=message, error_class="", error_code=0)
+    return as_left(job.advanced(job.changed, JobState.KILLED, error=message, error_class="", error_code=0))
+
+
+def as_left(job: Job) -> Job:
+    """Return a job that ended before its end as far as its next run need not go again, which its journal says.
+
+    What a process counts is what it has copied; what is durable of that, `check` and `scan` read in the journal.
+    """
+    if job.phase == "rolling back":
+        return job
+    if job.wishes.to is not None:
+        # A new file is made from the start.
+        return job.at(0, job.bytes_total)
+    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+
+    folder = LocalFolder()
+    try:
+        journal = read_journal(folder, job.destination) if folder.exists(job.destination) else None
+    except (VhdError, OSError):
+        return job
+    if journal is None or journal.begin is None or job_id(journal.begin.job) != job.id:
+        return job.at(0, job.bytes_total)
+    total = journal.begin.payload_bytes
+    return job.at(total if journal.merged else journal.bytes_done, total)
 
 
 def stands_in_the_way(other: Job, job: Job) -> bool:

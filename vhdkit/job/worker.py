@@ -16,8 +16,9 @@ from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
 from vhdkit.job import events
 from vhdkit.job.record import Job, JobState, Wishes
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import stands_in_the_way
+from vhdkit.job.truth import as_left, stands_in_the_way
 from vhdkit.merging.engine import MergeResult, merge
+from vhdkit.merging.plan import Resume
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.machine import birth_of, this_process, user_name
 
@@ -201,6 +202,10 @@ class Worker:
             # From here on it is settled where it goes, whatever the chain looks like when it is resumed.
             wishes = replace(wishes, into=plan.destination, resume=False)
         with self._lock:
+            if plan.resume is not Resume.FINISHES:
+                # It goes on where the journal's mark is, whatever an earlier run had copied beyond that.
+                self._job = self._job.at(plan.bytes_done, plan.payload_bytes)
+                self._tenth = 10 * self._job.percent // 100
             self._change(
                 JobState.RUNNING,
                 **touched(plan),
@@ -275,6 +280,7 @@ class Worker:
     def _failed(self, error: BaseException) -> None:
         self.error = error
         with self._lock:
+            self._job = as_left(self._job)
             if isinstance(error, (MergeCancelled, KeyboardInterrupt)):
                 self._change(JobState.TERMINATED, error="", error_class="", error_code=0)
                 return
