@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,11 +14,13 @@ from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind
-from vhdkit.image.image import RawImage
+from vhdkit.image.file_name import may_be_raw
+from vhdkit.image.holes import without_holes
+from vhdkit.image.image import Image, RawImage
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.storage.seam import Folder
 
@@ -49,22 +52,32 @@ def compare(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    format_a: str | None = None,
+    format_b: str | None = None,
     lock: bool = True,
     folder: Folder | None = None,
 ) -> Comparison:
-    """Compare the views of two images through their chains; a file without any footer is taken as raw.
+    """Compare the views of two images through their chains, or of raw files.
 
-    Only what either holds is read. `parent` is the parent of the first; `lock` is as in `open_chain`.
+    `format_a` and `format_b` are "vhd" or "raw". With None a file without any footer is taken as raw, unless its suffix
+    is that of another format, or it is empty and the other file is an image: such a file is a damaged image rather than
+    a disk. Only what either holds is read. `parent` is the parent of the first; `lock` is as in `open_chain`.
 
     Raises:
+        ValueError: another format is asked for.
         VhdError, OSError: one of them cannot be read.
 
     """
+    if not {format_a, format_b} <= {None, "vhd", "raw"}:
+        raise ValueError(f"the formats are {format_a!r} and {format_b!r}: expected vhd or raw")
     place = folder or LocalFolder()
+    open_vhd = partial(open_chain, search=search, parent_map=parent_map, lock=lock, folder=place)
     with (
-        _open_view(path_a, search, parent_map or {}, parent, place, lock=lock) as a,
-        _open_view(path_b, search, parent_map or {}, None, place, lock=lock) as b,
+        _open_view(path_a, format_a, partial(open_vhd, parent=parent), place, lock=lock) as a,
+        _open_view(path_b, format_b, open_vhd, place, lock=lock) as b,
     ):
+        _refuse_empty(a, b, format_a)
+        _refuse_empty(b, a, format_b)
         first = first_difference(a, b)
         return Comparison(equal=first is None, first_difference=first, size_a=_length(a), size_b=_length(b))
 
@@ -90,21 +103,33 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
     """Return the numbers of the pieces of a window in which the chain holds data."""
     if start >= chain.size:
         return np.empty(0, np.int64)
-    data = resolve(chain.layers, start, min(stop, chain.size)).of(Kind.DATA)
+    data = without_holes(resolve(chain.layers, start, min(stop, chain.size)), chain.layers).of(Kind.DATA)
     return extent.distinct(extent.split(data, _PIECE).start // _PIECE)
 
 
 def _open_view(
-    path: str, search: Sequence[str], parent_map: Mapping[str, str], parent: str | None, folder: Folder, *, lock: bool
+    path: str, file_format: str | None, open_vhd: Callable[[str], Chain], folder: Folder, *, lock: bool
 ) -> Chain:
+    if file_format == "raw":
+        return open_raw(path, folder, lock=lock)
     try:
-        return open_chain(path, search=search, parent_map=parent_map, parent=parent, lock=lock, folder=folder)
+        return open_vhd(path)
     except CorruptImageError as error:
         if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
             raise
-        if error.path != folder.real(path):
+        if error.path != folder.real(path) or file_format == "vhd":
+            raise
+        if not may_be_raw(path):
             raise
     return open_raw(path, folder, lock=lock)
+
+
+def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:
+    """Refuse to compare an image with a file of no bytes, which reads as zeros: most likely it was cut off."""
+    if file_format is None and isinstance(other.leaf, Image) and not isinstance(view.leaf, Image):
+        storage = view.leaf.storage
+        if not storage.size():
+            raise CorruptImageError(Corruption.FILE_TOO_SHORT, "the file is empty", path=storage.path)
 
 
 def _length(chain: Chain) -> int:

@@ -22,6 +22,7 @@ from vhdkit.image import extent
 from vhdkit.image.create import TABLE_OFFSET, creating, new_footer, table_end_for
 from vhdkit.image.extent import Kind
 from vhdkit.image.file_name import FileFormat
+from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local import LocalFolder
@@ -186,12 +187,16 @@ def write_dynamic(
 def _pieces(
     chain: Chain, progress: Callable[[int, int], None] | None, copied: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block."""
+    """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block.
+
+    Holes of the files are left out, unless `copied` counts what `dynamic_layout` has counted.
+    """
     block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
     size = min(_PIECE, block_size or layout.DEFAULT_BLOCK_SIZE)
     buffer = np.empty(size, np.uint8)
     for start, stop in windows(chain.layers, 0, chain.size):
-        pieces = extent.split(resolve(chain.layers, start, stop), size)
+        found = resolve(chain.layers, start, stop)
+        pieces = extent.split(without_holes(found, chain.layers) if copied is None else found, size)
         pieces = pieces.take(np.isin(pieces.start // size, pieces.of(Kind.DATA).start // size))
         cells, heads = np.unique(pieces.start // size, return_index=True)
         tails = np.append(heads, len(pieces))[1:]

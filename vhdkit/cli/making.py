@@ -18,11 +18,12 @@ from vhdkit.cli.options import (
     progress_option,
     reading,
 )
-from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, warn_unfinished
-from vhdkit.errors import FileNameError, ImageInUseError, VhdError
+from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, warn_before_reading
+from vhdkit.errors import CorruptImageError, Corruption, FileNameError, ImageInUseError, VhdError
 
 _DIFFERENT = 1
 _NOT_COMPARED = 2
+_NO_VHD = {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}
 
 
 @click.command()
@@ -104,7 +105,7 @@ def convert(
     if destination == STDOUT:
         _convert_to_stdout(source, output_format, progress, as_json=as_json, **options)
         return
-    warn_unfinished(source, reading(**options))
+    warn_before_reading(source, reading(**options))
     with naming_commands(source, destination), progress_shown(progress, "converting") as advance:
         size = vhdkit.convert(
             source,
@@ -130,7 +131,7 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
         raise click.UsageError("standard output is a terminal; send the disk to a program or a file")
     from vhdkit.chain.export import write_stream
 
-    warn_unfinished(source, reading(**options))
+    warn_before_reading(source, reading(**options))
     with (
         vhdkit.open_chain(source, **reading(**options)) as chain,
         progress_shown(progress, "converting") as advance,
@@ -142,29 +143,44 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
 @click.command()
 @click.argument("a")
 @click.argument("b")
+@click.option("-f", "format_a", type=click.Choice(["vhd", "raw"]), help="Format of A; raw if nothing says VHD.")
+@click.option("-F", "format_b", type=click.Choice(["vhd", "raw"]), help="Format of B; raw if nothing says VHD.")
 @click.option("--strict", is_flag=True, help="Disks of different size differ, even if the rest is zeros.")
 @force_share_option
 @chain_options
 @json_option
-def compare(a: str, b: str, *, strict: bool, as_json: bool, **options: Any) -> int:
+def compare(
+    a: str,
+    b: str,
+    *,
+    format_a: str | None,
+    format_b: str | None,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Compare what A and B show: exit 0 the same, 1 different, 2 cannot tell, 75 in use.
 
-    Both are chains, or raw files if they have no footer. --parent is the parent of A.
+    Both are chains, or raw files if they have no footer; one that is empty, or has a suffix such as .vhd, needs -f raw
+    or -F raw. --parent is the parent of A.
     """
     for file in (a, b):
-        warn_unfinished(file, reading(**options) if file == a else {})
+        warn_before_reading(file, reading(**options) if file == a else {})
     try:
-        result = vhdkit.compare(a, b, **reading(**options))
+        result = vhdkit.compare(a, b, format_a=format_a, format_b=format_b, **reading(**options))
     except ImageInUseError:
         raise
     except (VhdError, OSError) as error:
         from vhdkit.cli.main import explain
+        from vhdkit.storage.local import LocalFolder
 
+        if isinstance(error, CorruptImageError) and error.corruption in _NO_VHD:
+            error.add_note(f"If it is a raw disk, {'-F' if error.path == LocalFolder().real(b) else '-f'} raw says so.")
         click.echo(explain(error), err=True)
         return _NOT_COMPARED
     equal = result.equal and (result.same_size or not strict)
     if as_json:
-        record = {"equal": equal, "first-difference": result.first_difference}
+        record = {"equal": equal, "same-size": result.same_size, "first-difference": result.first_difference}
         print_json(record | {"size-a": result.size_a, "size-b": result.size_b})
     elif result.first_difference is not None:
         click.echo(f"they differ, first at offset {result.first_difference} ({result.first_difference:#x})")

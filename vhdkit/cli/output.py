@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from vhdkit.errors import Corruption, printable
+from vhdkit.errors import Corruption, Level, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,13 +63,13 @@ def warn(findings: Iterable[Finding]) -> None:
         click.echo(f"warning: {path_text(finding.path)}: {message}", err=True)
 
 
-def warn_unfinished(file: str, options: Mapping[str, Any]) -> None:
-    """Say of a chain that is about to be read that a merge in it was not finished; its other troubles show anyway."""
+def warn_before_reading(file: str, options: Mapping[str, Any]) -> None:
+    """Say of a chain that is about to be read what is wrong with it though it can be, or not finished."""
     import vhdkit
     from vhdkit.errors import VhdError
 
     with suppress(VhdError, OSError), vhdkit.open_chain(file, **{**options, "lock": False}) as chain:
-        warn(finding for finding in chain.findings if finding.corruption in UNFINISHED)
+        warn(found for found in chain.findings if found.corruption in UNFINISHED or found.level is Level.ERROR)
 
 
 def table(rows: Iterable[tuple[str, object]]) -> None:

@@ -28,6 +28,8 @@ PARENT_NAME_BYTES = 512
 
 # The format's own limit: 2040 GiB, above which the last blocks could lie beyond 32-bit sector numbers.
 MAX_VIRTUAL_SIZE = 2040 << 30
+# A fixed disk has no table and no such limit; positions are signed 64-bit numbers everywhere.
+MAX_FIXED_SIZE = (1 << 62) - SECTOR
 
 DEFAULT_BLOCK_SIZE = 2 << 20
 # Ours: a block this large still has its bitmap read in one go, 64 KiB.

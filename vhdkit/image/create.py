@@ -170,10 +170,12 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
         ValueError: a size that the format does not allow.
 
     """
-    if size > layout.MAX_VIRTUAL_SIZE:
-        raise ValueError(f"the size is {size}: expected at most {layout.MAX_VIRTUAL_SIZE} bytes, 2040 GiB")
+    most = layout.MAX_FIXED_SIZE if kind is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
+    if size > most:
+        text = f"the size is {size}: expected at most {most} bytes, {most >> 30} GiB"
+        raise ValueError(text if kind is DiskType.FIXED else f"{text}; a fixed disk has no such bound")
     if size <= 0 or size % SECTOR:
-        raise ValueError(f"the size is {size}: expected a multiple of {SECTOR} up to {layout.MAX_VIRTUAL_SIZE}")
+        raise ValueError(f"the size is {size}: expected a multiple of {SECTOR} up to {most}")
     return Footer(
         disk_type=kind,
         current_size=size,

@@ -66,6 +66,11 @@ def check_file_name(path: str, file_format: FileFormat) -> None:
     )
 
 
+def may_be_raw(path: str) -> bool:
+    """Whether a file that is no image of a format may be a raw disk by its name: no suffix says another format."""
+    return _SAYS.get(paths.splitext(path)[1].lower(), _RAW) == _RAW
+
+
 def note_raw_disk(error: CorruptImageError, storage: Storage) -> None:
     """Add to the error about a file that is no VHD what to do, if the file looks like a raw disk.
 

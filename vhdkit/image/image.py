@@ -353,6 +353,13 @@ class Image(Layer):
             kept = (inside + base < room.needed) | room.is_usable(at)
             yield inside[kept] + base, at[kept]
 
+    def entries_beyond(self, size: int) -> tuple[int, int]:
+        """Return how many entries lie behind the disk's end, up to `size`: that could be blocks, and that could not."""
+        first, stop = -(-self.size // self.block_size), -(-size // self.block_size)
+        entries = self.table.entries(first, min(stop, self.table.entry_count))
+        usable = self._room().is_usable(bat.offsets(entries[bat.allocated(entries)]))
+        return int(usable.sum()), int((~usable).sum())
+
     def placement(self, count: int) -> Placement:
         """Return where the bitmaps of the next `count` new blocks will lie.
 

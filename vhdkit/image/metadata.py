@@ -356,9 +356,8 @@ class _Reader:
             FooterPlace.INSIDE: size,
         }
         start = self.footer_at = at.get(place, 0)
-        # A fixed disk has no table, and its file is as long as it says.
-        most = self.size if footer.disk_type is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
-        if size <= 0 or size % SECTOR or (size > most and footer.disk_type is not DiskType.FIXED):
+        most = layout.MAX_FIXED_SIZE if footer.disk_type is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
+        if size <= 0 or size % SECTOR or size > most:
             detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {most}"
             self._wrong(Corruption.DISK_SIZE, detail, start + 48)
         if footer.saved_state:

@@ -87,7 +87,7 @@ def lay_out(
     except (KeyError, TypeError, ValueError, OverflowError):
         laid = None
     if laid is None:
-        return _fresh(chain, depth, target, obstacles), Resume.RESTARTS
+        return _fresh(chain, depth, target, obstacles, begun=True), Resume.RESTARTS
     return laid, Resume.CONTINUES
 
 
@@ -109,12 +109,12 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
     return Layout(payload=payload, added=added, growth=growth, place=place, file_end=begin.file_end, digest=digest)
 
 
-def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError]) -> Layout:
+def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:
     destination = chain.layers[depth]
     if not isinstance(destination, Image):
         raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
     payload, added = _measure(chain, depth, target)
-    growth = _growth(destination, chain.size, obstacles)
+    growth = _growth(destination, chain.size, obstacles, begun=begun)
     count = len(added)
     if growth is not None:
         count += len(growth.blocks)
@@ -201,9 +201,14 @@ def _count(sources: list[Image], destination: Image, new_from: int | None) -> tu
     return payload, np.concatenate(added)
 
 
-def _growth(image: Image, size: int, obstacles: list[VhdError]) -> Growth | None:
+def _growth(image: Image, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
     if size <= image.size or image.is_fixed:
         return None
+    usable, unusable = image.entries_beyond(size)
+    # An earlier run has added blocks there; what another tool left would be shown by the larger disk.
+    if unusable or (usable and not begun):
+        message = "its BAT has entries behind the disk's end, which the larger disk would show; use --to"
+        obstacles.append(MergeError(message, path=image.path))
     entries = -(-size // image.block_size)
     if entries > layout.MAX_TABLE_ENTRIES:
         message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"

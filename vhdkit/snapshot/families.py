@@ -62,6 +62,8 @@ def find_family(folder: Folder, disk: str, search: tuple[str, ...]) -> Family:
             if not isinstance(layer, Image):
                 message = "the chain ends in a raw file, which keeps no snapshots; convert it"
                 raise SnapshotError(message, path=layer.path)
+            # Snapshots of a disk that nobody can read are worth nothing.
+            layer.check_readable()
         paths_below = [folder.real(layer.path) for layer in chain.layers]
     directories = [*dict.fromkeys(map(paths.dirname, paths_below)), *search]
     catalog = read_catalog(folder, directories)
