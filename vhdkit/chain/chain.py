@@ -49,6 +49,7 @@ def open_chain(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    accept_id_mismatch: bool = False,
     lock: bool = True,
     folder: Folder | None = None,
 ) -> Chain:
@@ -56,22 +57,33 @@ def open_chain(
 
     Parents are looked for in the image's own folder and in `search`; `parent_map` says which local folder stands for
     a folder that absolute paths name (`{"C:\\\\vms": "/mnt/vms"}`); `parent` is the parent of the image, or of the
-    layer further down that it fits. A raw parent is only taken if `parent` names it. With `writable` the leaf can be
-    written; the other layers never are.
+    layer further down that it fits. A raw parent is only taken if `parent` names it. With `accept_id_mismatch` a file
+    that is named as a parent is read through though it has another id, if none has the right one, and the findings say
+    so. With `writable` the leaf can be written; the other layers never are.
 
     Until the chain is closed its files are held: shared, and the leaf exclusively if it can be written. They are locked
     before their tables are read. With `lock` false nobody is asked, and what others change meanwhile is read half old
     and half new.
 
     Raises:
+        ValueError: another id is to be accepted, and the leaf to be written.
         ImageInUseError: another program, or another chain of this one, holds a layer so that both cannot be.
         CorruptImageError, UnsupportedImageError: a layer is no VHD that can be read safely.
         ParentNotFoundError, ParentMismatchError, ParentRefusedError, ChainLoopError: a parent cannot be had.
         ReadOnlyImageError: the leaf should be written and may not be.
 
     """
+    if writable and accept_id_mismatch:
+        raise ValueError("a chain whose parent has another id can only be read: rebase the image first")
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent, lock=lock)
+    where = Where(
+        folder=place,
+        search=tuple(search),
+        parent_map=parent_map or {},
+        parent=parent,
+        lock=lock,
+        accept_id_mismatch=accept_id_mismatch,
+    )
     finished = finish(place, place.real(path))
     leaf = open_image(path, writable=writable, exclusive=writable if lock else None, folder=place)
     layers: list[Layer] = [leaf]

@@ -113,6 +113,7 @@ def check(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    accept_id_mismatch: bool = False,
     folder: Folder | None = None,
     now: float | None = None,
 ) -> CheckReport:
@@ -127,7 +128,13 @@ def check(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, parent=parent)
+    where = Where(
+        folder=place,
+        search=tuple(search),
+        parent_map=parent_map or {},
+        parent=parent,
+        accept_id_mismatch=accept_id_mismatch,
+    )
     checker = _Checker(where, deep=deep, now=time.time() if now is None else now)
     checker.check_leaf(place.real(path))
     if chain:

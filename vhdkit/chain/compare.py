@@ -52,6 +52,7 @@ def compare(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    accept_id_mismatch: bool = False,
     format_a: str | None = None,
     format_b: str | None = None,
     lock: bool = True,
@@ -61,7 +62,8 @@ def compare(
 
     `format_a` and `format_b` are "vhd" or "raw". With None a file without any footer is taken as raw, unless its suffix
     is that of another format, or it is empty and the other file is an image: such a file is a damaged image rather than
-    a disk. Only what either holds is read. `parent` is the parent of the first; `lock` is as in `open_chain`.
+    a disk. Only what either holds is read. `parent` is the parent of the first; the other arguments are as in
+    `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
@@ -71,7 +73,14 @@ def compare(
     if not {format_a, format_b} <= {None, "vhd", "raw"}:
         raise ValueError(f"the formats are {format_a!r} and {format_b!r}: expected vhd or raw")
     place = folder or LocalFolder()
-    open_vhd = partial(open_chain, search=search, parent_map=parent_map, lock=lock, folder=place)
+    open_vhd = partial(
+        open_chain,
+        search=search,
+        parent_map=parent_map,
+        accept_id_mismatch=accept_id_mismatch,
+        lock=lock,
+        folder=place,
+    )
     with (
         _open_view(path_a, format_a, partial(open_vhd, parent=parent), place, lock=lock) as a,
         _open_view(path_b, format_b, open_vhd, place, lock=lock) as b,

@@ -47,6 +47,7 @@ def convert(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    accept_id_mismatch: bool = False,
     stamp: int | None = None,
     unique_id: bytes | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -55,7 +56,7 @@ def convert(
 ) -> int:
     """Write what `source` shows through its chain to a new file: "raw", "fixed" or "dynamic"; return its size.
 
-    `progress` is called with (bytes done, bytes to look at); `lock` is as in `open_chain`.
+    `progress` is called with (bytes done, bytes to look at); the other arguments are as in `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
@@ -67,7 +68,15 @@ def convert(
     if output_format not in {"raw", "fixed", "dynamic"}:
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
     place = folder or LocalFolder()
-    with open_chain(source, search=search, parent_map=parent_map, parent=parent, lock=lock, folder=place) as chain:
+    with open_chain(
+        source,
+        search=search,
+        parent_map=parent_map,
+        parent=parent,
+        accept_id_mismatch=accept_id_mismatch,
+        lock=lock,
+        folder=place,
+    ) as chain:
         if output_format == "dynamic":
             leaf = chain.leaf
             block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE

@@ -15,6 +15,7 @@ the search folders.
 from __future__ import annotations
 
 import errno
+import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,7 @@ from vhdkit.errors import (
 )
 from vhdkit.format import unique_id
 from vhdkit.image.image import Image, Layer, RawImage
+from vhdkit.image.journal import command
 from vhdkit.image.metadata import Metadata, read_metadata
 from vhdkit.image.step import finish, pending
 from vhdkit.storage import paths
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage
 
 _BY_ID = "unique id"
+_EXPLICIT = "--parent"
 _AMBIGUOUS = "has the right id, and so have others; choose with --parent"
 
 
@@ -52,7 +55,9 @@ _AMBIGUOUS = "has the right id, and so have others; choose with --parent"
 class Where:
     """Where parents may be looked for: the caller's permissions, with paths as the folder understands them.
 
-    With `lock` the parent that is found is held, shared; what is only looked at on the way never is.
+    With `lock` the parent that is found is held, shared; what is only looked at on the way never is. With
+    `accept_id_mismatch` the file that the child names, or `parent`, is taken though its id is another, if none has the
+    right one: for reading only.
     """
 
     folder: Folder
@@ -60,6 +65,7 @@ class Where:
     parent_map: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     lock: bool = False
+    accept_id_mismatch: bool = False
 
 
 class Child(Protocol):
@@ -117,7 +123,7 @@ class _Search:
         self.candidates: list[Candidate] = []
         self.seen: set[str] = set()
         self.refused = self.ambiguous = False
-        self.mismatched: bytes | None = None
+        self.mismatched: tuple[Clue, bytes] | None = None
         self.damaged: VhdError | None = None
         self.unreadable: VhdError | None = None
         header = child.metadata.header
@@ -139,25 +145,43 @@ class _Search:
             parent = self._by_id()
             if parent is not None:
                 return self._found(*parent, Clue(parent[0].path, _BY_ID))
+        if self.where.accept_id_mismatch and self.mismatched is not None:
+            return self._accepted(*self.mismatched)
         raise self.unreadable or self._failure()
+
+    def _accepted(self, clue: Clue, found: bytes) -> Found:
+        """Open the file that the child, or the caller, names as its parent, and that has another id."""
+        storage = self.folder.open(clue.path)
+        try:
+            metadata = read_metadata(storage, patches=pending(self.folder, storage))
+            message = (
+                f"{clue.path} is taken for its parent, as you asked: it has the id {unique_id.guid(found)}, and the"
+                f" parent has {unique_id.guid(self.wanted)}, so that the disk may read wrongly"
+            )
+            findings = [self._finding(Corruption.PARENT_ID_DIFFERS, message)]
+            layer = self._layer(storage, metadata, findings, found)
+        except BaseException:
+            storage.close()
+            raise
+        return Found(layer=layer, findings=tuple(findings), was_explicit=clue.origin == _EXPLICIT)
 
     def _explicit(self) -> Found | None:
         """Return the parent that the caller named, if it is this image's."""
         if self.where.parent is None:
             return None
-        clue = Clue(self.folder.real(self.where.parent), "--parent")
+        clue = Clue(self.folder.real(self.where.parent), _EXPLICIT)
         storage = self.folder.open(clue.path)
         try:
             metadata = self._metadata_or_raw(storage)
             found = unique_id.NULL if metadata is None else metadata.footer.unique_id
             if found == self.wanted:
                 findings: list[Finding] = []
-                layer = self._layer(storage, metadata, findings)
+                layer = self._layer(storage, metadata, findings, self.wanted)
                 return Found(layer=layer, findings=tuple(findings), was_explicit=True)
             if metadata is None:
                 self._reject(clue, "it is a raw file, and the parent has an id")
             else:
-                self._reject(clue, self._mismatch(found))
+                self._reject_mismatch(clue, storage, found)
         except BaseException:
             storage.close()
             raise
@@ -213,7 +237,7 @@ class _Search:
         self.seen.add(real)
         if not is_below(paths.dirname(real), roots):
             self.refused = True
-            option = f"--search {self.folder.display(paths.dirname(real))}"
+            option = f"--search {shlex.quote(self.folder.display(paths.dirname(real)))}"
             self._reject(clue, f"outside of the folders allowed; {option} would allow it")
             return None
         try:
@@ -240,7 +264,7 @@ class _Search:
             self._reject(clue, str(error))
             return None
         if metadata.footer.unique_id != self.wanted:
-            self._reject(clue, self._mismatch(metadata.footer.unique_id))
+            self._reject_mismatch(clue, storage, metadata.footer.unique_id)
             return None
         return metadata
 
@@ -288,13 +312,13 @@ class _Search:
             message = "it remembers a null id, so that only the name says that this is its parent"
             findings.append(self._finding(Corruption.PARENT_ID_NULL, message))
         try:
-            layer = self._layer(storage, metadata, findings)
+            layer = self._layer(storage, metadata, findings, self.wanted)
             return Found(layer=layer, findings=tuple(findings), was_explicit=False)
         except BaseException:
             storage.close()
             raise
 
-    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding]) -> Layer:
+    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Layer:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
         self._refuse_loop(storage)
         if self.where.lock:
@@ -303,7 +327,7 @@ class _Search:
             storage.lock(exclusive=False)
             if metadata is not None:
                 metadata = read_metadata(storage, patches=pending(self.folder, storage))
-                if metadata.footer.unique_id != self.wanted:
+                if metadata.footer.unique_id != expected:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
         if self.glance:
             return Layer(storage, 0, "")
@@ -320,9 +344,10 @@ class _Search:
     def _reject(self, clue: Clue, reason: str) -> None:
         self.candidates.append(Candidate(path=clue.path, origin=clue.origin, reason=reason))
 
-    def _mismatch(self, found: bytes) -> str:
-        self.mismatched = self.mismatched or found
-        return f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}"
+    def _reject_mismatch(self, clue: Clue, storage: Storage, found: bytes) -> None:
+        if self.mismatched is None and storage.identity not in self.above:
+            self.mismatched = Clue(storage.path, clue.origin), found
+        self._reject(clue, f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}")
 
     def _failure(self) -> ChainError:
         for clue in names.texts(self.child.metadata):
@@ -339,15 +364,7 @@ class _Search:
             message = f"{looked_for}, may be one of several files; choose with --parent FILE"
             return ParentNotFoundError(message, path=path, candidates=candidates)
         if self.mismatched is not None:
-            other = unique_id.guid(self.mismatched)
-            return ParentMismatchError(
-                f"{looked_for}, was not found; what was tried in its place has the id {other}."
-                " Find the right file and add --search FOLDER or --parent FILE",
-                path=path,
-                expected=self.wanted,
-                found=self.mismatched,
-                candidates=candidates,
-            )
+            return self._mismatch_error(*self.mismatched)
         if self.refused:
             message = f"{looked_for}, is named outside of the folders that may be looked into"
             return ParentRefusedError(message, path=path, candidates=candidates)
@@ -355,6 +372,20 @@ class _Search:
         error = ParentNotFoundError(message, path=path, candidates=candidates)
         error.__cause__ = self.damaged
         return error
+
+    def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
+        """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced."""
+        named = "the parent given" if clue.origin == _EXPLICIT else "where its parent should be"
+        mend = command("rebase", self.child.path, "-b", clue.path, "--ignore-id-mismatch")
+        return ParentMismatchError(
+            f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
+            f" {unique_id.guid(self.wanted)}. If it is the parent, {mend} makes it so, and --accept-id-mismatch reads"
+            " through it and writes nothing. If not, find the right file and add --search FOLDER or --parent FILE",
+            path=self.child.path,
+            expected=self.wanted,
+            found=found,
+            candidates=tuple(self.candidates),
+        )
 
 
 def is_below(directory: str, roots: list[str]) -> bool:

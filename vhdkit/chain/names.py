@@ -25,6 +25,8 @@ _ORDER = [
     PlatformCode.WINDOWS_ABSOLUTE,
     PlatformCode.WINDOWS_ABSOLUTE_8BIT,
 ]
+# Of paths that are longer than 260 letters, and of what the kernel calls a path, before the plain form.
+_LONG_PREFIXES = (("\\\\?\\unc\\", "\\\\"), ("\\\\?\\", ""), ("\\\\.\\unc\\", "\\\\"), ("\\\\.\\", ""), ("\\??\\", ""))
 _EXTENSIONS = (".vhd", ".avhd", ".vud")
 NAME_FIELD = "name field"
 
@@ -61,12 +63,25 @@ def is_absolute(text: str) -> bool:
     return is_windows_absolute(text) or text.startswith(("/", "\\")) or text[1:2] == ":"
 
 
+def plain_windows_path(path: str) -> str:
+    r"""Return a Windows path without the prefix of long paths, which says nothing: one path has several forms.
+
+    >>> plain_windows_path("\\\\?\\C:\\vms/base.vhd"), plain_windows_path("\\\\?\\UNC\\server\\share\\a.vhd")
+    ('C:\\vms\\base.vhd', '\\\\server\\share\\a.vhd')
+    """
+    text = ntpath.normpath(path)
+    for prefix, plain in _LONG_PREFIXES:
+        if text.lower().startswith(prefix):
+            return ntpath.normpath(plain + text[len(prefix) :])
+    return text
+
+
 def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[tuple[str, Clue]]:
     """Yield (local folder, path below it) of absolute paths in a folder that the caller's map knows, whatever case."""
     for clue in texts(metadata):
-        text = ntpath.normpath(clue.path)
+        text = plain_windows_path(clue.path)
         for remote, local in parent_map.items():
-            top = ntpath.normpath(remote).rstrip("\\")
+            top = plain_windows_path(remote).rstrip("\\")
             if is_absolute(clue.path) and text.lower().startswith(top.lower() + "\\"):
                 rest = text[len(top) + 1 :].replace("\\", "/")
                 yield local, Clue(rest, f"{clue.origin} by --parent-map")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import chain_options, json_option, where
+from vhdkit.cli.options import accept_option, chain_options, json_option, where
 from vhdkit.cli.output import path_text, print_json
 from vhdkit.errors import Level, printable
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--chain", is_flag=True, help="Check every image below too, and how they fit.")
 @click.option("--deep", is_flag=True, help="Also read the data that the bitmaps say are not there.")
 @chain_options
+@accept_option
 @json_option
 def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) -> int:
     """Hold an image against the rules of the format.
@@ -29,7 +30,9 @@ def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) 
     and information do not count.
     """
     if any(options.values()) and not chain:
-        raise click.UsageError("--search, --parent-map and --parent are about parents: they need --chain")
+        raise click.UsageError(
+            "--search, --parent-map, --parent and --accept-id-mismatch are about parents: they need --chain"
+        )
     report = vhdkit.check(file, chain=chain, deep=deep, **where(**options))
     if as_json:
         print_json(_record(file, report))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import FOLDER, chain_options, force_share_option, json_option, reading, where
+from vhdkit.cli.options import FOLDER, accept_option, chain_options, force_share_option, json_option, reading, where
 from vhdkit.cli.output import UNFINISHED, path_text, print_json, size_text, table, warn
 from vhdkit.errors import VhdError, printable
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.argument("file")
 @click.option("--backing-chain", is_flag=True, help="Tell the same of every layer below.")
 @chain_options
+@accept_option
 @json_option
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
@@ -86,6 +87,7 @@ def _print_info(record: dict[str, Any]) -> None:
 @click.command()
 @click.argument("file")
 @chain_options
+@accept_option
 @json_option
 def chain(file: str, *, as_json: bool, **options: Any) -> None:
     """Show an image's layers, leaf first, every link verified."""
@@ -180,6 +182,7 @@ def _needs(orphan: ScannedImage) -> str:
 @click.argument("file")
 @force_share_option
 @chain_options
+@accept_option
 @json_option
 def map_(file: str, *, as_json: bool, **options: Any) -> None:
     """Show which layer each stretch of the disk comes from.

@@ -12,6 +12,7 @@ from vhdkit.cli.new_files import STDOUT, NewFile, naming_commands
 from vhdkit.cli.options import (
     FolderMap,
     Size,
+    accept_option,
     chain_options,
     force_share_option,
     json_option,
@@ -93,6 +94,7 @@ def create(
 @progress_option
 @force_share_option
 @chain_options
+@accept_option
 @json_option
 def convert(
     source: str, destination: str, *, output_format: str, progress: str | None, as_json: bool, **options: Any
@@ -148,6 +150,7 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
 @click.option("--strict", is_flag=True, help="Disks of different size differ, even if the rest is zeros.")
 @force_share_option
 @chain_options
+@accept_option
 @json_option
 def compare(
     a: str,

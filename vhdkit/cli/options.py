@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import click
 
@@ -26,6 +26,7 @@ class ChainOptions(TypedDict):
     search: tuple[str, ...]
     parent_map: dict[str, str]
     parent: str | None
+    accept_id_mismatch: NotRequired[bool]
 
 
 class ReadOptions(ChainOptions):
@@ -87,9 +88,24 @@ def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def where(search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None) -> ChainOptions:
-    """Return the shared options as the library takes them."""
-    return ChainOptions(search=search, parent_map=dict(parent_map), parent=parent)
+def accept_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that reads through a parent with another id; the verb gets it with those of `chain_options`."""
+    text = "Read through a file that is named as a parent though its id is another; nothing is written."
+    return click.option("--accept-id-mismatch", is_flag=True, help=text)(command)
+
+
+def where(
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    parent: str | None,
+    *,
+    accept_id_mismatch: bool | None = None,
+) -> ChainOptions:
+    """Return the shared options as the library takes them; None is of a verb that never accepts another id."""
+    options = ChainOptions(search=search, parent_map=dict(parent_map), parent=parent)
+    if accept_id_mismatch is not None:
+        options["accept_id_mismatch"] = accept_id_mismatch
+    return options
 
 
 def force_share_option(command: Callable[..., Any]) -> Callable[..., Any]:
