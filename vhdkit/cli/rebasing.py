@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @click.argument("child")
 @click.option("-b", "--backing", "parent", metavar="PARENT", required=True, help="What CHILD is to read through.")
 @click.option("--ignore-id-mismatch", is_flag=True, help="Take PARENT though its id, or what it shows, is another.")
+@click.option(
+    "--accept-header-checksum", is_flag=True, help="Take CHILD's header though its checksum is wrong; write it right."
+)
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for the old parent in DIR too.")
 @click.option("--parent-map", multiple=True, type=FolderMap(), help="Take paths in images below FOLDER as below LOCAL.")
 @click.option("--dry-run", is_flag=True, help="Compare, and say what would be done; write nothing.")
@@ -28,6 +31,7 @@ def rebase(
     *,
     parent: str,
     ignore_id_mismatch: bool,
+    accept_header_checksum: bool,
     search: tuple[str, ...],
     parent_map: tuple[tuple[str, str], ...],
     dry_run: bool,
@@ -40,6 +44,7 @@ def rebase(
     """
     wishes: dict[str, Any] = {
         "ignore_id_mismatch": ignore_id_mismatch,
+        "accept_header_checksum": accept_header_checksum,
         "search": search,
         "parent_map": dict(parent_map),
     }

@@ -437,10 +437,13 @@ def open_image(
     *,
     writable: bool = False,
     verify: bool = True,
+    verify_header: bool = True,
     exclusive: bool | None = None,
     folder: Folder | None = None,
 ) -> Image:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+
+    With `verify_header` false that of the dynamic header alone is.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write.
 
@@ -459,7 +462,9 @@ def open_image(
     try:
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
-        return Image(storage, read_metadata(storage, verify=verify, patches=pending(place, storage)))
+        return Image(
+            storage, read_metadata(storage, verify=verify, verify_header=verify_header, patches=pending(place, storage))
+        )
     except CorruptImageError as error:
         note_raw_disk(error, storage)
         storage.close()

@@ -128,11 +128,14 @@ def has_cookie(storage: Storage) -> bool:
     return False
 
 
-def read_metadata(storage: Storage, *, verify: bool = True, patches: Sequence[Patch] = ()) -> Metadata:
+def read_metadata(
+    storage: Storage, *, verify: bool = True, verify_header: bool = True, patches: Sequence[Patch] = ()
+) -> Metadata:
     """Read footer, header and locators.
 
     With `verify` false wrong checksums are put up with (and told by `checksum_ok`), so that a damaged file can at
-    least be looked at. `patches` are what a step that was cut off would have written: they are read as if it had.
+    least be looked at; with `verify_header` false that of the dynamic header alone. `patches` are what a step that was
+    cut off would have written: they are read as if it had.
 
     Raises:
         CorruptImageError: a rule without which nothing can be read is broken.
@@ -140,7 +143,7 @@ def read_metadata(storage: Storage, *, verify: bool = True, patches: Sequence[Pa
 
     """
     try:
-        return _Reader(storage, verify=verify, patches=patches).read()
+        return _Reader(storage, verify=verify, verify_header=verify_header, patches=patches).read()
     except UnsupportedImageError as error:
         error.path = error.path or storage.path
         raise
@@ -163,7 +166,16 @@ class _Reader:
     With `keep_going` what is wrong is noted, not raised, wherever something behind it can still be read.
     """
 
-    def __init__(self, storage: Storage, *, verify: bool, patches: Sequence[Patch], keep_going: bool = False) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        verify: bool,
+        verify_header: bool = True,
+        patches: Sequence[Patch],
+        keep_going: bool = False,
+    ) -> None:
+        self.verify_header = verify_header
         self.storage = storage
         self.patches = patches
         self.verify = verify
@@ -385,10 +397,13 @@ class _Reader:
             self._fail(Corruption.HEADER_OFFSET, detail, self.footer_at + 16)
         raw = self._bytes(at, HEADER_SIZE)
         try:
-            header = DynamicHeader.from_bytes(raw, verify=self.verify or self.keep_going)
+            header = DynamicHeader.from_bytes(raw, verify=(self.verify and self.verify_header) or self.keep_going)
         except CorruptImageError as error:
             located = error.located(self.storage.path, at)
             if not self.keep_going or error.corruption is not Corruption.HEADER_CHECKSUM:
+                if error.corruption is Corruption.HEADER_CHECKSUM and footer.disk_type is DiskType.DIFFERENCING:
+                    mend = command("rebase", self.storage.path, "-b", "PARENT", "--accept-header-checksum")
+                    located.add_note(f"If the path in it was edited by hand, {mend} takes the header as it is.")
                 raise located from None
             self.findings.append(as_finding(located, self.storage.path))
             header = DynamicHeader.from_bytes(raw, verify=False)

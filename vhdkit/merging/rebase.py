@@ -11,6 +11,7 @@ that one can still be found.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -43,7 +44,6 @@ from vhdkit.storage.local import LocalFolder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vhdkit.errors import Finding
     from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Folder
 
@@ -96,20 +96,23 @@ def plan_rebase(
     parent: str,
     *,
     ignore_id_mismatch: bool = False,
+    accept_header_checksum: bool = False,
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     folder: Folder | None = None,
 ) -> Rebase:
     """Compare a child with the file that shall be its parent, and return what would be written; nothing is.
 
-    The old parent is looked for as `open_chain` does, also in `search`, to be compared with the new one. A header that
+    With `accept_header_checksum` the child's header is taken as it is though its checksum is wrong, if all else in it
+    can be true, as after an edit by hand; what is written has the right one. The old parent is looked for as
+    `open_chain` does, also in `search`, to be compared with the new one. A header that
     was being changed when that was cut off is read as if it were done; what reads through it is not compared then.
 
     Raises:
         ParentMismatchError: the id is not the one that the child looks for, and that is not to be ignored.
         ChainLoopError: the parent is the child, or reads through it.
         ChainError: the child is no differencing image, or what the new parent shows differs from the old one.
-        MergeError: the child's disk is smaller than the parent's, or the new path does not fit into its locator.
+        MergeError: the parent has another id and a larger disk, or the new path does not fit into the child's locator.
         JournalError: a merge of one of them is not finished.
         ReadOnlyImageError: one of them belongs to a saved machine state, or the child may not be written.
         ImageInUseError: somebody writes to one of them.
@@ -118,7 +121,10 @@ def plan_rebase(
     """
     place = folder or LocalFolder()
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
-    with open_image(child, exclusive=False, folder=place) as image, _new_parent(parent, image, place) as below:
+    with (
+        open_image(child, verify_header=not accept_header_checksum, exclusive=False, folder=place) as image,
+        _new_parent(parent, image, place) as below,
+    ):
         return _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
 
 
@@ -127,6 +133,7 @@ def rebase(
     parent: str,
     *,
     ignore_id_mismatch: bool = False,
+    accept_header_checksum: bool = False,
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     folder: Folder | None = None,
@@ -148,7 +155,9 @@ def rebase(
     # One that may not be written is still compared: perhaps nothing is to be written.
     writable = place.exists(own) and place.may_write(own)
     with (
-        open_image(own, writable=writable, exclusive=False, folder=place) as image,
+        open_image(
+            own, writable=writable, verify_header=not accept_header_checksum, exclusive=False, folder=place
+        ) as image,
         _new_parent(parent, image, place) as below,
     ):
         plan = _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
@@ -193,13 +202,12 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
     _check_free(child, parent, where.folder)
     for path in (*old.paths[1:], *new.paths[1:]):
         _check_merged(child, path, where.folder)
-    if child.size < parent.size:
-        message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
-        raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
+    if found != header.parent_unique_id:
+        _check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
     if found != header.parent_unique_id and not ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
-    remarks = [finding.message for finding in _findings(child, parent)]
+    remarks = _remarks(child, parent)
     if new.is_cut_off:
         remarks.append(f"what {parent.path} itself reads through is not found")
     fits, difference = _compared(old, new, where)
@@ -284,6 +292,13 @@ def _check_merged(child: Image, path: str, folder: Folder) -> None:
         raise JournalError(f"its parent cannot change now: {journal.say()}", path=child.path)
 
 
+def _check_size(child: Image, parent: Layer) -> None:
+    """Refuse a larger parent with another id; one with the right id was made larger since, and is read as before."""
+    if child.size < parent.size:
+        message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
+        raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
+
+
 def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> ParentMismatchError:
     header = child.header
     expected = header.parent_unique_id if header is not None else unique_id.NULL
@@ -297,10 +312,14 @@ def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> Paren
     )
 
 
-def _findings(child: Image, parent: Layer) -> list[Finding]:
+def _remarks(child: Image, parent: Layer) -> list[str]:
     metadata = parent.metadata if isinstance(parent, Image) else None
     mtime = parent.storage.mtime
-    return list(compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime))
+    odd = compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime)
+    remarks = [finding.message for finding in odd]
+    if not child.metadata.checksum_ok:
+        remarks.append("the checksum of its header was wrong, and the header is taken as it is")
+    return remarks
 
 
 def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | None]:
@@ -339,7 +358,7 @@ class _Rebased:
 def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Folder) -> list[str]:
     """Return what readers have to be told to find the parent again, by looking for it as they will."""
     if not isinstance(parent, Image):
-        return [f"a raw parent is read only where it is named: --parent {parent.path} names it"]
+        return [f"a raw parent is read only where it is named: --parent {shlex.quote(parent.path)} names it"]
     rebased = _Rebased(child.path, read_metadata(child.storage, patches=patches))
 
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
@@ -355,7 +374,7 @@ def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Fol
     there = paths.dirname(parent.path)
     searched = found(there)
     is_searched = searched is not None and searched[0] == parent.storage.identity
-    how = f"--search {there} finds it" if is_searched else f"--parent {parent.path} names it"
+    how = f"--search {shlex.quote(there)} finds it" if is_searched else f"--parent {shlex.quote(parent.path)} names it"
     if unasked is not None:
         return [f"whoever reads it unasked takes {unasked[1]}, which has the same id, for its parent; {how}"]
     if not is_below(there, [paths.dirname(child.path)]):
