@@ -76,6 +76,10 @@ class Disk:
             folder[path].read_only = file.read_only
         return folder
 
+    def contents(self) -> dict[str, bytes]:
+        """Return every file's bytes."""
+        return {path: file.content for path, file in self.files.items()}
+
     # What people do
 
     def put_back(self, path: str, content: bytes, *, mtime: float | None = None, in_place: bool = True) -> Disk:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write, specs
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import SECTOR
@@ -112,6 +114,22 @@ class CrashProgram:
     def old_destination(self) -> bytes:
         """What the destination read as before the merge: with `undo` that must not be lost."""
         return self.chain.view(self.merge.depth_to).tobytes()
+
+    @cached_property
+    def yesterday(self) -> dict[str, dict[str, bytes]]:
+        """The chain's files from before their own last writes: one sector other, and one that was not held yet."""
+        other, fewer = self.chain.copy(), self.chain.copy()
+        for layer in other.layers:
+            for sector in np.flatnonzero(layer.data.any(axis=1))[:1]:
+                layer.data[sector] = ~layer.data[sector]
+        for layer in fewer.layers:
+            for sector in np.flatnonzero(layer.held)[-1:] if layer.kind is not Kind.FIXED else ():
+                layer.held[sector], layer.data[sector] = False, 0
+        found = {"other": self._files_of(other, self.vary), "fewer": self._files_of(fewer, self.vary)}
+        return {
+            path: {kind: files[path] for kind, files in found.items() if files[path] != self.files[path]}
+            for path in self.paths
+        }
 
     def _branch_chain(self, branch: Branch) -> ModelChain:
         chain = ModelChain(self.chain.layers[branch.depth :]).copy()
@@ -353,6 +371,7 @@ def _undone() -> list[CrashProgram]:
                 relink_siblings=True,
             ),
             CrashProgram(name="undo of growth", build=_grown(Kind.DYNAMIC, 0, 1), undo=True),
+            CrashProgram(name="undo of growth by one sector", build=_grown(Kind.DYNAMIC, 0, 1, blocks=140), undo=True),
             CrashProgram(name="undo of small blocks", build=_seams(Kind.DIFFERENCING, 512), undo=True),
         ]
     )
