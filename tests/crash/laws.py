@@ -128,7 +128,7 @@ def resumes(program: CrashProgram, folder: CrashFolder, finished: Mapping[str, b
 def opens(
     program: CrashProgram, folder: CrashFolder, survival: Survival, rules: Rules, tally: Tally
 ) -> Generator[str, None, bool]:
-    """Law 1; return whether a header was found torn (which, with `heals_headers`, is judged after vhdkit's opening)."""
+    """Law 1; return whether a header was found torn, which with `heals_headers` is judged after a writer's opening."""
     torn = False
     if any(path.endswith(STEP) for path in survival.files):
         yield from _reads_where_nothing_may_be_written(program, survival)
@@ -154,6 +154,8 @@ def opens(
         yield from _is_checked(program, folder, path, tally)
         try:
             vhdkit.open_chain(path, folder=folder).close()
+            if is_torn:
+                vhdkit.open_image(path, writable=True, folder=folder).close()
         except Exception as error:  # noqa: BLE001
             yield f"{path}: does not open: {type(error).__name__}: {error}"
         if is_torn:

@@ -26,6 +26,8 @@ from vhdkit.storage.memory import MemoryFolder
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vhdkit.storage.seam import Folder
+
 BASE = ImageSpec(size=64 * SECTOR, block_size=4096, unique_id=b"base" * 4, sectors={3: b"b" * SECTOR})
 OTHER = replace(BASE, unique_id=b"othr" * 4, sectors={3: b"o" * SECTOR})
 LEAF = ImageSpec(
@@ -130,47 +132,76 @@ def test_an_earlier_step_that_was_cut_off_is_done_first() -> None:
 # What a cut leaves
 
 
+def findings_of(chain: vhdkit.Chain) -> list[vhdkit.Finding]:
+    return [item for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED]
+
+
 @pytest.mark.parametrize("leaf", list(mixes()))
-def test_every_mix_of_old_and_new_sectors_is_read_as_new_and_finished(leaf: bytes) -> None:
+def test_every_mix_of_old_and_new_sectors_is_read_as_new_and_finished_by_a_writer(leaf: bytes) -> None:
     folder = lying(leaf, step_file(patches()))
     with vhdkit.open_image(PATH, folder=folder) as image:
         assert image.header is not None
         assert image.header.parent_unique_id == OTHER.unique_id
         assert [path.text for path in image.metadata.parent_paths] == [".\\other.vhd"]
-    assert bytes(folder[PATH].content) == leaf, "reading alone writes nothing"
     with vhdkit.open_chain(PATH, folder=folder) as chain:
         assert chain.layers[1].path == "/vms/other.vhd"
         assert chain.read(3 * SECTOR, SECTOR) == b"o" * SECTOR
-        (finding,) = [item for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED]
+        (finding,) = findings_of(chain)
     assert (finding.path, finding.level) == (PATH, Level.INFO)
-    assert "was finished" in finding.message
+    assert "as if it were finished" in finding.message
+    assert bytes(folder[PATH].content) == leaf, "reading alone writes nothing"
+    with vhdkit.open_chain(PATH, writable=True, folder=folder) as chain:
+        chain.write(0, b"")
     assert bytes(folder[PATH].content) == AFTER
     assert not folder.exists(STEP)
     assert validate(AFTER) == []
 
 
-def test_a_step_of_a_layer_in_the_middle_is_finished_too() -> None:
+def test_an_image_that_is_opened_to_be_written_is_finished_first() -> None:
+    folder = lying(next(mixes()), step_file(patches()))
+    with vhdkit.open_image(PATH, writable=True, finish_step=False, folder=folder) as image:
+        with pytest.raises(vhdkit.ReadOnlyImageError, match="to be finished before"):
+            image.write_at(4096, b"x")
+        image.finish_step(folder)
+        assert bytes(folder[PATH].content) == AFTER
+        image.check_writable()
+    folder = lying(next(mixes()), step_file(patches()))
+    vhdkit.open_image(PATH, writable=True, folder=folder).close()
+    assert (bytes(folder[PATH].content), folder.exists(STEP)) == (AFTER, False)
+
+
+def test_a_step_of_a_layer_in_the_middle_is_read_through_too() -> None:
     top = replace(
         LEAF, unique_id=b"top_" * 4, parent_id=LEAF.unique_id, locators=(locator(0, b"W2ru", ".\\leaf.avhd"),)
     )
+    leaf = next(mixes())
     folder = MemoryFolder(
         {
             "/vms/top.avhd": build(top),
             "/vms/base.vhd": build(BASE),
             "/vms/other.vhd": build(OTHER),
-            PATH: next(mixes()),
+            PATH: leaf,
             STEP: step_file(patches()),
         }
     )
-    with vhdkit.open_chain("/vms/top.avhd", folder=folder) as chain:
-        assert [layer.path for layer in chain.layers] == ["/vms/top.avhd", PATH, "/vms/other.vhd"]
-        assert [item.path for item in chain.findings if item.corruption is Corruption.HEADER_UNFINISHED] == [PATH]
-    assert bytes(folder[PATH].content) == AFTER
+    for is_writable in (False, True):
+        with vhdkit.open_chain("/vms/top.avhd", writable=is_writable, folder=folder) as chain:
+            assert [layer.path for layer in chain.layers] == ["/vms/top.avhd", PATH, "/vms/other.vhd"]
+            assert [item.path for item in findings_of(chain)] == [PATH]
+    assert bytes(folder[PATH].content) == leaf, "who writes to another layer leaves it alone"
+
+
+def finished(folder: Folder) -> bool:
+    storage = folder.open(PATH, writable=True)
+    try:
+        return step.finish(folder, storage)
+    finally:
+        storage.close()
 
 
 def test_finishing_is_durable_before_the_step_file_goes() -> None:
     folder = SpyFolder(lying(BEFORE, step_file(patches())))
-    assert step.finish(folder, PATH) is not None
+    assert finished(folder)
     changes = [(event.operation, event.path) for event in folder.changes()]
     assert changes[-4:] == [("write", PATH), ("sync", PATH), ("remove", STEP), ("sync folder", "/vms")]
     assert changes[len(patches()) - 1] == ("sync", PATH), "locators are durable before the header that refers to them"
@@ -187,7 +218,7 @@ def test_a_file_that_somebody_else_changed_is_left_alone(number: int) -> None:
     folder = lying(bytes(raw), step_file(patches()))
     storage = folder.open(PATH)
     assert step.pending(folder, storage) == ()
-    assert step.finish(folder, PATH) is None
+    assert not finished(folder)
     assert bytes(folder[PATH].content) == bytes(raw)
 
 
@@ -212,14 +243,20 @@ GARBAGE: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("content", GARBAGE.values(), ids=GARBAGE.keys())
-def test_a_step_file_that_is_none_is_ignored(content: bytes, tmp_path: Path) -> None:
-    for name, raw in {"base.vhd": build(BASE), "leaf.avhd": BEFORE, "leaf.avhd" + step.SUFFIX: content}.items():
-        (tmp_path / name).write_bytes(raw)
+@pytest.mark.parametrize("name", GARBAGE)
+def test_a_step_file_that_is_none_is_passed_over_and_one_that_was_not_cut_off_is_told_of(
+    name: str, tmp_path: Path
+) -> None:
+    files = {"base.vhd": build(BASE), "leaf.avhd": BEFORE, "leaf.avhd" + step.SUFFIX: GARBAGE[name]}
+    for file, raw in files.items():
+        (tmp_path / file).write_bytes(raw)
     leaf = tmp_path / "leaf.avhd"
     with vhdkit.open_chain(str(leaf)) as chain:
         assert chain.layers[1].path == str(tmp_path / "base.vhd")
-        assert chain.findings == ()
+        found = [(finding.corruption, finding.level) for finding in chain.findings]
+    is_whole = name not in {"empty", "zeros", "text", "torn", "a sector lost"}
+    assert found == [(Corruption.HEADER_UNFINISHED, Level.WARNING)] * is_whole
+    vhdkit.open_chain(str(leaf), writable=True).close()
     assert leaf.read_bytes() == BEFORE
     report = vhdkit.check(str(leaf), chain=True)
     assert report.count(Level.ERROR) == 0
@@ -235,12 +272,12 @@ def test_a_step_file_that_is_huge_is_ignored(tmp_path: Path) -> None:
         assert chain.layers[1].path == str(tmp_path / "base.vhd")
 
 
-def test_a_step_file_that_is_a_directory_is_ignored(tmp_path: Path) -> None:
+def test_a_step_file_that_is_a_directory_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "base.vhd").write_bytes(build(BASE))
     (tmp_path / "leaf.avhd").write_bytes(BEFORE)
     Path(str(tmp_path / "leaf.avhd") + step.SUFFIX).mkdir()
     with vhdkit.open_chain(str(tmp_path / "leaf.avhd")) as chain:
-        assert chain.findings == ()
+        assert [finding.level for finding in chain.findings] == [Level.WARNING]
 
 
 # Where it cannot be finished
@@ -261,35 +298,18 @@ def test_where_nothing_may_be_written_the_step_is_read_through(closed: str) -> N
         assert folder.changes() == []
 
 
-def test_a_file_whose_opening_is_refused_after_all_is_read_through() -> None:
-    folder = lying(BEFORE, step_file(patches()))
-
-    class Deceiving(SpyFolder):
-        """As over a network: what may be written is only known when it is tried."""
-
-        def may_write(self, path: str) -> bool:
-            del path
-            return True
-
-    folder[PATH].read_only = True
-    with vhdkit.open_chain(PATH, folder=Deceiving(folder)) as chain:
-        assert chain.layers[1].path == "/vms/other.vhd"
-    assert bytes(folder[PATH].content) == BEFORE
-
-
 def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> None:
     folder = lying(BEFORE, step_file(patches()))
     holder = folder.open(PATH, writable=True)
     holder.lock(exclusive=True)
-    finding = step.finish(folder, PATH)
-    assert finding is not None
-    assert "as if it were finished" in finding.message
+    for is_writable in (False, True):
+        with pytest.raises(vhdkit.ImageInUseError):
+            vhdkit.open_chain(PATH, writable=is_writable, folder=folder)
+    step.finish_all(folder, ["/vms"])
     assert bytes(folder[PATH].content) == BEFORE
     assert folder.exists(STEP)
-    with pytest.raises(vhdkit.ImageInUseError):
-        vhdkit.open_chain(PATH, folder=folder)
     holder.close()
-    with vhdkit.open_chain(PATH, folder=folder):
+    with vhdkit.open_chain(PATH, writable=True, folder=folder):
         assert bytes(folder[PATH].content) == AFTER
 
 
@@ -299,6 +319,8 @@ def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
     reader.lock(exclusive=False)
     with vhdkit.open_chain(PATH, folder=folder) as chain:
         assert chain.layers[1].path == "/vms/other.vhd"
+    with pytest.raises(vhdkit.ImageInUseError):
+        vhdkit.open_image(PATH, writable=True, folder=folder)
     assert bytes(folder[PATH].content) == BEFORE
 
 

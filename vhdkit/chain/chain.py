@@ -23,7 +23,7 @@ from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.metadata import read_metadata
-from vhdkit.image.step import finish, pending
+from vhdkit.image.step import pending, step_findings
 from vhdkit.image.write import write_sectors
 from vhdkit.storage.local import LocalFolder
 
@@ -84,19 +84,20 @@ def open_chain(
         lock=lock,
         accept_id_mismatch=accept_id_mismatch,
     )
-    finished = finish(place, place.real(path))
-    leaf = open_image(path, writable=writable, exclusive=writable if lock else None, folder=place)
+    exclusive = writable if lock else None
+    leaf = open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=place)
     layers: list[Layer] = [leaf]
     try:
         if writable:
             _check_leaf(leaf)
         findings = (
-            *([finished] if finished else []),
+            *step_findings(place, leaf.storage),
             *_open_parents(layers, where),
             *unfinished_merges(place, [layer.path for layer in layers]),
         )
         if writable:
             _refuse_undo_image(layers, place)
+            leaf.finish_step(place)
     except BaseException:
         for layer in layers:
             layer.close()
@@ -135,8 +136,6 @@ def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
         explicit = None if explicit_used else where.parent
         found = find_parent(child, replace(where, parent=explicit), identities)
         findings += found.findings
-        if not where.lock:
-            findings += filter(None, [finish(where.folder, found.layer.path)])
         findings += compare_link(child.metadata, found.layer)
         explicit_used |= found.was_explicit
         layers.append(found.layer)

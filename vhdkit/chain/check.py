@@ -36,7 +36,7 @@ from vhdkit.format.footer import DiskType
 from vhdkit.image.check import FileCheck, check_file
 from vhdkit.image.image import RawImage
 from vhdkit.image.journal import read_journal, unfinished_merges
-from vhdkit.image.step import finish, pending
+from vhdkit.image.step import pending, step_findings
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -230,8 +230,7 @@ class _Checker:
         size = storage.size()
         self.findings += unfinished_merges(self.where.folder, [storage.path])
         if not is_raw:
-            finished = finish(self.where.folder, storage.path)
-            self.findings += [finished] if finished is not None else []
+            self.findings += step_findings(self.where.folder, storage)
             patches = pending(self.where.folder, storage)
             journal = _journal(self.where.folder, storage.path)
             checked = check_file(storage, deep=self.deep, now=self.now, patches=patches, journal=journal)

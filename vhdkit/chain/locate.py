@@ -38,7 +38,7 @@ from vhdkit.format import unique_id
 from vhdkit.image.image import Image, Layer, RawImage
 from vhdkit.image.journal import command
 from vhdkit.image.metadata import Metadata, read_metadata
-from vhdkit.image.step import finish, pending
+from vhdkit.image.step import pending, step_findings
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -322,8 +322,6 @@ class _Search:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
         self._refuse_loop(storage)
         if self.where.lock:
-            finished = finish(self.folder, storage.path)
-            findings += [finished] if finished else []
             storage.lock(exclusive=False)
             if metadata is not None:
                 metadata = read_metadata(storage, patches=pending(self.folder, storage))
@@ -331,6 +329,7 @@ class _Search:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
         if self.glance:
             return Layer(storage, 0, "")
+        findings += step_findings(self.folder, storage)
         return RawImage(storage) if metadata is None else Image(storage, metadata)
 
     def _refuse_loop(self, storage: Storage) -> None:

@@ -27,7 +27,6 @@ from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
-from vhdkit.image.step import finish
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -110,7 +109,6 @@ def create_image(
 @contextmanager
 def _held_parent(path: str, folder: Folder) -> Iterator[Image]:
     """Lend the parent of a child that is made, held so that nobody writes to it meanwhile."""
-    finish(folder, folder.real(path))
     with open_image(path, exclusive=False, folder=folder) as parent:
         if parent.footer.saved_state:
             raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=path)

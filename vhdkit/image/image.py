@@ -23,7 +23,7 @@ from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.file_name import note_raw_disk
 from vhdkit.image.journal import command
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
-from vhdkit.image.step import pending
+from vhdkit.image.step import finish, pending
 from vhdkit.image.table import Placed, Room, Table, check_placement, holds_data_from
 from vhdkit.storage.local import LocalFolder
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.format.header import DynamicHeader
+    from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Folder, Storage, Syncing
 
 _PAGE = 4096
@@ -74,6 +75,8 @@ class Layer:
         self.size = size
         self.label = label
         self.broken: OSError | None = None
+        # A change of its header that was cut off, by which it is read.
+        self.step_patches: tuple[Patch, ...] = ()
         # How often the file was written: what was resolved from its tables before is out of date.
         self.change_count = 0
 
@@ -149,7 +152,7 @@ class Layer:
         """Refuse to write to what was opened for reading, or failed before.
 
         Raises:
-            ReadOnlyImageError: either is so.
+            ReadOnlyImageError: either is so, or a change of its header is to be finished first.
 
         """
         if self.broken is not None:
@@ -157,6 +160,9 @@ class Layer:
             raise ReadOnlyImageError(message, path=self.path)
         if not self.storage.writable:
             raise ReadOnlyImageError("it was opened for reading only", path=self.path)
+        if self.step_patches:
+            message = "a change of its header was cut off, and is to be finished before anything else is written"
+            raise ReadOnlyImageError(message, path=self.path)
 
     def begin_close(self) -> None:
         """Begin to give the file back, which is of no use from now on; `close` waits for it."""
@@ -375,6 +381,18 @@ class Image(Layer):
             raise OSError(errno.EFBIG, "the file would pass 2 TiB, which a BAT cannot address", self.path)
         return place
 
+    def finish_step(self, folder: Folder) -> None:
+        """Finish a change of the header that was cut off, by which the image is read already; it is held exclusively.
+
+        Raises:
+            ImageInUseError: somebody else holds it.
+
+        """
+        if self.step_patches:
+            self.storage.lock(exclusive=True)
+            finish(folder, self.storage)
+            self.step_patches = ()
+
     def write_footer(self, offset: int) -> None:
         """Write the footer so that the file ends with it, extending the file as far as needed."""
         self.write_at(offset, self.footer.to_bytes())
@@ -439,6 +457,7 @@ def open_image(
     verify: bool = True,
     verify_header: bool = True,
     exclusive: bool | None = None,
+    finish_step: bool = True,
     folder: Folder | None = None,
 ) -> Image:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
@@ -446,6 +465,8 @@ def open_image(
     With `verify_header` false that of the dynamic header alone is.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write.
+    A change of its header that was cut off is finished if it is opened to be written and `finish_step` is true; until
+    then the image is read as if it were finished, and cannot be written.
 
     Raises:
         CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
@@ -462,9 +483,12 @@ def open_image(
     try:
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
-        return Image(
-            storage, read_metadata(storage, verify=verify, verify_header=verify_header, patches=pending(place, storage))
-        )
+        patches = pending(place, storage)
+        metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
+        image = Image(storage, metadata)
+        image.step_patches = patches
+        if writable and finish_step:
+            image.finish_step(place)
     except CorruptImageError as error:
         note_raw_disk(error, storage)
         storage.close()
@@ -472,3 +496,4 @@ def open_image(
     except BaseException:
         storage.close()
         raise
+    return image

@@ -1,14 +1,16 @@
 """Rewriting a dynamic header and what belongs to it, so that a power cut cannot leave half of it.
 
 A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
-beside the image first, its bytes before and after. Whoever opens the image while that file is there reads it as if
-the step were done, and finishes it where the file may be written.
+beside the image first, its bytes before and after. Whoever reads the image while that file is there reads it as if
+the step were done, and changes nothing; whoever opens it to write finishes the step first, under the exclusive lock.
 
 **Order**: 1 step file, sync, folder sync (a cut leaves the old bytes, read as the new) · 2 what headers refer to, sync
 (the same) · 3 header, sync (old, new or a mix, all read as the new) · 4 step file removed, folder sync (new).
 
-A step file is believed only if it changes a header and its locators' data, and nothing else, and every sector in
-question is what it was before or what it is to be.
+A step file is untrusted. It is believed only if it changes a header and its locators' data, and nothing else (see
+`header_change`), every sector in question is what it was before or what it is to be, and the rest of the file is the
+one that the step was made for: a file that was put back from a backup is read by its header as it is. Step files of
+earlier versions say nothing about the rest.
 
 **Source**: reference 3.8; DESIGN P2.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +27,9 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
-from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_COOKIE, FOOTER_SIZE, HEADER_SIZE, LOCATOR_COUNT, SECTOR
+from vhdkit.format.layout import LOCATOR_COUNT, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
-from vhdkit.image.records import Record, Size, decode_object, encode, is_believable, read_lines
+from vhdkit.image.records import DigestText, Record, Size, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
@@ -37,9 +39,8 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder, Storage
 
 SUFFIX = ".vhdkit-header"
-# What a folder answers where nothing may be written: the step is then read through and left to others.
+# What a folder answers where nothing may be written: the step is then left to others.
 _MAY_NOT = {errno.EACCES, errno.EPERM, errno.EROFS}
-
 
 # A header's size, or the longest data of a locator.
 _PatchBytes = Annotated[bytes, Meta(min_length=1, max_length=MAX_LOCATOR_BYTES)]
@@ -77,28 +78,68 @@ class Patch(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, renam
         return record
 
 
+def read_through(storage: Storage, patches: Sequence[Patch], offset: int, length: int) -> bytes:
+    """Return file bytes as they will be when the patches are written, fewer where the file ends."""
+    raw = bytearray(read_bytes(storage, offset, length))
+    for patch in patches:
+        start, stop = max(offset, patch.offset), min(offset + len(raw), patch.offset + len(patch.after))
+        if start < stop:
+            raw[start - offset : stop - offset] = patch.after[start - patch.offset : stop - patch.offset]
+    return bytes(raw)
+
+
 class StepRecord(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a step file holds: the name that its image had, and what changes in it, the header last."""
+    """What a step file holds: the name that its image had, and what changes in it, the header last.
+
+    `rest` is the digest of what does not change, "" in step files of earlier versions.
+    """
 
     image: Annotated[str, Meta(max_length=8192)] = ""
     patches: Annotated[tuple[Patch, ...], Meta(min_length=1, max_length=LOCATOR_COUNT + 1)]
+    rest: DigestText = ""
 
 
 _DECODER = msgspec.json.Decoder(StepRecord)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a step file says about an image as it is now.
+
+    Without `patches` there is nothing to be finished: `refusal` says why it is not believed.
+    """
+
+    patches: tuple[Patch, ...] = ()
+    refusal: str = ""
+
+    def finding(self, path: str) -> Finding:
+        """Return what a reader of the image says."""
+        if self.refusal:
+            message = (
+                f"{path}{SUFFIX} is passed over, and its header is read as it is: {self.refusal}; remove that file"
+            )
+            message += " once the image is known to be what it should be"
+            return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message)
+        message = "a change of its header was cut off; it is read as if it were finished, which the next writer does"
+        return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
+
+
 def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     """Write patches to an open image, the last of which is its header; see the module for the order."""
+    from vhdkit.image.header_change import rest_digest  # noqa: PLC0415 - it loads numpy, which reading a header does not
+
+    # The file of an earlier step that was cut off may be all that the header can be read by.
+    finish(folder, storage)
+    forget(folder, storage.path)
     path = storage.path + SUFFIX
-    if folder.exists(path):
-        # An earlier step that was cut off: its file may be all that the header can be read by.
-        earlier = _fitting(folder, storage)
-        if earlier:
-            _write(storage, earlier)
-        forget(folder, storage.path)
+    record = {
+        "image": paths.basename(storage.path),
+        "patches": [patch.to_record() for patch in patches],
+        "rest": rest_digest(storage, patches),
+    }
     step = folder.create(path, private=True)
     try:
-        step.write_at(0, encode([{"image": paths.basename(storage.path), "patches": _texts(patches)}]))
+        step.write_at(0, encode([record]))
         step.sync()
     finally:
         step.close()
@@ -107,24 +148,55 @@ def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     forget(folder, storage.path)
 
 
+def read_step(folder: Folder, storage: Storage) -> Step | None:
+    """Return what the step file beside an open image says, None if there is none that was begun.
+
+    Raises:
+        OSError: it cannot be read.
+
+    """
+    if not folder.exists(storage.path + SUFFIX):
+        return None
+    try:
+        record = _record(folder, storage.path)
+    except (VhdError, ValueError) as error:
+        return Step(refusal=f"it is no change of a header as they are written here ({error})")
+    if record is None:
+        return None
+    return _step_of(storage, record)
+
+
+def _step_of(storage: Storage, record: StepRecord) -> Step:
+    from vhdkit.image.header_change import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
+
+    patches = record.patches
+    if not all(patch.fits(storage) for patch in patches):
+        return Step(refusal="what it would change is neither as it was nor as it is to be")
+    if all(read_bytes(storage, patch.offset, len(patch.after)) == patch.after for patch in patches):
+        # It is done, durable or not: whatever the rest has become, writing the same bytes again changes nothing.
+        return Step(patches=patches)
+    if not is_header_change(storage, patches):
+        return Step(refusal="it would change more than a header, or to one that is not right for this file")
+    if record.rest and rest_digest(storage, patches) != record.rest:
+        return Step(refusal="it was made for the file as it was at another time, or for another file")
+    return Step(patches=patches)
+
+
 def pending(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
-    """Return the patches of a step that was begun on an image and not finished, as far as they fit the file."""
+    """Return the patches of a step that was begun on an image and not finished, by which it is to be read."""
     with suppress(OSError):
-        return _fitting(folder, storage)
+        step = read_step(folder, storage)
+        return step.patches if step is not None else ()
     return ()
 
 
-def _fitting(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
-    """Return `pending`'s patches; raise the OSError of a step file that cannot be read, for it may be needed."""
-    if not folder.exists(storage.path + SUFFIX):
-        return ()
+def step_findings(folder: Folder, storage: Storage) -> tuple[Finding, ...]:
+    """Return what there is to say about the step file beside an open image; nothing is changed."""
     try:
-        record = _record(folder, storage.path)
-    except (VhdError, ValueError):
-        return ()
-    patches = record.patches if record is not None else ()
-    fits = _is_of_header(storage, patches) and all(patch.fits(storage) for patch in patches)
-    return patches if fits else ()
+        step = read_step(folder, storage)
+    except OSError as error:
+        step = Step(refusal=error.strerror or str(error))
+    return () if step is None else (step.finding(storage.path),)
 
 
 def _record(folder: Folder, path: str) -> StepRecord | None:
@@ -140,30 +212,25 @@ def _record(folder: Folder, path: str) -> StepRecord | None:
         image.close()
 
 
-def finish(folder: Folder, path: str) -> Finding | None:
-    """Finish the step of the image at a path, if there is one and nobody is at it; say so."""
-    if not folder.exists(path + SUFFIX):
-        return None
-    try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    try:
-        patches = pending(folder, storage)
-    finally:
-        storage.close()
-    if not patches:
-        return None
-    message = "a change of its header was cut off; it is read as if it were finished"
-    if folder.may_write(path) and folder.may_write(paths.dirname(path)):
-        with suppress(ImageInUseError):
-            _finish(folder, path)
-            message = "a change of its header had been cut off, and was finished"
-    return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
+def finish(folder: Folder, storage: Storage) -> bool:
+    """Finish the step of an image that is open for writing and held exclusively; return whether there was one.
+
+    One that is not believed stays, as evidence.
+
+    Raises:
+        OSError: the step file cannot be read, or the image not be written.
+
+    """
+    step = read_step(folder, storage)
+    if step is None or step.refusal:
+        return False
+    _write(storage, step.patches)
+    forget(folder, storage.path)
+    return True
 
 
 def finish_all(folder: Folder, directories: Iterable[str]) -> None:
-    """Finish the steps of all images in directories and below them.
+    """Finish the steps of all images in directories and below them, where nobody is at it.
 
     An image that is relinked by half is read as if it were relinked: a run that is repeated would not look at it again.
     A step file that was cut off before it was whole, when nothing else was written yet, is removed.
@@ -172,36 +239,24 @@ def finish_all(folder: Folder, directories: Iterable[str]) -> None:
         for entry in tuple(folder.walk(directory, one_device=True)):
             path = entry.path.removesuffix(SUFFIX)
             if path != entry.path and folder.exists(path):
-                finish(folder, path)
                 with suppress(ImageInUseError):
-                    _finish(folder, path, forget_unwritten=True)
+                    _finish_at(folder, path)
 
 
-def _finish(folder: Folder, path: str, *, forget_unwritten: bool = False) -> None:
+def _finish_at(folder: Folder, path: str) -> None:
     try:
         storage = folder.open(path, writable=True)
     except OSError as error:
         if error.errno in _MAY_NOT:
-            raise ImageInUseError("it may not be written", path=path) from error
+            return
         raise
     try:
         storage.lock(exclusive=True)
-        # Between the look above and the lock somebody else may have finished it.
-        patches = _fitting(folder, storage)
-        if patches:
-            _write(storage, patches)
-            forget(folder, path)
-        elif forget_unwritten and folder.exists(path + SUFFIX) and _is_unwritten(folder, path):
+        finish(folder, storage)
+        if folder.exists(path + SUFFIX) and read_step(folder, storage) is None:
             forget(folder, path)
     finally:
         storage.close()
-
-
-def _is_unwritten(folder: Folder, path: str) -> bool:
-    try:
-        return _record(folder, path) is None
-    except (VhdError, ValueError):
-        return False
 
 
 def _write(storage: Storage, patches: Sequence[Patch]) -> None:
@@ -219,37 +274,3 @@ def forget(folder: Folder, path: str) -> None:
     if folder.exists(path + SUFFIX):
         folder.remove(path + SUFFIX)
         folder.sync(paths.dirname(path))
-
-
-def _is_of_header(storage: Storage, patches: Sequence[Patch]) -> bool:
-    """Whether patches change nothing but a dynamic header, where a footer says that it is, and its locators' data.
-
-    Whoever may put a file into the folder must not be able to have anything else changed.
-    """
-    if not patches or len(patches[-1].after) != HEADER_SIZE:
-        return False
-    *data, last = patches
-    try:
-        # Only what it is to be has to be sealed: an edit by hand may have left the checksum behind.
-        before, after = DynamicHeader.from_bytes(last.before, verify=False), DynamicHeader.from_bytes(last.after)
-    except VhdError:
-        return False
-    footers = [read_bytes(storage, at, FOOTER_SIZE) for at in (max(0, storage.size() - FOOTER_SIZE), 0)]
-    at = [int.from_bytes(raw[16:24]) for raw in footers if raw.startswith(FOOTER_COOKIE)]
-    same = (before.table_offset, before.block_size) == (after.table_offset, after.block_size)
-    grows = before.max_table_entries <= after.max_table_entries
-    return same and grows and last.offset in at and are_inside_locators(data, before)
-
-
-def are_inside_locators(patches: Sequence[Patch], header: DynamicHeader) -> bool:
-    """Whether patches lie in the room that a header's locators have for their data."""
-    used = [entry for entry in header.locators if entry.is_used]
-    rooms = [(entry.data_offset, entry.data_offset + max(entry.space, entry.data_length)) for entry in used]
-    return all(
-        any(start <= patch.offset and patch.offset + len(patch.after) <= stop for start, stop in rooms)
-        for patch in patches
-    )
-
-
-def _texts(patches: Sequence[Patch]) -> list[dict[str, object]]:
-    return [patch.to_record() for patch in patches]

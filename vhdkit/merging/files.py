@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from vhdkit.chain.chain import Chain
 from vhdkit.errors import MergeError
 from vhdkit.image.image import Image, Layer, RawImage, open_image
-from vhdkit.image.step import finish, finish_all
+from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relatives import Relatives, find_relatives, identity_at
 from vhdkit.merging.relink import check_relink
@@ -54,7 +54,7 @@ def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
 
 def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive: bool) -> Layer:
     if state.unique_id:
-        return open_image(state.path, writable=writable, exclusive=exclusive, folder=folder)
+        return open_image(state.path, writable=writable, exclusive=exclusive, finish_step=False, folder=folder)
     storage = folder.open(state.path)
     try:
         storage.lock(exclusive=exclusive)
@@ -81,16 +81,15 @@ class MergeFiles:
             if not isinstance(destination, Image):
                 raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
             self.destination = destination
-            if plan.resume is not None:
-                finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
             for path in _children(plan, folder):
-                finish(folder, path)
-                self._children[path] = child = open_image(path, writable=True, exclusive=True, folder=folder)
+                child = open_image(path, writable=True, exclusive=True, finish_step=False, folder=folder)
+                self._children[path] = child
                 # There may be thousands.
                 child.table.forget()
             if dropped:
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
             _check_plan(plan, self.chain, folder)
+            self._finish_steps(plan, folder)
         except BaseException:
             self.close()
             raise
@@ -102,6 +101,13 @@ class MergeFiles:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _finish_steps(self, plan: MergePlan, folder: Folder) -> None:
+        """Finish what an earlier run has left of changes of headers; nothing else was written yet."""
+        for image in (self.destination, *self._children.values()):
+            image.finish_step(folder)
+        if plan.resume is not None:
+            finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
 
     def child(self, path: str) -> Image:
         """Return an open child of the destination or of the topmost source."""
@@ -194,6 +200,7 @@ def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
         folder.remove(path)
     # The system frees its space while the directory is synced.
     layer.begin_close()
+    forget(folder, path)
     folder.sync(paths.dirname(path))
 
 

@@ -35,8 +35,7 @@ from vhdkit.format import timestamp, unique_id
 from vhdkit.image.image import Image, Layer, RawImage, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.metadata import Metadata, read_metadata
-from vhdkit.image.step import SUFFIX as STEP_SUFFIX
-from vhdkit.image.step import finish, pending
+from vhdkit.image.step import pending
 from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -65,7 +64,8 @@ class Rebase:
     Ids are 16 bytes, sizes in bytes, block sizes too (0 where there are no blocks), time stamps seconds since 2000:
     of the parent as the child remembers it (0 if it does not), as its footer says it was made (None of a raw file), and
     as its file was changed. `before` is the file that the child reads through as it is, "" if none is found. `fits` is
-    told by reading the whole of both parents; `difference` is the first byte in which they differ.
+    told by reading the whole of both parents; `difference` is the first byte in which they differ. `has_step` says that
+    an earlier change of its header was cut off, and is to be finished.
     """
 
     child: str
@@ -84,11 +84,12 @@ class Rebase:
     difference: int | None
     remarks: tuple[str, ...]
     patches: tuple[Patch, ...]
+    has_step: bool = False
 
     @property
     def changes_nothing(self) -> bool:
         """Whether the child says all of that already."""
-        return all(patch.before == patch.after for patch in self.patches)
+        return not self.has_step and all(patch.before == patch.after for patch in self.patches)
 
 
 def plan_rebase(
@@ -105,8 +106,8 @@ def plan_rebase(
 
     With `accept_header_checksum` the child's header is taken as it is though its checksum is wrong, if all else in it
     can be true, as after an edit by hand; what is written has the right one. The old parent is looked for as
-    `open_chain` does, also in `search`, to be compared with the new one. A header that
-    was being changed when that was cut off is read as if it were done; what reads through it is not compared then.
+    `open_chain` does, also in `search`, to be compared with the new one. A header that was being changed when that was
+    cut off is read as if it were done.
 
     Raises:
         ParentMismatchError: the id is not the one that the child looks for, and that is not to be ignored.
@@ -150,13 +151,16 @@ def rebase(
     place = folder or LocalFolder()
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, lock=True)
     own = place.real(child)
-    for path in (own, place.real(parent)):
-        finish(place, path)
     # One that may not be written is still compared: perhaps nothing is to be written.
     writable = place.exists(own) and place.may_write(own)
     with (
         open_image(
-            own, writable=writable, verify_header=not accept_header_checksum, exclusive=False, folder=place
+            own,
+            writable=writable,
+            verify_header=not accept_header_checksum,
+            exclusive=False,
+            finish_step=False,
+            folder=place,
         ) as image,
         _new_parent(parent, image, place) as below,
     ):
@@ -165,8 +169,9 @@ def rebase(
             image.storage.lock(exclusive=True)
             # Until then others were let in.
             _check_free(image, below, place)
-            if pending(place, image.storage):
-                raise ImageInUseError("a change of its header was cut off, and is to be finished first", path=own)
+            if pending(place, image.storage) != image.step_patches:
+                raise ImageInUseError("its header was changed while it was looked at; try again", path=own)
+            image.finish_step(place)
             apply_patches(place, image, plan.patches)
     return plan
 
@@ -236,6 +241,7 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
         difference=difference,
         remarks=tuple(remarks),
         patches=patches,
+        has_step=bool(child.step_patches),
     )
     if not result.changes_nothing:
         check_may_relink(where.folder, child.path)
@@ -328,9 +334,6 @@ def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | No
         return Fit.UNKNOWN, None
     if old.identities[1] == new.identities[0]:
         return Fit.YES, None
-    if not where.lock and any(where.folder.exists(path + STEP_SUFFIX) for path in (*old.paths[1:], *new.paths)):
-        # Whoever opens one for reading would finish its step, and a plan writes nothing.
-        return Fit.UNKNOWN, None
     try:
         result = compare(
             old.paths[1],

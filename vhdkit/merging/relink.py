@@ -16,9 +16,10 @@ from vhdkit.format import timestamp
 from vhdkit.format.header import encode_parent_name
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.image import step
+from vhdkit.image.header_change import locator_room
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
-from vhdkit.image.step import Patch
+from vhdkit.image.step import Patch, read_through
 from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
@@ -70,7 +71,9 @@ def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tupl
     """Return what changes in an open child, the header last."""
     header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
     changes = [*data, (child.footer.data_offset, header.to_bytes())]
-    return tuple(Patch(offset=at, before=read_bytes(child.storage, at, len(new)), after=new) for at, new in changes)
+    # What a change that was cut off has left is finished before anything else is written.
+    before = [read_through(child.storage, child.step_patches, at, len(new)) for at, new in changes]
+    return tuple(Patch(offset=at, before=old, after=new) for old, (at, new) in zip(before, changes, strict=True))
 
 
 def check_patches(child: Image, patches: tuple[Patch, ...]) -> None:
@@ -138,7 +141,10 @@ def _new_locator(child: Image, locator: ParentLocator, reference: ParentReferenc
     if not locator.is_used:
         return locator, b""
     content = reference.data_for(locator.platform_code)
-    room = _room(child, locator)
+    block_offsets = (at for _, at in child.windows())
+    room = 0 if child.header is None else locator_room(child.metadata, block_offsets, (locator,), child.header)
+    # A merge holds its children to the end, and there may be thousands.
+    child.table.forget()
     if content is not None and len(content) <= room:
         return replace(locator, data_length=len(content)), content.ljust(
             min(locator.data_length, room, MAX_LOCATOR_BYTES), b"\0"
@@ -150,26 +156,3 @@ def _new_locator(child: Image, locator: ParentLocator, reference: ParentReferenc
             path=child.path,
         )
     return ParentLocator(), b""
-
-
-def _room(child: Image, locator: ParentLocator) -> int:
-    """Return the bytes at the locator's place that nothing else uses; what it claims for itself is not believed."""
-    header = child.header
-    if header is None:
-        return 0
-    begin, end = locator.data_offset, locator.data_offset + max(locator.space, locator.data_length)
-    others = [entry for entry in header.locators if entry.is_used and entry != locator]
-    taken = [
-        *child.metadata.structures,
-        *((other.data_offset, other.data_offset + other.data_length) for other in others),
-        (child.metadata.footer_start, child.metadata.file_size),
-    ]
-    for _, at in child.windows():
-        near = at[(at < end) & (at + child.block_span > begin)].tolist()
-        taken += [(start, start + child.block_span) for start in near]
-    # A merge holds its children to the end, and there may be thousands.
-    child.table.forget()
-    for start, stop in taken:
-        if start < end and begin < stop:
-            end = max(begin, start)
-    return end - begin

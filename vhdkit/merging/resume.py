@@ -20,12 +20,11 @@ from vhdkit.chain.children import children_of, parent_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, SiblingsError, VhdError
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import HEADER_SIZE
 from vhdkit.image import extent
+from vhdkit.image.header_change import is_header_change
 from vhdkit.image.image import Image, Layer, Placement, open_image
 from vhdkit.image.journal import SUFFIX, Journal, command, read_journal
 from vhdkit.image.journal_records import FileState, RelinkState
-from vhdkit.image.step import are_inside_locators
 from vhdkit.merging.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.relatives import Relatives, identity_at, leads_to
 from vhdkit.merging.relink import Relink, check_relink
@@ -357,19 +356,17 @@ def check_relinks(journal: Journal, destination: Image, folder: Folder, search: 
 
 
 def _is_relinking(relink: RelinkState, child: Image, destination: Image) -> bool:
-    if child.header is None or not relink.patches or len(relink.patches[-1].after) != HEADER_SIZE:
+    if child.header is None:
         return False
-    *data, last = relink.patches
     try:
-        before, after = DynamicHeader.from_bytes(last.before), DynamicHeader.from_bytes(last.after)
+        before, after = (DynamicHeader.from_bytes(raw) for raw in (relink.patches[-1].before, relink.patches[-1].after))
     except VhdError:
         return False
     shapes = [(h.table_offset, h.max_table_entries, h.block_size) for h in (before, after, child.header)]
     return (
-        last.offset == child.footer.data_offset
-        and after.parent_unique_id == destination.unique_id
+        after.parent_unique_id == destination.unique_id
         and shapes[0] == shapes[1] == shapes[2]
-        and are_inside_locators(data, before)
+        and is_header_change(child.storage, relink.patches)
     )
 
 

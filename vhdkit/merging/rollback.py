@@ -26,7 +26,7 @@ from vhdkit.format.footer import Footer
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, read_journal
-from vhdkit.image.step import finish, finish_all
+from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.mover import Mover
@@ -140,7 +140,6 @@ def rollback(
 
 def _undone(path: str, where: Where) -> tuple[str, Journal]:
     """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
-    finish(where.folder, where.folder.real(path))
     with open_image(path, folder=where.folder) as undo:
         if not undo.is_differencing:
             raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
@@ -173,7 +172,6 @@ class _Rollback:
         self.begin: Begin = self._begin(journal)
         self.restored = False
         self._open: list[Image] = []
-        finish_all(folder, [*search, *map(paths.dirname, names)])
         try:
             self.undo = self._locked(names[0], writable=False)
             self.destination = self._locked(names[1], writable=True)
@@ -187,6 +185,7 @@ class _Rollback:
             ]
             self._check_destination()
             self.siblings = [self._sibling(child) for child in children_of(self.undo, folder, search)]
+            self._finish_steps([*search, *map(paths.dirname, names)])
         except BaseException:
             self.close()
             raise
@@ -202,6 +201,13 @@ class _Rollback:
         for image in self._open:
             image.close()
 
+    def _finish_steps(self, directories: Sequence[str]) -> None:
+        """Finish what was cut off of changes of headers; nothing else was written yet."""
+        for image in self._open:
+            if image.storage.writable:
+                image.finish_step(self.folder)
+        finish_all(self.folder, directories)
+
     @staticmethod
     def _begin(journal: Journal) -> Begin:
         if journal.begin is None or journal.dropping:
@@ -209,8 +215,7 @@ class _Rollback:
         return journal.begin
 
     def _locked(self, path: str, *, writable: bool = True) -> Image:
-        finish(self.folder, path)
-        image = open_image(path, writable=writable, exclusive=True, folder=self.folder)
+        image = open_image(path, writable=writable, exclusive=True, finish_step=False, folder=self.folder)
         self._open.append(image)
         return image
 
@@ -293,6 +298,7 @@ class _Rollback:
         finally:
             writer.close()
         self.folder.remove(self.undo.path)
+        forget(self.folder, self.undo.path)
         self.folder.sync(paths.dirname(self.undo.path))
         _forget(self.folder, self.journal)
         changed = [child.path for child, _ in (*self.relinked, *self.siblings)]
