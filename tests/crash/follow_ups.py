@@ -8,19 +8,28 @@ from __future__ import annotations
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
 
 import vhdkit
 from tests.crash.programs import FOLDER, UNDO
 from tests.crash.readers import images_of, vhdkit_view
 from tests.crashfs import SECTOR
+from vhdkit.storage.seam import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.crash.programs import CrashProgram
-    from tests.crashfs import CrashFolder
+
+
+class Files(Folder, Protocol):
+    """A folder whose files can all be had at once."""
+
+    def contents(self) -> dict[str, bytes]:
+        """Return every file's bytes by its path."""
+        ...
+
 
 NEW, OTHER_UNDO = f"{FOLDER}/new.avhd", f"{FOLDER}/other-undo.avhd"
 _WRITTEN = b"new leaf".ljust(SECTOR, b"!")
@@ -54,8 +63,8 @@ class FollowUp:
     """A verb with its options. `prepare` changes the disk before it, as the user does who then calls it."""
 
     name: str
-    do: Callable[[CrashProgram, CrashFolder], Done]
-    prepare: Callable[[CrashProgram, CrashFolder], None] | None = None
+    do: Callable[[CrashProgram, Files], Done]
+    prepare: Callable[[CrashProgram, Files], None] | None = None
     for_undo: bool = False
     for_levels: int = 1
 
@@ -69,14 +78,14 @@ def _new_ids() -> Iterator[None]:
         yield
 
 
-def _merge(folder: CrashFolder, top: str, into: str | None, **options: Any) -> Merged:
+def _merge(folder: Files, top: str, into: str | None, **options: Any) -> Merged:
     with _new_ids():
         plan = vhdkit.plan_merge(top, into=into, folder=folder, **options)
         vhdkit.merge(plan, folder=folder)
     return Merged(top=top, destination=plan.destination)
 
 
-def _same(program: CrashProgram, folder: CrashFolder) -> Done:
+def _same(program: CrashProgram, folder: Files) -> Done:
     return _merge(
         folder,
         program.top,
@@ -88,50 +97,50 @@ def _same(program: CrashProgram, folder: CrashFolder) -> Done:
     )
 
 
-def _resume(program: CrashProgram, folder: CrashFolder) -> Done:
+def _resume(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, program.top, None, resume=True)
 
 
-def _keep_and_verify(program: CrashProgram, folder: CrashFolder) -> Done:
+def _keep_and_verify(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, program.top, program.destination, keep_sources=True, verify=True)
 
 
-def _with_another_undo(program: CrashProgram, folder: CrashFolder) -> Done:
+def _with_another_undo(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, program.top, program.destination, undo=OTHER_UNDO)
 
 
-def _lowest(program: CrashProgram, folder: CrashFolder) -> Done:
+def _lowest(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, program.sources[-1], program.destination)
 
 
-def _further_down(program: CrashProgram, folder: CrashFolder) -> Done:
+def _further_down(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, program.top, program.paths[-1])
 
 
-def _roll_back(_program: CrashProgram, folder: CrashFolder) -> Done:
+def _roll_back(_program: CrashProgram, folder: Files) -> Done:
     with _new_ids():
         vhdkit.rollback(UNDO, folder=folder)
     return RolledBack()
 
 
-def _drop(program: CrashProgram, folder: CrashFolder) -> Done:
+def _drop(program: CrashProgram, folder: Files) -> Done:
     with _new_ids():
         vhdkit.drop_undo(UNDO, keep_file=program.relink_siblings, folder=folder)
     return Merged(top=program.top, destination=program.destination)
 
 
-def _make_leaf(program: CrashProgram, folder: CrashFolder) -> None:
+def _make_leaf(program: CrashProgram, folder: Files) -> None:
     parent = program.paths[0] if folder.exists(program.paths[0]) else program.destination
     vhdkit.create_image(NEW, parent=parent, stamp=9, unique_id=b"vhdkit-new-leaf.", folder=folder)
     with vhdkit.open_chain(NEW, writable=True, folder=folder) as chain:
         chain.write(0, _WRITTEN)
 
 
-def _new_leaf(program: CrashProgram, folder: CrashFolder) -> Done:
+def _new_leaf(program: CrashProgram, folder: Files) -> Done:
     return _merge(folder, NEW, program.destination)
 
 
-def _read(_program: CrashProgram, folder: CrashFolder) -> Done:
+def _read(_program: CrashProgram, folder: Files) -> Done:
     views: dict[str, bytes | None] = {}
     for path in images_of(folder.contents()):
         try:
