@@ -190,6 +190,10 @@ class CrashStorage:
     def allocated_size(self) -> int:
         return -(-len(self._file.content) // SECTOR) * SECTOR - len(self._file.holes) * SECTOR
 
+    @property
+    def is_protected(self) -> bool:
+        return self._file.read_only
+
     def size(self) -> int:
         return len(self._open_content())
 
@@ -420,6 +424,14 @@ class CrashFolder:
         del self.names_of[old]
         self._change_inode(file)
         self.log.append(Replaced(old, new, file.number, file.ctime))
+
+    def may_remove(self, path: str) -> bool:
+        self[path]
+        return not self.frozen
+
+    def may_protect(self, path: str) -> bool:
+        self[path]
+        return not self.frozen
 
     def protect(self, path: str, *, is_protected: bool) -> None:
         self[path].read_only = is_protected

@@ -73,6 +73,10 @@ class ThroughStorage:
     def allocated_size(self) -> int:
         return self.inner.allocated_size
 
+    @property
+    def is_protected(self) -> bool:
+        return self.inner.is_protected
+
     def size(self) -> int:
         return self.inner.size()
 
@@ -141,6 +145,12 @@ class ThroughFolder:
 
     def replace(self, temporary: str, path: str) -> None:
         self.inner.replace(temporary, path)
+
+    def may_remove(self, path: str) -> bool:
+        return self.inner.may_remove(path)
+
+    def may_protect(self, path: str) -> bool:
+        return self.inner.may_protect(path)
 
     def protect(self, path: str, *, is_protected: bool) -> None:
         self.inner.protect(path, is_protected=is_protected)

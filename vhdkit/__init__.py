@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from vhdkit.image.create import create_image
     from vhdkit.image.extent import Extent, Extents, Kind
     from vhdkit.image.image import Image, open_image
+    from vhdkit.image.manifest import Snapshot
     from vhdkit.job.control import (
         cancel_job,
         find_job,
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from vhdkit.merging.rebase import Rebase, plan_rebase, rebase
     from vhdkit.merging.rollback import drop_undo, rollback
     from vhdkit.snapshot.machine import Applied, Machine
-    from vhdkit.snapshot.record import Snapshot
 
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
@@ -135,7 +135,7 @@ _HOMES = {
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
     "vhdkit.merging.planning": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Applied", "Machine"),
-    "vhdkit.snapshot.record": ("Snapshot",),
+    "vhdkit.image.manifest": ("Snapshot",),
 }
 
 __all__ = [

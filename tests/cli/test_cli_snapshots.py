@@ -227,12 +227,15 @@ def test_a_frozen_layer_whose_parent_was_renamed_is_mended(cli: Cli, xp: str) ->
     active = listed(cli, xp)["disks"][0]["active"]
     frozen = listed(cli, xp)["snapshots"][1]["layers"][0]["filename"]
     Path("xp.vhd").rename("base.vhd")
-    refused = cli("rebase", frozen, "-b", "base.vhd")
+    done(cli("create", "other.vhd", "--size", "8M"))
+    refused = cli("rebase", frozen, "-b", "other.vhd", "--ignore-id-mismatch")
     assert refused.code == 1
-    assert "chmod u+w" in refused.err
-    assert "snapshot init" in refused.err
-    Path(frozen).chmod(0o644)
-    done(cli("rebase", frozen, "-b", "base.vhd"))
+    assert "frozen as snapshot 'b'" in refused.err
+    assert "chmod" not in refused.err
+    assert "lets the snapshots know" in done(cli("rebase", frozen, "-b", "base.vhd", "--dry-run")).err
+    told = done(cli("rebase", frozen, "-b", "base.vhd")).err
+    assert f"`vhdkit snapshot init {active}`" in told
+    assert not Path(frozen).stat().st_mode & 0o222
     done(cli("snapshot", "init", active))
     assert all_read(cli, active) == before
     assert listed(cli, active)["snapshots"][0]["note"] == "kept"

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import vhdkit
 from tests.cli.running import environment
 from tests.snapshots.machines import SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
-from vhdkit.snapshot.guard import is_near_machines
+from vhdkit.image.claims import claims_on
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local import LocalFolder
 
@@ -106,7 +107,8 @@ def test_a_leaf_names_its_machine_wherever_new_layers_are_made(folder: Path) -> 
     machine.delete("a")
     machine.delete("b")
     machine.settle()
-    assert list((folder / "snapshots").iterdir()) == []
+    # New layers are made there: the signpost stays.
+    assert [path.suffix for path in (folder / "snapshots").iterdir()] == [".at"]
     assert letter_of("xp.vhd") == "q"
 
 
@@ -157,21 +159,27 @@ def test_a_signpost_that_was_damaged_is_put_up_again(apart: Machine, folder: Pat
     signpost.write_bytes(raw)
     with pytest.raises(SnapshotError, match="snapshot init"):
         Machine("d/d.vhd")
-    apart.rename("A", "B")
+    with pytest.raises(SnapshotError, match="no signpost there leads back") as refused:
+        Machine("c/c.vhd").rename("A", "B")
+    (command,) = re.findall("`vhdkit snapshot init (.*?)`", refused.value.message)
+    disk, option, where = shlex.split(command)
+    assert (option, where) == ("--search", str(folder / "d"))
+    Machine.adopt([disk], search=[where])
     assert signpost.read_bytes() == before
+    Machine("c/c.vhd").rename("A", "B")
     assert Machine("d/d.vhd").file.path == apart.file.path
 
 
-def test_a_machine_is_near_in_its_folders_and_just_below_them(apart: Machine, folder: Path) -> None:
-    """Layers may lie below the manifest, with no signpost left: a merge of them by name asks there."""
-    manifests = folder.rglob("*.vhdkit-snapshots.json")
-    homes = {Path(path).parent for path in (*files_of(apart), *map(str, manifests))}
-    for home in homes:
-        (home / "below" / "deep").mkdir(parents=True)
-        assert is_near_machines(str(home))
-        assert is_near_machines(str(home / "below"))
-        assert not is_near_machines(str(home / "below" / "deep"))
-        assert is_near_machines(str(home / "below" / "deep"), str(home))
+def test_a_machine_claims_its_layers_wherever_they_are_and_what_is_asked_with_a_search(
+    apart: Machine, folder: Path
+) -> None:
+    for path in files_of(apart):
+        (claim,) = claims_on(LocalFolder(), [path])
+        assert (claim.path, claim.manifest_path, claim.manifest.machine) == (path, apart.file.path, "c")
+    (folder / "far").mkdir()
+    stray = str(folder / "far" / "stray.vhd")
+    assert claims_on(LocalFolder(), [stray, files_of(apart)[0]], [str(folder)])
+    assert claims_on(LocalFolder(), [stray], [str(folder / "c")]) == ()
 
 
 def test_a_signpost_that_leads_nowhere_is_told_of(apart: Machine, folder: Path) -> None:
@@ -196,13 +204,15 @@ def test_a_signpost_goes_when_nothing_of_the_machine_is_left_in_its_folder(apart
     assert list((folder / "elsewhere").iterdir()) == []
     apart.delete("A")
     apart.settle()
-    assert list((folder / "fast").iterdir()) == []
+    # New layers are made there: its signpost stays.
+    assert [path.suffix for path in (folder / "fast").iterdir()] == [".at"]
     assert Machine("d/d.vhd").file.path == apart.file.path
 
 
-def test_a_folder_that_takes_no_signpost_keeps_no_machine_from_being_kept(
+def test_a_machine_with_a_disk_in_a_folder_that_takes_no_signpost_is_not_begun(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Layers in other folders count only where a signpost leads back."""
     for name in ("c", "d"):
         (folder / name).mkdir()
         image(f"{name}/{name}.vhd")
@@ -214,10 +224,11 @@ def test_a_folder_that_takes_no_signpost_keeps_no_machine_from_being_kept(
 
     create = LocalFolder.create
     monkeypatch.setattr(LocalFolder, "create", full)
-    machine = Machine.adopt(["c/c.vhd", "d/d.vhd"])
-    machine.take("A")
-    assert machine.check() == ()
-    assert [path.name for path in (folder / "d").glob("*.at*")] == []
+    with pytest.raises(OSError, match="No space left") as refused:
+        Machine.adopt(["c/c.vhd", "d/d.vhd"])
+    assert str(folder / "d") in str(refused.value.filename)
+    assert [path.name for path in folder.rglob("*.json")] == []
+    assert [path.name for path in (folder / "d").iterdir()] == ["d.vhd"]
 
 
 @pytest.mark.parametrize("named", [["d/d.vhd"], ["d/d.vhd", "c/c.vhd"], ["c/c.vhd"], ["fast/c"], ["fast/d", "fast/c"]])
@@ -352,10 +363,12 @@ def test_a_copy_without_its_layers_changes_nothing_of_the_machine_that_was_copie
             operation()
     assert contents(folder / "layers") == before
     assert machine.check() == ()
-    # Where the machine was moved, not copied, the signposts follow.
+    # Where the machine was moved, not copied, the signposts follow when the user names their folder.
     shutil.rmtree(folder / "b")
     (folder / "a").rename(folder / "b")
-    moved = Machine("b/xp.vhd")
+    with pytest.raises(SnapshotError, match=r"snapshot init .*b/xp\.vhd --search .*layers`"):
+        Machine("b/xp.vhd").apply("RTM")
+    moved = Machine.adopt(["b/xp.vhd"], search=["layers"])
     assert moved.apply("RTM").snapshot.name == "RTM"
     assert Machine(moved.active[0]).file.path == str(folder / "b" / MANIFEST)
 
@@ -613,8 +626,10 @@ def test_a_file_that_a_manifest_merely_names_is_not_marked_read_only(
         vhdkit.create_image(str(outside), size=1 << 20)
     machine = Machine(kept.machine.active[0])
     manifest = kept.folder / MANIFEST
-    manifest.write_bytes(manifest.read_bytes().replace(b'"xp.vhd"', json.dumps(str(outside)).encode()))
-    machine.rename("RTM", "other")
+    named = json.dumps(os.path.relpath(outside, kept.folder)).encode()
+    manifest.write_bytes(manifest.read_bytes().replace(b'"xp.vhd"', named))
+    with pytest.raises(SnapshotError, match="no signpost there leads back"):
+        machine.rename("RTM", "other")
     assert outside.stat().st_mode & 0o200
 
 

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 import vhdkit
 from tests.cli.running import environment
@@ -24,8 +24,8 @@ from vhdkit.snapshot import changes, inspecting
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
+    from vhdkit.image.manifest import Manifest
     from vhdkit.job.record import Job
-    from vhdkit.snapshot.record import Manifest
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ Looks = list[tuple[inspecting.Remark, ...] | OSError]
 
 @pytest.fixture
 def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
-    monkeypatch.setattr("vhdkit.snapshot.machine._BETWEEN_LOOKS", 0)
+    monkeypatch.setattr("vhdkit.snapshot.looks._BETWEEN_SECONDS", 0)
     return Kept.made(tmp_path, ["xp.vhd"], size=MIB)
 
 
@@ -430,7 +430,7 @@ def test_damage_is_told_when_it_was_seen_twice(
     assert len(seen) == count
 
 
-def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_in_the_end(
+def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_is_refused(
     idle: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> tuple[inspecting.Remark, ...]:
@@ -441,7 +441,8 @@ def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_in_the_end(
     with pytest.raises(OSError, match="it is gone"):
         idle.machine.check()
     monkeypatch.setattr(inspecting, "inspect", lambda *_: (remark(inspecting.Kind.MISSING, str(next(numbers))),))
-    assert idle.machine.check()
+    with pytest.raises(ImageInUseError, match="keep changing"):
+        idle.machine.check()
     assert next(numbers) < 100
 
 

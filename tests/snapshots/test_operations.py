@@ -355,7 +355,13 @@ def test_an_active_layer_that_was_told_of_another_parent_is_told_of(kept: Kept) 
     kept.take("b", "b")
     active = kept.machine.active[0]
     assert kept.machine.check() == ()
+    manifest = Path(kept.machine.file.path)
+    with pytest.raises(SnapshotError, match="which writes to it"):
+        vhdkit.rebase(active, kept.base, ignore_id_mismatch=True)
+    # Without the list it is nobody's layer.
+    manifest.rename("aside")
     vhdkit.rebase(active, kept.base, ignore_id_mismatch=True)
+    Path("aside").rename(manifest)
     (remark,) = kept.machine.check()
     assert (remark.kind, remark.path) == ("changed", active)
     assert "another parent" in remark.message

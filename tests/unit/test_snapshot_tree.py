@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhdkit.snapshot.tree import Fold, Removal, carried_out, children_of, line_of, owed, waiting
+from vhdkit.image.manifest import Fold
+from vhdkit.snapshot.tree import Removal, carried_out, children_of, line_of, owed, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

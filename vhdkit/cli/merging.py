@@ -12,7 +12,7 @@ from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.stopping import stopping
-from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.errors import VhdError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,6 @@ def merge(
     with _logged(log_file, is_shown=progress == "json"):
         if background:
             with _refusal_told(child, machine):
-                _refuse_to_ruin(child, wishes)
                 _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
             return 0
         plan, result = _run(child, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
@@ -118,7 +117,6 @@ def _run(
 
     asked = wished(child, rate=rate, **wishes)
     with _refusal_told(child, machine):
-        _refuse_to_ruin(child, wishes)
         plan = vhdkit.plan_merge(child, **wishes)
         if not as_json:
             warn(plan.findings)
@@ -147,26 +145,6 @@ def _refusal_told(child: str, machine: str) -> Iterator[None]:
 
         events.tell_refused(child, machine, error)
         raise
-
-
-def _refuse_to_ruin(child: str, wishes: dict[str, Any]) -> None:
-    """Refuse to merge what a machine's snapshots need; nothing is planned where none are kept."""
-    if wishes["to"] is not None:
-        return
-    from vhdkit.job.run import expected_job, wished
-    from vhdkit.snapshot.guard import is_near_machines, refuse_to_ruin
-    from vhdkit.storage import paths
-
-    files = [child, *([wishes["into"]] if wishes["into"] is not None else [])]
-    if not is_near_machines(*(paths.dirname(paths.abspath(path)) for path in files), *wishes["search"]):
-        return
-    try:
-        plan = vhdkit.plan_merge(child, **wishes)
-        refuse_to_ruin(plan.sources, plan.destination)
-    except ImageInUseError:
-        # In the background it would wait until it may.
-        job = expected_job(wished(child, **wishes), "")
-        refuse_to_ruin(job.sources, job.destination)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
 from vhdkit.cli.output import path_text, print_json, size_text, table
-from vhdkit.errors import ReadOnlyImageError, printable
+from vhdkit.errors import printable
 
 if TYPE_CHECKING:
     from vhdkit.merging.rebase import Rebase
@@ -48,23 +48,12 @@ def rebase(
         "search": search,
         "parent_map": dict(parent_map),
     }
-    from vhdkit.snapshot.guard import is_near_machines
-    from vhdkit.storage import paths
-
     if dry_run:
         from vhdkit.merging.rebase import plan_rebase
 
         result = plan_rebase(child, parent, **wishes)
     else:
-        try:
-            result = vhdkit.rebase(child, parent, **wishes)
-        except ReadOnlyImageError as error:
-            if is_near_machines(paths.dirname(paths.abspath(child))):
-                error.add_note(
-                    "If it is frozen as a snapshot: let it be written (chmod u+w), rebase it, and let the snapshots"
-                    " know with `vhdkit snapshot init` and the disk."
-                )
-            raise
+        result = vhdkit.rebase(child, parent, **wishes)
     _print(result, dry_run=dry_run, as_json=as_json)
 
 

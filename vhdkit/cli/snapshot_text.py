@@ -13,9 +13,9 @@ from vhdkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from vhdkit.image.manifest import Manifest, Snapshot
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.machine import Machine
-    from vhdkit.snapshot.record import Manifest, Snapshot
     from vhdkit.snapshot.settling import Owed
 
 

@@ -458,11 +458,13 @@ def open_image(
     verify_header: bool = True,
     exclusive: bool | None = None,
     finish_step: bool = True,
+    follow_links: bool = True,
     folder: Folder | None = None,
 ) -> Image:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
 
     With `verify_header` false that of the dynamic header alone is.
+    With `follow_links` false the last component of the path must be no symbolic link: for names from side files.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write.
     A change of its header that was cut off is finished if it is opened to be written and `finish_step` is true; until
@@ -476,13 +478,16 @@ def open_image(
 
     """
     place = folder or LocalFolder()
-    path = place.real(path)
+    path = place.real(path) if follow_links else path
     if writable and place.exists(path) and not place.may_write(path):
-        raise ReadOnlyImageError("the file is read-only; allow writing to it first", path=path)
+        raise _read_only(place, path)
     storage = place.open(path, writable=writable)
     try:
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
+        if writable and storage.is_protected:
+            # Between the look above and the lock it was frozen.
+            raise _read_only(place, path)
         patches = pending(place, storage)
         metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
         image = Image(storage, metadata)
@@ -497,3 +502,10 @@ def open_image(
         storage.close()
         raise
     return image
+
+
+def _read_only(folder: Folder, path: str) -> ReadOnlyImageError:
+    from vhdkit.image.claims import frozen_text  # noqa: PLC0415 - where a file is refused, and only there
+
+    why = frozen_text(folder, path) or "the file is read-only; allow writing to it first"
+    return ReadOnlyImageError(why, path=path)

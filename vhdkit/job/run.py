@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.journal import read_journal
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
@@ -284,6 +285,7 @@ def _planned(wishes: Wishes, machine: str, *, wait_in_line: bool = True) -> Job:
             break
         except ImageInUseError:
             expected = expected_job(wishes, machine)
+            _refuse_claimed(expected)
             # Another job is at it: this one waits, and is planned when its turn has come.
             is_listed = _job_in_the_way(expected) is not None
             if is_listed or time.monotonic() > until:
@@ -296,6 +298,19 @@ def _planned(wishes: Wishes, machine: str, *, wait_in_line: bool = True) -> Job:
     if plan.obstacles and not (in_use and wait_in_line):
         raise (in_use or plan.obstacles)[0]
     return _new(wishes, plan, machine)
+
+
+def _refuse_claimed(job: Job) -> None:
+    """Refuse a job that waits for its files, if it could not be done when they are free.
+
+    Raises:
+        SnapshotError: the snapshots of a machine need what it would change.
+
+    """
+    if job.wishes.to is None:
+        change = Change(destination=job.destination, sources=job.sources)
+        for obstacle in obstacles(LocalFolder(), change, job.wishes.search):
+            raise obstacle
 
 
 def _job_in_the_way(job: Job) -> Job | None:

@@ -6,6 +6,7 @@ Nothing is written.
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain, open_chain
@@ -15,6 +16,7 @@ from vhdkit.format import layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import SECTOR
+from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
@@ -49,6 +51,7 @@ def plan_merge(
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
     folder: Folder | None = None,
+    acting_for: str = "",
 ) -> MergePlan:
     """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
 
@@ -60,6 +63,9 @@ def plan_merge(
     `relink_siblings` then makes it the parent of the destination's other children. With `verify` the leaf's view is
     read before, the destination's after, and no source goes unless they agree. A merge of the same files that was cut
     off is continued anyway; with `resume` there must be one, and it says what it goes into.
+
+    What the snapshots of a machine need is an obstacle. Snapshots' own merges say with `acting_for`, the path of the
+    machine's manifest, for which machine they plan; see `vhdkit.image.claims`.
 
     Raises:
         MergeError: there is nothing to merge into as asked, or nothing to resume.
@@ -80,7 +86,8 @@ def plan_merge(
     if not place.exists(path) and to is None:
         ended = find_complete(place, path, search)
         if ended is not None:
-            return finishing_plan(ended, place, tuple(search), keep_sources=keep_sources)
+            plan = finishing_plan(ended, place, tuple(search), keep_sources=keep_sources)
+            return _with_claims(plan, place, acting_for)
     with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
         if to is not None:
             return _plan_new_file(chain, place, place.real(to), tuple(search))
@@ -91,8 +98,28 @@ def plan_merge(
         # What was written since a merge was complete is merged again, from the start.
         complete = journal is not None and still_holds(journal, chain.layers, depth)
         if journal is not None and complete and is_about(journal, sources, destination):
-            return finishing_plan(journal, place, tuple(search), chain.findings, keep_sources=keep_sources)
-        return Survey(chain, depth, place, tuple(search), wishes, journal).plan()
+            plan = finishing_plan(journal, place, tuple(search), chain.findings, keep_sources=keep_sources)
+        else:
+            plan = Survey(chain, depth, place, tuple(search), wishes, journal).plan()
+        return _with_claims(plan, place, acting_for)
+
+
+def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:
+    """Return a plan with what the snapshots of machines have against it among its obstacles."""
+    change = Change(
+        destination=plan.destination,
+        sources=plan.sources,
+        others=tuple(relink.child for relink in (*plan.relinks, *plan.sibling_relinks)),
+        acting_for=acting_for,
+    )
+    claimed = obstacles(folder, change, plan.search)
+    if not claimed:
+        return plan
+    # That a frozen layer is marked read-only is no obstacle of its own: nobody is to lift the mark.
+    others = [
+        each for each in plan.obstacles if not (isinstance(each, ReadOnlyImageError) and each.path in change.files)
+    ]
+    return replace(plan, obstacles=(*claimed, *others))
 
 
 def _check_wishes(path: str, into: str | None, to: str | None, wishes: Wishes, folder: Folder) -> None:
@@ -142,13 +169,13 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
     block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
     size, added, payload = dynamic_layout(chain, block_size)
     free = folder.free_space(paths.dirname(to))
-    obstacles: list[VhdError] = []
+    in_the_way: list[VhdError] = []
     if not folder.may_write(paths.dirname(to)):
-        obstacles.append(ReadOnlyImageError("its folder may not be written", path=to))
+        in_the_way.append(ReadOnlyImageError("its folder may not be written", path=to))
     if size > free:
-        obstacles.append(NotEnoughSpaceError(path=to, needed=size, available=free))
+        in_the_way.append(NotEnoughSpaceError(path=to, needed=size, available=free))
     if size // SECTOR >= UNALLOCATED:
-        obstacles.append(MergeError("the file would pass 2 TiB, which a BAT cannot address", path=to))
+        in_the_way.append(MergeError("the file would pass 2 TiB, which a BAT cannot address", path=to))
     return MergePlan(
         sources=tuple(layer.path for layer in chain.layers),
         destination=to,
@@ -167,5 +194,5 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
         layers=states(chain),
         search=search,
         findings=chain.findings,
-        obstacles=tuple(obstacles),
+        obstacles=tuple(in_the_way),
     )

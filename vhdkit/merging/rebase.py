@@ -12,6 +12,7 @@ that one can still be found.
 from __future__ import annotations
 
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -29,11 +30,13 @@ from vhdkit.errors import (
     MergeError,
     ParentMismatchError,
     ReadOnlyImageError,
+    SnapshotError,
     VhdError,
 )
 from vhdkit.format import timestamp, unique_id
+from vhdkit.image.claims import Claim, claims_on
 from vhdkit.image.image import Image, Layer, RawImage, open_image
-from vhdkit.image.journal import read_journal
+from vhdkit.image.journal import command, read_journal
 from vhdkit.image.metadata import Metadata, read_metadata
 from vhdkit.image.step import pending
 from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
@@ -41,7 +44,7 @@ from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Folder
@@ -114,6 +117,7 @@ def plan_rebase(
         ChainLoopError: the parent is the child, or reads through it.
         ChainError: the child is no differencing image, or what the new parent shows differs from the old one.
         MergeError: the parent has another id and a larger disk, or the new path does not fit into the child's locator.
+        SnapshotError: the child is a layer of a machine, and its snapshots need it above another image.
         JournalError: a merge of one of them is not finished.
         ReadOnlyImageError: one of them belongs to a saved machine state, or the child may not be written.
         ImageInUseError: somebody writes to one of them.
@@ -151,6 +155,32 @@ def rebase(
     place = folder or LocalFolder()
     where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, lock=True)
     own = place.real(child)
+    with _thawed(own, place, where.search) as is_thawed:
+        if is_thawed:
+            # What is refused is refused while the layer is still marked.
+            plan = plan_rebase(
+                own,
+                parent,
+                ignore_id_mismatch=ignore_id_mismatch,
+                accept_header_checksum=accept_header_checksum,
+                search=search,
+                parent_map=parent_map,
+                folder=place,
+            )
+            if plan.changes_nothing:
+                return plan
+            place.protect(own, is_protected=False)
+        return _rebased(
+            own,
+            parent,
+            where,
+            ignore_id_mismatch=ignore_id_mismatch,
+            accept_header_checksum=accept_header_checksum,
+        )
+
+
+def _rebased(own: str, parent: str, where: Where, *, ignore_id_mismatch: bool, accept_header_checksum: bool) -> Rebase:
+    place = where.folder
     # One that may not be written is still compared: perhaps nothing is to be written.
     writable = place.exists(own) and place.may_write(own)
     with (
@@ -174,6 +204,47 @@ def rebase(
             image.finish_step(place)
             apply_patches(place, image, plan.patches)
     return plan
+
+
+@contextmanager
+def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]:
+    """Say whether a machine's frozen layer is about to be relinked, and see to it that it is marked read-only after."""
+    is_frozen = (
+        folder.exists(child)
+        and not folder.may_write(child)
+        and any(not claim.is_active for claim in claims_on(folder, [child], search))
+    )
+    try:
+        yield is_frozen
+    finally:
+        if is_frozen:
+            folder.protect(child, is_protected=True)
+
+
+def _check_claims(child: Image, found: bytes, where: Where) -> tuple[Claim, ...]:
+    """Refuse to let a machine's layer read through another image than its snapshots say; return what claims it.
+
+    A parent of the same id that shows the same, as far as both can be read, was only moved or renamed.
+
+    Raises:
+        SnapshotError: it is another.
+
+    """
+    claims = claims_on(where.folder, [child.path], where.search)
+    for claim in claims:
+        if claim.parent_id != found.hex():
+            raise _not_its_parent(child, claim)
+    return claims
+
+
+def _what_claims_it(claim: Claim) -> str:
+    how = command("snapshot", "init", claim.active_path)
+    return f"it is {claim.text()}; {how} lets the snapshots know where its parent lies"
+
+
+def _not_its_parent(child: Image, claim: Claim) -> SnapshotError:
+    message = f"it is {claim.text()}, which would show something else through another parent"
+    return SnapshotError(message, path=child.path)
 
 
 def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
@@ -210,6 +281,7 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
     if found != header.parent_unique_id:
         _check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
+    claims = _check_claims(child, found, where)
     if found != header.parent_unique_id and not ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
     remarks = _remarks(child, parent)
@@ -217,13 +289,11 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
         remarks.append(f"what {parent.path} itself reads through is not found")
     fits, difference = _compared(old, new, where)
     if fits is Fit.NO:
-        message = f"{old_path}, through which it reads, and {parent.path} show other data, first at byte {difference}"
-        if not ignore_id_mismatch:
-            raise ChainError(f"{message}; --ignore-id-mismatch takes the other all the same", path=child.path)
-        remarks.append(message)
+        remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
     remarks += _found_by(child, parent, patches, where.folder)
+    remarks += [_what_claims_it(claim) for claim in claims]
     result = Rebase(
         child=child.path,
         parent=parent.path,
@@ -243,9 +313,28 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
         patches=patches,
         has_step=bool(child.step_patches),
     )
-    if not result.changes_nothing:
+    is_frozen = any(not claim.is_active for claim in claims)
+    if not result.changes_nothing and not is_frozen:
         check_may_relink(where.folder, child.path)
     return result
+
+
+def _check_difference(
+    child: Image, parent: Layer, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
+) -> str:
+    """Return what is to be said of a parent that shows other data.
+
+    Raises:
+        SnapshotError: snapshots of a machine need the child as it is.
+        ChainError: that is not to be ignored.
+
+    """
+    for claim in claims:
+        raise _not_its_parent(child, claim)
+    message = f"{before}, through which it reads, and {parent.path} show other data, first at byte {at}"
+    if not is_ignored:
+        raise ChainError(f"{message}; --ignore-id-mismatch takes the other all the same", path=child.path)
+    return message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from vhdkit.chain.resolve import windows
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError
 from vhdkit.format import bat
 from vhdkit.format.footer import Footer
+from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, read_journal
@@ -60,6 +61,7 @@ def drop_undo(
     Raises:
         JournalError: it is no undo image of a merge that is complete.
         SiblingsError: other images read through it.
+        SnapshotError: the snapshots of a machine need a file that would be removed.
         ImageInUseError: somebody holds one of the files.
 
     """
@@ -76,6 +78,8 @@ def drop_undo(
             names = ", ".join(children)
             message = f"{len(children)} image(s) read through it: {names}. Keep it for them with --keep-file"
             raise SiblingsError(message, path=path, siblings=children)
+    if not journal.dropping:
+        _refuse_claimed(journal, place, tuple(search), Change(others=(place.real(path), *_sources(journal))))
     try:
         if not journal.dropping:
             journal = _say_dropping(journal, place, search, keep_file=keep_file)
@@ -119,6 +123,7 @@ def rollback(
         JournalError: it is no undo image, or the sources are not what they were.
         MergeError: the destination was written after the merge, which would be lost.
         SiblingsError: images were made of the destination since.
+        SnapshotError: the snapshots of a machine need a file that would be changed.
         ImageInUseError: somebody holds one of the files.
 
     """
@@ -129,6 +134,9 @@ def rollback(
             _forget(place, journal)
             return ()
     destination, journal = _undone(path, Where(folder=place, search=tuple(search), parent_map=parent_map or {}))
+    relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
+    change = Change(destination=destination, others=(place.real(path), *relinked))
+    _refuse_claimed(journal, place, tuple(search), change)
     with _Rollback((place.real(path), destination), journal, place, tuple(search)) as run:
         try:
             return run.run(progress, cancel)
@@ -136,6 +144,24 @@ def rollback(
             how = "Every layer reads as before the merge" if run.restored else "The leaf reads as before"
             error.add_note(f"{how}; `vhdkit rollback {path}` goes on with the roll-back.")
             raise
+
+
+def _sources(journal: Journal) -> tuple[str, ...]:
+    return tuple(
+        journal.resolve(source.path) for source in (journal.begin.sources if journal.begin is not None else ())
+    )
+
+
+def _refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], change: Change) -> None:
+    """Refuse to take from a machine what its snapshots need.
+
+    Raises:
+        SnapshotError: they need a file that would be changed or removed.
+
+    """
+    if not journal.rolling_back:
+        for obstacle in obstacles(folder, change, search):
+            raise obstacle
 
 
 def _undone(path: str, where: Where) -> tuple[str, Journal]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.format import timestamp
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
-from vhdkit.snapshot import layers
+from vhdkit.image.manifest import Disk, LayerRecord, Manifest, Snapshot
+from vhdkit.snapshot import layers, places, readiness
 from vhdkit.snapshot.families import Family, find_family, together
 from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
-from vhdkit.snapshot.record import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.snapshot.settling import Settler
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -58,10 +59,13 @@ def adopt(
     if not disks:
         raise SnapshotError("a machine has at least one disk")
     families = _families(place, disks, tuple(search))
+    named = {paths.dirname(image.path) for family in families for image in family.images}
+    named |= {place.real(each) for each in (*search, *([directory] if directory is not None else []))}
     roots = [family.root.path for family in families]
     if len(set(roots)) < len(roots):
         raise SnapshotError("two of the files named are of one disk; name each disk once", path=roots[0])
-    file = _known(place, families) or _new_file(place, roots[0])
+    file = _known(place, families, named) or _new_file(place, roots[0], named)
+    _check_names(file, families, directory)
     with file.locked():
         earlier = before = _earlier(file, is_local=folder is None)
         if before is not None:
@@ -81,12 +85,28 @@ def adopt(
     return file.path
 
 
+def _check_names(file: ManifestFile, families: Sequence[Family], directory: str | None) -> None:
+    """Refuse disks whose names are too long for what is made for them, or folders that take nothing.
+
+    Raises:
+        SnapshotError, ReadOnlyImageError: they are.
+
+    """
+    readiness.check_may_replace(file)
+    folders = {paths.dirname(image.path) for family in families for image in family.images}
+    folders |= {file.folder.real(directory)} if directory is not None else set()
+    longest = uuid.UUID(int=0)
+    readiness.check_signpost_names(file, str(longest), sorted(folders - {file.directory}))
+    stems = {paths.splitext(paths.basename(family.root.path))[0] for family in families}
+    places.check_new_names([paths.join(file.directory, f"{stem}_{longest}.avhd") for stem in stems])
+
+
 def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[Family]:
     """Return the families of disks; where a manifest tells of one, all folders that it tells of are looked into."""
     named = list(disks)
     for at, disk in enumerate(disks):
         with suppress(VhdError):
-            file = find_manifest(folder, disk)
+            file = find_manifest(folder, disk, search)
             manifest = file.read()
             search += file.search(manifest)
             # Whichever file of it is named, the machine writes to what it wrote to.
@@ -112,7 +132,7 @@ def _active_of(file: ManifestFile, manifest: Manifest, image: str) -> str | None
     return None
 
 
-def _known(folder: Folder, families: Sequence[Family]) -> ManifestFile | None:
+def _known(folder: Folder, families: Sequence[Family], named: set[str]) -> ManifestFile | None:
     """Return the manifest that tells of any of the images, None if there is none.
 
     Raises:
@@ -121,7 +141,9 @@ def _known(folder: Folder, families: Sequence[Family]) -> ManifestFile | None:
     """
     images = {image.path for family in families for image in family.images}
     found: dict[str, tuple[ManifestFile, str]] = {}
-    for file in (each for directory in {*map(paths.dirname, images)} for each in manifests_in(folder, directory)):
+    for file in (
+        each for directory in {*map(paths.dirname, images)} for each in manifests_in(folder, directory, named)
+    ):
         with suppress(VhdError, OSError):
             shared = sorted(images & file.images(file.read()))
             found |= {file.path: (file, shared[0])} if shared else {}
@@ -132,7 +154,7 @@ def _known(folder: Folder, families: Sequence[Family]) -> ManifestFile | None:
     return next((file for file, _ in found.values()), None)
 
 
-def _new_file(folder: Folder, base: str) -> ManifestFile:
+def _new_file(folder: Folder, base: str, named: set[str]) -> ManifestFile:
     """Return where the manifest of a machine that none tells of is to lie: not where another machine's is.
 
     One that cannot be read, or none of whose images is there any longer, is replaced.
@@ -142,7 +164,7 @@ def _new_file(folder: Folder, base: str) -> ManifestFile:
 
     """
     for path in (manifest_path(base), base + SUFFIX):
-        file = ManifestFile(folder, path)
+        file = ManifestFile(folder, path, named)
         try:
             images = file.images(file.read()) if file.exists() else frozenset[str]()
         except SnapshotError:
@@ -204,7 +226,9 @@ def _held_leaves(file: ManifestFile, made: Manifest, before: Manifest | None) ->
                 if layer.path in below or layer.path == disk.active or layer.path in frozen:
                     continue
                 try:
-                    held.enter_context(open_image(file.absolute(layer.path), exclusive=False, folder=file.folder))
+                    held.enter_context(
+                        open_image(file.absolute(layer.path), exclusive=False, follow_links=False, folder=file.folder)
+                    )
                 except ImageInUseError as error:
                     error.add_note(
                         "It reads through the disk, and would be frozen as a snapshot of the machine. If it belongs to"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from vhdkit.errors import SnapshotError
-from vhdkit.snapshot.record import Folding, LayerRecord, Made, Manifest, Snapshot
-from vhdkit.snapshot.tree import Fold, Removal, owed
+from vhdkit.image.manifest import Folding, LayerRecord, Made, Manifest, Snapshot
+from vhdkit.snapshot.tree import Removal, owed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from vhdkit.snapshot.record import Disk, Mark
+    from vhdkit.image.manifest import Disk, Fold, Mark
 
 
 def taken(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord], marks: Sequence[Mark]) -> Manifest:
@@ -21,7 +22,7 @@ def taken(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord], 
     for disk, new, mark in zip(manifest.disks, fresh, marks, strict=True):
         layers = tuple(replace(layer, mark=mark) if layer.path == disk.active else layer for layer in disk.layers)
         disks.append(replace(disk, active=new.path, layers=(*layers, new)))
-    return replace(manifest, disks=tuple(disks), snapshots=(*manifest.snapshots, snapshot), now=snapshot.id, begun=())
+    return replace(manifest, disks=tuple(disks), snapshots=(*manifest.snapshots, snapshot), now=snapshot.id)
 
 
 def applied(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord]) -> Manifest:
@@ -30,17 +31,22 @@ def applied(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord]
         replace(disk, active=new.path, layers=(*disk.layers, new))
         for disk, new in zip(manifest.disks, fresh, strict=True)
     )
-    return replace(manifest, disks=disks, now=snapshot.id, begun=())
+    return replace(manifest, disks=disks, now=snapshot.id)
 
 
 def deleted(manifest: Manifest, doomed: Collection[str]) -> Manifest:
     """Take snapshots away, by their ids; those that came after one come after the one before it then."""
+    heirs: dict[str | None, str | None] = {}
 
     def heir(snapshot_id: str | None) -> str | None:
-        while snapshot_id in doomed:
+        passed = []
+        while snapshot_id in doomed and snapshot_id not in heirs:
+            passed.append(snapshot_id)
             gone = manifest.by_id(snapshot_id)
             snapshot_id = gone.parent if gone is not None else None
-        return snapshot_id
+        found = heirs.get(snapshot_id, snapshot_id)
+        heirs.update(dict.fromkeys(passed, found))
+        return found
 
     kept = tuple(replace(each, parent=heir(each.parent)) for each in manifest.snapshots if each.id not in doomed)
     files = tuple(
@@ -51,9 +57,12 @@ def deleted(manifest: Manifest, doomed: Collection[str]) -> Manifest:
 
 def subtree(manifest: Manifest, snapshot: Snapshot) -> tuple[Snapshot, ...]:
     """Return a snapshot with all that came after it."""
+    children: dict[str | None, list[Snapshot]] = {}
+    for each in manifest.snapshots:
+        children.setdefault(each.parent, []).append(each)
     found = [snapshot]
     for each in found:  # which grows
-        found += [child for child in manifest.snapshots if child.parent == each.id]
+        found += children.get(each.id, ())
     return tuple(found)
 
 
@@ -141,4 +150,4 @@ def busy(manifest: Manifest, disk: int) -> frozenset[str]:
 
 def reach(disk: Disk, fold: Fold) -> frozenset[str]:
     """Return the layers of a disk that a merge reads, changes or relinks."""
-    return frozenset({*fold.layers, *(layer.path for layer in disk.layers if layer.parent == fold.top)})
+    return frozenset({*fold.layers, *disk.children.get(fold.top, ())})

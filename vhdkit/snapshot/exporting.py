@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhdkit.image.manifest import Manifest, Snapshot
     from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.snapshot.record import Manifest, Snapshot
 
 
 def export(
@@ -42,17 +43,17 @@ def export(
 
     """
     where = file.folder.real(directory)
-    file.folder.make_directory(where)
+    kept = {*layers.check_kept(file, snapshot)}
     for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
         layers.check_frozen(file, manifest, disk, layers.line_to_base(disk, layer))
     planned = _planned(file, manifest, snapshot, where, chain=chain)
+    file.folder.make_directory(where)
     for _, target in planned:
         if file.folder.exists(target):
             raise FileExistsError(errno.EEXIST, "the file exists already", target)
     for place in _places(manifest, where):
         file.folder.make_directory(place)
     written: list[str] = []
-    kept = {file.absolute(state.path) for state in snapshot.state}
     try:
         for source, target in planned:
             if chain or source in kept:
@@ -88,8 +89,8 @@ def _planned(
         line = map(file.absolute, layers.line_to_base(disk, layer))
         planned += [(path, paths.join(place, paths.basename(path))) for path in line]
     planned += [(file.absolute(state.path), paths.join(where, state.name)) for state in snapshot.state]
-    targets = [target for _, target in planned]
-    twice = next((target for target in targets if targets.count(target) > 1), None)
+    counts = Counter(target for _, target in planned)
+    twice = next((target for target, count in counts.items() if count > 1), None)
     if twice is not None:
         raise SnapshotError("two files of the snapshot would get this name", path=twice)
     return planned

@@ -14,7 +14,7 @@ from vhdkit.chain.scan import arrange
 from vhdkit.errors import SnapshotError
 from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image
-from vhdkit.snapshot.layers import GUID
+from vhdkit.image.manifest import GUID
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:

@@ -9,30 +9,37 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.names import named_paths
 from vhdkit.errors import VhdError
 from vhdkit.format import unique_id
+from vhdkit.image.claims import is_named_for
 from vhdkit.image.create import is_partial
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.image.journal import read_journal
+from vhdkit.image.signpost import signposts
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.image.step import read_step
 from vhdkit.snapshot import changes
-from vhdkit.snapshot.layers import is_kept_name, touched_by_merges
-from vhdkit.snapshot.manifest import manifests_with
-from vhdkit.snapshot.marks import differences, mark_at, parent_id_at
-from vhdkit.snapshot.signpost import signposts
+from vhdkit.snapshot.layers import touched_by_merges
+from vhdkit.snapshot.manifest import manifests_in
+from vhdkit.snapshot.marks import differences, file_mark_at, is_changed_file, mark_at, parent_id_at
+from vhdkit.snapshot.places import is_kept_name
+from vhdkit.snapshot.removal import why_left
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.chain.catalog import Catalog, Cataloged
+    from vhdkit.image.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
     from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.snapshot.record import Disk, LayerRecord, Manifest
     from vhdkit.snapshot.settling import Owed
 
 
@@ -99,7 +106,17 @@ def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
             mark, found = mark_at(file.folder, file.absolute(layer.path))
             layers.append(replace(layer, mark=mark, unique_id=found))
         manifest = manifest.with_disk(index, replace(disk, layers=tuple(layers)))
-    return manifest
+    snapshots = (
+        replace(each, state=tuple(_accepted_file(file, kept) for kept in each.state)) for each in manifest.snapshots
+    )
+    return replace(manifest, snapshots=tuple(snapshots))
+
+
+def _accepted_file(file: ManifestFile, kept: StateFile) -> StateFile:
+    path = file.absolute(kept.path)
+    if kept.mark is None or not file.folder.exists(path) or not is_changed_file(file.folder, path, kept.mark):
+        return kept
+    return replace(kept, mark=file_mark_at(file.folder, path))
 
 
 def _of_layers(file: ManifestFile, manifest: Manifest, index: int) -> Iterator[Remark]:
@@ -118,13 +135,25 @@ def _of_layers(file: ManifestFile, manifest: Manifest, index: int) -> Iterator[R
 def _of_missing(file: ManifestFile, manifest: Manifest, index: int, layer: LayerRecord, whose: str) -> Remark:
     """Tell of a layer that is not there; one that nothing reads through is lost with its snapshot alone."""
     path = file.absolute(layer.path)
-    names = [each.name for each in manifest.snapshots if each.layers[index] == layer.path]
+    names = manifest.names_of[index].get(layer.path, [])
     disk = manifest.disks[index]
-    if names and layer.path not in {each.parent for each in disk.layers}:
+    if layer.path in disk.children:
+        message = f"it is {whose}, and is not there: put it back; what reads through it is lost without it"
+        return Remark(kind=Kind.MISSING, path=path, message=message)
+    if names:
         message = f"it is {whose}, and is not there: put it back, or delete the snapshot"
         commands = tuple(_command("snapshot", "delete", name, file.absolute(disk.active)) for name in names)
         return Remark(kind=Kind.MISSING, path=path, message=message, commands=commands)
-    message = f"it is {whose}, and is not there: put it back; what reads through it is lost without it"
+    message = f"it is {whose}, and is not there: put it back"
+    if layer.path == disk.active and manifest.snapshots:
+        above = manifest.by_id(manifest.now) or manifest.snapshots[-1]
+        message += ", or let the machine go on from a snapshot; what was written since is lost then"
+        return Remark(
+            kind=Kind.MISSING,
+            path=path,
+            message=message,
+            commands=(_command("snapshot", "apply", above.name, file.path),),
+        )
     return Remark(kind=Kind.MISSING, path=path, message=message)
 
 
@@ -161,7 +190,7 @@ def _of_layer(
 
 def _whose(manifest: Manifest, index: int, layer: LayerRecord) -> str:
     """Return what a layer is for, in words."""
-    names = [each.name for each in manifest.snapshots if each.layers[index] == layer.path]
+    names = manifest.names_of[index].get(layer.path)
     if names:
         return f"the layer of snapshot {', '.join(names)}"
     if manifest.disks[index].active == layer.path:
@@ -176,6 +205,21 @@ def _of_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
             if not file.folder.exists(path):
                 message = f"it is {state.name} of snapshot {each.name}, and is not there; put it back"
                 yield Remark(kind=Kind.MISSING, path=path, message=message)
+            else:
+                yield from _of_kept(file, manifest, each, state)
+
+
+def _of_kept(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, state: StateFile) -> Iterator[Remark]:
+    """Tell of a kept file that is no longer what was kept."""
+    path = file.absolute(state.path)
+    try:
+        is_changed = state.mark is not None and is_changed_file(file.folder, path, state.mark)
+        message = f"it is {state.name} of snapshot {snapshot.name}, and was changed since it was kept: put it back"
+    except OSError as error:
+        is_changed, message = True, f"it is {state.name} of snapshot {snapshot.name}, and cannot be read: {error}"
+    if is_changed:
+        accept = _command("snapshot", "check", "--accept", file.absolute(manifest.disks[0].active))
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
 
 
 def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: str) -> Iterator[Remark]:
@@ -194,20 +238,25 @@ def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: s
             yield Remark(kind=Kind.OWED, path=into, message=f"{names} is to be merged into it", commands=(settle,))
     for path, why in owed.removals:
         message = f"nobody needs it any longer; it stays since {why}" if why else "nobody needs it any longer"
-        yield Remark(kind=Kind.OWED, path=path, message=message, commands=(settle,))
+        yield Remark(kind=Kind.OWED, path=path, message=message, commands=() if why else (settle,))
 
 
 def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterator[Remark]:
     """Tell of what operations that were cut off have left, whole or half made."""
-    made = {file.absolute(each.path) for each in (*manifest.begun, *manifest.doomed)}
+    others = _Others(file)
+    left = {file.absolute(each.path): each for each in (*manifest.begun, *manifest.doomed)}
+    made = {*left}
     for path in sorted(filter(file.folder.exists, made)):
+        why = why_left(file, manifest, left[path])
         message = "an operation that was cut off has left it; nobody needs it"
-        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+        if why:
+            message = f"an operation that was cut off has left it; it stays since {why}"
+        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=() if why else (settle,))
     for directory in sorted({file.directory, *map(paths.dirname, made), *map(paths.dirname, file.images(manifest))}):
         for name in sorted(file.folder.names(directory)):
             path = paths.join(directory, name)
             whole = path.rsplit(".", 2)[0]
-            if not is_partial(path) or _is_other_machines(file, path):
+            if not is_partial(path) or others.have(path):
                 continue
             is_ours = whole in made or whole == file.path
             message = "an operation that was cut off has left it half made; nobody needs it"
@@ -224,9 +273,36 @@ def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, sett
                 yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
     told = {file.absolute(folding.fold.destination) for folding in manifest.foldings}
     for path in sorted(file.images(noted) - told):
-        if file.folder.exists(path + JOURNAL_SUFFIX) or file.folder.exists(path + STEP_SUFFIX):
-            message = "what was changed in it is complete, but for its last step"
-            yield Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
+        if file.folder.exists(path + JOURNAL_SUFFIX):
+            yield _of_journal(file, path, settle)
+        elif file.folder.exists(path + STEP_SUFFIX):
+            yield _of_step(file, path, settle)
+
+
+def _of_step(file: ManifestFile, path: str, settle: str) -> Remark:
+    """Tell of a change of a header that was cut off; one that is not believed is not settled."""
+    message = "what was changed in it is complete, but for its last step"
+    storage = file.folder.open(path)
+    try:
+        step = read_step(file.folder, storage)
+        if step is not None and step.refusal:
+            return Remark(kind=Kind.UNFINISHED, path=path, message=step.finding(path).message)
+    finally:
+        storage.close()
+    return Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
+
+
+def _of_journal(file: ManifestFile, path: str, settle: str) -> Remark:
+    """Tell of a merge that is none of the machine's own: what ends it is said by its journal."""
+    try:
+        journal = read_journal(file.folder, path)
+    except (VhdError, OSError) as error:
+        message = f"there is a journal of a merge into it that cannot be read: {error}"
+        return Remark(kind=Kind.UNFINISHED, path=path, message=message)
+    if journal is None or journal.begin is None:
+        message = "a merge into it was about to begin, and changed nothing"
+        return Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
+    return Remark(kind=Kind.UNFINISHED, path=path, message=journal.say())
 
 
 def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) -> Iterator[Remark]:
@@ -236,8 +312,9 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
     told |= {file.absolute(state.path) for each in manifest.snapshots for state in each.state}
     directories = [*dict.fromkeys([file.directory, *map(paths.dirname, known)]), *search]
     catalog = read_catalog(file.folder, directories)
+    others = _Others(file)
     for path, image in catalog.images.items():
-        if path in known or path in told or is_partial(path) or _is_other_machines(file, path):
+        if path in known or path in told or is_partial(path) or others.have(path):
             continue
         if image.parent_id is not None:
             yield _of_orphan(file, manifest, image, catalog)
@@ -257,15 +334,38 @@ def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
 
 def _of_signposts(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
     for directory in sorted({*map(paths.dirname, file.images(manifest))}):
-        for path, shown in signposts(file.folder, directory):
-            if not file.folder.exists(shown):
-                message = f"it leads to {shown}, a list of snapshots that is not there; remove it"
-                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message)
+        for post in signposts(file.folder, directory):
+            if not file.folder.exists(post.manifest):
+                message = f"it leads to {post.manifest}, a list of snapshots that is not there; remove it"
+                yield Remark(kind=Kind.LEFT_OVER, path=post.path, message=message)
 
 
-def _is_other_machines(file: ManifestFile, path: str) -> bool:
-    """Whether an image in the folder is a layer of a machine with a manifest of its own."""
-    return any(other.path != file.path for other in manifests_with(file.folder, paths.dirname(path), path))
+class _Others:
+    """The images of other machines with manifests near; each is read once."""
+
+    def __init__(self, file: ManifestFile) -> None:
+        self._file = file
+        self._known: dict[str, tuple[frozenset[str], tuple[str, ...]]] = {}
+
+    def have(self, path: str) -> bool:
+        """Whether an image in a folder is a layer of another machine."""
+        directory = paths.dirname(path)
+        if directory not in self._known:
+            self._known[directory] = self._in(directory)
+        images, unread = self._known[directory]
+        return path in images or any(is_named_for(manifest, path) for manifest in unread)
+
+    def _in(self, directory: str) -> tuple[frozenset[str], tuple[str, ...]]:
+        images: set[str] = set()
+        unread = []
+        for other in manifests_in(self._file.folder, directory):
+            if other.path == self._file.path:
+                continue
+            try:
+                images |= other.images(other.read())
+            except (VhdError, OSError):
+                unread.append(other.path)
+        return frozenset(images), tuple(unread)
 
 
 def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog: Catalog) -> Remark:

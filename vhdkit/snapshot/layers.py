@@ -7,19 +7,18 @@ leaves, the manifest knows of every file that an operation has made.
 from __future__ import annotations
 
 import errno
-import re
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.children import children_of
+from msgspec.structs import replace
+
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.image.create import create_image, creating, is_partial
+from vhdkit.image.create import create_image, creating
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
-from vhdkit.snapshot import changes
-from vhdkit.snapshot.marks import differences, is_alike, mark_at
-from vhdkit.snapshot.record import LayerRecord, Made, Manifest, StateFile
+from vhdkit.image.manifest import LayerRecord, Made, Manifest, StateFile
+from vhdkit.snapshot import changes, places
+from vhdkit.snapshot.marks import differences, file_mark_at, is_alike, is_changed_file, mark_at
 from vhdkit.snapshot.tree import line_of
 from vhdkit.storage import paths
 
@@ -27,11 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from vhdkit.image.manifest import Disk, Snapshot
     from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.snapshot.record import Disk
-
-# As names of files have it.
-GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 
 
 def named_layers(
@@ -54,7 +50,7 @@ def named_layers(
             guid = str(new_id()).upper()
         named.add(disk.stem)
         name = f"{disk.stem}_{guid}.avhd"
-        where = file.absolute(disk.directory) if directory is None else file.folder.real(directory)
+        where = places.check_room_for(file, disk) if directory is None else file.folder.real(directory)
         path = file.relative(paths.join(where, name))
         fresh.append(LayerRecord(path=path, parent=parent, unique_id=new_id().bytes_le.hex()))
     return tuple(fresh)
@@ -74,7 +70,8 @@ def named_state(
         name = paths.basename(source)
         if name in kept:
             raise SnapshotError(f"two files called {name} cannot be kept with one snapshot", path=source)
-        where = paths.join(file.absolute(manifest.disks[0].directory), f"{manifest.disks[0].stem}_{snapshot_id}_{name}")
+        place = places.check_room_for(file, manifest.disks[0])
+        where = paths.join(place, f"{manifest.disks[0].stem}_{snapshot_id}_{name}")
         kept[name] = StateFile(name=name, path=file.relative(where))
     return tuple(kept.values())
 
@@ -91,16 +88,40 @@ def make_layers(file: ManifestFile, fresh: Sequence[LayerRecord], stamp: int | N
         )
 
 
-def keep_files(file: ManifestFile, kept: Sequence[StateFile], given: Sequence[str]) -> None:
-    """Copy files to where they are kept, marked read-only."""
+def keep_files(file: ManifestFile, kept: Sequence[StateFile], given: Sequence[str]) -> tuple[StateFile, ...]:
+    """Copy files to where they are kept, marked read-only; return them with what they are like."""
+    marked = []
     for state, source in zip(kept, given, strict=True):
-        copy_file(file, source, file.absolute(state.path))
-        file.folder.protect(file.absolute(state.path), is_protected=True)
+        path = file.absolute(state.path)
+        copy_file(file, file.folder.real(source), path)
+        file.folder.protect(path, is_protected=True)
+        marked.append(replace(state, mark=file_mark_at(file.folder, path)))
+    return tuple(marked)
+
+
+def check_kept(file: ManifestFile, snapshot: Snapshot) -> tuple[str, ...]:
+    """Return where the files lie that are kept with a snapshot, each seen to be what it was.
+
+    Raises:
+        SnapshotError: one is not there, or was changed.
+
+    """
+    for state in snapshot.state:
+        path = file.absolute(state.path)
+        if not places.is_own(file, path):
+            message = "it is said to be kept with the snapshot, in a folder that is not known as this machine's"
+            raise SnapshotError(f"{message}; it is not handed out", path=path)
+        if not file.folder.exists(path):
+            raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
+        if state.mark is not None and is_changed_file(file.folder, path, state.mark):
+            message = f"it is {state.name} of snapshot {snapshot.name}, and was changed since it was kept; put it back,"
+            raise SnapshotError(f"{message} or take it as it is now: `vhdkit snapshot check --accept`", path=path)
+    return tuple(file.absolute(state.path) for state in snapshot.state)
 
 
 def copy_file(file: ManifestFile, source: str, destination: str) -> None:
-    """Copy a file to a new name, durably; nobody may write to it meanwhile."""
-    storage = file.folder.open(file.folder.real(source))
+    """Copy a file, which is no link, to a new name, durably; nobody may write to it meanwhile."""
+    storage = file.folder.open(source)
     try:
         storage.lock(exclusive=False)
         with creating(file.folder, destination, None) as copy:
@@ -143,10 +164,15 @@ def begun_of(fresh: Sequence[LayerRecord], kept: Sequence[StateFile] = ()) -> tu
 
 
 @contextmanager
-def held_actives(file: ManifestFile, manifest: Manifest, *, exclusive: bool) -> Iterator[tuple[Image, ...]]:
+def held_actives(
+    file: ManifestFile, manifest: Manifest, *, exclusive: bool, may_miss: bool = False
+) -> Iterator[tuple[Image, ...]]:
     """Lend the layers that the machine writes to, held: nobody starts it meanwhile.
 
+    With `may_miss` those that are not there are left out.
+
     Raises:
+        SnapshotError: one is not there.
         ImageInUseError: the machine runs, or a merge is at one of them.
 
     """
@@ -155,8 +181,16 @@ def held_actives(file: ManifestFile, manifest: Manifest, *, exclusive: bool) -> 
         images = []
         for disk in manifest.disks:
             path = file.absolute(disk.active)
+            if may_miss and not file.folder.exists(path):
+                continue
             try:
-                images.append(held.enter_context(open_image(path, exclusive=exclusive, folder=file.folder)))
+                images.append(
+                    held.enter_context(open_image(path, exclusive=exclusive, follow_links=False, folder=file.folder))
+                )
+            except FileNotFoundError:
+                if not may_miss:
+                    message = "it is what the machine writes to, and is not there: put it back, or go on from a"
+                    raise SnapshotError(f"{message} snapshot with `vhdkit snapshot apply`", path=path) from None
             except ImageInUseError as error:
                 error.add_note("The machine runs, or a merge is at its disk: `vhdkit job list` shows merges.")
                 raise
@@ -217,86 +251,3 @@ def touched_by_merges(file: ManifestFile, manifest: Manifest, disk: int) -> froz
 def line_to_base(disk: Disk, layer: str) -> tuple[str, ...]:
     """Return a layer of a disk and everything below it."""
     return line_of(disk.parents, layer)
-
-
-# What goes
-
-
-def why_kept(file: ManifestFile, manifest: Manifest, record: LayerRecord) -> str:
-    """Return why a layer that nobody needs cannot be removed now, "" if it can.
-
-    Raises:
-        OSError: a file failed.
-
-    """
-    path = file.absolute(record.path)
-    try:
-        with open_image(path, exclusive=True, folder=file.folder) as image:
-            if image.unique_id.hex() != record.unique_id:
-                return "another image has its name"
-            if read_journal(file.folder, path) is not None:
-                return "a merge into it is not finished"
-            known = children_of(image, file.folder, file.search(manifest))
-    except FileNotFoundError:
-        return ""
-    except VhdError as error:
-        return str(error.message)
-    return f"other images read through it: {', '.join(known)}" if known else ""
-
-
-def sweep(file: ManifestFile, manifest: Manifest) -> Manifest:
-    """Remove what is doomed, and what an operation that was cut off had begun to make; return what is then known.
-
-    The manifest is not written: whoever is cut off here finds the same to do again.
-    """
-    known = {layer.path for disk in manifest.disks for layer in disk.layers}
-    known |= {state.path for each in manifest.snapshots for state in each.state}
-    left: list[Made] = []
-    for each in manifest.doomed + manifest.begun:
-        if each.path in known:
-            continue
-        try:
-            _remove(file, manifest, each)
-        except (VhdError, OSError):
-            # It is in use, cannot be read, or the disk fails: `check` tells of it until that is over.
-            left.append(Made(path=each.path, unique_id=each.unique_id))
-    if (tuple(left), ()) == (manifest.doomed, manifest.begun):
-        return manifest
-    return replace(manifest, doomed=tuple(left), begun=())
-
-
-def _remove(file: ManifestFile, manifest: Manifest, each: Made) -> None:
-    path = file.absolute(each.path)
-    directory = paths.dirname(path)
-    for name in file.folder.names(directory):
-        leftover = paths.join(directory, name)
-        if name.startswith(f"{paths.basename(path)}.") and is_partial(leftover):
-            file.folder.remove(leftover)
-    if not file.folder.exists(path):
-        file.folder.sync(directory)
-        return
-    if not each.unique_id:
-        if not is_kept_name(manifest, path):
-            return
-        file.folder.protect(path, is_protected=False)
-        file.folder.remove(path)
-    else:
-        image = open_image(path, exclusive=True, folder=file.folder)
-        with image:
-            if image.unique_id.hex() != each.unique_id:
-                return
-            try:
-                file.folder.remove(path)
-            except PermissionError:
-                # Windows removes no file that is open, or marked.
-                image.close()
-                file.folder.protect(path, is_protected=False)
-                file.folder.remove(path)
-    file.folder.sync(directory)
-
-
-def is_kept_name(manifest: Manifest, path: str) -> bool:
-    """Whether a file has a name as kept files get it: whoever writes a manifest must not have others removed."""
-    name, prefix = paths.basename(path), f"{manifest.disks[0].stem}_"
-    unique_id, end = name[len(prefix) : len(prefix) + 36], name[len(prefix) + 36 :]
-    return name.startswith(prefix) and end.startswith("_") and GUID.fullmatch(unique_id) is not None

@@ -19,18 +19,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+from msgspec.structs import replace
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.format import timestamp
-from vhdkit.snapshot import changes, exporting, inspecting, layers, waking
+from vhdkit.image.manifest import Snapshot
+from vhdkit.snapshot import changes, exporting, inspecting, layers, readiness, waking
 from vhdkit.snapshot.adopting import adopt
+from vhdkit.snapshot.looks import rested, seen_twice
 from vhdkit.snapshot.manifest import find_manifest
 from vhdkit.snapshot.marks import mark_of
-from vhdkit.snapshot.record import Snapshot
+from vhdkit.snapshot.removal import sweep
 from vhdkit.snapshot.settling import Settler, effective
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -39,18 +43,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.chain import Chain
+    from vhdkit.image.manifest import Made, Manifest
     from vhdkit.job.handle import MergeJob
     from vhdkit.job.record import Job
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.inspecting import Remark
-    from vhdkit.snapshot.record import Manifest
     from vhdkit.snapshot.settling import Owed
     from vhdkit.storage.seam import Folder
 
 T = TypeVar("T")
-
-# An operation or a merge that goes on beside is seen half done for a moment; what is cut off stays so.
-_LOOKS, _BETWEEN_LOOKS = 6, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +118,14 @@ class Machine:
         return effective(self.file, self.file.read())
 
     def steadily(self, ask: Callable[[Manifest], T]) -> T:
-        """Return what `ask` makes of the manifest and its files, asked again if they became others meanwhile."""
-        for left in reversed(range(_LOOKS)):
-            manifest = self.manifest
-            answer = ask(manifest)
-            if not left or self.manifest == manifest:
-                break
-        return answer
+        """Return what `ask` makes of the manifest and its files, asked again if they became others meanwhile.
+
+        Raises:
+            ImageInUseError: they never rest.
+            VhdError, OSError: what `ask` raises while they rest.
+
+        """
+        return rested(ask, lambda: self.manifest)
 
     @property
     def name(self) -> str:
@@ -161,30 +163,12 @@ class Machine:
             with self._changing() as manifest:
                 self.file.write(inspecting.accepted(self.file, manifest))
         # In memory nobody is at work beside.
-        return self._seen_twice(lambda: self._look(search)) if self._is_local else self._look(search)
+        return seen_twice(lambda: self._look(search), self.file.read) if self._is_local else self._look(search)
 
     def _look(self, search: Sequence[str]) -> tuple[Remark, ...]:
         noted = self.file.read()
         manifest = effective(self.file, noted)
         return inspecting.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
-
-    @staticmethod
-    def _seen_twice(look: Callable[[], tuple[Remark, ...]]) -> tuple[Remark, ...]:
-        """Return what two looks have found alike: an operation under way looks like one that was cut off."""
-        before: tuple[Remark, ...] | str = ""
-        for left in reversed(range(_LOOKS)):
-            try:
-                now = look()
-            except (VhdError, OSError) as error:
-                if str(error) == before or not left:
-                    raise
-                before = str(error)
-            else:
-                if now == before or not left or not inspecting.may_pass(now):
-                    return now
-                before = now
-            time.sleep(_BETWEEN_LOOKS)
-        raise AssertionError("the last look returns or raises")
 
     def export(
         self,
@@ -264,32 +248,38 @@ class Machine:
             ImageInUseError: the machine runs.
 
         """
+        self._name(directory)
         with self._changing() as manifest:
             changes.check_name(manifest, name)
             self._check_below(manifest)
+            readiness.check_no_undo(self.file, manifest)
+            readiness.check_may_freeze(self.file, manifest)
             snapshot_id = str(self._new_id()).upper()
+            actives = tuple(disk.active for disk in manifest.disks)
+            kept = layers.named_state(self.file, manifest, snapshot_id, state)
+            fresh = layers.named_layers(self.file, manifest, actives, self._new_id, directory)
+            readiness.check_new_files(self.file, manifest, fresh, kept, state)
             with layers.held_actives(self.file, manifest, exclusive=False) as images:
                 for image in images:
                     image.storage.sync()
                 marks = [mark_of(image) for image in images]
-                kept = layers.named_state(self.file, manifest, snapshot_id, state)
                 now = self._clock()
+                made = layers.begun_of(fresh, kept)
+                with self._beginning(manifest, made):
+                    kept = layers.keep_files(self.file, kept, state)
+                    layers.make_layers(self.file, fresh, timestamp.from_unix(now))
                 snapshot = Snapshot(
                     id=snapshot_id,
                     name=name,
                     note=note,
                     taken=now,
                     parent=manifest.now,
-                    layers=tuple(disk.active for disk in manifest.disks),
+                    layers=actives,
                     state=kept,
                 )
-                fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
-                with self._beginning(replace(manifest, begun=layers.begun_of(fresh, kept)), manifest):
-                    layers.keep_files(self.file, kept, state)
-                    layers.make_layers(self.file, fresh, timestamp.from_unix(now))
                 after = changes.taken(manifest, snapshot, fresh, marks)
-                self.file.write(after)
-                for index, (image, layer) in enumerate(zip(images, snapshot.layers, strict=True)):
+                self._write_made(after, made)
+                for index, (image, layer) in enumerate(zip(images, actives, strict=True)):
                     # A merge that has stopped may have to relink it.
                     if layer not in changes.busy(after, index):
                         self.folder.protect(image.path, is_protected=True)
@@ -306,6 +296,7 @@ class Machine:
             ImageInUseError: the machine runs.
 
         """
+        self._name(directory)
         with self._changing() as manifest:
             snapshot = manifest.find(name)
             return self._apply(manifest, snapshot, state_to, directory)
@@ -317,6 +308,7 @@ class Machine:
             SnapshotError: it began with none.
 
         """
+        self._name(directory)
         with self._changing() as manifest:
             snapshot = manifest.by_id(manifest.now)
             if snapshot is None:
@@ -324,16 +316,21 @@ class Machine:
             return self._apply(manifest, snapshot, state_to, directory)
 
     def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:
-        with layers.held_actives(self.file, manifest, exclusive=True) as images:
+        readiness.check_no_undo(self.file, manifest)
+        readiness.check_may_discard(self.file, manifest)
+        fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
+        readiness.check_new_files(self.file, manifest, fresh)
+        # What is lost already is discarded by going on from a snapshot.
+        with layers.held_actives(self.file, manifest, exclusive=True, may_miss=True) as images:
             for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
                 layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, layer))
             with self._handed_back(snapshot, state_to) as state:
-                fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
-                with self._beginning(replace(manifest, begun=layers.begun_of(fresh)), manifest):
+                made = layers.begun_of(fresh)
+                with self._beginning(manifest, made):
                     layers.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
-                discarded = tuple((image.path, image.storage.allocated_size) for image in images)
                 after = changes.applied(manifest, snapshot, fresh)
-                self.file.write(after)
+                discarded = tuple((image.path, image.storage.allocated_size) for image in images)
+                self._write_made(after, made)
         self._settler().clear(after)
         return Applied(
             snapshot=snapshot,
@@ -419,24 +416,45 @@ class Machine:
         with self.file.locked():
             yield self._settler().recover(self.file.read())
 
+    def _name(self, directory: str | None) -> None:
+        """Let files of the machine lie in a folder that the user has named."""
+        if directory is not None:
+            self.file.named.add(self.folder.real(directory))
+
     @contextmanager
-    def _beginning(self, begun: Manifest, before: Manifest) -> Iterator[None]:
+    def _beginning(self, manifest: Manifest, made: tuple[Made, ...]) -> Iterator[None]:
         """Tell of files while they are made; if that fails they go again."""
+        begun = replace(manifest, begun=(*manifest.begun, *made))
         self.file.write(begun)
         try:
             yield
         except BaseException:
-            after = layers.sweep(self.file, begun)
-            self.file.write(replace(before, doomed=after.doomed))
+            after = sweep(self.file, begun)
+            # Where another process has changed it meanwhile, what it says now is that one's.
+            with suppress(SnapshotError):
+                self.file.write(replace(manifest, doomed=after.doomed, begun=after.begun))
+            raise
+
+    def _write_made(self, manifest: Manifest, made: tuple[Made, ...]) -> None:
+        """Write the manifest that has files which were made; where it is refused they go again.
+
+        Raises:
+            SnapshotError: another process has changed it. After an OSError it may be either the old or the new one.
+
+        """
+        try:
+            self.file.write(manifest)
+        except SnapshotError:
+            before = self.file.read()
+            known = {layer.path for disk in before.disks for layer in disk.layers}
+            lost = tuple(each for each in made if each.path not in known)
+            sweep(self.file, replace(before, begun=lost, doomed=()))
             raise
 
     @contextmanager
     def _handed_back(self, snapshot: Snapshot, state_to: str | None) -> Iterator[tuple[str, ...]]:
         """Lend the files that are kept with a snapshot, or copies of them, which go again if the block fails."""
-        kept = tuple(self.file.absolute(state.path) for state in snapshot.state)
-        for path in kept:
-            if not self.folder.exists(path):
-                raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
+        kept = layers.check_kept(self.file, snapshot)
         if state_to is None:
             yield kept
             return

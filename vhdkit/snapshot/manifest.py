@@ -4,9 +4,10 @@ It lies beside the base of the machine's first disk, and is named for it; other 
 signposts that lead to it. Only what holds the lock file beside it may replace it; who only reads needs no lock, since
 there is never half of a manifest under its name.
 
-**Order** of writing: 1 signposts that are no longer needed go (a cut leaves the old manifest; who writes next puts them
-up again) · 2 new content under another name, sync · 3 the name, folder sync. A cut leaves the old manifest or the new
-one, and perhaps a file with a temporary name, which the next writer removes · 4 new signposts.
+**Order** of writing: 1 new signposts, each durable: layers in other folders count only where one leads back (a cut
+leaves the old manifest, and perhaps a signpost too many) · 2 new content under another name, sync · 3 the name, folder
+sync. A cut leaves the old manifest or the new one, and perhaps a file with a temporary name, which the next writer
+removes · 4 signposts that are no longer needed go.
 """
 
 from __future__ import annotations
@@ -18,23 +19,22 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.image import claims, signpost
 from vhdkit.image.create import is_partial, partial_name
-from vhdkit.image.records import is_believable
-from vhdkit.snapshot import signpost
-from vhdkit.snapshot.record import Manifest
+from vhdkit.image.manifest import MAX_BYTES, Manifest
+from vhdkit.image.relative import RelativePaths
+from vhdkit.snapshot import places
 from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.seam import Folder, Storage
 
 SUFFIX = signpost.MANIFEST_SUFFIX
 _LOCK_SUFFIX = ".vhdkit-snapshots.lock"
 _RUNNING_SUFFIX = ".vhdkit-snapshots.running"
-# A manifest of a thousand snapshots has less than a megabyte.
-_MAX_BYTES = 64 << 20
 # An operation holds the lock for as long as a few files take to be made; whoever waits longer waits for a stopped one.
 _PATIENCE_SECONDS = 10.0
 _GLANCE_SECONDS = 1.0
@@ -50,23 +50,33 @@ def manifest_path(base: str) -> str:
 
 
 class ManifestFile:
-    """A manifest where it lies; it need not exist yet."""
+    """A manifest where it lies; it need not exist yet.
 
-    def __init__(self, folder: Folder, path: str) -> None:
+    `named` are the folders that the user has named: layers may lie there before a signpost leads back here.
+    """
+
+    def __init__(self, folder: Folder, path: str, named: Iterable[str] = ()) -> None:
         self.folder = folder
         self.path = path
         self.directory = paths.dirname(path)
+        self.named = set(named)
+        self._paths = RelativePaths(folder, self.directory)
+        # What was read last: whoever changes the manifest must not undo what another process has made of it.
+        self._raw = b""
+        self._parsed: Manifest | None = None
+        self._lock: Storage | None = None
 
     def absolute(self, path: str) -> str:
-        """Return the real path of a file that the manifest names."""
-        return self.folder.real(paths.join(self.directory, *path.split("/")))
+        """Return where a file lies that the manifest names; a link with its name is not followed."""
+        return self._paths.absolute(path)
+
+    def absolute_folder(self, directory: str) -> str:
+        """Return the real path of a folder that the manifest names."""
+        return paths.dirname(self.absolute(f"{directory}/x"))
 
     def relative(self, path: str) -> str:
         """Return how the manifest names a file at a real path."""
-        try:
-            return paths.relpath(path, self.directory).replace(paths.sep, "/")
-        except ValueError:  # another drive of a Windows machine
-            return path.replace(paths.sep, "/")
+        return self._paths.relative(path)
 
     def images(self, manifest: Manifest) -> frozenset[str]:
         """Return the real paths of all layers."""
@@ -86,57 +96,50 @@ class ManifestFile:
         """Return what it says.
 
         Raises:
-            SnapshotError: it is no manifest, or belongs to somebody who may not speak for the disk.
+            SnapshotError: it is no manifest, its owner may not speak for the layers, or layers lie in other folders
+                from which no signpost leads back here.
 
         """
         storage = self.folder.open(self.path)
         try:
-            size = storage.size()
-            if size > _MAX_BYTES:
-                raise SnapshotError(f"it has {size} bytes, too many for a manifest", path=self.path)
-            try:
-                manifest = Manifest.from_json(read_bytes(storage, 0, size))
-            except SnapshotError as error:
-                raise SnapshotError(error.message, path=self.path) from error.__cause__
-            with suppress(FileNotFoundError):
-                image = self.folder.open(self.absolute(manifest.disks[0].active))
-                try:
-                    if not is_believable(storage, image):
-                        message = (
-                            "it belongs to another user than the disk, and is not believed; remove it if it is wrong"
-                        )
-                        raise SnapshotError(message, path=self.path)
-                finally:
-                    image.close()
-            self._refuse_copy(manifest)
-            return manifest
+            manifest = self._parse(storage)
+            owner = storage.owner
         finally:
             storage.close()
+        places.check_owner(self, manifest, owner)
+        places.check_folders(self, manifest)
+        return manifest
 
-    def _refuse_copy(self, manifest: Manifest) -> None:
-        """Refuse the copy of a manifest whose images in other folders belong to the machine that was copied.
-
-        Raises:
-            SnapshotError: it is one.
-
-        """
-        for path in sorted(self._signposts(manifest)):
-            shown = signpost.manifest_at(self.folder, path)
-            if shown is not None and shown != self.path and self.folder.exists(shown):
-                message = f"the images in {paths.dirname(path)} that it tells of are those of {shown}, of which it is a"
-                message += " copy; remove it, and take what is wanted from there with `vhdkit snapshot export`"
-                raise SnapshotError(message, path=self.path)
+    def _parse(self, storage: Storage) -> Manifest:
+        size = storage.size()
+        if size > MAX_BYTES:
+            raise SnapshotError(f"it has {size} bytes, too many for a manifest", path=self.path)
+        raw = read_bytes(storage, 0, size)
+        if self._parsed is None or raw != self._raw:
+            try:
+                self._parsed = Manifest.from_json(raw)
+            except SnapshotError as error:
+                raise SnapshotError(error.message, path=self.path) from error.__cause__
+            self._raw = raw
+        self._paths.look_again()
+        return self._parsed
 
     def write(self, manifest: Manifest) -> None:
-        """Replace it, durably; see the module for the order."""
-        with suppress(SnapshotError, OSError):
-            for path in self._signposts(self.read()) - self._signposts(manifest):
-                signpost.take_away(self.folder, path)
+        """Replace it, durably; see the module for the order.
+
+        Raises:
+            SnapshotError: another process has changed it since it was read here; nothing was changed.
+
+        """
+        raw = manifest.to_json()
+        before = self._refuse_changed()
+        wanted = places.signposts_of(self, manifest)
+        self.put_up_signposts(manifest)
         temporary = partial_name(self.path, uuid.uuid4().hex)
         storage = self.folder.create(temporary)
         try:
             try:
-                storage.write_at(0, manifest.to_json())
+                storage.write_at(0, raw)
                 storage.sync()
             finally:
                 storage.close()
@@ -145,30 +148,53 @@ class ManifestFile:
             with suppress(OSError):
                 self.folder.remove(temporary)
             raise
+        self._raw, self._parsed = raw, manifest
         self.folder.sync(self.directory)
-        self.put_up_signposts(manifest)
+        if before is not None:
+            for path in places.signposts_of(self, before) - wanted:
+                signpost.take_away(self.folder, path)
+
+    def _refuse_changed(self) -> Manifest | None:
+        """Return the manifest that is replaced, None if there is none or it cannot be read.
+
+        Raises:
+            SnapshotError: it is another than was read last, or the lock was taken from us.
+
+        """
+        if not self.exists():
+            if self._parsed is None:
+                return None
+        elif self._parsed is None or self._bytes() == self._raw:
+            self._refuse_lost_lock()
+            return self._parsed
+        message = "another process has changed it meanwhile; nothing was changed here: run the same command again"
+        raise SnapshotError(message, path=self.path)
+
+    def _bytes(self) -> bytes:
+        storage = self.folder.open(self.path)
+        try:
+            return read_bytes(storage, 0, min(storage.size(), MAX_BYTES))
+        finally:
+            storage.close()
 
     def put_up_signposts(self, manifest: Manifest) -> None:
-        """Let every folder with images of the machine lead here, each once; `manifest` is what is written."""
-        for path in sorted(self._signposts(manifest)):
-            signpost.put_up(self.folder, path, self.path)
-            for other, shown in signpost.signposts(self.folder, paths.dirname(path)):
-                if shown == self.path and other != path:
-                    signpost.take_away(self.folder, other)
+        """Let every folder with images of the machine lead here, each once; `manifest` is what is written.
 
-    def _signposts(self, manifest: Manifest) -> set[str]:
-        """Return where signposts are to stand."""
-        layers = (layer.path for disk in manifest.disks for layer in disk.layers)
-        made = (each.path for each in (*manifest.begun, *manifest.doomed))
-        directories = {paths.dirname(self.absolute(path)) for path in (*layers, *made)} - {self.directory}
-        stem = paths.basename(self.path).removesuffix(SUFFIX)
-        return {signpost.signpost_path(directory, stem, manifest.id) for directory in directories}
+        Raises:
+            OSError: a folder takes none.
+
+        """
+        for path in sorted(places.signposts_of(self, manifest)):
+            signpost.put_up(self.folder, path, self.path)
+            for other in tuple(signpost.signposts(self.folder, paths.dirname(path))):
+                if other.manifest == self.path and other.path != path:
+                    signpost.take_away(self.folder, other.path)
 
     def forget_partial(self) -> None:
         """Remove what a cut left of it half written; only for who holds the lock."""
         for name in self.folder.names(self.directory):
             leftover = paths.join(self.directory, name)
-            if name.startswith(paths.basename(self.path)) and is_partial(leftover):
+            if name.startswith(f"{paths.basename(self.path)}.") and is_partial(leftover):
                 self.folder.remove(leftover)
 
     @contextmanager
@@ -179,25 +205,68 @@ class ManifestFile:
             ImageInUseError: another process holds it, and does not let go within some seconds.
 
         """
-        name = self.path.removesuffix(SUFFIX) + _LOCK_SUFFIX
-        with suppress(FileExistsError):
-            self.folder.create(name).close()
-        storage = self.folder.open(name, writable=True)
-        try:
-            until = time.monotonic() + _PATIENCE_SECONDS
-            while True:
-                try:
-                    storage.lock(exclusive=True)
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                lock = self._taken_lock()
+            except ImageInUseError as error:
+                if time.monotonic() > until:
+                    message = "another process is changing its snapshots; try again when it is done"
+                    raise ImageInUseError(message, path=self.path, holders=error.holders) from error
+            else:
+                if lock is not None:
                     break
-                except ImageInUseError as error:
-                    if time.monotonic() > until:
-                        message = "another process is changing its snapshots; try again when it is done"
-                        raise ImageInUseError(message, path=self.path, holders=error.holders) from error
-                    time.sleep(0.05)
+            time.sleep(0.05)
+        self._lock = lock
+        try:
+            self._parsed = None
             self.forget_partial()
             yield
         finally:
+            self._lock = None
+            lock.close()
+
+    def _taken_lock(self) -> Storage | None:
+        """Return the lock file, held; None if its name led to another file before it was."""
+        with suppress(FileExistsError):
+            self.folder.create(self._lock_path).close()
+        try:
+            storage = self.folder.open(self._lock_path, writable=True)
+        except FileNotFoundError:
+            return None
+        try:
+            storage.lock(exclusive=True)
+            if self._leads_to(self._lock_path, storage):
+                return storage
+        except BaseException:
             storage.close()
+            raise
+        storage.close()
+        return None
+
+    def _leads_to(self, path: str, storage: Storage) -> bool:
+        """Whether a name leads to an open file, and not to one that has taken its place."""
+        try:
+            named = self.folder.open(path)
+        except OSError:
+            return False
+        named.close()
+        return named.identity == storage.identity
+
+    def _refuse_lost_lock(self) -> None:
+        """Refuse to write when the lock file has lost its name: another process may hold one of that name.
+
+        Raises:
+            SnapshotError: it has.
+
+        """
+        if self._lock is not None and not self._leads_to(self._lock_path, self._lock):
+            message = "its lock file was removed while it was held, and another process may be changing the snapshots"
+            raise SnapshotError(f"{message}; nothing was changed here: run the same command again", path=self.path)
+
+    @property
+    def _lock_path(self) -> str:
+        return self.path.removesuffix(SUFFIX) + _LOCK_SUFFIX
 
     # The machine that is run
 
@@ -236,8 +305,12 @@ class ManifestFile:
         """
         try:
             storage = self.folder.open(self._running_path)
-        except OSError:
+        except FileNotFoundError:
             return
+        except OSError as error:
+            message = f"whether the machine runs cannot be told ({error.strerror}), and it may: let this user read"
+            message += f" {self._running_path}, or remove it when the machine is off"
+            raise ImageInUseError(message, path=self.path) from error
         try:
             storage.lock(exclusive=False)
         except ImageInUseError as error:
@@ -251,11 +324,11 @@ class ManifestFile:
         return self.path.removesuffix(SUFFIX) + _RUNNING_SUFFIX
 
 
-def find_manifest(folder: Folder, path: str) -> ManifestFile:
+def find_manifest(folder: Folder, path: str, named: Iterable[str] = ()) -> ManifestFile:
     """Return the manifest of the machine that a file is of: the manifest itself, or any image of a disk.
 
     It is looked for beside the file, where signposts there lead, in the folder above, and beside every image that the
-    file reads through.
+    file reads through. `named` are more folders that the user has named, as that of the file is one.
 
     Raises:
         SnapshotError: there is none.
@@ -263,46 +336,49 @@ def find_manifest(folder: Folder, path: str) -> ManifestFile:
 
     """
     real = folder.real(path)
+    own = paths.dirname(real)
+    # Of a link somebody else may have made the user knows the name alone.
+    is_link = real != paths.join(folder.real(paths.dirname(paths.abspath(path))), paths.basename(path))
+    places_named = {*map(folder.real, named), *(() if is_link else (own,))}
     if real.endswith(SUFFIX) and folder.exists(real):
-        return ManifestFile(folder, real)
-    directories = [paths.dirname(real), paths.dirname(paths.dirname(real))]
+        return ManifestFile(folder, real, places_named)
+    directories = [own, paths.dirname(own)]
     for directory in directories:
-        found = _that_has(folder, directory, real)
+        found = _that_has(folder, directory, real, places_named)
         if found is not None:
             return found
     folder.open(real).close()
     with suppress(VhdError, OSError), open_chain(real, lock=False, folder=folder) as chain:
         directories += [paths.dirname(folder.real(layer.path)) for layer in chain.layers]
     for directory in dict.fromkeys(directories[2:]):
-        found = _that_has(folder, directory, real)
+        found = _that_has(folder, directory, real, places_named)
         if found is not None:
             return found
     message = "no machine keeps snapshots of it; `vhdkit snapshot init` with its disks begins that"
     raise SnapshotError(message, path=path)
 
 
-def _that_has(folder: Folder, directory: str, image: str) -> ManifestFile | None:
-    return next(manifests_with(folder, directory, image), None)
+def _that_has(folder: Folder, directory: str, image: str, named: Iterable[str]) -> ManifestFile | None:
+    return next(manifests_with(folder, directory, image, named), None)
 
 
-def manifests_with(folder: Folder, directory: str, image: str) -> Iterator[ManifestFile]:
+def manifests_with(folder: Folder, directory: str, image: str, named: Iterable[str] = ()) -> Iterator[ManifestFile]:
     """Yield the manifests in a directory, or that it leads to, which have an image.
 
     One that cannot be read has what its name says.
     """
-    for file in manifests_in(folder, directory):
+    for file in manifests_in(folder, directory, named):
         try:
             manifest = file.read()
         except (SnapshotError, OSError):
-            stem = paths.basename(file.path).removesuffix(SUFFIX)
-            if paths.basename(image).startswith((f"{stem}.", f"{stem}_")):
+            if claims.is_named_for(file.path, image):
                 yield file
             continue
         if image in file.images(manifest):
             yield file
 
 
-def manifests_in(folder: Folder, directory: str) -> Iterator[ManifestFile]:
+def manifests_in(folder: Folder, directory: str, named: Iterable[str] = ()) -> Iterator[ManifestFile]:
     """Yield the manifests in a directory, and those to which its signposts lead, whatever they say."""
     for path in signpost.manifest_paths(folder, directory):
-        yield ManifestFile(folder, path)
+        yield ManifestFile(folder, path, named)

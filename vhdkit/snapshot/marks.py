@@ -8,17 +8,19 @@ length, its time, and checksums of its structures. Data that was overwritten in 
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.image.image import Image, open_image
-from vhdkit.snapshot.record import Mark
+from vhdkit.image.manifest import FileMark, Mark
 from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder
 
+_PIECE_BYTES = 1 << 20
 _WHAT = {
     "size": "its length is {now}, was {then}",
     "mtime": "it was written to since it was frozen",
@@ -46,13 +48,13 @@ def mark_of(image: Image) -> Mark:
 
 def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
     """Return what the image at a path is like, and its unique id in hexadecimal; nobody is asked for a lock."""
-    with open_image(path, folder=folder) as image:
+    with open_image(path, follow_links=False, folder=folder) as image:
         return mark_of(image), image.unique_id.hex()
 
 
 def parent_id_at(folder: Folder, path: str) -> str:
     """Return the unique id of the parent that the image at a path names, in hexadecimal, "" if it needs none."""
-    with open_image(path, folder=folder) as image:
+    with open_image(path, follow_links=False, folder=folder) as image:
         is_child = image.is_differencing and image.header is not None
         return image.header.parent_unique_id.hex() if is_child and image.header is not None else ""
 
@@ -64,6 +66,35 @@ def is_alike(folder: Folder, path: str, then: Mark) -> bool:
         return (storage.size(), storage.mtime) == (then.size, then.mtime)
     finally:
         storage.close()
+
+
+def file_mark_at(folder: Folder, path: str) -> FileMark:
+    """Return what a file is like, its bytes included."""
+    storage = folder.open(path)
+    try:
+        digest = sha256()
+        size = storage.size()
+        for at in range(0, size, _PIECE_BYTES):
+            digest.update(read_bytes(storage, at, min(_PIECE_BYTES, size - at)))
+        return FileMark(size=size, mtime=storage.mtime, ctime=storage.ctime, digest=digest.hexdigest())
+    finally:
+        storage.close()
+
+
+def is_changed_file(folder: Folder, path: str, then: FileMark) -> bool:
+    """Whether a file is no longer what it was; its bytes are read only if its times or its length differ.
+
+    Nobody can choose a change time, but copying a file gives it another; where there is none the bytes are read.
+    """
+    storage = folder.open(path)
+    try:
+        now = (storage.size(), storage.mtime, storage.ctime)
+    finally:
+        storage.close()
+    if now[0] != then.size:
+        return True
+    is_same = now == (then.size, then.mtime, then.ctime) and now[2] != 0
+    return not is_same and file_mark_at(folder, path).digest != then.digest
 
 
 def differences(then: Mark, now: Mark) -> tuple[str, ...]:

@@ -9,11 +9,16 @@ its place · 5 the manifest says so, and what the files are like now · 6 they a
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
+from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.image.step import finish, forget, read_step
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.record import Follow
@@ -21,16 +26,17 @@ from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, start_merge, wished
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
-from vhdkit.snapshot import changes, following, layers, tree
+from vhdkit.snapshot import changes, following, layers, removal, tree
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
+    from vhdkit.image.manifest import Folding, LayerRecord, Manifest
     from vhdkit.job.record import Job
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.snapshot.record import Folding, LayerRecord, Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +119,7 @@ class Settler:
             removals=tuple(
                 (
                     self.file.absolute(each.layer),
-                    layers.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
+                    removal.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
                 )
                 for index, each in removals
             ),
@@ -127,7 +133,7 @@ class Settler:
     def holder(self, manifest: Manifest, *, exclusive: bool = True) -> ImageInUseError | None:
         """Return the error that holding the machine's active layers gives, None if nobody else holds them."""
         try:
-            with layers.held_actives(self.file, manifest, exclusive=exclusive):
+            with layers.held_actives(self.file, manifest, exclusive=exclusive, may_miss=True):
                 return None
         except ImageInUseError as error:
             return error
@@ -144,13 +150,49 @@ class Settler:
         before = manifest
         for folding in _complete_ones(self.file, manifest):
             manifest = self._complete(manifest, folding)
-        manifest = layers.sweep(self.file, manifest)
+        manifest = removal.sweep(self.file, manifest)
         if manifest != before:
             self.file.write(manifest)
         else:
-            self.file.put_up_signposts(manifest)
+            with suppress(OSError):
+                self.file.put_up_signposts(manifest)
+        self._finish_steps(manifest)
         self._protect(manifest)
         return manifest
+
+    def _finish_steps(self, manifest: Manifest) -> None:
+        """Finish changes of headers that a cut has left out, and forget merges that were cut off before they began."""
+        for disk in manifest.disks:
+            for layer in disk.layers:
+                path = self.file.absolute(layer.path)
+                has_step = self.folder.exists(path + STEP_SUFFIX)
+                if not (has_step or self.folder.exists(path + JOURNAL_SUFFIX)) or not self._is_it(layer):
+                    continue
+                with suppress(VhdError):
+                    if has_step:
+                        self._finish_step(path)
+                    journal = read_journal(self.folder, path)
+                    if journal is not None and journal.begin is None:
+                        self.folder.remove(journal.path)
+                        self.folder.sync(paths.dirname(path))
+
+    def _finish_step(self, path: str) -> None:
+        is_marked = not self.folder.may_write(path)
+        if is_marked:
+            self.folder.protect(path, is_protected=False)
+        try:
+            storage = self.folder.open(path, writable=True)
+            try:
+                storage.lock(exclusive=True)
+                finish(self.folder, storage)
+                # One that was cut off before it was whole has changed nothing.
+                if self.folder.exists(path + STEP_SUFFIX) and read_step(self.folder, storage) is None:
+                    forget(self.folder, path)
+            finally:
+                storage.close()
+        finally:
+            if is_marked:
+                self.folder.protect(path, is_protected=True)
 
     def _complete(self, manifest: Manifest, folding: Folding) -> Manifest:
         """Note a merge whose topmost source is gone, and finish it if a cut left it short of its end."""
@@ -198,16 +240,15 @@ class Settler:
         """Remove the layers that nobody needs, as far as nothing else reads through them; return what is known then."""
         removals, _ = changes.owed_by(manifest)
         after = manifest
-        for index, removal in removals:
-            record = manifest.disks[index].layer(removal.layer)
-            children = {layer.parent for layer in after.disks[index].layers}
-            if record.path in children or layers.why_kept(self.file, manifest, record):
+        for index, each in removals:
+            record = manifest.disks[index].layer(each.layer)
+            if record.path in after.disks[index].children or removal.why_kept(self.file, manifest, record):
                 continue
             after = changes.removed(after, index, record.path)
             # Each before the one below it: only then has that one no children on the disk.
             self.file.write(after)
-            after = layers.sweep(self.file, after)
-        after = layers.sweep(self.file, after)
+            after = removal.sweep(self.file, after)
+        after = removal.sweep(self.file, after)
         if after != manifest:
             self.file.write(after)
         return after
@@ -268,7 +309,9 @@ class Settler:
         top, into = self.file.absolute(folding.fold.top), self.file.absolute(folding.fold.destination)
         self._unprotect(manifest, folding)
         try:
-            plan = plan_merge(top, into=into, search=self.file.search(manifest), folder=self.folder)
+            plan = plan_merge(
+                top, into=into, search=self.file.search(manifest), folder=self.folder, acting_for=self.file.path
+            )
             if plan.obstacles:
                 raise plan.obstacles[0]
         except BaseException:

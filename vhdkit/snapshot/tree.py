@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhdkit.image.manifest import Fold
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
@@ -23,27 +25,6 @@ class Removal:
     """A layer that nothing reads through and nobody needs."""
 
     layer: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fold:
-    """Layers to be merged into one, in one pass: the topmost first; what the topmost shows the destination shows then.
-
-    The destination takes the topmost one's place, and keeps its own name.
-    """
-
-    sources: tuple[str, ...]
-    destination: str
-
-    @property
-    def top(self) -> str:
-        """The layer whose place the destination takes."""
-        return self.sources[0]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """All of them, topmost first."""
-        return (*self.sources, self.destination)
 
 
 def owed(parents: Parents, needed: Collection[str]) -> tuple[Removal | Fold, ...]:
@@ -67,17 +48,14 @@ def waiting(parents: Parents, needed: Collection[str]) -> tuple[str, ...]:
 
 def carried_out(parents: Parents, steps: tuple[Removal | Fold, ...]) -> dict[str, str | None]:
     """Return the tree after some steps."""
-    tree = dict(parents)
-    for step in steps:
-        if isinstance(step, Removal):
-            del tree[step.layer]
-            continue
-        for path in step.sources:
-            del tree[path]
-        for path, parent in tree.items():
-            if parent == step.top:
-                tree[path] = step.destination
-    return tree
+    gone = {path for step in steps for path in ([step.layer] if isinstance(step, Removal) else step.sources)}
+    # The destination of one merge may be what another's topmost source lies on, and no more.
+    heirs = {step.top: step.destination for step in steps if isinstance(step, Fold)}
+    return {
+        path: parent if parent is None else heirs.get(parent, parent)
+        for path, parent in parents.items()
+        if path not in gone
+    }
 
 
 def children_of(parents: Parents) -> dict[str, list[str]]:
@@ -91,10 +69,10 @@ def children_of(parents: Parents) -> dict[str, list[str]]:
 
 def line_of(parents: Parents, layer: str) -> tuple[str, ...]:
     """Return a layer with everything below it, topmost first."""
-    line: list[str] = []
+    line: dict[str, None] = {}
     at: str | None = layer
     while at is not None and at not in line:
-        line.append(at)
+        line[at] = None
         at = parents[at]
     return tuple(line)
 

@@ -117,6 +117,10 @@ class _FileStorage:
         status = os.fstat(self._descriptor)
         return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
 
+    @property
+    def is_protected(self) -> bool:
+        return not os.fstat(self._descriptor).st_mode & 0o222
+
     @_naming
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size

@@ -5,10 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.file import LocalStorage, PortableStorage, sync_descriptor
+from vhdkit.storage.machine import this_user
 from vhdkit.storage.tree import TreeWalk
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,12 +133,41 @@ class LocalFolder:
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
         return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)
 
+    def may_remove(self, path: str) -> bool:
+        directory = os.path.dirname(path) or "."
+        above, status = os.stat(directory), os.lstat(path)
+        if not os.access(directory, os.W_OK) or _flags(directory) & _APPEND_ONLY:
+            return False
+        is_sticky = above.st_mode & stat.S_ISVTX and this_user() not in {0, above.st_uid, status.st_uid}
+        return not is_sticky and not _flags(path) & (_APPEND_ONLY | _IMMUTABLE)
+
+    def may_protect(self, path: str) -> bool:
+        is_owner = this_user() in {0, os.lstat(path).st_uid}
+        return is_owner and not _flags(path) & (_APPEND_ONLY | _IMMUTABLE)
+
     def protect(self, path: str, *, is_protected: bool) -> None:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        mode = stat.S_IMODE(status.st_mode)
         # Whoever may read may write again, as far as new files of this process would let them.
         wanted = mode & ~0o222 if is_protected else mode | (mode >> 1 & 0o222 & ~_umask()) | stat.S_IWUSR
-        if wanted != mode:
+        if wanted == mode:
+            return
+        try:
+            descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+        except PermissionError:
+            # Its owner may change the mode of a file that he may not read.
             os.chmod(path, wanted)
+            return
+        try:
+            # Through what was opened: the name may lead elsewhere by now.
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, wanted)
+            else:
+                os.chmod(path, wanted)
+        finally:
+            os.close(descriptor)
 
     def free_space(self, directory: str) -> int:
         if hasattr(os, "statvfs"):
@@ -157,6 +194,27 @@ def _umask() -> int:
     os.umask(mask)
     return mask
 
+
+def _flags(path: str) -> int:
+    """Return the attributes of a file that forbid changes even to its owner; 0 where there are none, or none known."""
+    if fcntl is None or sys.platform != "linux":
+        return 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    except OSError:
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(descriptor, _GET_FLAGS, bytes(_LONG)), sys.byteorder) & 0xFFFF_FFFF
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+# FS_IOC_GETFLAGS, whose number has the size of a C long in it, and two of the flags.
+_LONG = struct.calcsize("l")
+_GET_FLAGS = 2 << 30 | _LONG << 16 | ord("f") << 8 | 1
+_IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 
 _COMMON_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Without O_NONBLOCK opening a named pipe would wait for a writer for ever.

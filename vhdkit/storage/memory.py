@@ -85,6 +85,10 @@ class MemoryStorage:
     def allocated_size(self) -> int:
         return len(self._file.content)
 
+    @property
+    def is_protected(self) -> bool:
+        return self._file.read_only
+
     def size(self) -> int:
         return len(self._content())
 
@@ -250,6 +254,14 @@ class MemoryFolder:
     def may_write(self, path: str) -> bool:
         file = self._files.get(self.real(path))
         return file is None or not file.read_only
+
+    def may_remove(self, path: str) -> bool:
+        self[path]
+        return True
+
+    def may_protect(self, path: str) -> bool:
+        self[path]
+        return True
 
     def protect(self, path: str, *, is_protected: bool) -> None:
         self[path].read_only = is_protected

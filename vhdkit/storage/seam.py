@@ -82,6 +82,7 @@ class Storage(Protocol):
     `mtime` is in Unix seconds. `ctime` is the change time of the file's inode, in Unix seconds: writing, renaming and
     setting `mtime` update it, and no caller can choose it; 0.0 where the system has none. `owner` is the number of the
     user who owns the file, 0 where there is no such thing. `allocated_size` is the space that it takes, in bytes.
+    `is_protected` says whether the file is marked read-only now, however it was opened.
     """
 
     @property
@@ -100,6 +101,8 @@ class Storage(Protocol):
     def owner(self) -> int: ...
     @property
     def allocated_size(self) -> int: ...
+    @property
+    def is_protected(self) -> bool: ...
 
     def size(self) -> int:
         """Return the length in bytes."""
@@ -258,8 +261,19 @@ class Folder(Protocol):
         """Whether an existing file may be written, or names in an existing directory changed."""
         ...
 
+    def may_remove(self, path: str) -> bool:
+        """Whether the name of an existing file may be removed, or given to another file."""
+        ...
+
+    def may_protect(self, path: str) -> bool:
+        """Whether `protect` may change the mark of an existing file."""
+        ...
+
     def protect(self, path: str, *, is_protected: bool) -> None:
-        """Mark a file read-only for everybody, or writable again for whoever makes files here; that is no lock."""
+        """Mark a file read-only for everybody, or writable again for whoever makes files here; that is no lock.
+
+        A path whose last component is a symbolic link is refused.
+        """
         ...
 
     def free_space(self, directory: str) -> int:
