@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,7 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.job.record import Follow, Job, JobState, Wishes
+from vhdkit.storage import paths
 
+_ENCODING, _ON_ERROR = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 # The longest path of Windows; Linux has 4,096 bytes.
 _MOST_PATH = 32_768
 _MOST_TEXT = 65_536
@@ -154,12 +157,15 @@ def _finite(text: str) -> float:
 
 
 def _check_paths(row: _Row) -> None:
-    """Refuse names that no file can have."""
+    """Refuse paths that no job is given: those that are not absolute, or that no file can have."""
     asked = row.wishes
     named = (asked.child, asked.into, asked.to, asked.undo, asked.parent, asked.log_file, row.destination, row.undo)
-    for path in (*filter(None, named), *row.sources, *row.files, *row.written, *asked.search):
-        if "\0" in path:
-            raise ValueError("a path holds a NUL")
+    lists = (row.sources, row.files, row.written, asked.search, tuple(asked.parent_map.values()))
+    for path in {*filter(None, named), *(path for each in lists for path in each)}:
+        # UnicodeEncodeError is a ValueError.
+        path.encode(_ENCODING, _ON_ERROR)
+        if "\0" in path or paths.abspath(path) != path:
+            raise ValueError("a path is not absolute, or no file can have it")
 
 
 def _follow_of(words: tuple[str, ...]) -> Follow:
