@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.run import start_merge
     from vhdkit.merging.engine import MergeResult, merge
+    from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.pace import Phase, Progress
     from vhdkit.merging.plan import MergePlan, Resume
     from vhdkit.merging.planning import plan_merge
@@ -129,6 +130,7 @@ _HOMES = {
     "vhdkit.job.registry": ("RegistryError",),
     "vhdkit.job.run": ("start_merge",),
     "vhdkit.merging.engine": ("MergeResult", "merge"),
+    "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
     "vhdkit.merging.pace": ("Phase", "Progress"),
     "vhdkit.merging.plan": ("MergePlan", "Resume"),
     "vhdkit.merging.rebase": ("Rebase", "plan_rebase", "rebase"),
@@ -148,6 +150,8 @@ __all__ = [
     "Comparison",
     "CorruptImageError",
     "Corruption",
+    "Ensured",
+    "EnsuredMerge",
     "Extent",
     "Extents",
     "FileNameError",
@@ -190,6 +194,7 @@ __all__ = [
     "convert",
     "create_image",
     "drop_undo",
+    "ensure_merged",
     "find_job",
     "jobs",
     "merge",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vhdkit.image.image import Layer
     from vhdkit.image.metadata import Metadata
     from vhdkit.merging.engine import MergeResult
+    from vhdkit.merging.ensure import EnsuredMerge
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Storage
 
@@ -152,6 +153,12 @@ def describe_result(result: MergeResult) -> dict[str, Any]:
         "undo": result.undo or None,
         "resumed": result.resumed,
     }
+
+
+def describe_ensured(done: EnsuredMerge) -> dict[str, Any]:
+    """Return how a merge came to be complete, with what this run did of it."""
+    found: dict[str, Any] = {} if done.merge is None else describe_result(done.merge)
+    return {**found, "destination": done.destination, "outcome": done.outcome.value}
 
 
 def _footer(footer: Footer, place: str) -> dict[str, Any]:

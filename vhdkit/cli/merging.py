@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,8 +15,10 @@ from vhdkit.cli.stopping import stopping
 from vhdkit.errors import VhdError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import threading
+    from collections.abc import Callable, Iterator
 
+    from vhdkit.merging.completion import Completion
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Progress
     from vhdkit.merging.plan import MergePlan
@@ -40,6 +42,12 @@ _FAILED = 1
 @click.option("--relink-siblings", is_flag=True, help="With --undo: other children of ANCESTOR read through FILE.")
 @click.option("--verify", is_flag=True, help="Read both before and after; remove nothing unless they agree.")
 @click.option("--resume", is_flag=True, help="Go on with a merge that was cut off, wherever it was going.")
+@click.option(
+    "--ensure",
+    "leaf_id",
+    metavar="ID",
+    help="With --into: succeed also if the image with this unique id was merged so already; keeps a record of it.",
+)
 @click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what stands in the way; write nothing.")
 @click.option(
@@ -62,6 +70,7 @@ def merge(
     relink_siblings: bool,
     verify: bool,
     resume: bool,
+    leaf_id: str | None,
     rate: int | None,
     dry_run: bool,
     background: bool,
@@ -85,6 +94,8 @@ def merge(
     _check_names(child, to, undo)
     if background and dry_run:
         raise click.UsageError("--dry-run does nothing that could be left to the background")
+    if leaf_id is not None and (into is None or keep_sources or undo is not None or resume or background or dry_run):
+        raise click.UsageError("--ensure ID needs --into, and goes with --verify, --rate and --search only")
     wishes: dict[str, Any] = {
         "into": into,
         "to": to,
@@ -104,6 +115,9 @@ def merge(
             with _refusal_told(child, machine):
                 _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
             return 0
+        if leaf_id is not None:
+            _ensure(child, leaf_id, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
+            return 0
         plan, result = _run(child, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
     _print_result(plan, result, as_json=as_json)
     return 0
@@ -122,6 +136,13 @@ def _run(
             warn(plan.findings)
         if plan.obstacles:
             run_merge(plan, asked, machine=machine)
+    with _steered(progress) as (report, cancel):
+        return plan, run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
+
+
+@contextmanager
+def _steered(progress: str | None) -> Iterator[tuple[Callable[[Progress], None], threading.Event]]:
+    """Lend what shows how far a merge is, and what stops it on Ctrl-C."""
     with progress_shown(progress, "merging") as advance, stopping() as cancel:
         before = ""
 
@@ -132,7 +153,47 @@ def _run(
                 before = state.phase.value
                 advance(before, state.bytes_done, state.bytes_total)
 
-        return plan, run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
+        yield report, cancel
+
+
+def _ensure(
+    child: str,
+    leaf_id: str,
+    wishes: dict[str, Any],
+    *,
+    rate: int | None,
+    machine: str,
+    progress: str | None,
+    as_json: bool,
+) -> None:
+    """Merge here and now unless that was done, and print which of it was so."""
+    from vhdkit.cli.describing import describe_ensured
+    from vhdkit.job.run import run_merge, wished
+    from vhdkit.merging.ensure import ensure
+
+    if wishes["parent"] is not None:
+        raise click.UsageError("--ensure finds parents as they are recorded, or by --search and --map")
+    asked = wished(child, rate=rate, **wishes)
+
+    def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
+        if plan.obstacles:
+            return run_merge(plan, asked, machine=machine)
+        with _steered(progress) as (report, cancel):
+            return run_merge(plan, asked, machine=machine, progress=report, cancel=cancel, completion=completion)
+
+    chosen = {name: wishes[name] for name in ("into", "verify", "search", "parent_map")}
+    with _refusal_told(child, machine):
+        with suppress(FileNotFoundError):
+            _refuse_to_ruin(child, wishes)
+        try:
+            done = ensure(child, carry_out, leaf_id=leaf_id, **chosen)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    if as_json:
+        print_json(describe_ensured(done))
+        return
+    words = {"begun": "merged", "resumed": "an earlier run was finished", "was-done": "was merged already"}
+    table([("leaf", path_text(child)), ("into", path_text(done.destination)), ("done", words[done.outcome])])
 
 
 @contextmanager

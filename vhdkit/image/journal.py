@@ -9,8 +9,9 @@ made · `grown` the table is longer · `saved` up to here the undo image has wha
 the disk's sectors are durable in the destination · `merged` all of them are, and which children are relinked, byte for
 byte; a `mark` behind it takes that back · `verified` the destination was read and has what the sources hold, which are
 about to be removed as they are now · `names` files have other names since · `doubted` nothing proves that the undo
-image holds all that was overwritten · `dropping` what was kept for an undo goes · `rollback` the undo image is being
-merged back · `restored` it is, and may go · `stopped` why the merge does not go on.
+image holds all that was overwritten · `sampled` places that the merge changes, for its completion record · `dropping`
+what was kept for an undo goes · `rollback` the undo image is being merged back · `restored` it is, and may go ·
+`stopped` why the merge does not go on.
 A second `begin` starts over: the files had changed.
 
 States of files (`Seen`) are proof only that a file was not touched since, never that it was; see `seen`.
@@ -43,6 +44,8 @@ from vhdkit.image.journal_records import (
     Reserved,
     Restored,
     Rollback,
+    Sample,
+    Sampled,
     Saved,
     SizeAndTime,
     Stopped,
@@ -89,6 +92,7 @@ class Journal:
     destination_seen: Seen | None = None
     verified: tuple[FileState, ...] | None = None
     doubt: str = ""
+    samples: tuple[Sample, ...] = ()
     dropping: bool = False
     keep_undo_file: bool = False
     rolling_back: bool = False
@@ -140,6 +144,8 @@ class Journal:
                 self._follow_completion(record)
             case Doubted():
                 self.doubt = record.reason
+            case Sampled():
+                self.samples = record.samples
             case Dropping():
                 self.dropping, self.keep_undo_file = True, record.keep_file
             case Stopped():

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vhdkit.format.layout import HEADER_SIZE, LOCATOR_COUNT
+from vhdkit.format.layout import HEADER_SIZE, LOCATOR_COUNT, SECTOR
 from vhdkit.image.records import (
     ClockTime,
     DigestText,
@@ -35,6 +35,8 @@ _BlockOffset = Annotated[int, Meta(ge=0, le=1 << 42)]
 # A file's size in bytes, and its time of change.
 SizeAndTime = tuple[Size, FileTime]
 _MAX_LAYERS = 1024
+MAX_SAMPLES = 16
+MAX_SAMPLE_BYTES = 4096
 _PathOrNone = Annotated[str, Meta(max_length=8192)]
 _Reason = Annotated[str, Meta(max_length=8192)]
 
@@ -192,6 +194,24 @@ class Doubted(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     reason: _Reason
 
 
+class Sample(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place in the disk, in bytes, with the SHA-256 of what it held before the merge and of what it holds after."""
+
+    offset: Size
+    length: Annotated[int, Meta(ge=SECTOR, le=MAX_SAMPLE_BYTES)]
+    before: DigestText
+    after: DigestText
+
+
+Samples = Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
+
+
+class Sampled(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sampled"):
+    """Places that the merge changes, kept for its completion record."""
+
+    samples: Samples
+
+
 class Dropping(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropping"):
     """What was kept for an undo goes; with `keep_file` the undo image stays."""
 
@@ -215,7 +235,7 @@ class Stopped(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 _Progress = Begin | Names | Reserved | Grown | Saved | Mark | Merged | Verified
-JournalRecord = _Progress | Doubted | Dropping | Rollback | Restored | Stopped
+JournalRecord = _Progress | Sampled | Doubted | Dropping | Rollback | Restored | Stopped
 
 
 _DECODER: msgspec.json.Decoder[JournalRecord] = msgspec.json.Decoder(JournalRecord)

@@ -29,6 +29,7 @@ from vhdkit.storage.machine import birth_of, this_process, user_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vhdkit.merging.completion import Completion
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
@@ -142,6 +143,7 @@ def run_merge(
     machine: str = "",
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
+    completion: Completion | None = None,
 ) -> MergeResult:
     """Carry out a plan here and now, as `vhdkit.merge` does, as a job that others can see and steer.
 
@@ -155,7 +157,7 @@ def run_merge(
         job, _ = _as_known(job, registry)
     # It has its turn: should this word be the last that the list hears, it is known to have begun.
     job = job.advanced(time.time(), JobState.RUNNING)
-    with Worker(job, registry, progress=progress, cancel=cancel) as at:
+    with Worker(job, registry, progress=progress, cancel=cancel, completion=completion) as at:
         return at.merge(plan)
 
 

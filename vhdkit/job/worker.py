@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from vhdkit.merging.completion import Completion
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import LayerState, MergePlan
 
@@ -50,7 +51,7 @@ UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 class Worker:
     """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
 
-    `unlisted` is why the job could not be listed, "" if it is.
+    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.engine.merge`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Worker:
         progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
         unlisted: str = "",
+        completion: Completion | None = None,
     ) -> None:
         pid, host = this_process()
         self.registry = registry
@@ -68,6 +70,7 @@ class Worker:
         self._quick = Registry(registry.directory, patience=_PATIENCE_SECONDS)
         self.last_word = job
         self.unlisted = unlisted
+        self._completion = completion
         self.error: BaseException | None = None
         self._job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
         self._runs = job.runs + 1
@@ -217,7 +220,14 @@ class Worker:
                 runs=self._runs,
             )
         events.tell(self._job)
-        result = merge(plan, progress=self._advance, cancel=self, rate=self._job.wishes.rate, job=self._job.id)
+        result = merge(
+            plan,
+            progress=self._advance,
+            cancel=self,
+            rate=self._job.wishes.rate,
+            job=self._job.id,
+            completion=self._completion,
+        )
         with self._lock:
             self._change(JobState.COMPLETED, bytes_done=plan.payload_bytes, undo=result.undo, error="", error_class="")
         return result

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhdkit.image.journal_records import RelinkState
+    from vhdkit.merging.completion import Completion
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
@@ -90,12 +91,13 @@ def merge(
     rate: int | None = None,
     job: str | None = None,
     folder: Folder | None = None,
+    completion: Completion | None = None,
 ) -> MergeResult:
     """Do what the plan says; see the module for the order of writes.
 
     It stops between two writes when `cancel` is set (a `threading.Event`), or when `progress` raises `MergeCancelled`;
     `rate` is the most bytes of payload a second; `job` the id that a journal which begins gets. However it ends, the
-    same plan made anew goes on.
+    same plan made anew goes on. `completion` is written when every sector is durable, before a source is removed.
 
     Raises:
         MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
@@ -122,7 +124,7 @@ def merge(
         removed: tuple[str, ...] = ()
     else:
         with MergeFiles(plan, place, _dropped(plan, place)) as files:
-            relinked, removed = _Merge(plan, place, files, pace, job).run()
+            relinked, removed = _Merge(plan, place, files, pace, job, completion).run()
             size = files.destination.storage.size()
     return MergeResult(
         sources=plan.sources,
@@ -169,8 +171,17 @@ def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
 class _Merge:
     """One run of a merge over files that are open and locked."""
 
-    def __init__(self, plan: MergePlan, folder: Folder, files: MergeFiles, pace: Pace, job: str | None) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        folder: Folder,
+        files: MergeFiles,
+        pace: Pace,
+        job: str | None,
+        completion: Completion | None = None,
+    ) -> None:
         self.job = job
+        self.completion = completion
         self.plan = plan
         self.folder = folder
         self.files = files
@@ -185,6 +196,7 @@ class _Merge:
         """Do it; return the children that were relinked and the sources that were removed."""
         try:
             self.writer = self._open_journal()
+            self._note_samples(self.writer)
             if self.plan.resume is not Resume.FINISHES:
                 self._fold(self.writer)
                 self._complete(self.writer)
@@ -258,6 +270,11 @@ class _Merge:
         writer.write("begin", **fields)
         self.folder.sync(paths.dirname(journal.path))
         return writer
+
+    def _note_samples(self, writer: JournalWriter) -> None:
+        """Keep what the completion record will have for the runs to come, which no longer find it in the files."""
+        if self.completion is not None and self.completion.samples != writer.journal.samples:
+            writer.note("sampled", samples=msgspec.to_builtins(self.completion.samples))
 
     def _stop(self, error: BaseException) -> None:
         """Leave a word of why; and nothing at all where nothing was changed yet."""
@@ -403,6 +420,8 @@ class _Merge:
             if self.files.has_child(path):
                 apply_patches(self.folder, self.files.child(path), relink.patches)
                 relinked.append(path)
+        if self.completion is not None:
+            self.completion.write(self.folder, self.destination)
         removed = remove_sources(self.plan, self.files, self.folder)
         if journal.begin is not None and journal.begin.undo and not journal.dropping:
             return tuple(relinked), removed

@@ -22,6 +22,7 @@ from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
 from vhdkit.merging.plan import MergePlan
 from vhdkit.merging.resume import find_complete, finishing_plan, is_about, still_holds
 from vhdkit.merging.survey import Survey, Wishes, states
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder
 
 # Names that files beside an image have while it is changed.
-_RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, ".partial")
+_RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, COMPLETION_SUFFIX, ".partial")
 
 
 def plan_merge(

@@ -1,0 +1,217 @@
+"""Merging again for a scheduler: a merge that is begun, gone on with, or found done already, each of them a success."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.errors import MergeError
+from vhdkit.format import unique_id
+from vhdkit.image.image import open_image
+from vhdkit.image.journal import read_journal
+from vhdkit.merging.completion import (
+    Completion,
+    MergedLeaf,
+    carried_on,
+    completion_path,
+    is_shown,
+    read_completions,
+    samples_of,
+)
+from vhdkit.merging.engine import merge
+from vhdkit.merging.files import open_planned
+from vhdkit.merging.plan import Resume
+from vhdkit.merging.planning import plan_merge
+from vhdkit.storage import paths
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from vhdkit.merging.engine import MergeResult
+    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder
+
+
+class Ensured(StrEnum):
+    """How a merge came to be complete: by this call alone, by this call after an earlier run, or before it."""
+
+    BEGUN = "begun"
+    RESUMED = "resumed"
+    WAS_DONE = "was-done"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsuredMerge:
+    """What `ensure_merged` found or did; `merge` is None if nothing was left to be done. Paths are absolute."""
+
+    outcome: Ensured
+    destination: str
+    merge: MergeResult | None
+
+
+class CarryOut(Protocol):
+    """What carries out a plan with its completion record, None for a plan with obstacles, as `vhdkit.merge` does."""
+
+    def __call__(self, plan: MergePlan, completion: Completion | None) -> MergeResult:
+        """Carry out the plan."""
+        ...
+
+
+def ensure_merged(
+    leaf: str,
+    *,
+    into: str,
+    leaf_id: str,
+    verify: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+    rate: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+    folder: Folder | None = None,
+) -> EnsuredMerge:
+    """Merge an image into an ancestor unless that is done: a call that may be repeated, after any end, on any host.
+
+    `leaf_id` is the leaf's unique id as vhdkit prints it, a GUID in Windows' form; an image of another id that has the
+    leaf's name is never merged. `into` is the ancestor, which every image between is merged into as well. The other
+    arguments are those of `plan_merge` and `merge`.
+
+    A completion record beside the ancestor, NAME.vhdkit-merged, says which leaves were merged by this function. Without
+    it a leaf that is gone is an error, since it may be lost; so it is with one that the ancestor does not bear out.
+
+    **Order**: that of `merge`; between its steps 8 and 9 the completion record is written, synced, with its folder.
+
+    Raises:
+        ValueError: `leaf_id` is no GUID.
+        MergeError: the leaf is gone, or another image has its name, and nothing shows that it was merged.
+        JournalError: the completion record cannot be read.
+        ImageInUseError: another process holds one of the files, such as another call of this.
+        VhdError, OSError: what `plan_merge` and `merge` raise.
+
+    """
+    place = folder or LocalFolder()
+
+    def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
+        return merge(plan, progress=progress, cancel=cancel, rate=rate, folder=folder, completion=completion)
+
+    request = _Request(place.real(leaf), place.real(into), _hexadecimal(leaf_id), tuple(search), parent_map, place)
+    return request.ensure(carry_out, verify=verify)
+
+
+def ensure(
+    leaf: str,
+    carry_out: CarryOut,
+    *,
+    into: str,
+    leaf_id: str,
+    verify: bool = False,
+    search: Sequence[str] = (),
+    parent_map: Mapping[str, str] | None = None,
+) -> EnsuredMerge:
+    """Do what `ensure_merged` does on local files, the merge itself being carried out by `carry_out`."""
+    place = LocalFolder()
+    request = _Request(place.real(leaf), place.real(into), _hexadecimal(leaf_id), tuple(search), parent_map, place)
+    return request.ensure(carry_out, verify=verify)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A leaf and its ancestor, by absolute paths; the id in hexadecimal."""
+
+    leaf: str
+    into: str
+    leaf_id: str
+    search: tuple[str, ...]
+    parent_map: Mapping[str, str] | None
+    folder: Folder
+
+    def ensure(self, carry_out: CarryOut, *, verify: bool) -> EnsuredMerge:
+        known = read_completions(self.folder, self.into)
+        if self._has_leaf():
+            return self._merge(carry_out, known, verify=verify)
+        entry = next((each for each in reversed(known) if each.leaf_id == self.leaf_id), None)
+        if entry is None:
+            raise MergeError(f"{self._gone()}, and {self._no_record()}", path=self.leaf)
+        if self._is_being_finished():
+            return self._merge(carry_out, known, verify=verify)
+        with open_chain(self.into, search=self.search, parent_map=self.parent_map, folder=self.folder) as destination:
+            if not is_shown(entry, destination.layers):
+                message = (
+                    f"{self._gone()}. It was merged into {self.into}, which does not show that: it was put back from an"
+                    " earlier version, or written over since; look for a copy of the leaf before that is used"
+                )
+                raise MergeError(message, path=self.leaf)
+        return EnsuredMerge(outcome=Ensured.WAS_DONE, destination=self.into, merge=None)
+
+    def _has_leaf(self) -> bool:
+        if not self.folder.exists(self.leaf):
+            return False
+        with open_image(self.leaf, folder=self.folder) as image:
+            return image.unique_id.hex() == self.leaf_id
+
+    def _gone(self) -> str:
+        return "another image has its name now" if self.folder.exists(self.leaf) else "the leaf is gone"
+
+    def _no_record(self) -> str:
+        path = completion_path(self.into)
+        return f"{path} does not say that {unique_id.guid(bytes.fromhex(self.leaf_id))} was merged: it may be lost"
+
+    def _is_being_finished(self) -> bool:
+        """Whether a merge of the leaf is complete but for removing what is left of its sources."""
+        journal = read_journal(self.folder, self.into)
+        if journal is None or journal.begin is None or not journal.merged or journal.begin.undo:
+            return False
+        top = journal.begin.sources[0]
+        return top.unique_id == self.leaf_id and not self.folder.exists(self.leaf)
+
+    def _merge(self, carry_out: CarryOut, known: Sequence[MergedLeaf], *, verify: bool) -> EnsuredMerge:
+        plan = plan_merge(
+            self.leaf,
+            into=self.into,
+            verify=verify,
+            search=self.search,
+            parent_map=self.parent_map,
+            folder=self.folder,
+        )
+        done = carry_out(plan, None if plan.obstacles else self._completion(plan, known))
+        outcome = Ensured.BEGUN if plan.resume is None else Ensured.RESUMED
+        return EnsuredMerge(outcome=outcome, destination=plan.destination, merge=done)
+
+    def _completion(self, plan: MergePlan, known: Sequence[MergedLeaf]) -> Completion:
+        """Return what is to be recorded, from the files as they are before the merge."""
+        journal = plan.journal
+        sampled = journal.samples if journal is not None else ()
+        if plan.resume is Resume.FINISHES:
+            with open_chain(self.into, search=self.search, parent_map=self.parent_map, folder=self.folder) as after:
+                own = [each for each in known if each.leaf_id == self.leaf_id and is_shown(each, after.layers)]
+                earlier = [each for each in known if each.leaf_id != self.leaf_id and is_shown(each, after.layers)]
+                samples = own[-1].samples if own else sampled
+                kept = carried_on(earlier, after)
+        else:
+            with open_planned(plan, self.folder) as chain:
+                depth = len(plan.sources)
+                earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
+                samples = samples_of(chain.layers, depth, sampled)
+                kept = carried_on(earlier, Chain(chain.layers))
+        payload = journal.begin.payload_bytes if journal is not None and journal.begin is not None else 0
+        name = paths.basename(self.leaf)
+        return Completion(
+            leaf_id=self.leaf_id,
+            leaf=name,
+            payload_bytes=max(payload, plan.payload_bytes),
+            samples=samples,
+            earlier=kept,
+        )
+
+
+def _hexadecimal(leaf_id: str) -> str:
+    """Return a GUID in Windows' form as the bytes that images hold, in hexadecimal."""
+    try:
+        return uuid.UUID(leaf_id).bytes_le.hex()
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"leaf_id: expected a GUID as `vhdkit info` prints it, got {leaf_id!r}") from error
