@@ -224,18 +224,18 @@ class _Search:
         return Clue(here, clue.origin, derived)
 
     def _may_list(self, directory: str, roots: list[str]) -> bool:
-        return is_below(paths.normpath(directory), roots) and is_below(self.folder.real(directory), roots)
+        return paths.is_below(paths.normpath(directory), roots) and paths.is_below(self.folder.real(directory), roots)
 
     def _try(self, clue: Clue, roots: list[str]) -> tuple[Storage, Metadata] | None:
         """Open a candidate if it is allowed, is there, is a VHD and has the right id."""
         # First by its text alone: even asking the system about a path outside can wake an automounter.
         real = paths.normpath(clue.path)
-        if is_below(paths.dirname(real), roots):
+        if paths.is_below(paths.dirname(real), roots):
             real = self.folder.real(clue.path)
         if real in self.seen:
             return None
         self.seen.add(real)
-        if not is_below(paths.dirname(real), roots):
+        if not paths.is_below(paths.dirname(real), roots):
             self.refused = True
             option = f"--search {shlex.quote(self.folder.display(paths.dirname(real)))}"
             self._reject(clue, f"outside of the folders allowed; {option} would allow it")
@@ -385,8 +385,3 @@ class _Search:
             found=found,
             candidates=tuple(self.candidates),
         )
-
-
-def is_below(directory: str, roots: list[str]) -> bool:
-    """Whether a directory, links already followed, is one of the roots or below one."""
-    return any((directory + paths.sep).startswith(root.rstrip(paths.sep) + paths.sep) for root in roots)

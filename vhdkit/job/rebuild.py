@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError, printable
 from vhdkit.image.journal import SUFFIX, read_journal
+from vhdkit.image.journal_files import check_names
 from vhdkit.job.record import Job, JobState, Wishes, job_id
 from vhdkit.job.row import encode
 from vhdkit.job.table import leave_out
@@ -40,9 +41,13 @@ def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
         folder.check_directory(directory)
         for journal in _journals(folder, folder.real(directory)):
             try:
+                check_names(journal, folder, search)
                 job = _job_of(journal, folder)
                 if job is not None:
                     encode(job)
+            except JournalError as error:
+                leave_out(f"no job can be listed by a journal: {error}")
+                continue
             except OSError:
                 # The merge has ended while it was looked at.
                 continue
@@ -68,7 +73,10 @@ def _journals(folder: Folder, directory: str) -> Iterator[Journal]:
             continue
         try:
             journal = read_journal(folder, destination)
-        except (JournalError, OSError):
+        except FileNotFoundError:
+            continue
+        except (JournalError, OSError) as error:
+            leave_out(f"no job can be listed by a journal: {printable(str(error))}")
             continue
         if journal is not None:
             yield journal
@@ -95,7 +103,8 @@ def _job_of(journal: Journal, folder: Folder) -> Job | None:
             child=sources[0],
             into=journal.destination,
             keep_sources=begin.keep_sources,
-            undo=undo or None,
+            # One that is gone, or was never made, is made for who names it alone.
+            undo=undo if undo and folder.exists(undo) else None,
             relink_siblings=begin.relink_siblings,
             verify=bool(begin.view),
             # Where they lie now, wherever they were looked for when it was begun.

@@ -21,10 +21,11 @@ from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
+from vhdkit.image.journal_files import check_names
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
 from vhdkit.merging.plan import MergePlan
-from vhdkit.merging.resume import find_complete, finishing_plan, is_about, still_holds
+from vhdkit.merging.resume import find_complete, finishing_plan, is_about, noting_unreadable_journals, still_holds
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -87,15 +88,20 @@ def plan_merge(
     if not place.exists(path) and to is None:
         ended = find_complete(place, path, search)
         if ended is not None:
+            check_names(ended, place, [paths.dirname(place.real(path)), *search, *(parent_map or {}).values()])
             plan = finishing_plan(ended, place, tuple(search), keep_sources=keep_sources)
             return _with_claims(plan, place, acting_for)
-    with open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place) as chain:
+    with noting_unreadable_journals(place, path, search):
+        opened = open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place)
+    with opened as chain:
         if to is not None:
             return _plan_new_file(chain, place, place.real(to), tuple(search))
         depth = _resumed_depth(chain, place) if resume else _destination_depth(chain, place, into)
         destination = chain.layers[depth]
         journal = read_journal(place, destination.path)
         sources = chain.layers[:depth]
+        if journal is not None:
+            check_names(journal, place, _named_directories(chain, wishes.undo, (*search, *(parent_map or {}).values())))
         # What was written since a merge was complete is merged again, from the start.
         complete = journal is not None and still_holds(journal, chain.layers, depth)
         if journal is not None and complete and is_about(journal, sources, destination):
@@ -121,6 +127,12 @@ def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:
         each for each in plan.obstacles if not (isinstance(each, ReadOnlyImageError) and each.path in change.files)
     ]
     return replace(plan, obstacles=(*claimed, *others))
+
+
+def _named_directories(chain: Chain, undo: str | None, search: Sequence[str]) -> tuple[str, ...]:
+    """Return where a merge may find files: the directories of its chain, and those that the caller named."""
+    found = [paths.dirname(path) for path in (*(layer.path for layer in chain.layers), *([undo] if undo else []))]
+    return (*dict.fromkeys(found), *search)
 
 
 def _check_wishes(path: str, into: str | None, to: str | None, wishes: Wishes, folder: Folder) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.compare import compare
 from vhdkit.chain.link import compare_metadata
-from vhdkit.chain.locate import Where, find_parent, is_below
+from vhdkit.chain.locate import Where, find_parent
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -469,6 +469,6 @@ def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Fol
     how = f"--search {shlex.quote(there)} finds it" if is_searched else f"--parent {shlex.quote(parent.path)} names it"
     if unasked is not None:
         return [f"whoever reads it unasked takes {unasked[1]}, which has the same id, for its parent; {how}"]
-    if not is_below(there, [paths.dirname(child.path)]):
+    if not paths.is_below(there, [paths.dirname(child.path)]):
         return [f"its parent lies outside of its own folder, where parents are looked for unasked; {how}"]
     return [f"no path in it leads to its parent; {how}"]

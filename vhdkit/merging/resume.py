@@ -10,6 +10,7 @@ then taken from the journal alone, each file of which must still be what it was 
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from vhdkit.merging.relink import Relink, check_relink
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -136,6 +137,24 @@ def shows_what_was_copied(
             if at < stop and chain.read(at, stop - at) != below.read(at, stop - at):
                 return False
     return True
+
+
+@contextmanager
+def noting_unreadable_journals(folder: Folder, path: str, search: Sequence[str]) -> Iterator[None]:
+    """Add to the error of a file that is not there which journals could not be read that may be about it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        for directory in dict.fromkeys([paths.dirname(folder.real(path)), *map(folder.real, search)]):
+            for entry in folder.walk(directory, one_device=True):
+                if entry.path.endswith(SUFFIX):
+                    try:
+                        read_journal(folder, entry.path.removesuffix(SUFFIX))
+                    except JournalError as unreadable:
+                        error.add_note(f"A journal was passed over: {unreadable}")
+                    except OSError:
+                        continue
+        raise
 
 
 def find_complete(folder: Folder, path: str, search: Sequence[str]) -> Journal | None:

@@ -27,13 +27,22 @@ from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, read_journal
+from vhdkit.image.journal_files import check_names
 from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
 from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
-from vhdkit.merging.resume import check_relinks, check_undo, find_complete, finishing_plan, is_as_left, remaining
+from vhdkit.merging.resume import (
+    check_relinks,
+    check_undo,
+    find_complete,
+    finishing_plan,
+    is_as_left,
+    noting_unreadable_journals,
+    remaining,
+)
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -66,9 +75,12 @@ def drop_undo(
 
     """
     place = folder or LocalFolder()
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
     journal = None if place.exists(path) else find_complete(place, path, search)
     if journal is None:
-        _, journal = _undone(path, Where(folder=place, search=tuple(search), parent_map=parent_map or {}))
+        _, journal = _undone(path, where)
+    else:
+        check_names(journal, place, _named_directories(path, where))
     if not journal.merged or journal.rolling_back:
         raise JournalError(f"it cannot be dropped: {journal.say()}", path=path)
     if place.exists(path) and not journal.dropping:
@@ -128,12 +140,14 @@ def rollback(
 
     """
     place = folder or LocalFolder()
+    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
     if not place.exists(path):
         journal = find_complete(place, path, search)
         if journal is not None and journal.restored:
+            check_names(journal, place, _named_directories(path, where))
             _forget(place, journal)
             return ()
-    destination, journal = _undone(path, Where(folder=place, search=tuple(search), parent_map=parent_map or {}))
+    destination, journal = _undone(path, where)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
     change = Change(destination=destination, others=(place.real(path), *relinked))
     _refuse_claimed(journal, place, tuple(search), change)
@@ -166,14 +180,22 @@ def _refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], c
 
 def _undone(path: str, where: Where) -> tuple[str, Journal]:
     """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
-    with open_image(path, folder=where.folder) as undo:
+    with noting_unreadable_journals(where.folder, path, where.search):
+        opened = open_image(path, folder=where.folder)
+    with opened as undo:
         if not undo.is_differencing:
             raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
         with find_parent(undo, where, {undo.storage.identity}).layer as below:
             journal = read_journal(where.folder, below.path)
             if journal is None or journal.begin is None or journal.begin.undo_id != undo.unique_id.hex():
                 raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
+            check_names(journal, where.folder, _named_directories(path, where))
             return below.path, journal
+
+
+def _named_directories(path: str, where: Where) -> tuple[str, ...]:
+    """Return where a roll-back may find files: beside the undo image, and where the caller says."""
+    return (paths.dirname(where.folder.real(path)), *where.search, *where.parent_map.values())
 
 
 def _unchanged(journal: Journal, folder: Folder) -> Journal:

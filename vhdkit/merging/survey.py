@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain
-from vhdkit.chain.locate import is_below
 from vhdkit.errors import (
     CorruptImageError,
     JournalError,
@@ -23,7 +22,7 @@ from vhdkit.errors import (
 from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image import extent
 from vhdkit.image.image import Image, Layer, open_image
-from vhdkit.image.journal import read_journal
+from vhdkit.image.journal import command, read_journal
 from vhdkit.merging.layout import Layout, lay_out, moves, target_of
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import LayerState, MergePlan, Resume, UndoPlan
@@ -164,6 +163,7 @@ class Survey:
         if journal is None or journal.begin is None:
             return
         path = journal.resolve(journal.begin.undo) if journal.begin.undo else None
+        is_named = self.wishes.undo is not None
         if self.wishes.undo not in {None, path}:
             kept = f"keeps what it overwrites in {path}" if path else "keeps nothing for an undo"
             message = f"an earlier run of this merge, which was cut off, {kept}; go on with --resume"
@@ -182,6 +182,11 @@ class Survey:
         if not self.folder.exists(path):
             if journal.reserved:
                 message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
+                self.obstacles.append(JournalError(message, path=path))
+            elif not is_named:
+                # Whoever may lay a journal beside the destination must not choose what is made, and where.
+                again = command("merge", self.chain.path, "--into", self.destination.path, "--undo", path)
+                message = f"an earlier run of this merge was cut off before it made this undo image; {again} goes on"
                 self.obstacles.append(JournalError(message, path=path))
             return
         image = open_image(path, folder=self.folder)
@@ -219,7 +224,7 @@ class Survey:
         )
         for relink in relinks:
             self._check_relink(relink)
-            if not is_below(paths.dirname(self.wishes.undo), [paths.dirname(relink.child), *self.search]):
+            if not paths.is_below(paths.dirname(self.wishes.undo), [paths.dirname(relink.child), *self.search]):
                 message = "it would not find the undo image, which must lie in its folder or below"
                 self.obstacles.append(MergeError(message, path=relink.child))
         return relinks

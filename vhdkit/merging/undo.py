@@ -11,14 +11,16 @@ that place is never saved again, for it may be overwritten by then; behind it ev
 from __future__ import annotations
 
 import time
+import uuid
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhdkit.chain.resolve import resolve
+from vhdkit.errors import VhdError
 from vhdkit.format import timestamp
 from vhdkit.format.bitmap import bitmap_size
-from vhdkit.format.footer import DiskType
+from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.image import extent
 from vhdkit.image.create import new_footer, partial_name, write_empty
@@ -27,7 +29,9 @@ from vhdkit.image.image import Image, Placement, open_image
 from vhdkit.image.reference import reference_to
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import UndoPlan, missing_blocks
+from vhdkit.merging.relatives import identity_at
 from vhdkit.storage import paths
+from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -114,15 +118,48 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) ->
 
 
 def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
-    """Remove what an earlier run of the same job, cut off, left of its undo image under the other name."""
+    """Remove what an earlier run of the same job, cut off, left of its undo image under the other name.
+
+    Any other file that has that name is left alone.
+    """
     temporary = _temporary(plan, job)
-    if folder.exists(temporary):
+    if folder.exists(temporary) and _is_half_made(folder, temporary, plan):
         folder.remove(temporary)
         folder.sync(paths.dirname(temporary))
 
 
+def _is_half_made(folder: Folder, path: str, plan: UndoPlan) -> bool:
+    """Whether a file is the undo image by another name, or an empty one as far as a cut has left it.
+
+    Such a one has at its beginning nothing, zeros, or the footer with the id of the undo image.
+    """
+    try:
+        storage = folder.open(path)
+    except OSError:
+        return False
+    try:
+        if folder.exists(plan.path) and identity_at(plan.path, folder) == storage.identity:
+            return True
+        raw = read_bytes(storage, 0, FOOTER_SIZE)
+        return storage.size() <= plan.size and (not any(raw) or _id_in(raw) == plan.unique_id)
+    finally:
+        storage.close()
+
+
+def _id_in(raw: bytes) -> bytes:
+    try:
+        return Footer.from_bytes(raw).unique_id
+    except VhdError:
+        return b""
+
+
 def _temporary(plan: UndoPlan, job: str) -> str:
-    return partial_name(plan.path, job)
+    """Return the name of an undo image that is being made; a job that was called anything gets an id of its own."""
+    try:
+        token = uuid.UUID(job).hex
+    except ValueError:
+        token = uuid.uuid5(uuid.NAMESPACE_OID, job).hex
+    return partial_name(plan.path, token)
 
 
 class Saver:

@@ -1,5 +1,16 @@
 """Paths as text, in this machine's writing. Nothing here looks at a file: what exists, a `Folder` tells."""
 
-from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
+from __future__ import annotations
 
-__all__ = ["abspath", "basename", "dirname", "join", "normpath", "relpath", "sep", "splitext"]
+from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["abspath", "basename", "dirname", "is_below", "join", "normpath", "relpath", "sep", "splitext"]
+
+
+def is_below(directory: str, roots: Iterable[str]) -> bool:
+    """Whether a directory, links already followed, is one of the roots or below one."""
+    return any((directory + sep).startswith(root.rstrip(sep) + sep) for root in roots)
