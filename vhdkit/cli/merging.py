@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -183,8 +183,6 @@ def _ensure(
 
     chosen = {name: wishes[name] for name in ("into", "verify", "search", "parent_map")}
     with _refusal_told(child, machine):
-        with suppress(FileNotFoundError):
-            _refuse_to_ruin(child, wishes)
         try:
             done = ensure(child, carry_out, leaf_id=leaf_id, **chosen)
         except ValueError as error:
