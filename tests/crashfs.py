@@ -446,6 +446,9 @@ class CrashFolder:
     def real(self, path: str) -> str:
         return posixpath.normpath(posixpath.join("/", path))
 
+    def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
+        return self.real(path) in self.names_of and self[path].number == identity[1]
+
     def display(self, path: str) -> str:
         return path
 

@@ -161,6 +161,9 @@ class ThroughFolder:
     def real(self, path: str) -> str:
         return self.inner.real(path)
 
+    def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
+        return self.inner.is_without_links(path, identity)
+
     def display(self, path: str) -> str:
         return self.inner.display(path)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self, overload
 
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.index import ChainIndex
 from vhdkit.chain.link import compare_link
 from vhdkit.chain.locate import Where, find_parent
@@ -83,6 +84,7 @@ def open_chain(
         parent=parent,
         lock=lock,
         accept_id_mismatch=accept_id_mismatch,
+        index=FolderIndex(place),
     )
     exclusive = writable if lock else None
     leaf = open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=place)

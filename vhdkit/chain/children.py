@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.locate import Where, parent_identity
 from vhdkit.errors import Corruption, Finding, MergeError, VhdError
 from vhdkit.image.create import is_partial
@@ -54,7 +55,7 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
         if isinstance(error, OSError):
             message = f"it cannot be read, so that it cannot be told whether it needs {image.path}; make it readable"
             raise MergeError(f"{message}, or move it elsewhere", path=path) from error
-    where = Where(folder=folder, search=(*search, directory))
+    where = Where(folder=folder, search=(*search, directory), index=FolderIndex(folder))
     own = image.storage.identity
     found = {path: child.parent_id for path, child in catalog.images.items() if child.identity != own}
     found |= {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import errno
 import shlex
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.chain import names
-from vhdkit.chain.catalog import read_entries
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.names import Clue
 from vhdkit.errors import (
     Candidate,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 _BY_ID = "unique id"
 _EXPLICIT = "--parent"
+# Components of one path that are written in other case than the folders are: no tree of images is so deep.
+_MOST_IN_OTHER_CASE = 64
 _AMBIGUOUS = "has the right id, and so have others; choose with --parent"
 
 
@@ -57,7 +60,7 @@ class Where:
 
     With `lock` the parent that is found is held, shared; what is only looked at on the way never is. With
     `accept_id_mismatch` the file that the child names, or `parent`, is taken though its id is another, if none has the
-    right one: for reading only.
+    right one: for reading only. Searches that follow one another share an `index`, so that each folder is read once.
     """
 
     folder: Folder
@@ -66,6 +69,15 @@ class Where:
     parent: str | None = None
     lock: bool = False
     accept_id_mismatch: bool = False
+    index: FolderIndex | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot name a file before anything is opened."""
+        given = [("parent", self.parent or ""), *(("search", path) for path in self.search)]
+        given += [("parent_map", local) for local in self.parent_map.values()]
+        for argument, path in given:
+            if not names.can_be_a_path(path):
+                raise ValueError(f"{argument}: no file can be called {path!r}")
 
 
 class Child(Protocol):
@@ -118,6 +130,7 @@ class _Search:
         self.child = child
         self.where = where
         self.folder = where.folder
+        self.index = where.index or FolderIndex(where.folder)
         self.above = above
         self.directory = paths.dirname(self.folder.real(child.path))
         self.candidates: list[Candidate] = []
@@ -211,17 +224,43 @@ class _Search:
     def _below(self, directory: str, clue: Clue, roots: list[str]) -> Clue:
         """Return the clue with its path below a directory; what does not exist is taken in other case if unique.
 
-        No folder outside of the roots is listed for that.
+        No folder outside of the roots is listed for that, and nothing below a folder that is not there is asked for: a
+        path may have thousands of components.
         """
+        parts = [part for part in clue.path.split("/") if part not in {"", "."}]
         here, derived = directory, clue.derived
-        for part in (part for part in clue.path.split("/") if part not in {"", "."}):
-            exact = paths.join(here, part)
-            if part != ".." and self._may_list(here, roots) and not self.folder.exists(exact):
-                alike = [name for name in self.folder.names(here) if name.lower() == part.lower()]
-                if len(alike) == 1:
-                    exact, derived = paths.join(here, alike[0]), True
-            here = exact
-        return Clue(here, clue.origin, derived)
+        for _ in range(_MOST_IN_OTHER_CASE):
+            missing = self._first_missing(here, parts, roots)
+            if missing is None:
+                break
+            there = paths.join(here, *parts[:missing])
+            alike = self.index.alike(there, parts[missing]) if self._may_list(there, roots) else ()
+            if len(alike) != 1:
+                break
+            here, parts, derived = paths.join(there, alike[0]), parts[missing + 1 :], True
+        return Clue(paths.join(here, *parts), clue.origin, derived)
+
+    def _first_missing(self, directory: str, parts: list[str], roots: list[str]) -> int | None:
+        """Return which part of a path below a directory is the first that is not there, None if all of them are.
+
+        Where one is missing, so is everything behind it: so few of them have to be asked for. Those that lie outside
+        of the roots, by their text, are not asked for at all.
+        """
+        asked, here = [], directory
+        for number, part in enumerate(parts):
+            if part == "..":
+                here = paths.dirname(here)
+                continue
+            if is_below(here, roots):
+                asked.append(number)
+            here = paths.join(here, part)
+
+        def is_missing(number: int) -> bool:
+            return not self.folder.exists(paths.join(directory, *parts[: number + 1]))
+
+        if not asked or not is_missing(asked[-1]):
+            return None
+        return asked[bisect_left(asked, True, key=is_missing)]  # noqa: FBT003 - False sorts before True
 
     def _may_list(self, directory: str, roots: list[str]) -> bool:
         return paths.is_below(paths.normpath(directory), roots) and paths.is_below(self.folder.real(directory), roots)
@@ -246,6 +285,10 @@ class _Search:
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise  # of the file it says nothing
             self._reject(clue, (getattr(error, "strerror", None) or str(error)).lower())
+            return None
+        if not self.folder.is_without_links(real, storage.identity):
+            storage.close()
+            self._reject(clue, "a folder in its path was replaced while it was opened")
             return None
         metadata = self._fitting_metadata(storage, clue)
         if metadata is None:
@@ -275,9 +318,8 @@ class _Search:
         """
         if "base name" not in clue.origin or paths.dirname(storage.path) == self.directory:
             return False
-        near = read_entries(self.folder, self.folder.walk(self.directory, deep=False), {})
-        known = {storage.identity, *self.above}
-        rivals = [path for path, image in near if image.unique_id == self.wanted and image.identity not in known]
+        near = self.index.with_id(self.directory, self.wanted, deep=False)
+        rivals = [path for path, identity in near if identity != storage.identity and identity not in self.above]
         if rivals:
             self.ambiguous = True
             storage.close()
@@ -290,10 +332,10 @@ class _Search:
         fitting: dict[tuple[int, int], str] = {}
         for root in dict.fromkeys(self.roots):
             # What lies below the image's own folder unnamed may well be a backup; a search folder was asked for.
-            entries = self.folder.walk(root, deep=root != self.directory or root in self.searched)
-            for path, image in read_entries(self.folder, entries, {}):
-                if image.unique_id == self.wanted and image.identity not in self.above:
-                    fitting.setdefault(image.identity, path)
+            deep = root != self.directory or root in self.searched
+            for path, identity in self.index.with_id(root, self.wanted, deep=deep):
+                if identity not in self.above:
+                    fitting.setdefault(identity, path)
         if len(fitting) == 1:
             self.seen.clear()
             return self._try(Clue(next(iter(fitting.values())), _BY_ID), self.roots)

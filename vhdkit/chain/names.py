@@ -46,16 +46,15 @@ def texts(metadata: Metadata) -> Iterator[Clue]:
     clues = [Clue(by_code[code], code.decode()) for code in _ORDER if code in by_code]
     if metadata.header is not None and metadata.header.parent_name:
         clues.append(Clue(metadata.header.parent_name, NAME_FIELD))
-    yield from (clue for clue in clues if _can_be_a_path(clue.path))
+    yield from (clue for clue in clues if can_be_a_path(clue.path))
 
 
-def _can_be_a_path(text: str) -> bool:
-    """Whether text can name a file at all: half a surrogate pair cannot."""
+def can_be_a_path(text: str) -> bool:
+    """Whether text can name a file at all: a NUL cannot, nor half a surrogate pair."""
     try:
-        text.encode(errors="surrogateescape")
+        return b"\0" not in text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def is_absolute(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
@@ -19,20 +20,51 @@ if TYPE_CHECKING:
 
 # What says that an earlier run of something was cut off.
 UNFINISHED = {Corruption.MERGE_UNFINISHED, Corruption.HEADER_UNFINISHED}
-# Calls within calls; 8 MiB of stack have room for several times as many.
-_DEEP = 6000
+# Lines of JSON are indented no further than at this depth: those of a family 2,000 deep would be 69 MiB of spaces.
+_MOST_INDENTED = 64
+_CHUNK_PARTS = 4096
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON; bytes that are no text in a path come out escaped."""
-    # The encoder calls itself twice for each layer of a family tree, and chains may have 1,024.
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, _DEEP))
-    try:
-        text = json.dumps(value, indent=2)
-    finally:
-        sys.setrecursionlimit(before)
-    click.echo(text)
+    parts = _json_parts(value)
+    while chunk := "".join(islice(parts, _CHUNK_PARTS)):
+        click.echo(chunk, nl=False)
+    click.echo()
+
+
+def _json_parts(value: object) -> Iterator[str]:
+    """Yield what json.dumps(value, indent=2) returns, by parts; with a stack of our own, for a tree may be deep.
+
+    >>> "".join(_json_parts({"a": [1, {}], "b": None})) == json.dumps({"a": [1, {}], "b": None}, indent=2)
+    True
+    """
+    todo: list[tuple[Iterator[tuple[str, object]], str]] = [(iter([("", value)]), "")]
+    is_first = True
+    while todo:
+        members, end = todo[-1]
+        indent = "\n" + "  " * min(len(todo) - 1, _MOST_INDENTED)
+        member = next(members, None)
+        if member is None:
+            todo.pop()
+            outer = "\n" + "  " * min(len(todo) - 1, _MOST_INDENTED)
+            yield (outer if todo else "") + end
+            is_first = False
+            continue
+        name, content = member
+        if len(todo) > 1:
+            yield ("" if is_first else ",") + indent + name
+        is_first = False
+        if isinstance(content, dict) and content:
+            yield "{"
+            todo.append((((f"{json.dumps(key)}: ", each) for key, each in content.items()), "}"))
+            is_first = True
+        elif isinstance(content, (list, tuple)) and content:
+            yield "["
+            todo.append(((("", each) for each in content), "]"))
+            is_first = True
+        else:
+            yield json.dumps(content)
 
 
 def size_text(size: int) -> str:
@@ -74,10 +106,10 @@ def warn_before_reading(file: str, options: Mapping[str, Any]) -> None:
 
 def table(rows: Iterable[tuple[str, object]]) -> None:
     """Print names and values in two columns."""
-    rows = list(rows)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:<{width}}  {printable(str(value))}")
+    texts = [(printable(name), printable(str(value))) for name, value in rows]
+    width = max(len(name) for name, _ in texts)
+    for name, text in texts:
+        click.echo(f"{name:<{width}}  {text}")
 
 
 @contextmanager

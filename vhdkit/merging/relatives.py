@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, unseen_findings
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.image.image import Image, open_image
 from vhdkit.merging.relink import Relink
@@ -57,7 +58,7 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
     }
     for path in catalog.unreadable:
         children[path] = parent_id_of_damaged(folder, path)
-    where = Where(folder=folder, search=(*search, *directories))
+    where = Where(folder=folder, search=(*search, *directories), index=FolderIndex(folder))
     of_destination, of_sources, relinks = [], [], []
     for path, parent_id in children.items():
         if parent_id not in ids:

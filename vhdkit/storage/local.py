@@ -91,6 +91,15 @@ class LocalFolder:
     def real(self, path: str) -> str:
         return os.path.realpath(path)
 
+    def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
+        try:
+            if not _CAN_STEP:
+                status = os.stat(path, follow_symlinks=False)
+                return os.path.realpath(path) == path and (status.st_dev, status.st_ino) == identity
+            return _identity_without_links(path) == identity
+        except OSError:
+            return False
+
     def display(self, path: str) -> str:
         try:
             relative = os.path.relpath(path)
@@ -188,6 +197,21 @@ class LocalFolder:
             os.close(descriptor)
 
 
+def _identity_without_links(path: str) -> tuple[int, int]:
+    """Return which file a path leads to from directory to directory, each held; raise OSError where one is a link."""
+    *above, name = path.split("/")[1:]
+    held = os.open("/", _STEP_FLAGS)
+    try:
+        for part in above:
+            below = os.open(part, _STEP_FLAGS, dir_fd=held)
+            os.close(held)
+            held = below
+        status = os.stat(name, dir_fd=held, follow_symlinks=False)
+        return status.st_dev, status.st_ino
+    finally:
+        os.close(held)
+
+
 def _umask() -> int:
     """Return which permissions new files of this process lack; it can only be read by being set."""
     mask = os.umask(0o077)
@@ -219,3 +243,6 @@ _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 _COMMON_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Without O_NONBLOCK opening a named pipe would wait for a writer for ever.
 _OPEN_FLAGS = _COMMON_FLAGS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+# Linux opens a directory as a mere place; it need not be readable for that.
+_CAN_STEP = hasattr(os, "O_PATH") and os.open in os.supports_dir_fd and os.stat in os.supports_dir_fd
+_STEP_FLAGS = _COMMON_FLAGS | getattr(os, "O_PATH", 0) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)

@@ -220,6 +220,14 @@ class Folder(Protocol):
         """Return the absolute path with every symbolic link followed; the file need not exist."""
         ...
 
+    def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
+        """Whether an absolute path leads to a file, and no component of it is a symbolic link, at one moment.
+
+        Between `real` and `open` a directory may be replaced by a link: what is asked of the opened file's identity
+        cannot be fooled so.
+        """
+        ...
+
     def display(self, path: str) -> str:
         """Return the path as a person would type it: relative if that is shorter."""
         ...
