@@ -11,7 +11,7 @@ import pickle
 import re
 import signal
 import stat
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -533,3 +533,57 @@ def test_a_path_of_64_kib_is_answered_quickly_and_in_few_words(tree: Path, text:
     error = refused(tree, child(locator(0, b"W2ru", text), locator(1, b"W2ku", text)))
     assert isinstance(error, REFUSALS)
     assert len(str(error)) < 3 * 4096, "names longer than 4096 bytes are no paths (4.5)"
+
+
+# Folders that are replaced while a parent is opened
+
+
+class Swapping(LocalFolder):
+    """The machine's files, where a folder becomes a link to another one between the look at a path and its opening."""
+
+    def __init__(self, folder: Path, target: Path, *, back: bool) -> None:
+        super().__init__()
+        self.folder = folder
+        self.target = target
+        self.back = back
+        self.swaps = 0
+
+    def open(self, path: str, *, writable: bool = False) -> Storage:
+        if not path.startswith(f"{self.folder}/"):
+            return super().open(path, writable=writable)
+        self.swaps += 1
+        aside = self.folder.with_name("aside")
+        self.folder.rename(aside)
+        self.folder.symlink_to(self.target)
+        try:
+            return super().open(path, writable=writable)
+        finally:
+            if self.back:
+                self.folder.unlink()
+                aside.rename(self.folder)
+            else:
+                aside.rename(self.folder.with_name(f"aside{self.swaps}"))
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["and back", "for good"])
+def test_a_folder_that_becomes_a_link_while_a_parent_is_opened_leads_nowhere(tree: Path, *, back: bool) -> None:
+    (tree / "own/sub").mkdir()
+    (tree / "own/sub/base.vhd").write_bytes(base(2))
+    (tree / "own/leaf.avhd").write_bytes(child(locator(0, b"W2ru", ".\\sub\\base.vhd")))
+    folder = Swapping(tree / "own/sub", tree / "out", back=back)
+    with pytest.raises(ChainError) as caught:
+        open_chain(str(tree / "own/leaf.avhd"), folder=folder)
+    assert folder.swaps
+    assert "replaced" in str(caught.value)
+
+
+def test_without_links_is_told_of_the_opened_file(tree: Path) -> None:
+    (tree / "own/sub").symlink_to(tree / "out")
+    folder = LocalFolder()
+    straight, crooked = str(tree / "out/base.vhd"), str(tree / "own/sub/base.vhd")
+    with closing(folder.open(straight)) as storage:
+        identity = storage.identity
+        assert folder.is_without_links(straight, identity)
+        assert not folder.is_without_links(crooked, identity)
+        assert not folder.is_without_links(straight, (identity[0], identity[1] + 1))
+        assert not folder.is_without_links(str(tree / "out/gone.vhd"), identity)

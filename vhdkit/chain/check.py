@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.undo_image import undo_image_of
@@ -134,6 +135,7 @@ def check(
         parent_map=parent_map or {},
         parent=parent,
         accept_id_mismatch=accept_id_mismatch,
+        index=FolderIndex(place),
     )
     checker = _Checker(where, deep=deep, now=time.time() if now is None else now)
     checker.check_leaf(place.real(path))

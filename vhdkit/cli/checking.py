@@ -8,7 +8,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.options import accept_option, chain_options, json_option, where
-from vhdkit.cli.output import path_text, print_json
+from vhdkit.cli.output import echo, path_text, print_json
 from vhdkit.errors import Level, printable
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) 
         print_json(_record(file, report))
         return report.exit_code
     for finding in report.findings:
-        click.echo(_line(finding))
-    click.echo(_summary(file, report))
+        echo(_line(finding))
+    echo(_summary(file, report))
     return report.exit_code
 
 

@@ -13,7 +13,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.options import FOLDER, accept_option, chain_options, force_share_option, json_option, reading, where
-from vhdkit.cli.output import UNFINISHED, path_text, print_json, size_text, table, warn
+from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, warn
 from vhdkit.errors import VhdError, printable
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.image.extent import Extent
+
+# Lines of trees are indented no further than for the longest chain that is opened.
+_MOST_INDENTED = 1024
 
 
 @click.command()
@@ -62,11 +65,11 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
         return
     _print_info(record)
     for layer in record["backing-chain"][1:] if backing_chain else ():
-        click.echo()
+        echo()
         _print_info(layer)
     warn(findings)
     if not metadata.checksum_ok:
-        click.echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
+        echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
 
 
 def _print_info(record: dict[str, Any]) -> None:
@@ -101,7 +104,7 @@ def chain(file: str, *, as_json: bool, **options: Any) -> None:
             return
         for depth, layer in enumerate(layers):
             size = size_text(layer["virtual-size"])
-            click.echo(f"{depth}  {layer['disk-type']:<12}  {size:<32}  {path_text(layer['filename'])}")
+            echo(f"{depth}  {layer['disk-type']:<12}  {size:<32}  {path_text(layer['filename'])}")
         warn(opened.findings)
 
 
@@ -127,23 +130,23 @@ def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:
     _print_trees("bases", found.bases)
     _print_trees("orphans", found.orphans)
     for entry in record["ambiguous"]:
-        click.echo(f"{path_text(entry['filename'])} may have one of several parents:")
+        echo(f"{path_text(entry['filename'])} may have one of several parents:")
         _print_paths(entry["parents"])
     for entry in record["duplicates"]:
-        click.echo(f"these share the id {entry['unique-id']}:")
+        echo(f"these share the id {entry['unique-id']}:")
         _print_paths(entry["filenames"])
     if record["unreadable"]:
-        click.echo("unreadable:")
+        echo("unreadable:")
         for entry in record["unreadable"]:
-            click.echo(f"    {path_text(entry['filename'])}: {printable(entry['error'])}")
+            echo(f"    {path_text(entry['filename'])}: {printable(entry['error'])}")
     if not any(record.values()):
-        click.echo(f"no images in {path_text(directory)}")
+        echo(f"no images in {path_text(directory)}")
     warn(found.unfinished)
 
 
 def _print_paths(paths: list[str]) -> None:
     for path in paths:
-        click.echo(f"    {path_text(path)}")
+        echo(f"    {path_text(path)}")
 
 
 def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
@@ -153,15 +156,16 @@ def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
     # A terminal without line-drawing characters gets what every one has.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     fork, corner, bar = ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
-    lines = [title]
-    todo = [(image, "", place == 0) for place, image in enumerate(reversed(images))]
+    echo(title)
+    todo = [(image, "", place == 0, 0) for place, image in enumerate(reversed(images))]
     while todo:
-        image, indent, is_last = todo.pop()
-        needs = "" if indent or image.parent_id is None else f", {_needs(image)}"
-        lines.append(f"{indent}{corner if is_last else fork}{_image_text(image)}{needs}")
-        indent += "    " if is_last else bar
-        todo += [(child, indent, place == 0) for place, child in enumerate(reversed(image.children))]
-    click.echo("\n".join(lines))
+        image, indent, is_last, depth = todo.pop()
+        needs = "" if depth or image.parent_id is None else f", {_needs(image)}"
+        # Further in, the lines of a long chain would be all indent: a number says how deep they are.
+        deep = f"({depth}) " if depth > _MOST_INDENTED else ""
+        echo(f"{indent}{corner if is_last else fork}{deep}{_image_text(image)}{needs}")
+        indent += "" if depth >= _MOST_INDENTED else "    " if is_last else bar
+        todo += [(child, indent, place == 0, depth + 1) for place, child in enumerate(reversed(image.children))]
 
 
 def _image_text(image: ScannedImage) -> str:
@@ -193,17 +197,17 @@ def map_(file: str, *, as_json: bool, **options: Any) -> None:
         if as_json:
             separator = "[\n"
             for record in _map_records(opened):
-                click.echo(f"{separator}  {json.dumps(record)}", nl=False)
+                echo(f"{separator}  {json.dumps(record)}", nl=False)
                 separator = ",\n"
-            click.echo("\n]" if separator == ",\n" else "[]")
+            echo("\n]" if separator == ",\n" else "[]")
             return
-        click.echo(f"{'start':>16}  {'length':>16}  depth  {'content':<7}  {'offset':>16}  file")
+        echo(f"{'start':>16}  {'length':>16}  depth  {'content':<7}  {'offset':>16}  file")
         for record in _map_records(opened):
             content = "data" if record["data"] else "zero"
             offset = "-" if record["offset"] is None else record["offset"]
             name = path_text(record["file"]) if record["file"] else "-"
             start, length, depth = record["start"], record["length"], record["depth"]
-            click.echo(f"{start:>16}  {length:>16}  {depth:>5}  {content:<7}  {offset:>16}  {name}")
+            echo(f"{start:>16}  {length:>16}  {depth:>5}  {content:<7}  {offset:>16}  {name}")
         warn(opened.findings)
 
 

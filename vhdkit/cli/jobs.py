@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vhdkit.cli.options import FOLDER, json_option, progress_option
-from vhdkit.cli.output import print_json, progress_shown, table
+from vhdkit.cli.output import echo, print_json, progress_shown, table
 from vhdkit.errors import printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _warn_of_left_out() -> None:
 
     for text in take_left_out():
         with suppress(OSError):
-            click.echo(f"warning: {text}", err=True)
+            echo(f"warning: {text}", err=True)
 
 
 @job.command("list")
@@ -91,7 +91,7 @@ def list_(
     ended = [each for each in found if each.state.is_finished]
     if limit is not None and len(ended) > limit:
         found = tuple(each for each in found if each.id != ended[0].id)
-        click.echo(f"older jobs are not shown, only the newest {limit} that have ended; --all shows them", err=True)
+        echo(f"older jobs are not shown, only the newest {limit} that have ended; --all shows them", err=True)
     if chosen is not None:
         found = chosen.of(found)
     _print_list(found, style, as_json=as_json)
@@ -130,11 +130,11 @@ def _print_list(found: Sequence[Job], style: str | None, *, as_json: bool) -> No
     if as_json:
         print_json([describe_job(each) for each in found])
     elif style == "cim":
-        click.echo(_cim(found), nl=False)
+        echo(_cim(found), nl=False)
     elif found:
-        click.echo("\n".join(job_table(found)))
+        echo("\n".join(job_table(found)))
     else:
-        click.echo("no jobs", err=True)
+        echo("no jobs", err=True)
 
 
 def _cim(found: Sequence[Job]) -> str:
@@ -160,11 +160,11 @@ def show(ids: tuple[str, ...], *, style: str | None, as_json: bool) -> None:
         described = [describe_job(each) for each in found]
         print_json(described[0] if len(described) == 1 else described)
     elif style == "cim":
-        click.echo(_cim(found), nl=False)
+        echo(_cim(found), nl=False)
     else:
         for number, each in enumerate(found):
             if number:
-                click.echo()
+                echo()
             table(job_rows(each))
 
 
@@ -185,7 +185,7 @@ def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
     try:
         ended = [wait_for_job(each.id, None if until is None else max(0.0, until - time.monotonic())) for each in found]
     except TimeoutError as error:
-        click.echo(f"vhdkit: {error}", err=True)
+        echo(f"vhdkit: {error}", err=True)
         return IN_USE
     _print_states(ended, as_json=as_json)
     return next((code for code in map(exit_code, ended) if code), 0)
@@ -269,7 +269,7 @@ def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
 
     unreadable = [each for each in ids if remove_unreadable_job(each)]
     for each in unreadable:
-        click.echo(f"removed: {printable(each)}, whose record could not be read", err=True)
+        echo(f"removed: {printable(each)}, whose record could not be read", err=True)
     left = [each for each in ids if each not in unreadable]
     if left or not unreadable:
         _for_each(left, remove_job, as_json=as_json, done_word="removed: ")
@@ -290,7 +290,7 @@ def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, d
     if done or not refusals:
         _print_states(done, as_json=as_json, before=done_word)
     for refusal in refusals[:-1]:
-        click.echo(f"vhdkit: {refusal}", err=True)
+        echo(f"vhdkit: {refusal}", err=True)
     if refusals:
         raise refusals[-1]
 
@@ -302,4 +302,4 @@ def _print_states(found: Sequence[Job], *, as_json: bool, before: str = "") -> N
         print_json([describe_job(each) for each in found])
         return
     for each in found:
-        click.echo(before + job_line(each))
+        echo(before + job_line(each))

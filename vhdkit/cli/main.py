@@ -20,6 +20,7 @@ from vhdkit.cli.inspecting import chain, info, map_, scan
 from vhdkit.cli.jobs import job
 from vhdkit.cli.making import compare, convert, create
 from vhdkit.cli.merging import merge
+from vhdkit.cli.output import echo
 from vhdkit.cli.rebasing import rebase
 from vhdkit.cli.snapshots import snapshot
 from vhdkit.cli.stopping import ending_signals
@@ -41,9 +42,9 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool)
         from importlib import metadata
 
         try:
-            click.echo(f"vhdkit {metadata.version('vhdkit')}")
+            echo(f"vhdkit {metadata.version('vhdkit')}")
         except metadata.PackageNotFoundError:
-            click.echo("vhdkit, run from its sources and not installed")
+            echo("vhdkit, run from its sources and not installed")
         ctx.exit()
 
 
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> int:
         _say(f"{usage}vhdkit: {printable(error.format_message())}")
         return USAGE if isinstance(error, click.UsageError) else FAILED
     except (click.Abort, KeyboardInterrupt, MergeCancelled) as error:
-        _say("\n".join(["vhdkit: interrupted", *_notes_of(error)]))
+        _say("\n".join(["vhdkit: interrupted", *map(printable, _notes_of(error))]))
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
@@ -104,7 +105,7 @@ def _code_of(error: VhdError | OSError | ValueError) -> int:
 def _say(text: str) -> None:
     """Print a message on stderr; after a hang-up there is no terminal to print it on, and the exit code says it."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 def _job_at(error: Exception) -> list[str]:

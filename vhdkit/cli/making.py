@@ -19,7 +19,7 @@ from vhdkit.cli.options import (
     progress_option,
     reading,
 )
-from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, warn_before_reading
+from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn_before_reading
 from vhdkit.errors import CorruptImageError, Corruption, FileNameError, ImageInUseError, VhdError
 
 _DIFFERENT = 1
@@ -77,7 +77,7 @@ def create(
     if as_json:
         print_json({"filename": file, "disk-type": label, "virtual-size": size, "file-size": file_size})
     else:
-        click.echo(f"created {path_text(file)}: {label}, {size_text(size)}")
+        echo(f"created {path_text(file)}: {label}, {size_text(size)}")
 
 
 @click.command()
@@ -119,7 +119,7 @@ def convert(
     if as_json:
         print_json({"source": source, "destination": destination, "format": output_format, "file-size": size})
     else:
-        click.echo(f"wrote {path_text(destination)}: {output_format}, {size_text(size)}")
+        echo(f"wrote {path_text(destination)}: {output_format}, {size_text(size)}")
 
 
 def _convert_to_stdout(source: str, output_format: str, progress: str | None, *, as_json: bool, **options: Any) -> None:
@@ -179,17 +179,17 @@ def compare(
 
         if isinstance(error, CorruptImageError) and error.corruption in _NO_VHD:
             error.add_note(f"If it is a raw disk, {'-F' if error.path == LocalFolder().real(b) else '-f'} raw says so.")
-        click.echo(explain(error), err=True)
+        echo(explain(error), err=True)
         return _NOT_COMPARED
     equal = result.equal and (result.same_size or not strict)
     if as_json:
         record = {"equal": equal, "same-size": result.same_size, "first-difference": result.first_difference}
         print_json(record | {"size-a": result.size_a, "size-b": result.size_b})
     elif result.first_difference is not None:
-        click.echo(f"they differ, first at offset {result.first_difference} ({result.first_difference:#x})")
+        echo(f"they differ, first at offset {result.first_difference} ({result.first_difference:#x})")
     elif result.same_size:
-        click.echo("they are the same")
+        echo("they are the same")
     else:
         rest = "differ in size" if strict else "are the same but for their size"
-        click.echo(f"they {rest}: {result.size_a} and {result.size_b} bytes, the rest zeros")
+        echo(f"they {rest}: {result.size_a} and {result.size_b} bytes, the rest zeros")
     return 0 if equal else _DIFFERENT

@@ -10,7 +10,7 @@ import click
 import vhdkit
 from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
-from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table, warn
+from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.stopping import stopping
 from vhdkit.errors import VhdError
 
@@ -226,15 +226,15 @@ def _start(
         child, rate=rate, machine=machine, log_file=log_file, detached=True, wait_in_line=False, **wishes
     )
     if started.unlisted:
-        click.echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
+        echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
     if as_json:
         from vhdkit.cli.job_text import describe_job
 
         print_json(describe_job(started.job))
         return
-    click.echo(started.id)
+    echo(started.id)
     if not started.unlisted:
-        click.echo(f"it goes on in the background; `vhdkit job show {started.id[:8]}` tells how far it is", err=True)
+        echo(f"it goes on in the background; `vhdkit job show {started.id[:8]}` tells how far it is", err=True)
 
 
 def _check_usage(

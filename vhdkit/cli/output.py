@@ -20,17 +20,26 @@ if TYPE_CHECKING:
 
 # What says that an earlier run of something was cut off.
 UNFINISHED = {Corruption.MERGE_UNFINISHED, Corruption.HEADER_UNFINISHED}
-# Lines of JSON are indented no further than at this depth: those of a family 2,000 deep would be 69 MiB of spaces.
-_MOST_INDENTED = 64
+# No line is indented further than at this depth: as JSON a family 2,000 deep would be 69 MiB of spaces.
+MOST_INDENTED = 64
 _CHUNK_PARTS = 4096
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print lines, control characters in them escaped: whatever a file is called, a terminal only gets text.
+
+    All that the program prints goes through here. Line ends are the caller's own: what is not ours, such as a name, has
+    been escaped before it became part of several lines.
+    """
+    click.echo("\n".join(map(printable, text.split("\n"))), err=err, nl=nl)
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON; bytes that are no text in a path come out escaped."""
     parts = _json_parts(value)
     while chunk := "".join(islice(parts, _CHUNK_PARTS)):
-        click.echo(chunk, nl=False)
-    click.echo()
+        echo(chunk, nl=False)
+    echo()
 
 
 def _json_parts(value: object) -> Iterator[str]:
@@ -43,11 +52,11 @@ def _json_parts(value: object) -> Iterator[str]:
     is_first = True
     while todo:
         members, end = todo[-1]
-        indent = "\n" + "  " * min(len(todo) - 1, _MOST_INDENTED)
+        indent = "\n" + "  " * min(len(todo) - 1, MOST_INDENTED)
         member = next(members, None)
         if member is None:
             todo.pop()
-            outer = "\n" + "  " * min(len(todo) - 1, _MOST_INDENTED)
+            outer = "\n" + "  " * min(len(todo) - 1, MOST_INDENTED)
             yield (outer if todo else "") + end
             is_first = False
             continue
@@ -92,7 +101,7 @@ def warn(findings: Iterable[Finding]) -> None:
     """Print what is odd about images, to stderr."""
     for finding in findings:
         message = f"{printable(finding.message)} [{finding.corruption}]"
-        click.echo(f"warning: {path_text(finding.path)}: {message}", err=True)
+        echo(f"warning: {path_text(finding.path)}: {message}", err=True)
 
 
 def warn_before_reading(file: str, options: Mapping[str, Any]) -> None:
@@ -109,7 +118,7 @@ def table(rows: Iterable[tuple[str, object]]) -> None:
     texts = [(printable(name), printable(str(value))) for name, value in rows]
     width = max(len(name) for name, _ in texts)
     for name, text in texts:
-        click.echo(f"{name:<{width}}  {text}")
+        echo(f"{name:<{width}}  {text}")
 
 
 @contextmanager
@@ -150,7 +159,7 @@ def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         DownloadColumn(binary_units=True),
@@ -181,6 +190,6 @@ def _lines(*, as_json: bool) -> Callable[[str, int, int], None]:
         plain = f"{phase}: {percent} %, {done} of {total} bytes"
         # Whoever read the progress may have gone, or has it written to a disk that is full; the work goes on.
         with suppress(OSError):
-            click.echo(json.dumps(record) if as_json else plain, err=True)
+            echo(json.dumps(record) if as_json else plain, err=True)
 
     return advance

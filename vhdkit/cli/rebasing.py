@@ -8,7 +8,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
-from vhdkit.cli.output import path_text, print_json, size_text, table
+from vhdkit.cli.output import echo, path_text, print_json, size_text, table
 from vhdkit.errors import printable
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
     rows += [("fits", result.fits if result.before else "unknown: there is no old parent to compare it with")]
     table(rows)
     for remark in result.remarks:
-        click.echo(f"warning: {path_text(result.child)}: {printable(remark)}", err=True)
+        echo(f"warning: {path_text(result.child)}: {printable(remark)}", err=True)
     if result.changes_nothing:
-        click.echo("nothing is to be changed: it says so already")
+        echo("nothing is to be changed: it says so already")
     elif dry_run:
-        click.echo("nothing was written: this was a dry run")
+        echo("nothing was written: this was a dry run")
 
 
 def time_text(stamp: int) -> str:

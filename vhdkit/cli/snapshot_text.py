@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from vhdkit.cli.output import path_text
+from vhdkit.cli.output import echo, path_text
 from vhdkit.errors import printable
 
 if TYPE_CHECKING:
@@ -85,7 +83,7 @@ def describe_remark(remark: Remark) -> dict[str, Any]:
 def print_machine(machine: Machine) -> None:
     """Print the tree of a machine's snapshots, with what it writes to and what is owed."""
     for line in machine.steadily(lambda manifest: _lines(machine, manifest)):
-        click.echo(line)
+        echo(line)
     print_owed(machine.owed())
 
 
@@ -104,19 +102,19 @@ def print_owed(owed: Owed, *, but: Collection[str] = ()) -> None:
     for sources, into in owed.merges:
         if into in but:
             continue
-        click.echo(f"owed: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
+        echo(f"owed: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
     for path, why in owed.removals:
-        click.echo(f"owed: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))
+        echo(f"owed: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))
     for path in owed.waiting:
-        click.echo(f"waits: {path_text(path)}, until only one layer reads through it")
+        echo(f"waits: {path_text(path)}, until only one layer reads through it")
 
 
 def print_remarks(remarks: tuple[Remark, ...]) -> None:
     """Print what `check` has to say."""
     for remark in remarks:
-        click.echo(f"{remark.kind}: {path_text(remark.path)}: {printable(remark.message)}")
+        echo(f"{remark.kind}: {path_text(remark.path)}: {printable(remark.message)}")
         for command in remark.commands:
-            click.echo(f"    {printable(command)}")
+            echo(f"    {printable(command)}")
 
 
 def _tree(machine: Machine, manifest: Manifest) -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from vhdkit.cli.new_files import NewFile
 from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
-from vhdkit.cli.output import path_text, print_json, progress_shown, size_text, table
+from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table
 from vhdkit.errors import VhdError, printable
 
 if TYPE_CHECKING:
@@ -168,11 +168,11 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
         print_json(record | {"postponed": postponed or None, "owed": describe_owed(machine.owed())})
         return
     for each in gone:
-        click.echo(f"deleted: {printable(each.name)}")
+        echo(f"deleted: {printable(each.name)}")
     for sources, into in owed:
         if sources[0] in active:
             where = f"{path_text(into)} instead of {path_text(sources[0])}"
-            click.echo(f"active: {where}, once that is merged into it")
+            echo(f"active: {where}, once that is merged into it")
     _print_started(machine, jobs, postponed)
 
 
@@ -188,7 +188,7 @@ def rename(name: str, new_name: str, disk: str, *, note: str | None, as_json: bo
     if as_json:
         print_json({"id": renamed.id, "name": renamed.name, "note": renamed.note})
     else:
-        click.echo(f"{printable(name)} is called {printable(renamed.name)} now")
+        echo(f"{printable(name)} is called {printable(renamed.name)} now")
 
 
 @snapshot.command()
@@ -229,7 +229,7 @@ def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) ->
     elif remarks:
         print_remarks(remarks)
     else:
-        click.echo("nothing to say: every layer is there and as it was frozen, and nothing is owed")
+        echo("nothing to say: every layer is there and as it was frozen, and nothing is owed")
     return _code(remarks)
 
 
@@ -268,7 +268,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
     from vhdkit.cli.snapshot_text import print_owed
 
     if owed.is_nothing:
-        click.echo("nothing is owed")
+        echo("nothing is owed")
     print_owed(owed)
     return 0
 
@@ -287,13 +287,13 @@ def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
     machine = _machine(disk)
     with machine.running(yield_merges=yield_merges) as stopped:
         for job in stopped:
-            click.echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
+            echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
         names = {"{}": machine.active[0], **{f"{{{at}}}": path for at, path in enumerate(machine.active)}}
         code = _run([re.sub(r"\{\d*\}", lambda found: names.get(found[0], found[0]), word) for word in command])
     with suppress(VhdError, OSError):
         started, _ = _started(machine, None)
         for each in started:
-            click.echo(f"merge: {_how_it_goes(each)}", err=True)
+            echo(f"merge: {_how_it_goes(each)}", err=True)
     return code
 
 
@@ -307,7 +307,7 @@ def _run(words: list[str]) -> int:
     try:
         process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
     except OSError as error:
-        click.echo(f"vhdkit: {printable(words[0])}: {error.strerror}", err=True)
+        echo(f"vhdkit: {printable(words[0])}: {error.strerror}", err=True)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
     # A terminal sends Ctrl-C to both of them.
     before = {
@@ -365,14 +365,14 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
     from vhdkit.cli.snapshot_text import print_owed
 
     for job in jobs:
-        click.echo(f"merge: {_how_it_goes(job)}")
+        echo(f"merge: {_how_it_goes(job)}")
         if job.unlisted:
-            click.echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
+            echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
     if postponed:
-        click.echo(f"postponed: {printable(postponed)}; `vhdkit snapshot settle` merges when that is over", err=True)
+        echo(f"postponed: {printable(postponed)}; `vhdkit snapshot settle` merges when that is over", err=True)
     owed = machine.owed()
     if owed.is_nothing and not postponed and not jobs:
-        click.echo("nothing is owed")
+        echo("nothing is owed")
     print_owed(owed, but={job.job.destination for job in jobs})
 
 

@@ -8,7 +8,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
-from vhdkit.cli.output import path_text, print_json, progress_shown, table
+from vhdkit.cli.output import echo, path_text, print_json, progress_shown, table
 from vhdkit.cli.stopping import stopping
 from vhdkit.storage.local import LocalFolder
 
@@ -60,7 +60,7 @@ def rollback(
             {"changed": [path for path in changed if path != gone], "removed": [gone] if gone in changed else []}
         )
         return
-    click.echo("rolled back: every layer reads as before the merge")
+    echo("rolled back: every layer reads as before the merge")
     if changed:
         table(("removed" if path == gone else "changed", path_text(path)) for path in changed)
 

@@ -8,9 +8,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import click
-
 from vhdkit.cli.job_text import describe_job, duration
+from vhdkit.cli.output import echo
 from vhdkit.errors import printable
 from vhdkit.job.control import Follower, find_job, jobs
 from vhdkit.job.registry import RegistryError
@@ -28,7 +27,7 @@ def watch(ids: Sequence[str], style: str | None) -> None:
     """Show jobs until all have ended, those that have not ended unless ids are given."""
     watched = [find_job(each) for each in ids] if ids else list(jobs(running=True))
     if not watched:
-        click.echo("no jobs are running", err=True)
+        echo("no jobs are running", err=True)
         return
     style = style or ("bar" if sys.stdout is not None and sys.stdout.isatty() else "plain")
     shown = {"bar": _bars, "plain": _plain, "json": _json, "none": _nothing}[style]
@@ -74,7 +73,7 @@ def _lines(text: Callable[[Job], str]) -> Callable[[Sequence[Job]], None]:
             now = (job.state, job.phase, job.percent // 10)
             if before.get(job.id) != now:
                 before[job.id] = now
-                click.echo(text(job))
+                echo(text(job))
                 sys.stdout.flush()
 
     return show

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.compare import compare
+from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.errors import (
@@ -349,7 +350,7 @@ class _Lineage:
 def _lineage(first: Layer, where: Where) -> _Lineage:
     found, identities = [first.path], [first.storage.identity]
     layer, is_cut_off = first, False
-    quiet = replace(where, lock=False)
+    quiet = replace(where, lock=False, index=FolderIndex(where.folder))
     while isinstance(layer, Image) and layer.is_differencing:
         try:
             below = find_parent(layer, quiet, set(identities)).layer

@@ -8,7 +8,7 @@ what it reads through counts as a sibling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, unseen_findings
@@ -104,6 +104,7 @@ def leads_to(path: str, wanted: tuple[int, int], where: Where) -> bool:
 
     """
     above: set[tuple[int, int]] = set()
+    where = replace(where, index=where.index or FolderIndex(where.folder))
     while True:
         with open_image(path, folder=where.folder) as image:
             if not image.is_differencing:
