@@ -37,6 +37,16 @@ def _allow_more_files() -> bool:
     return True
 
 
+def _descriptor(path: str, flags: int, dir_fd: int | None = None) -> int:
+    """Open a path; if this process has too many files open, allow it more of them and try again."""
+    try:
+        return os.open(path, flags, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _allow_more_files():
+            raise
+        return os.open(path, flags, dir_fd=dir_fd)
+
+
 class LocalFolder:
     """The file system of this machine; relative paths start at the current directory."""
 
@@ -49,12 +59,7 @@ class LocalFolder:
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | _OPEN_FLAGS
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as error:
-            if error.errno != errno.EMFILE or not _allow_more_files():
-                raise
-            descriptor = os.open(path, flags)
+        descriptor = _descriptor(path, flags)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file", path)
@@ -97,7 +102,9 @@ class LocalFolder:
                 status = os.stat(path, follow_symlinks=False)
                 return os.path.realpath(path) == path and (status.st_dev, status.st_ino) == identity
             return _identity_without_links(path) == identity
-        except OSError:
+        except OSError as error:
+            if error.errno in _OF_THE_PROCESS:
+                raise
             return False
 
     def display(self, path: str) -> str:
@@ -200,10 +207,10 @@ class LocalFolder:
 def _identity_without_links(path: str) -> tuple[int, int]:
     """Return which file a path leads to from directory to directory, each held; raise OSError where one is a link."""
     *above, name = path.split("/")[1:]
-    held = os.open("/", _STEP_FLAGS)
+    held = _descriptor("/", _STEP_FLAGS)
     try:
         for part in above:
-            below = os.open(part, _STEP_FLAGS, dir_fd=held)
+            below = _descriptor(part, _STEP_FLAGS, dir_fd=held)
             os.close(held)
             held = below
         status = os.stat(name, dir_fd=held, follow_symlinks=False)
@@ -240,6 +247,8 @@ _LONG = struct.calcsize("l")
 _GET_FLAGS = 2 << 30 | _LONG << 16 | ord("f") << 8 | 1
 _IMMUTABLE, _APPEND_ONLY = 0x10, 0x20
 
+# What says nothing of the file that was asked about.
+_OF_THE_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _COMMON_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # Without O_NONBLOCK opening a named pipe would wait for a writer for ever.
 _OPEN_FLAGS = _COMMON_FLAGS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
