@@ -251,7 +251,7 @@ class _Search:
             if part == "..":
                 here = paths.dirname(here)
                 continue
-            if is_below(here, roots):
+            if paths.is_below(here, roots):
                 asked.append(number)
             here = paths.join(here, part)
 
