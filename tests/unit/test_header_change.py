@@ -126,7 +126,9 @@ def test_a_step_that_was_made_for_another_file_is_passed_over_and_told_of(name: 
     assert "passed over" in finding.message
     assert not finished(folder)
     assert bytes(folder[PATH].content) == raw
-    folder = lying(BEFORE, step_of(BEFORE, patches()))
+    begun = bytearray(BEFORE)
+    begun[HEADER : HEADER + SECTOR] = AFTER[HEADER : HEADER + SECTOR]
+    folder = lying(bytes(begun), step_of(BEFORE, patches()))
     assert finished(folder)
     assert bytes(folder[PATH].content) == AFTER
 

@@ -72,9 +72,10 @@ def lying(leaf: bytes, step_bytes: bytes | None = None) -> MemoryFolder:
 
 
 def mixes() -> Iterator[bytes]:
-    """Yield every mix of old and new sectors."""
+    """Yield every mix of old and new sectors in which something is new."""
     sectors = differing()
-    for new in itertools.product((False, True), repeat=len(sectors)):
+    _, *begun = itertools.product((False, True), repeat=len(sectors))
+    for new in begun:
         raw = bytearray(BEFORE)
         for at, is_new in zip(sectors, new, strict=True):
             if is_new:
@@ -86,7 +87,10 @@ def test_the_images_differ_in_a_locator_and_in_both_sectors_of_the_header_or_one
     assert len(BEFORE) == len(AFTER)
     assert len(differing()) >= 2
     assert len({at for at in differing() if HEADER <= at < HEADER + 1024}) >= 1
-    assert len(list(mixes())) == 2 ** len(differing())
+    assert len(list(mixes())) == 2 ** len(differing()) - 1
+
+
+BEGUN = next(mixes())
 
 
 # Doing it
@@ -157,6 +161,21 @@ def test_every_mix_of_old_and_new_sectors_is_read_as_new_and_finished_by_a_write
     assert validate(AFTER) == []
 
 
+def test_a_step_of_which_nothing_was_written_is_not_read_and_is_taken_away_by_a_writer() -> None:
+    folder = lying(BEFORE, step_file(patches()))
+    # Whatever has become of what it was to lead to.
+    folder.remove("/vms/other.vhd")
+    with vhdkit.open_chain(PATH, folder=folder) as chain:
+        assert chain.layers[1].path == "/vms/base.vhd"
+        (finding,) = findings_of(chain)
+    assert finding.level is Level.INFO
+    assert "before anything was written" in finding.message
+    assert folder.exists(STEP)
+    assert not finished(folder)
+    assert bytes(folder[PATH].content) == BEFORE
+    assert not folder.exists(STEP)
+
+
 def test_an_image_that_is_opened_to_be_written_is_finished_first() -> None:
     folder = lying(next(mixes()), step_file(patches()))
     with vhdkit.open_image(PATH, writable=True, finish_step=False, folder=folder) as image:
@@ -200,7 +219,7 @@ def finished(folder: Folder) -> bool:
 
 
 def test_finishing_is_durable_before_the_step_file_goes() -> None:
-    folder = SpyFolder(lying(BEFORE, step_file(patches())))
+    folder = SpyFolder(lying(BEGUN, step_file(patches())))
     assert finished(folder)
     changes = [(event.operation, event.path) for event in folder.changes()]
     assert changes[-4:] == [("write", PATH), ("sync", PATH), ("remove", STEP), ("sync folder", "/vms")]
@@ -299,14 +318,14 @@ def test_where_nothing_may_be_written_the_step_is_read_through(closed: str) -> N
 
 
 def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> None:
-    folder = lying(BEFORE, step_file(patches()))
+    folder = lying(BEGUN, step_file(patches()))
     holder = folder.open(PATH, writable=True)
     holder.lock(exclusive=True)
     for is_writable in (False, True):
         with pytest.raises(vhdkit.ImageInUseError):
             vhdkit.open_chain(PATH, writable=is_writable, folder=folder)
     step.finish_all(folder, ["/vms"])
-    assert bytes(folder[PATH].content) == BEFORE
+    assert bytes(folder[PATH].content) == BEGUN
     assert folder.exists(STEP)
     holder.close()
     with vhdkit.open_chain(PATH, writable=True, folder=folder):
@@ -314,14 +333,14 @@ def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> No
 
 
 def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
-    folder = lying(BEFORE, step_file(patches()))
+    folder = lying(BEGUN, step_file(patches()))
     reader = folder.open(PATH)
     reader.lock(exclusive=False)
     with vhdkit.open_chain(PATH, folder=folder) as chain:
         assert chain.layers[1].path == "/vms/other.vhd"
     with pytest.raises(vhdkit.ImageInUseError):
         vhdkit.open_image(PATH, writable=True, folder=folder)
-    assert bytes(folder[PATH].content) == BEFORE
+    assert bytes(folder[PATH].content) == BEGUN
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

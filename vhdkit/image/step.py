@@ -1,11 +1,14 @@
 """Rewriting a dynamic header and what belongs to it, so that a power cut cannot leave half of it.
 
 A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
-beside the image first, its bytes before and after. Whoever reads the image while that file is there reads it as if
+beside the image first, its bytes before and after. Whoever reads the image once some of them are written reads it as if
 the step were done, and changes nothing; whoever opens it to write finishes the step first, under the exclusive lock.
 
-**Order**: 1 step file, sync, folder sync (a cut leaves the old bytes, read as the new) · 2 what headers refer to, sync
-(the same) · 3 header, sync (old, new or a mix, all read as the new) · 4 step file removed, folder sync (new).
+**Order**: 1 step file, sync, folder sync (a cut leaves the old bytes, which are read) · 2 what headers refer to, sync
+(old, or a mix that is read as the new) · 3 header, sync (the same) · 4 step file removed, folder sync (new).
+
+As long as nothing is written the header is whole, and what it leads to is there, whatever has become of what the new
+one was to lead to: a parent may have been put back from a backup. The next header's change, or merge, removes it.
 
 A step file is untrusted. It is believed only if it changes a header and its locators' data, and nothing else (see
 `header_change`), every sector in question is what it was before or what it is to be, and the rest of the file is the
@@ -106,7 +109,8 @@ _DECODER = msgspec.json.Decoder(StepRecord)
 class Step:
     """What a step file says about an image as it is now.
 
-    Without `patches` there is nothing to be finished: `refusal` says why it is not believed.
+    Without `patches` there is nothing to be finished: `refusal` says why it is not believed, "" that nothing of it was
+    written.
     """
 
     patches: tuple[Patch, ...] = ()
@@ -120,6 +124,9 @@ class Step:
             )
             message += " once the image is known to be what it should be"
             return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message)
+        if not self.patches:
+            message = "a change of its header was cut off before anything was written; it is read as it was"
+            return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
         message = "a change of its header was cut off; it is read as if it were finished, which the next writer does"
         return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
 
@@ -172,14 +179,15 @@ def _step_of(storage: Storage, record: StepRecord) -> Step:
     patches = record.patches
     if not all(patch.fits(storage) for patch in patches):
         return Step(refusal="what it would change is neither as it was nor as it is to be")
-    if all(read_bytes(storage, patch.offset, len(patch.after)) == patch.after for patch in patches):
+    now = [read_bytes(storage, patch.offset, len(patch.after)) for patch in patches]
+    if now == [patch.after for patch in patches]:
         # It is done, durable or not: whatever the rest has become, writing the same bytes again changes nothing.
         return Step(patches=patches)
     if not is_header_change(storage, patches):
         return Step(refusal="it would change more than a header, or to one that is not right for this file")
     if record.rest and rest_digest(storage, patches) != record.rest:
         return Step(refusal="it was made for the file as it was at another time, or for another file")
-    return Step(patches=patches)
+    return Step(patches=patches) if now != [patch.before for patch in patches] else Step()
 
 
 def pending(folder: Folder, storage: Storage) -> tuple[Patch, ...]:
@@ -215,7 +223,7 @@ def _record(folder: Folder, path: str) -> StepRecord | None:
 def finish(folder: Folder, storage: Storage) -> bool:
     """Finish the step of an image that is open for writing and held exclusively; return whether there was one.
 
-    One that is not believed stays, as evidence.
+    One that is not believed stays, as evidence; one of which nothing was written is taken away.
 
     Raises:
         OSError: the step file cannot be read, or the image not be written.
@@ -224,16 +232,17 @@ def finish(folder: Folder, storage: Storage) -> bool:
     step = read_step(folder, storage)
     if step is None or step.refusal:
         return False
-    _write(storage, step.patches)
+    if step.patches:
+        _write(storage, step.patches)
     forget(folder, storage.path)
-    return True
+    return bool(step.patches)
 
 
 def finish_all(folder: Folder, directories: Iterable[str]) -> None:
     """Finish the steps of all images in directories and below them, where nobody is at it.
 
     An image that is relinked by half is read as if it were relinked: a run that is repeated would not look at it again.
-    A step file that was cut off before it was whole, when nothing else was written yet, is removed.
+    A step file that was cut off when nothing else was written yet is removed.
     """
     for directory in dict.fromkeys(directories):
         for entry in tuple(folder.walk(directory, one_device=True)):
