@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from vhdkit.image.extent import Extent, Extents, Kind
     from vhdkit.image.image import Image, open_image
     from vhdkit.image.manifest import Snapshot
+    from vhdkit.image.repair_footers import repair_footers
     from vhdkit.job.control import (
         cancel_job,
         find_job,
@@ -115,6 +116,7 @@ _HOMES = {
     "vhdkit.image.create": ("create_image",),
     "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
     "vhdkit.image.image": ("Image", "open_image"),
+    "vhdkit.image.repair_footers": ("repair_footers",),
     "vhdkit.job.control": (
         "cancel_job",
         "find_job",
@@ -205,6 +207,7 @@ __all__ = [
     "plan_rebase",
     "rebase",
     "remove_job",
+    "repair_footers",
     "resume_job",
     "rollback",
     "rollback_job",

@@ -197,6 +197,17 @@ class Chain:
         for layer in self.layers:
             layer.close()
 
+    def check_readable(self) -> None:
+        """Refuse a chain of which a layer's blocks share bytes, which reading would do as well, but later.
+
+        Raises:
+            CorruptImageError: naming the layer and two of its blocks.
+
+        """
+        for layer in self.layers:
+            if isinstance(layer, Image):
+                layer.check_readable()
+
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extents]:
         """Return an iterator over where the bytes of a range come from, in order, by windows; no kind is PARENT."""
         if offset < 0:

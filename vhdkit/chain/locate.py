@@ -122,6 +122,12 @@ def parent_identity(child: Child, where: Where, above: Collection[tuple[int, int
         return layer.storage.identity
 
 
+def parent_path(child: Child, where: Where, above: Collection[tuple[int, int]]) -> str:
+    """Return where an image's parent is, as `parent_identity`."""
+    with _Search(child, where, above, glance=True).run().layer as layer:
+        return layer.path
+
+
 class _Search:
     """One search: it gathers the candidates that were not taken. With `glance` the parent's table is not read."""
 
@@ -395,6 +401,8 @@ class _Search:
             if names.is_absolute(clue.path):
                 reason = "an absolute path is not followed; --parent-map FOLDER=LOCAL_FOLDER would allow it"
                 self._reject(clue, reason)
+        for clue in names.unnameable(self.child.metadata):
+            self._reject(clue, "no file can have this name under the locale's encoding; a locale with UTF-8 has it")
         candidates = tuple(self.candidates)
         path = self.child.path
         if self.wanted == unique_id.NULL:

@@ -41,20 +41,29 @@ class Clue:
 
 
 def texts(metadata: Metadata) -> Iterator[Clue]:
-    """Yield the paths as they stand in the file: relative locators first, the name field last."""
+    """Yield the paths as they stand in the file: relative locators first, the name field last.
+
+    What no file can be called here is left out; `unnameable` has it.
+    """
+    yield from (clue for clue in _all_texts(metadata) if can_be_a_path(clue.path))
+
+
+def unnameable(metadata: Metadata) -> Iterator[Clue]:
+    """Yield the paths that hold letters which the names of files cannot have here: the locale's encoding lacks them."""
+    yield from (clue for clue in _all_texts(metadata) if not can_be_a_path(clue.path))
+
+
+def _all_texts(metadata: Metadata) -> list[Clue]:
     by_code = {path.platform_code: path.text for path in reversed(metadata.parent_paths)}
     clues = [Clue(by_code[code], code.decode()) for code in _ORDER if code in by_code]
     if metadata.header is not None and metadata.header.parent_name:
         clues.append(Clue(metadata.header.parent_name, NAME_FIELD))
-    yield from (clue for clue in clues if can_be_a_path(clue.path))
+    return clues
 
 
 def can_be_a_path(text: str) -> bool:
-    """Whether text can name a file at all: a NUL cannot, nor half a surrogate pair."""
-    try:
-        return b"\0" not in text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return False
+    """Whether text can name a file at all: a NUL cannot, nor letters that the names of files cannot have here."""
+    return "\0" not in text and paths.can_be_named(text)
 
 
 def is_absolute(text: str) -> bool:

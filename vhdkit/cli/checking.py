@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 @click.argument("file")
 @click.option("--chain", is_flag=True, help="Check every image below too, and how they fit.")
 @click.option("--deep", is_flag=True, help="Also read the data that the bitmaps say are not there.")
+@click.option("--repair-footers", is_flag=True, help="First write footers that are lost or differ from their copy.")
 @chain_options
 @accept_option
 @json_option
-def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) -> int:
+def check(file: str, *, chain: bool, deep: bool, repair_footers: bool, as_json: bool, **options: Any) -> int:
     """Hold an image against the rules of the format.
 
     Exit codes, as qemu-img's: 0 clean, 1 could not be checked, 2 corrupt, 3 space is lost and nothing worse. Warnings
@@ -33,10 +34,13 @@ def check(file: str, *, chain: bool, deep: bool, as_json: bool, **options: Any) 
         raise click.UsageError(
             "--search, --parent-map, --parent and --accept-id-mismatch are about parents: they need --chain"
         )
+    done = vhdkit.repair_footers(file) if repair_footers else ""
     report = vhdkit.check(file, chain=chain, deep=deep, **where(**options))
     if as_json:
-        print_json(_record(file, report))
+        print_json(_record(file, report) | ({"repaired": done or None} if repair_footers else {}))
         return report.exit_code
+    if done:
+        click.echo(f"repaired: {path_text(file)}: {done}")
     for finding in report.findings:
         echo(_line(finding))
     echo(_summary(file, report))

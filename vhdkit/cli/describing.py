@@ -11,6 +11,7 @@ from vhdkit.format.timestamp import to_datetime
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vhdkit.chain.lineage import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
     from vhdkit.errors import Finding
     from vhdkit.format.footer import Footer
@@ -36,6 +37,20 @@ def describe_layer(layer: Layer) -> dict[str, Any]:
         "actual-size": layer.storage.allocated_size,
         "file-size": layer.storage.size(),
         "disk-type": "raw",
+    }
+
+
+def describe_seen(layer: SeenLayer) -> dict[str, Any]:
+    """Return what is to say about a layer of a chain that cannot be opened; what is unknown is None."""
+    if layer.metadata is not None:
+        return describe(layer.metadata, layer.storage, layer.path)
+    return {
+        "filename": layer.path,
+        "format": None,
+        "virtual-size": None,
+        "actual-size": layer.storage.allocated_size,
+        "file-size": layer.storage.size(),
+        "disk-type": None,
     }
 
 

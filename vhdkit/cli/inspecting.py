@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,14 +15,24 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, accept_option, chain_options, force_share_option, json_option, reading, where
 from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, warn
-from vhdkit.errors import VhdError, printable
+from vhdkit.errors import (
+    CorruptImageError,
+    Corruption,
+    UnsupportedImageError,
+    VhdError,
+    as_finding,
+    printable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
+    from vhdkit.errors import Finding
     from vhdkit.image.extent import Extent
+    from vhdkit.image.metadata import Metadata
+    from vhdkit.storage.seam import Folder
 
 # Lines of trees are indented no further than for the longest chain that is opened.
 _MOST_INDENTED = 1024
@@ -35,28 +46,26 @@ _MOST_INDENTED = 1024
 @json_option
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
-    from vhdkit.cli.describing import describe, describe_layer, warnings
+    from vhdkit.cli.describing import describe_layer, warnings
     from vhdkit.image.journal import unfinished_merges
-    from vhdkit.image.metadata import read_metadata
-    from vhdkit.image.step import pending
     from vhdkit.storage.local import LocalFolder
 
     folder = LocalFolder()
-    storage = folder.open(folder.real(file))
-    try:
-        metadata = read_metadata(storage, verify=False, patches=pending(folder, storage))
-        record = describe(metadata, storage, file)
-    finally:
-        storage.close()
+    metadata, record, damage = _described(folder, file)
     findings = list(metadata.findings)
+    if damage is not None and as_finding(damage, folder.real(file)).message not in {item.message for item in findings}:
+        findings.append(as_finding(damage, folder.real(file)))
     try:
         with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
-            findings += (finding for finding in opened.findings if finding.corruption in UNFINISHED)
-    except (VhdError, OSError):
+            told = {*UNFINISHED, Corruption.BLOCKS_OVERLAP, Corruption.BLOCK_IN_HEADERS}
+            findings += (finding for finding in opened.findings if finding.corruption in told)
+    except (VhdError, OSError) as error:
         # Without any word of parents the image alone is asked about, and may well be one whose parent is missing.
-        if backing_chain or any(options.values()):
+        if damage is None and (backing_chain or any(options.values())):
             raise
+        if isinstance(error, CorruptImageError) and damage is None:
+            findings.append(as_finding(error, error.path or folder.real(file)))
         record["backing-chain"] = []
         findings += unfinished_merges(folder, [folder.real(file)])
     record["warnings"] = warnings(findings)
@@ -70,6 +79,27 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     warn(findings)
     if not metadata.checksum_ok:
         echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
+
+
+def _described(folder: Folder, file: str) -> tuple[Metadata, dict[str, Any], VhdError | None]:
+    """Return what an image says about itself, and why that is not all of it if it is damaged."""
+    from vhdkit.cli.describing import describe
+    from vhdkit.image.metadata import examine, read_metadata
+    from vhdkit.image.step import pending
+
+    storage = folder.open(folder.real(file))
+    try:
+        patches = pending(folder, storage)
+        try:
+            metadata = read_metadata(storage, verify=False, patches=patches)
+        except VhdError as error:
+            seen = examine(storage, patches).metadata
+            if seen is None:
+                raise
+            return seen, describe(seen, storage, file), error
+        return metadata, describe(metadata, storage, file), None
+    finally:
+        storage.close()
 
 
 def _print_info(record: dict[str, Any]) -> None:
@@ -96,16 +126,53 @@ def chain(file: str, *, as_json: bool, **options: Any) -> None:
     """Show an image's layers, leaf first, every link verified."""
     from vhdkit.cli.describing import describe_layer, warnings
 
-    with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
-        layers = [describe_layer(layer) for layer in opened.layers]
-        if as_json:
-            record = {"filename": file, "virtual-size": opened.size, "layers": layers}
-            print_json(record | {"warnings": warnings(opened.findings)})
-            return
-        for depth, layer in enumerate(layers):
-            size = size_text(layer["virtual-size"])
-            echo(f"{depth}  {layer['disk-type']:<12}  {size:<32}  {path_text(layer['filename'])}")
-        warn(opened.findings)
+    try:
+        with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
+            layers = [describe_layer(layer) for layer in opened.layers]
+            size, findings = opened.size, opened.findings
+    except VhdError as error:
+        is_damaged = isinstance(error, (CorruptImageError, UnsupportedImageError))
+        if is_damaged or isinstance(error.__cause__, VhdError):
+            _show_damaged_chain(file, error, as_json=as_json, **options)
+        raise
+    if as_json:
+        print_json({"filename": file, "virtual-size": size, "layers": layers, "warnings": warnings(findings)})
+        return
+    echo("\n".join(_layer_lines(layers)))
+    warn(findings)
+
+
+def _layer_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
+    for depth, layer in enumerate(layers):
+        size = "unknown" if layer["virtual-size"] is None else size_text(layer["virtual-size"])
+        yield f"{depth}  {layer['disk-type'] or 'unknown':<12}  {size:<32}  {path_text(layer['filename'])}"
+
+
+def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options: Any) -> None:
+    """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
+    from vhdkit.chain.lineage import seen_layers
+    from vhdkit.chain.locate import Where
+    from vhdkit.cli.describing import describe_seen, warnings
+    from vhdkit.storage.local import LocalFolder
+
+    layers: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    with suppress(VhdError, OSError):  # the error says it already
+        for layer in seen_layers(file, Where(folder=LocalFolder(), **where(**options))):
+            layers.append(describe_seen(layer))
+            findings += layer.findings
+    if as_json:
+        size = layers[0]["virtual-size"] if layers else None
+        record = {"filename": file, "virtual-size": size, "layers": layers, "warnings": warnings(findings)}
+        print_json(record | {"error": str(error)})
+        return
+    if any(layer["virtual-size"] is not None for layer in layers):
+        error.add_note("The chain as far as it can be told:")
+        for line in _layer_lines(layers):
+            error.add_note(f"  {line}")
+        for finding in findings:
+            if finding.message != getattr(error, "detail", None):
+                error.add_note(f"  {path_text(finding.path)}: {finding.message} [{finding.corruption}]")
 
 
 @click.command()
@@ -194,6 +261,7 @@ def map_(file: str, *, as_json: bool, **options: Any) -> None:
     Starts, lengths and offsets in the layer's file are in bytes.
     """
     with vhdkit.open_chain(file, **reading(**options)) as opened:
+        opened.check_readable()
         if as_json:
             separator = "[\n"
             for record in _map_records(opened):

@@ -280,7 +280,7 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
     rows += [
         ("into", path_text(plan.destination) + (" (a new file)" if plan.is_new_file else "")),
         ("copy", size_text(plan.payload_bytes)),
-        ("add", f"{len(plan.blocks_added)} blocks of {size_text(plan.block_size)}"),
+        *([("add", f"{len(plan.blocks_added)} blocks of {size_text(plan.block_size)}")] if plan.block_size else []),
         ("file size", f"{size_text(plan.destination_size_before)} before, {size_text(plan.destination_size)} after"),
         ("space", f"{size_text(plan.space_needed)} needed, {size_text(plan.space_free)} free"),
     ]
@@ -322,7 +322,7 @@ def _print_result(plan: MergePlan, result: MergeResult, *, as_json: bool) -> Non
     rows += [
         ("into", path_text(result.destination)),
         ("copied", size_text(result.bytes_copied)),
-        ("added", f"{result.blocks_added} blocks of {size_text(plan.block_size)}"),
+        *([("added", f"{result.blocks_added} blocks of {size_text(plan.block_size)}")] if plan.block_size else []),
         ("took", f"{result.seconds:.2f} seconds"),
         ("left", f"{path_text(result.destination)}, {size_text(result.destination_size)}"),
     ]

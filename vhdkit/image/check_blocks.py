@@ -172,7 +172,7 @@ def _slices(keys: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArra
 
 
 def _check_places(keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> Leaks:
-    unaligned = 0
+    unaligned = count = 0
     gaps = _Gaps(shape, int(keys[0] >> _BLOCK_BITS) * SECTOR if len(keys) else shape.limit)
     previous: tuple[int, int] | None = None
     for all_blocks, all_at in _slices(keys):
@@ -185,10 +185,11 @@ def _check_places(keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> Leaks
             _check_limit(blocks, at, shape, tally)
             _check_overlaps(blocks, at, previous, shape, tally)
             previous = int(blocks[-1]), int(at[-1])
+            count += len(blocks)
             unaligned += int(np.count_nonzero((at + shape.bitmap_size) % _PAGE))
         gaps.pass_over(all_at, all_at + shape.span)
     if unaligned:
-        message = f"{unaligned} of {len(keys)} blocks have data that do not begin at a multiple of {_PAGE}: slower"
+        message = f"{unaligned} of {count} blocks have data that do not begin at a multiple of {_PAGE}: slower"
         tally.add(Corruption.BLOCK_ALIGNMENT, Level.INFO, message)
     return gaps.finish(tally)
 

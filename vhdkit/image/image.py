@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError, as_finding
+from vhdkit.errors import CorruptImageError, Corruption, Finding, ReadOnlyImageError, as_finding
 from vhdkit.format import bat, bitmap
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
@@ -211,7 +211,7 @@ class Image(Layer):
         self.disk_type = footer.disk_type
         self.findings = metadata.findings
         self.data_end = self.size
-        self.placed = Placed(end=self.size, farthest=-1, unreadable=None, doubtful=None)
+        self.placed = Placed(end=self.size, farthest=-1, stray=0, unreadable=None, doubtful=None)
         self.floor = metadata.reserved_end
         self.block_size = self.bitmap_size = self.sectors_per_block = 0
         if self.header is not None:
@@ -227,6 +227,9 @@ class Image(Layer):
         for error in (self.placed.unreadable, self.placed.doubtful):
             if error is not None:
                 self.findings += (as_finding(error, self.path),)
+        if self.placed.stray:
+            message = f"{self.placed.stray} entries of its BAT lie behind the disk's end and lead nowhere; none is read"
+            self.findings += (Finding(corruption=Corruption.BLOCK_BEYOND_DISK, path=self.path, message=message),)
 
     def _room(self) -> Room:
         last = (self.size - 1) // self.block_size

@@ -129,6 +129,7 @@ class Placed:
 
     end: int
     farthest: int
+    stray: int
     unreadable: CorruptImageError | None
     doubtful: CorruptImageError | None
 
@@ -143,7 +144,7 @@ def check_placement(table: Table, room: Room, *, path: str) -> Placed:
         CorruptImageError: an entry is 0 or points into a structure, or a block reaches past the file's end.
 
     """
-    end, reach, farthest = 0, 0, -1
+    end, reach, farthest, stray = 0, 0, -1, 0
     placed: list[NDArray[np.uint32]] = []
     doubtful: CorruptImageError | None = None
     for base, entries in table.windows():
@@ -154,7 +155,9 @@ def check_placement(table: Table, room: Room, *, path: str) -> Placed:
         blocks += base
         reachable = int(np.searchsorted(blocks, room.needed))
         spare = at[reachable:]
-        end = max(end, int(spare[room.is_usable(spare)].max(initial=-room.block_span)) + room.block_span)
+        usable = room.is_usable(spare)
+        stray += int((~usable).sum())
+        end = max(end, int(spare[usable].max(initial=-room.block_span)) + room.block_span)
         blocks, at = blocks[:reachable], at[:reachable]
         if not reachable:
             continue
@@ -167,7 +170,7 @@ def check_placement(table: Table, room: Room, *, path: str) -> Placed:
         end = max(end, int(at.max()) + room.block_span)
         placed.append((at // SECTOR).astype(np.uint32))
     unreadable = _overlap(table, placed, room, path)
-    return Placed(end=end, farthest=farthest, unreadable=unreadable, doubtful=doubtful)
+    return Placed(end=end, farthest=farthest, stray=stray, unreadable=unreadable, doubtful=doubtful)
 
 
 def _refuse_outside(blocks: NDArray[np.int64], at: NDArray[np.int64], room: Room, path: str) -> None:

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from os import fsencode
 from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["abspath", "basename", "dirname", "is_below", "join", "normpath", "relpath", "sep", "splitext"]
+__all__ = [
+    "abspath",
+    "basename",
+    "can_be_named",
+    "dirname",
+    "is_below",
+    "join",
+    "normpath",
+    "relpath",
+    "sep",
+    "splitext",
+]
 
 
 def is_below(directory: str, roots: Iterable[str]) -> bool:
     """Whether a directory, links already followed, is one of the roots or below one."""
     return any((directory + sep).startswith(root.rstrip(sep) + sep) for root in roots)
+
+
+def can_be_named(path: str) -> bool:
+    """Whether a file can have that name here: not half of a surrogate pair, nor letters that the locale lacks."""
+    try:
+        fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""A chain's layers as far as they can be told, however damaged they are: for showing, never for reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import MAX_LAYERS
+from vhdkit.chain.locate import parent_path
+from vhdkit.errors import ChainError, CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.format.footer import DiskType
+from vhdkit.image.metadata import examine
+from vhdkit.image.step import pending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vhdkit.chain.locate import Where
+    from vhdkit.errors import Finding
+    from vhdkit.image.metadata import Metadata
+    from vhdkit.storage.seam import Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLayer:
+    """A layer whose file is open until the next is asked for; `metadata` is None if it says nothing of itself."""
+
+    storage: Storage
+    metadata: Metadata | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        return self.storage.path
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    path: str
+    metadata: Metadata
+
+
+def seen_layers(path: str, where: Where) -> Iterator[SeenLayer]:
+    """Yield the layers from a leaf down for as long as parents can be found; no table is read, nobody asked for a lock.
+
+    Raises:
+        ChainError: why there are no more.
+        OSError: a file cannot be opened or read.
+
+    """
+    known: set[tuple[int, int]] = set()
+    at: str | None = where.folder.real(path)
+    while at is not None:
+        if len(known) == MAX_LAYERS:
+            raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=path)
+        storage = where.folder.open(at)
+        try:
+            known.add(storage.identity)
+            examined = examine(storage, pending(where.folder, storage))
+            yield SeenLayer(storage=storage, metadata=examined.metadata, findings=examined.findings)
+            at = _below(at, examined.metadata, where, known)
+        finally:
+            storage.close()
+
+
+def _below(path: str, metadata: Metadata | None, where: Where, known: set[tuple[int, int]]) -> str | None:
+    if metadata is None or metadata.header is None or metadata.footer.disk_type is not DiskType.DIFFERENCING:
+        return None
+    try:
+        return parent_path(_Child(path, metadata), where, known)
+    except (CorruptImageError, UnsupportedImageError) as error:
+        return error.path or None
+    except ChainError as error:
+        # What has the parent's name and cannot be read is most likely the parent.
+        damaged = error.__cause__
+        if isinstance(damaged, VhdError) and damaged.path and damaged.path != path:
+            return damaged.path
+        raise
