@@ -40,7 +40,7 @@ def check(file: str, *, chain: bool, deep: bool, repair_footers: bool, as_json: 
         print_json(_record(file, report) | ({"repaired": done or None} if repair_footers else {}))
         return report.exit_code
     if done:
-        click.echo(f"repaired: {path_text(file)}: {done}")
+        echo(f"repaired: {path_text(file)}: {done}")
     for finding in report.findings:
         echo(_line(finding))
     echo(_summary(file, report))

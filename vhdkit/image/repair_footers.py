@@ -18,7 +18,6 @@ from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.metadata import FooterPlace
-from vhdkit.image.step import finish
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.reading import read_bytes
 
@@ -43,7 +42,6 @@ def repair_footers(path: str, *, folder: Folder | None = None) -> str:
     """
     place = folder or LocalFolder()
     real = place.real(path)
-    finish(place, real)
     with open_image(real, writable=True, exclusive=True, folder=place) as image:
         image.check_readable()
         journal = read_journal(place, real)

@@ -1,4 +1,4 @@
-"""Rewriting a dynamic header and what belongs to it, so that a power cut cannot leave half of it.
+"""Rewriting a dynamic header and what belongs to it, or a pair of footers, so that a power cut cannot leave half of it.
 
 A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
 beside the image first, its bytes before and after. Whoever reads the image once some of them are written reads it as if
@@ -11,9 +11,9 @@ As long as nothing is written the header is whole, and what it leads to is there
 one was to lead to: a parent may have been put back from a backup. The next header's change, or merge, removes it.
 
 A step file is untrusted. It is believed only if it changes a header and its locators' data, and nothing else (see
-`header_change`), every sector in question is what it was before or what it is to be, and the rest of the file is the
-one that the step was made for: a file that was put back from a backup is read by its header as it is. Step files of
-earlier versions say nothing about the rest.
+`header_change`; of a pair of footers, `footer_change`), every sector in question is what it was before or what it is to
+be, and the rest of the file is the one that the step was made for: a file that was put back from a backup is read by
+its header as it is. Step files of earlier versions say nothing about the rest.
 
 **Source**: reference 3.8; DESIGN P2.
 """
@@ -110,11 +110,12 @@ class Step:
     """What a step file says about an image as it is now.
 
     Without `patches` there is nothing to be finished: `refusal` says why it is not believed, "" that nothing of it was
-    written.
+    written. `what` is what changes.
     """
 
     patches: tuple[Patch, ...] = ()
     refusal: str = ""
+    what: str = "header"
 
     def finding(self, path: str) -> Finding:
         """Return what a reader of the image says."""
@@ -124,16 +125,19 @@ class Step:
             )
             message += " once the image is known to be what it should be"
             return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message)
+        message = f"a change of its {self.what} was cut off"
         if not self.patches:
-            message = "a change of its header was cut off before anything was written; it is read as it was"
-            return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
-        message = "a change of its header was cut off; it is read as if it were finished, which the next writer does"
+            message += " before anything was written; it is read as it was"
+        else:
+            message += "; it is read as if it were finished, which the next writer does"
         return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
 
 
 def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
-    """Write patches to an open image, the last of which is its header; see the module for the order."""
-    from vhdkit.image.header_change import rest_digest  # noqa: PLC0415 - it loads numpy, which reading a header does not
+    """Write patches to an open image, the last of which is its header or footer copy; see the module for the order."""
+    # It loads numpy, which reading a header does not.
+    from vhdkit.image.footer_change import is_of_footers  # noqa: PLC0415
+    from vhdkit.image.header_change import rest_digest  # noqa: PLC0415
 
     # The file of an earlier step that was cut off may be all that the header can be read by.
     finish(folder, storage)
@@ -142,7 +146,7 @@ def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     record = {
         "image": paths.basename(storage.path),
         "patches": [patch.to_record() for patch in patches],
-        "rest": rest_digest(storage, patches),
+        "rest": "" if is_of_footers(patches) else rest_digest(storage, patches),
     }
     step = folder.create(path, private=True)
     try:
@@ -174,20 +178,40 @@ def read_step(folder: Folder, storage: Storage) -> Step | None:
 
 
 def _step_of(storage: Storage, record: StepRecord) -> Step:
-    from vhdkit.image.header_change import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
+    # As in apply.
+    from vhdkit.image.footer_change import is_of_footers  # noqa: PLC0415
+    from vhdkit.image.header_change import is_header_change, rest_digest  # noqa: PLC0415
 
     patches = record.patches
+    if is_of_footers(patches):
+        return _footer_step(storage, patches)
     if not all(patch.fits(storage) for patch in patches):
         return Step(refusal="what it would change is neither as it was nor as it is to be")
-    now = [read_bytes(storage, patch.offset, len(patch.after)) for patch in patches]
-    if now == [patch.after for patch in patches]:
-        # It is done, durable or not: whatever the rest has become, writing the same bytes again changes nothing.
+    if _is_done(storage, patches):
+        # Durable or not: whatever the rest has become, writing the same bytes again changes nothing.
         return Step(patches=patches)
     if not is_header_change(storage, patches):
         return Step(refusal="it would change more than a header, or to one that is not right for this file")
     if record.rest and rest_digest(storage, patches) != record.rest:
         return Step(refusal="it was made for the file as it was at another time, or for another file")
+    now = [read_bytes(storage, patch.offset, len(patch.after)) for patch in patches]
     return Step(patches=patches) if now != [patch.before for patch in patches] else Step()
+
+
+def _footer_step(storage: Storage, patches: Sequence[Patch]) -> Step:
+    """Return what a step of a pair of footers says."""
+    from vhdkit.image.footer_change import is_begun, is_footer_change  # noqa: PLC0415 - as in apply
+
+    if not is_begun(storage, patches):
+        return Step(what="footers")
+    fits = all(patch.fits(storage) for patch in patches)
+    if _is_done(storage, patches) or (fits and is_footer_change(storage, patches)):
+        return Step(patches=tuple(patches), what="footers")
+    return Step(refusal="it would change more than the copy of the footer at the file's end")
+
+
+def _is_done(storage: Storage, patches: Sequence[Patch]) -> bool:
+    return all(read_bytes(storage, patch.offset, len(patch.after)) == patch.after for patch in patches)
 
 
 def pending(folder: Folder, storage: Storage) -> tuple[Patch, ...]:

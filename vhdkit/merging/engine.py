@@ -34,10 +34,11 @@ import numpy as np
 
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
+from vhdkit.image.footer_change import write_footers
 from vhdkit.image.journal import JournalWriter, journal_path, read_journal
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.forgetting import Forgetting
-from vhdkit.merging.growth import finish, grow_table, write_footers
+from vhdkit.merging.growth import finish, grow_table
 from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Marks, Pace, Phase
@@ -339,10 +340,10 @@ class _Merge:
         destination.sync()
         self.pace.check()
         if plan.virtual_size_before < plan.virtual_size:
-            finish(destination, plan.virtual_size)
+            finish(self.folder, destination, plan.virtual_size)
         elif plan.resume is not None and not destination.is_fixed:
             # An earlier run may have given the disk its size, and lost one of the footers that say so.
-            write_footers(destination)
+            write_footers(self.folder, destination)
 
     def _open_undo(self, writer: JournalWriter) -> Saver | None:
         plan, journal = self.plan.undo, writer.journal

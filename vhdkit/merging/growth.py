@@ -10,7 +10,7 @@ invalid, sync, the new one, sync (blktap alone misses it in between), the table'
 6 header with the new number of entries, in one step.
 
 The disk's size follows when everything in the new part is durable:
-`finish`: footer at the end and its copy, sync.
+`finish`: footer at the end and its copy, in one step (see `image.footer_change`).
 
 **Source**: reference 1.6, 3.6, 3.7.
 """
@@ -27,6 +27,7 @@ from vhdkit.format.geometry import Geometry
 from vhdkit.format.layout import SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image import step
+from vhdkit.image.footer_change import write_footers
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
 from vhdkit.storage.reading import read_bytes
@@ -149,22 +150,15 @@ def _is_readable(locator: ParentLocator, image: Image) -> bool:
     return locator.data_offset + locator.data_length <= image.metadata.file_size
 
 
-def finish(image: Image, new_size: int) -> None:
-    """Give the disk its new size: the footer at the end, then its copy; either is valid alone."""
+def finish(folder: Folder, image: Image, new_size: int) -> None:
+    """Give the disk its new size: the footer at the end, then its copy, in one step."""
     geometry = Geometry.for_size(new_size)
     if image.footer.geometry == _LARGEST_GEOMETRY:
         # Some makers write the largest geometry to say that only the size counts.
         geometry = _LARGEST_GEOMETRY
     image.footer = replace(image.footer, current_size=new_size, geometry=geometry)
-    write_footers(image)
+    write_footers(folder, image)
     image.size = new_size
-
-
-def write_footers(image: Image) -> None:
-    """Write the footer at the end, then its copy, sync; either is valid alone."""
-    image.write_footer(image.metadata.footer_start)
-    image.write_at(0, image.footer.to_bytes())
-    image.sync()
 
 
 def _move_blocks(image: Image, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> None:

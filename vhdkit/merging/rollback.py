@@ -25,6 +25,7 @@ from vhdkit.format import bat
 from vhdkit.format.footer import Footer
 from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.extent import Kind
+from vhdkit.image.footer_change import write_footers
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, read_journal
 from vhdkit.image.journal_files import check_names
@@ -371,9 +372,7 @@ class _Rollback:
         if image.is_fixed:
             return
         image.footer = self.footer
-        image.write_footer(image.metadata.footer_start)
-        image.write_at(0, self.footer.to_bytes())
-        image.sync()
+        write_footers(self.folder, image)
         first = -(-self.footer.current_size // image.block_size)
         for base, entries in image.table.windows():
             beyond = bat.allocated(entries) + base
