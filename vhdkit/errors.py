@@ -119,6 +119,8 @@ class Corruption(StrEnum):
     # Work that was cut off
     MERGE_UNFINISHED = "merge-unfinished"
     HEADER_UNFINISHED = "header-unfinished"
+    VIEW_ENDED = "view-ended"
+    UNDO_DOUBTED = "undo-doubted"
 
 
 _WINDOWS_CODES = {

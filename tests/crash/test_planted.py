@@ -233,8 +233,8 @@ def test_a_mark_before_its_checkpoint_is_durable_is_found(
     with small_steps():
         # What is below the mark is looked at again, all of it in a merge as small as this: the fault does no harm.
         assert not walk(BY_NAME[name], How(share=0.3)).findings
-        monkeypatch.setattr(layout, "linked_rightly", lambda *_: True)
-        monkeypatch.setattr(layout, "shows_what_was_copied", lambda *_: True)
+        monkeypatch.setattr(layout, "linked_as_planned", lambda *_: True)
+        monkeypatch.setattr(layout, "has_what_sources_hold", lambda *_: True)
         assert finding(name)
 
 

@@ -166,12 +166,15 @@ def test_a_destination_that_was_put_back_from_a_backup_is_merged_from_the_start(
 
 
 @pytest.mark.usefixtures("marks")
-def test_a_layer_below_that_was_written_since_begins_it_again() -> None:
+@pytest.mark.parametrize("depth", range(4))
+def test_times_alone_begin_nothing_again(depth: int) -> None:
+    """As in a folder that was copied without them: what the files hold is read, and fits."""
     folder, paths = in_memory(long_chain(Kind.DIFFERENCING))
     cut_off(folder, paths[0], paths[2], after_marks(4))
-    folder[paths[3]].mtime += 1
+    folder[paths[depth]].mtime += 1
     plan, _ = fold(folder, paths, Merge(depth_to=2))
-    assert plan.resume is vhdkit.Resume.RESTARTS
+    assert plan.resume is vhdkit.Resume.CONTINUES
+    assert contents(folder) == uncut(Kind.DIFFERENCING)
 
 
 # Other wishes than before
@@ -316,15 +319,27 @@ def test_a_source_that_was_written_after_the_merge_was_complete_is_merged_again(
     assert b"late" in expected
 
 
-def test_what_was_written_to_a_lower_source_after_the_merge_was_complete_is_not_removed() -> None:
-    """With the topmost gone nobody can tell any more what it hides of it."""
-    folder, paths = in_memory(long_chain(Kind.DYNAMIC))
+def test_a_lower_source_that_was_touched_once_the_topmost_is_gone_is_kept_and_said_to_be() -> None:
+    """With the topmost gone nothing tells what it hides of it: it is neither removed nor merged."""
+    folder, paths = in_memory(chain_over(Kind.DYNAMIC, Snapshot(), put(3, 9, 2), Snapshot(), put(5, 2, 3)))
+    expected = plain_view(folder, paths)
     cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
     folder[paths[1]].mtime += 1
-    before = contents(folder)
-    with pytest.raises(vhdkit.JournalError, match="written after it was merged"):
-        vhdkit.plan_merge(paths[0], into=paths[2], folder=folder)
-    assert contents(folder) == before
+    plan, result = fold(folder, paths, Merge(depth_to=2))
+    ended = [finding.path for finding in plan.findings if finding.corruption is vhdkit.Corruption.VIEW_ENDED]
+    assert (ended, result.removed) == ([paths[1]], ())
+    assert {paths[1], paths[2]} <= set(contents(folder))
+    assert plain_view(folder, paths[2:]) == expected
+
+
+def test_a_lower_source_that_was_touched_goes_if_the_destination_shows_all_of_it() -> None:
+    folder, paths = in_memory(chain_over(Kind.DYNAMIC, Snapshot(), put(3, 9, 2), Snapshot(), put(15, 2, 3)))
+    expected = plain_view(folder, paths)
+    cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
+    folder[paths[1]].mtime += 1
+    fold(folder, paths, Merge(depth_to=2))
+    assert list(contents(folder)) == [paths[2]]
+    assert plain_view(folder, paths[2:]) == expected
 
 
 # Who else comes by

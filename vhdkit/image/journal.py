@@ -22,6 +22,7 @@ States of files (`Seen`) are proof only that a file was not touched since, never
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from vhdkit.image.seen import Seen
     from vhdkit.storage.seam import Folder, Storage
 
+_STEPS, _STEP_SECONDS = 4, 0.004
 SUFFIX = ".vhdkit-journal"
 _PIECE_BYTES = 1 << 20
 # Records that say one thing.
@@ -71,9 +73,9 @@ _FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back", Restor
 class Journal:
     """What a journal says. `relinks` is None until the merge is complete and only names are left to be changed.
 
-    `undo_seen` is what the undo image looked like when it held `held` sectors; None in journals of earlier versions,
-    as `destination_seen`, the destination when the merge was stopped or complete. `verified` are the sources that were
-    about to be removed.
+    `now` is the file system's time when the last record was written, 0.0 where that was not noted. `undo_seen` is what
+    the undo image looked like when it held `held` sectors; None in journals of earlier versions, as `destination_seen`,
+    the destination when the merge was stopped or complete. `verified` are the sources that were about to be removed.
     """
 
     path: str
@@ -99,6 +101,7 @@ class Journal:
     restored: bool = False
     stopped: str = ""
     destination_stopped: SizeAndTime | None = None
+    now: float = 0.0
     end: int = 0
     checksum: str = field(default="", repr=False)
 
@@ -133,6 +136,7 @@ class Journal:
             ValueError: it does not fit those before it.
 
         """
+        self.now = record.now
         match record:
             case Begin():
                 self._begin_anew(record)
@@ -184,7 +188,7 @@ class Journal:
         if isinstance(record, Verified):
             self.verified = record.sources
             return
-        self.relinks, self.destination_after = record.relinks, record.destination
+        self.relinks, self.destination_after, self.verified = record.relinks, record.destination, record.sources
         self.undo_seen = record.undo or self.undo_seen
 
     def say(self) -> str:
@@ -281,11 +285,15 @@ def unfinished_merges(folder: Folder, files: Iterable[str]) -> Iterator[Finding]
 
 
 class JournalWriter:
-    """A journal that is being written: each record is durable when `write` returns."""
+    """A journal that is being written: each record is durable when `write` returns.
+
+    With `notes_time` each record has the file system's time: whether the journal is the newest shows by that.
+    """
 
     def __init__(self, storage: Storage, journal: Journal) -> None:
         self.storage = storage
         self.journal = journal
+        self.notes_time = False
 
     @classmethod
     def create(cls, folder: Folder, destination: str) -> JournalWriter:
@@ -317,10 +325,18 @@ class JournalWriter:
             raise
         return cls(storage, replace(journal))
 
-    def now(self) -> float:
-        """Return the time by the clock of the file system: writing where the next record will lie moves the file's."""
-        self.storage.write_at(self.journal.end, bytes(SECTOR))
-        return self.storage.ctime
+    def now(self, *, later_than: Storage | None = None) -> float:
+        """Return the time by the clock of the file system: writing where the next record will lie moves the file's.
+
+        What it is to be later than was changed just now: one step of the clock, 4 ms, is waited for, no second.
+        """
+        for _ in range(_STEPS):
+            self.storage.write_at(self.journal.end, bytes(SECTOR))
+            now = self.storage.ctime
+            if later_than is None or now.is_integer() or later_than.ctime < now:
+                break
+            time.sleep(_STEP_SECONDS)
+        return now
 
     def write(self, kind: str, **fields: object) -> None:
         """Append a record and make it durable."""
@@ -328,7 +344,8 @@ class JournalWriter:
 
     def note(self, kind: str, *, sync: bool = False, **fields: object) -> None:
         """Append a record that nobody depends on: a sync may wait for all that the disk has still to write."""
-        raw = records.encode([{"kind": kind, **fields}], self.journal.checksum)
+        time = {"now": self.now()} if self.notes_time else {}
+        raw = records.encode([{"kind": kind, **fields, **time}], self.journal.checksum)
         # What could not be read again is not written.
         record = decode_record(raw[65:].rstrip())
         if len(raw) > records.MAX_LINE_BYTES:

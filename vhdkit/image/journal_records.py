@@ -77,7 +77,13 @@ class GrowthState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
 _Files = Annotated[tuple[FileState, ...], Meta(max_length=_MAX_LAYERS)]
 
 
-class Begin(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="begin"):
+class Line(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every record has: the file system's time when it was written, 0.0 where that was not noted."""
+
+    now: FileTime = 0.0
+
+
+class Begin(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="begin"):
     """What a merge set out to do. Files leaf first, `below` those under the destination; sizes and offsets in bytes.
 
     New blocks lie at `first` and every `stride` behind; the `moved` first of them are blocks that make way for a longer
@@ -118,15 +124,15 @@ class Begin(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
             check_relative_path(self.undo)
 
 
-class Reserved(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reserved"):
+class Reserved(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reserved"):
     """The room is made."""
 
 
-class Grown(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grown"):
+class Grown(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grown"):
     """The table is longer."""
 
 
-class Saved(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saved"):
+class Saved(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saved"):
     """Up to `offset` the undo image has what will be overwritten: `held` sectors then, when it looked like `undo`."""
 
     offset: Size
@@ -134,7 +140,7 @@ class Saved(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
     undo: Seen | None = None
 
 
-class Mark(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mark"):
+class Mark(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mark"):
     """Up to `offset` the disk's sectors are durable in the destination, whose time of change was `mtime`."""
 
     offset: Size
@@ -156,26 +162,27 @@ class RelinkState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("a relinking ends with a header")
 
 
-class Merged(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merged"):
+class Merged(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merged"):
     """All sectors are durable in the destination, left as `destination` and `seen` say; `relinks` follow.
 
-    `undo` is what the undo image looked like.
+    `undo` is what the undo image looked like, and `sources` are about to be removed as they are now; None if none is.
     """
 
     relinks: Annotated[tuple[RelinkState, ...], Meta(max_length=1 << 16)]
     destination: SizeAndTime
     seen: Seen | None = None
     undo: Seen | None = None
+    sources: _Files | None = None
 
 
-class Verified(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="verified"):
+class Verified(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="verified"):
     """The destination was read and has what the sources hold, which are about to be removed as they are now."""
 
     sources: _Files
     seen: Seen | None = None
 
 
-class Names(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="names"):
+class Names(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="names"):
     """The sources, and the undo image ("" without one), have other names since."""
 
     sources: Annotated[tuple[PathText, ...], Meta(min_length=1, max_length=_MAX_LAYERS)]
@@ -188,7 +195,7 @@ class Names(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_f
             check_relative_path(path)
 
 
-class Doubted(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="doubted"):
+class Doubted(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="doubted"):
     """Nothing proves that the undo image holds all that was overwritten."""
 
     reason: _Reason
@@ -206,27 +213,27 @@ class Sample(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 Samples = Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
 
 
-class Sampled(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sampled"):
+class Sampled(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sampled"):
     """Places that the merge changes, kept for its completion record."""
 
     samples: Samples
 
 
-class Dropping(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropping"):
+class Dropping(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropping"):
     """What was kept for an undo goes; with `keep_file` the undo image stays."""
 
     keep_file: bool
 
 
-class Rollback(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rollback"):
+class Rollback(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rollback"):
     """The undo image is being merged back."""
 
 
-class Restored(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="restored"):
+class Restored(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="restored"):
     """The undo image was merged back, and may go."""
 
 
-class Stopped(Record, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stopped"):
+class Stopped(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stopped"):
     """Why nobody is at it, and how the destination was left."""
 
     reason: _Reason

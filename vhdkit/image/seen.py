@@ -44,3 +44,12 @@ class Seen(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
         looked at, a later change might not show. Where a system has no change times nothing is proven.
         """
         return 0 < self.ctime < self.now and replace(self, now=0.0) == Seen.of(storage, 0.0)
+
+    def fits(self, storage: Storage) -> bool:
+        """Whether a file has the size and the time that it had, as in a folder that was copied with its times.
+
+        If it was looked at in the step of the clock in which it was written, its time says nothing; where there is no
+        clock, no more can be asked.
+        """
+        same = (storage.size(), storage.mtime) == (self.size, self.mtime)
+        return same and (self.mtime < self.now or not self.now)

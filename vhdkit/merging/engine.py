@@ -27,16 +27,20 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 import numpy as np
 
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
+from vhdkit.format.bat import UNALLOCATED
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.journal import JournalWriter, journal_path, read_journal
+from vhdkit.image.seen import Seen
+from vhdkit.merging.evidence import has_what_sources_hold
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
+from vhdkit.merging.finishing import check_still_shows, is_verified
 from vhdkit.merging.forgetting import Forgetting
 from vhdkit.merging.growth import finish, grow_table
 from vhdkit.merging.layout import moves, target_of
@@ -44,7 +48,7 @@ from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Marks, Pace, Phase
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relink import apply_patches, relink_patches
-from vhdkit.merging.resume import file_state
+from vhdkit.merging.resume import file_state, note_names
 from vhdkit.merging.trouble import explained, note_how_it_stands
 from vhdkit.merging.undo import Saver, create_undo, forget_half_made
 from vhdkit.merging.verify import view_digest
@@ -55,6 +59,7 @@ from vhdkit.storage.machine import this_process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vhdkit.image.journal import Journal
     from vhdkit.image.journal_records import RelinkState
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.pace import Cancel, Progress
@@ -201,9 +206,8 @@ class _Merge:
             if self.plan.resume is not Resume.FINISHES:
                 self._fold(self.writer)
                 self._complete(self.writer)
-            elif self.plan.relinks:
-                # Children that the topmost source has got since the merge was complete.
-                self._write_merged(self.writer, self.writer.journal.relinks or ())
+            else:
+                self._verify_again(self.writer)
             return self._change_names(self.writer)
         except BaseException as error:
             self._stop(error)
@@ -221,25 +225,31 @@ class _Merge:
     def _open_journal(self) -> JournalWriter:
         """Step 2."""
         now, known = read_journal(self.folder, self.plan.destination), self.plan.journal
+        if now is not None and self.plan.spent and self.plan.spent == now.checksum:
+            self.folder.remove(now.path)
+            now = None
         if (now.checksum if now is not None else "") != (known.checksum if known is not None else ""):
             raise JournalError("another merge of it went on since this one was planned", path=self.plan.destination)
         if self.plan.resume is Resume.FINISHES and known is not None:
-            return JournalWriter.append(self.folder, known)
-        if self.plan.resume is Resume.CONTINUES and known is not None and known.begin is not None:
-            self.view = known.begin.view
-        if self.plan.verify and not self.view:
+            return note_names(JournalWriter.append(self.folder, known), now)
+        if self.plan.verify:
             self.pace.say(Phase.VERIFYING)
             self.view = view_digest(self.layers, self.pace.check)
         if known is None:
             return self._begin(JournalWriter.create(self.folder, self.plan.destination))
         writer = JournalWriter.append(self.folder, known)
-        return self._begin(writer) if self.plan.resume is Resume.RESTARTS else writer
+        if self.plan.resume is Resume.RESTARTS:
+            return self._begin(writer)
+        writer.notes_time = self.plan.undo is not None
+        return note_names(writer, now)
 
     def _begin(self, writer: JournalWriter) -> JournalWriter:
         plan, journal = self.plan, writer.journal
         self.writer = writer
+        writer.notes_time = plan.undo is not None
         pid, host = this_process()
-        files = [msgspec.to_builtins(file_state(layer, journal)) for layer in self.layers]
+        now = writer.now()
+        files = [msgspec.to_builtins(file_state(layer, journal, now)) for layer in self.layers]
         fields: dict[str, object] = {
             "version": 1,
             "job": (self.job or str(uuid.uuid4())) if journal.begin is None else journal.begin.job,
@@ -292,7 +302,8 @@ class _Merge:
                 is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
                 reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
                 storage = self.destination.storage
-                writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime])
+                state = msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))
+                writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime], seen=state)
                 return
             if self.plan.undo is not None and self.plan.undo.size_before == 0 and self.files.made_undo:
                 self.folder.remove(self.plan.undo.path)
@@ -354,13 +365,19 @@ class _Merge:
             create_undo(self.folder, plan, self.destination, journal.begin.job)
             self.files.made_undo = True
 
-        def durable(stop: int) -> None:
-            writer.write("saved", offset=stop)
+        def durable(stop: int, saver: Saver) -> None:
+            state = msgspec.to_builtins(Seen.of(saver.image.storage, writer.now()))
+            writer.write("saved", offset=stop, held=saver.held, undo=state)
 
-        return Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.pace.slow)
+        if plan.doubt:
+            writer.write("doubted", reason=plan.doubt)
+        saver = Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.pace.slow)
+        if plan.size_before:
+            durable(journal.saved, saver)
+        return saver
 
     def _make_room(self, mover: Mover, writer: JournalWriter) -> None:
-        """Step 3 for the destination; what an earlier run has reserved is only held to be so."""
+        """Step 3 for the destination."""
         plan, destination = self.plan, self.destination
         storage = destination.storage
         if storage.allocated_size < storage.size():
@@ -371,6 +388,7 @@ class _Merge:
                     self.pace.check()
                     storage.reserve(offset, length)
         if writer.journal.reserved:
+            self._clean_room(writer.journal)
             return
         if not destination.is_fixed:
             count = plan.blocks_moved + len(plan.blocks_added)
@@ -379,6 +397,22 @@ class _Merge:
             # What lay where the blocks go is zeros now: said only when that is durable, for it is never done again.
             destination.sync()
         writer.write("reserved")
+
+    def _clean_room(self, journal: Journal) -> None:
+        """Write zeros where blocks are still to come, if the file's size does not show that an earlier run did so.
+
+        A file that had that size before may have been put back as it was then, with other bytes there.
+        """
+        plan, destination = self.plan, self.destination
+        if destination.is_fixed or journal.begin is None or journal.begin.destination.size < plan.destination_size:
+            return
+        storage, span = destination.storage, destination.block_span
+        for rank, block in enumerate(plan.blocks_added.tolist(), plan.blocks_moved):
+            at = plan.place.at(rank)
+            is_linked = destination.table.entries(block, block + 1)[0] != UNALLOCATED
+            if not is_linked and storage.hole_bytes(at, span) < span:
+                self.pace.check()
+                destination.write_at(at, bytes(span))
 
     def _relink_siblings(self) -> None:
         """Step 4: the undo image holds nothing yet, so that its children read as before."""
@@ -392,13 +426,41 @@ class _Merge:
     def _complete(self, writer: JournalWriter) -> None:
         """Say in the journal that every sector is durable, and what follows from that."""
         check_before_finishing(self.plan, self.files, self.folder)
-        if self.plan.verify or self.view:
+        if self.plan.verify:
             self.pace.say(Phase.VERIFYING)
             if view_digest(self.layers[self.depth :], self.pace.check) != self.view:
-                writer.write("mark", offset=0, bytes=0, mtime=0.0)
-                message = "it does not read as the leaf did, and no source was removed; check the disk that it lies on"
-                raise VerificationError(message, path=self.plan.destination)
+                self._take_back(writer, "it does not read as the leaf did")
+        elif self.plan.removals and self.plan.mark > self.plan.read_back:
+            # What this run has copied it has seen; what an earlier one has copied is read once before sources go.
+            self._read_back(writer, self.plan.mark)
         self._write_merged(writer, ())
+
+    def _verify_again(self, writer: JournalWriter) -> None:
+        """Hold a destination that an earlier run has completed against the sources, before any of them goes."""
+        if self.plan.removals:
+            self.pace.say(Phase.VERIFYING)
+            check_still_shows(self.plan, self.layers, self.pace.check)
+        if self.plan.relinks:
+            # Children that the topmost source has got since the merge was complete.
+            self._write_merged(writer, writer.journal.relinks or ())
+        elif self.plan.removals and not is_verified(writer.journal, self.plan, self.layers):
+            now = writer.now(later_than=self.destination.storage)
+            seen = msgspec.to_builtins(Seen.of(self.destination.storage, now))
+            writer.write("verified", sources=self._states_of_removals(writer.journal, now), seen=seen)
+
+    def _read_back(self, writer: JournalWriter, stop: int | None) -> None:
+        """Hold the destination against the sources, up to `stop` of the disk; if it differs, the merge begins again."""
+        self.pace.say(Phase.VERIFYING)
+        begin = writer.journal.begin
+        target = target_of(self.layers, self.depth, begin.virtual_size if begin is not None else None)
+        found = moves(self.layers, self.depth, target)
+        if not has_what_sources_hold(self.layers, self.depth, found, stop, self.pace.check):
+            self._take_back(writer, "it does not have what the sources hold")
+
+    def _take_back(self, writer: JournalWriter, what: str) -> NoReturn:
+        writer.write("mark", offset=0, bytes=0, mtime=0.0)
+        message = f"{what}, and no source was removed; check the disk that it lies on, and merge again"
+        raise VerificationError(message, path=self.plan.destination)
 
     def _write_merged(self, writer: JournalWriter, known: tuple[RelinkState, ...]) -> None:
         storage = self.destination.storage
@@ -407,7 +469,19 @@ class _Merge:
             patches = relink_patches(self.files.child(relink.child), relink, parent_mtime=storage.mtime)
             changes.append((writer.journal.relative(relink.child), patches))
         relinks = [{"path": path, "patches": [patch.to_record() for patch in patches]} for path, patches in changes]
-        writer.write("merged", relinks=relinks, destination=[storage.size(), storage.mtime])
+        now = writer.now(later_than=storage)
+        states: dict[str, object] = {"seen": msgspec.to_builtins(Seen.of(storage, now))}
+        if self.plan.undo is not None:
+            undo = self.folder.open(self.plan.undo.path)
+            states["undo"] = msgspec.to_builtins(Seen.of(undo, now))
+            undo.close()
+        if self.plan.removals:
+            states["sources"] = self._states_of_removals(writer.journal, now)
+        writer.write("merged", relinks=relinks, destination=[storage.size(), storage.mtime], **states)
+
+    def _states_of_removals(self, journal: Journal, now: float) -> list[dict[str, object]]:
+        layers = [layer for layer in self.layers if layer.path in self.plan.removals]
+        return [msgspec.to_builtins(file_state(layer, journal, now)) for layer in layers]
 
     def _change_names(self, writer: JournalWriter) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Steps 8 and 9."""

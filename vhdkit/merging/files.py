@@ -12,10 +12,10 @@ from vhdkit.chain.chain import Chain
 from vhdkit.errors import MergeError
 from vhdkit.image.image import Image, Layer, RawImage, open_image
 from vhdkit.image.step import finish_all, forget
+from vhdkit.merging.finishing import finishing_plan
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relatives import Relatives, find_relatives, identity_at
 from vhdkit.merging.relink import check_relink
-from vhdkit.merging.resume import finishing_plan
 from vhdkit.merging.survey import states
 from vhdkit.storage import paths
 

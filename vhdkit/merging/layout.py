@@ -16,9 +16,16 @@ from vhdkit.format import bitmap, layout
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import Image, Layer, Placement
+from vhdkit.merging.evidence import (
+    has_what_sources_hold,
+    is_reserved,
+    is_untouched,
+    linked_as_planned,
+    may_grow,
+)
 from vhdkit.merging.growth import Growth, plan_growth
 from vhdkit.merging.plan import Resume, Target, choose, missing_blocks
-from vhdkit.merging.resume import is_unwritten, linked_rightly, plan_digest, shows_what_was_copied
+from vhdkit.merging.resume import plan_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +45,8 @@ _COUNTED_BYTES = 2 << 20
 class Layout:
     """The payload in bytes, the blocks that the destination gets (uint32), and where they and the footer will lie.
 
-    `digest` is that of everything that decides which bytes go where.
+    `digest` is that of everything that decides which bytes go where. Up to `read_back` the destination was read, and
+    has what the sources hold.
     """
 
     payload: int
@@ -47,6 +55,7 @@ class Layout:
     place: Placement
     file_end: int
     digest: str
+    read_back: int = 0
 
     @property
     def moved(self) -> int:
@@ -92,21 +101,48 @@ def lay_out(
 
 
 def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> Layout | None:
+    """Return what an earlier run has decided, None if the files do not show that it did so.
+
+    The sources' times decide nothing: below the mark what they hold now is held against the destination, and what is
+    behind it is copied from them as they are now.
+    """
     begin, destination, sources = journal.begin, chain.layers[depth], chain.layers[:depth]
     if begin is None or journal.merged or not isinstance(destination, Image):
-        return None
-    # An older destination than the mark says is one that was put back from a backup.
-    if not is_unwritten(journal, chain.layers, depth) or destination.storage.mtime < journal.mark_time // 1:
         return None
     place = Placement(begin.first, begin.stride)
     payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
     growth = Growth.from_record(begin.growth) if begin.growth is not None else None
     digest = plan_digest(sources, destination, place, growth, added, (target.size, chain.size, begin.file_end))
-    if digest != begin.plan or not linked_rightly(destination, added, place, begin.moved, journal.mark):
+    if digest != begin.plan or not _is_as_journaled(destination, journal, place, added, growth):
         return None
-    if not shows_what_was_copied(chain, depth, journal, moves(chain.layers, depth, target)):
-        return None
-    return Layout(payload=payload, added=added, growth=growth, place=place, file_end=begin.file_end, digest=digest)
+    read_back = 0
+    if not is_untouched(journal, sources, destination):
+        if not has_what_sources_hold(chain.layers, depth, moves(chain.layers, depth, target), journal.mark):
+            return None
+        read_back = journal.mark
+    return Layout(
+        payload=payload,
+        added=added,
+        growth=growth,
+        place=place,
+        file_end=begin.file_end,
+        digest=digest,
+        read_back=read_back,
+    )
+
+
+def _is_as_journaled(
+    destination: Image, journal: Journal, place: Placement, added: NDArray[np.uint32], growth: Growth | None
+) -> bool:
+    """Whether the destination's size, footer and table are what `reserved`, `grown` and the mark promise."""
+    begin = journal.begin
+    if begin is None or (journal.reserved and not is_reserved(destination, begin.file_end)):
+        return False
+    if growth is not None:
+        places = place.offsets(np.arange(begin.moved))
+        if len(growth.blocks) != begin.moved or not may_grow(destination, growth, places, grown=journal.grown):
+            return False
+    return linked_as_planned(destination, added, place, begin.moved, journal.mark)
 
 
 def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:

@@ -52,6 +52,7 @@ class LayerState:
     unique_id: bytes
     file_size: int
     mtime: float
+    ctime: float
 
     @classmethod
     def of(cls, layer: Layer) -> LayerState:
@@ -62,6 +63,7 @@ class LayerState:
             unique_id=layer.unique_id if isinstance(layer, Image) else b"",
             file_size=layer.storage.size(),
             mtime=layer.storage.mtime,
+            ctime=layer.storage.ctime,
         )
 
 
@@ -69,7 +71,8 @@ class LayerState:
 class UndoPlan:
     """The undo image of a merge: its file, id, block size, and the blocks (uint32, ascending) that it still lacks.
 
-    `size` is what its file will have, `size_before` what an earlier run has made of it, 0 if there is none.
+    `size` is what its file will have, `size_before` what an earlier run has made of it, 0 if there is none. `doubt`
+    says why nothing proves that it will hold all that was overwritten, "" if that is proven.
     """
 
     path: str
@@ -78,6 +81,7 @@ class UndoPlan:
     blocks: NDArray[np.uint32]
     size: int
     size_before: int
+    doubt: str = ""
 
 
 class Resume(StrEnum):
@@ -95,8 +99,9 @@ class MergePlan:
     `payload_bytes` is what will be written into the destination's disk, `blocks_added` (uint32) the blocks that it
     gets, `blocks_moved` those that make way for a longer BAT, `place` where both lie and `file_end` where the footer
     then begins; `space_needed` is what the files grow by. `journal` is that of an earlier run that was cut off, and
-    `resume` what is done about it; `digest` is that of all that decides which bytes go where. `obstacles` says what
-    stands in the way: a plan with any is not carried out.
+    `resume` what is done about it; of what that run copied the destination was read up to `read_back`, and has what the
+    sources hold; `spent` is the checksum of a journal that says nothing any more, and goes; `digest` that of all that
+    decides which bytes go where. `obstacles` says what stands in the way: a plan with any is not carried out.
     """
 
     sources: tuple[str, ...]
@@ -125,6 +130,8 @@ class MergePlan:
     verify: bool = False
     journal: Journal | None = None
     resume: Resume | None = None
+    spent: str = ""
+    read_back: int = 0
     digest: str = ""
     layers: tuple[LayerState, ...]
     search: tuple[str, ...]

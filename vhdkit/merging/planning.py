@@ -24,8 +24,9 @@ from vhdkit.image.journal import read_journal
 from vhdkit.image.journal_files import check_names
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
+from vhdkit.merging.finishing import find_complete, finishing_plan, is_complete, is_leftover
 from vhdkit.merging.plan import MergePlan
-from vhdkit.merging.resume import find_complete, finishing_plan, is_about, noting_unreadable_journals, still_holds
+from vhdkit.merging.resume import is_about, noting_unreadable_journals, with_names
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -33,6 +34,7 @@ from vhdkit.storage.local import LocalFolder
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vhdkit.image.journal import Journal
     from vhdkit.storage.seam import Folder
 
 # Names that files beside an image have while it is changed.
@@ -99,16 +101,34 @@ def plan_merge(
         depth = _resumed_depth(chain, place) if resume else _destination_depth(chain, place, into)
         destination = chain.layers[depth]
         journal = read_journal(place, destination.path)
-        sources = chain.layers[:depth]
         if journal is not None:
             check_names(journal, place, _named_directories(chain, wishes.undo, (*search, *(parent_map or {}).values())))
-        # What was written since a merge was complete is merged again, from the start.
-        complete = journal is not None and still_holds(journal, chain.layers, depth)
-        if journal is not None and complete and is_about(journal, sources, destination):
-            plan = finishing_plan(journal, place, tuple(search), chain.findings, keep_sources=keep_sources)
-        else:
-            plan = Survey(chain, depth, place, tuple(search), wishes, journal).plan()
-        return _with_claims(plan, place, acting_for)
+        return _with_claims(
+            _finishing_plan(chain, depth, place, tuple(search), journal, keep_sources=keep_sources)
+            or Survey(chain, depth, place, tuple(search), wishes, journal).plan(),
+            place,
+            acting_for,
+        )
+
+
+def _finishing_plan(
+    chain: Chain, depth: int, folder: Folder, search: tuple[str, ...], journal: Journal | None, *, keep_sources: bool
+) -> MergePlan | None:
+    """Return the plan to finish a merge that is complete, None if there is none of these files, or they were written.
+
+    What was written since a merge was complete is merged again, from the start.
+    """
+    sources, destination = chain.layers[:depth], chain.layers[depth]
+    if journal is None:
+        return None
+    if is_about(journal, sources, destination) and not journal.rolling_back:
+        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources):
+            return None
+        named = with_names(journal, sources)
+        return finishing_plan(named, folder, search, chain.findings, keep_sources=keep_sources, is_read=True)
+    if is_leftover(journal, sources, folder):
+        return finishing_plan(journal, folder, search, chain.findings, keep_sources=keep_sources)
+    return None
 
 
 def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:

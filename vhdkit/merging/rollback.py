@@ -13,6 +13,7 @@ Dropping: the journal says so; then what the merge has kept goes: the sources, t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -27,23 +28,18 @@ from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.extent import Kind
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.image import Image, open_image
-from vhdkit.image.journal import JournalWriter, read_journal
+from vhdkit.image.journal import JournalWriter, command, read_journal
 from vhdkit.image.journal_files import check_names
 from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
+from vhdkit.merging.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
 from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
-from vhdkit.merging.resume import (
-    check_relinks,
-    check_undo,
-    find_complete,
-    finishing_plan,
-    is_as_left,
-    noting_unreadable_journals,
-    remaining,
-)
+from vhdkit.merging.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
+from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 
@@ -53,6 +49,7 @@ if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.image.journal_records import Begin
     from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
 
 
@@ -94,29 +91,37 @@ def drop_undo(
     if not journal.dropping:
         _refuse_claimed(journal, place, tuple(search), Change(others=(place.real(path), *_sources(journal))))
     try:
+        plan = finishing_plan(journal, place, tuple(search))
         if not journal.dropping:
-            journal = _say_dropping(journal, place, search, keep_file=keep_file)
-        return merge(finishing_plan(journal, place, tuple(search)), folder=place)
+            plan = _say_dropping(journal, place, search, keep_file=keep_file)
+        return merge(plan, folder=place)
     except OSError as error:
         if not getattr(error, "__notes__", None):
-            error.add_note(f"Every disk reads as before; `vhdkit undo drop {path}` goes on with it.")
+            how = command("undo", "drop", path, *(word for each in search for word in ("--search", each)))
+            error.add_note(f"Every disk reads as before; {how} goes on with it.")
         raise
 
 
-def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> Journal:
-    # Every file is looked at before the first word of it is written.
-    plan = finishing_plan(journal, folder, tuple(search))
-    if plan.obstacles:
-        raise plan.obstacles[0]
+def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> MergePlan:
+    """Write into the journal that what was kept goes; return the plan by which it does.
+
+    Everything that stands in the way of that is looked for, and the destination read, before the first word of it is
+    written: what is refused now can still be rolled back.
+    """
+    planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), folder, tuple(search))
+    if planned.obstacles:
+        raise planned.obstacles[0]
     undo = journal.resolve(journal.begin.undo) if journal.begin is not None else ""
-    # Everything that will be needed is held: what is refused now can still be rolled back.
-    with MergeFiles(plan, folder, undo if folder.exists(undo) and not keep_file else ""):
+    with MergeFiles(planned, folder, undo if folder.exists(undo) and not keep_file else "") as files:
+        check_still_shows(planned, files.chain.layers)
         writer = JournalWriter.append(folder, _unchanged(journal, folder))
         try:
             writer.write("dropping", keep_file=keep_file)
         finally:
             writer.close()
-    return writer.journal
+    plan = finishing_plan(writer.journal, folder, tuple(search))
+    # What was read is held by the states of the files, which the merge looks at again once it has locked them.
+    return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan
 
 
 def rollback(
@@ -221,6 +226,7 @@ class _Rollback:
         self.begin: Begin = self._begin(journal)
         self.restored = False
         self._open: list[Image] = []
+        self.sources: list[Image] = []
         try:
             self.undo = self._locked(names[0], writable=False)
             self.destination = self._locked(names[1], writable=True)
@@ -229,6 +235,7 @@ class _Rollback:
             check_undo(journal, self.undo, self.destination, folder, search)
             check_relinks(journal, self.destination, folder, search)
             self._check_sources()
+            self._check_undo_is_whole()
             self.relinked = [
                 (self._child(item.path), item.patches) for item in (*journal.former_relinks, *(journal.relinks or ()))
             ]
@@ -290,10 +297,34 @@ class _Rollback:
     def _check_sources(self) -> None:
         identity = self.destination.storage.identity
         for source in self.begin.sources:
-            if remaining(self.journal, source, identity, self.folder, self.search, unwritten=False) is None:
-                message = f"{self.journal.resolve(source.path)} is gone: without it the chain cannot be restored"
+            path = find_source(self.journal, source, identity, self.folder, self.search)
+            if path is None:
+                message = (
+                    f"{self.journal.resolve(source.path)} is gone: without it the chain cannot be restored; put it back"
+                )
                 raise JournalError(message, path=self.journal.path)
-            self._locked(self.journal.resolve(source.path), writable=False)
+            self.sources.append(self._locked(path, writable=False))
+
+    def _check_undo_is_whole(self) -> None:
+        """Refuse if the undo image may lack what was overwritten: what is not put back would be neither old nor new."""
+        journal = self.journal
+        check_not_older(journal, self.undo)
+        doubt = journal.doubt
+        if not doubt:
+            # What is looked at is held by the sources and owned by the destination: nothing below is read.
+            layers, depth = (*self.sources, self.destination), len(self.sources)
+            found = moves(layers, depth, target_of(layers, depth, self.begin.virtual_size))
+            storage = self.folder.open(journal.path)
+            try:
+                doubt = DOUBT if may_lack_something(journal, storage, self.undo, layers, depth, found) else ""
+            finally:
+                storage.close()
+        if doubt:
+            view = command("convert", self.undo.path, "NEWFILE")
+            message = (
+                f"{doubt}. The topmost layer shows the disk as it is; {view} shows what is kept of the disk before"
+            )
+            raise JournalError(message, path=self.undo.path)
 
     def _check_destination(self) -> None:
         """Refuse if somebody wrote to the destination, or made children of it, since the merge."""
@@ -308,7 +339,7 @@ class _Rollback:
         others = [path for path in children_of(self.destination, self.folder, self.search) if path not in mine]
         # Before anything is saved nothing was overwritten, and siblings may not be relinked to the undo image yet; a
         # roll-back that was cut off may have linked them to the destination again.
-        if others and self.journal.saved and not self.journal.rolling_back:
+        if others and held_sectors(self.undo) and not self.journal.rolling_back:
             message = f"{len(others)} image(s) were made of it since the merge: {', '.join(others)}"
             raise SiblingsError(message, path=storage.path, siblings=tuple(others))
         for child, patches in self.relinked:

@@ -9,9 +9,13 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.chain import Chain
+from vhdkit.chain.children import children_of
 from vhdkit.errors import (
     CorruptImageError,
+    Corruption,
+    Finding,
     JournalError,
     MergeError,
     NotEnoughSpaceError,
@@ -23,13 +27,15 @@ from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image import extent
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import command, read_journal
+from vhdkit.merging.finishing import is_spent
 from vhdkit.merging.layout import Layout, lay_out, moves, target_of
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import LayerState, MergePlan, Resume, UndoPlan
 from vhdkit.merging.relatives import Relatives, find_relatives
 from vhdkit.merging.relink import Relink, check_relink
-from vhdkit.merging.resume import check_undo, is_about
+from vhdkit.merging.resume import check_undo, is_about, with_names
 from vhdkit.merging.undo import plan_undo
+from vhdkit.merging.undo_evidence import DOUBT, check_not_older, may_lack_something
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -76,6 +82,7 @@ class Survey:
         self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
         self.destination = self.images[-1]
         self.obstacles: list[VhdError] = []
+        self.spent = ""
         self.journal = self._usable(journal)
         self.undo_id = uuid.uuid4().bytes_le
         self.undo_image: Image | None = None
@@ -129,12 +136,20 @@ class Survey:
             verify=self.wishes.verify,
             journal=self.journal,
             resume=resume,
+            spent=self.spent,
+            read_back=laid.read_back,
             digest=laid.digest,
             layers=states(self.chain),
             search=self.search,
-            findings=self.chain.findings + relatives.findings,
+            findings=(*self.chain.findings, *relatives.findings, *self._findings(undo)),
             obstacles=tuple(self.obstacles),
         )
+
+    def _findings(self, undo: UndoPlan | None) -> list[Finding]:
+        if undo is None or not undo.doubt:
+            return []
+        message = f"the merge can go on, and cannot be rolled back: {undo.doubt}"
+        return [Finding(corruption=Corruption.UNDO_DOUBTED, path=undo.path, message=message)]
 
     def _usable(self, journal: Journal | None) -> Journal | None:
         """Return the journal of an earlier run of this merge; any other unfinished merge is an obstacle."""
@@ -143,10 +158,13 @@ class Survey:
                 self._refuse_journal(layer)
         if journal is None or journal.begin is None:
             return None
-        if journal.rolling_back or not is_about(journal, self.sources, self.destination):
-            self.obstacles.append(_unfinished(journal))
+        if is_spent(journal, self.folder):
+            self.spent = journal.checksum
             return None
-        return journal
+        if journal.rolling_back or not is_about(journal, self.sources, self.destination):
+            self.obstacles.append(_unfinished(journal, self.folder))
+            return None
+        return with_names(journal, self.sources)
 
     def _refuse_journal(self, layer: Layer) -> None:
         try:
@@ -155,14 +173,14 @@ class Survey:
             self.obstacles.append(error)
             return
         if other is not None and other.begin is not None:
-            self.obstacles.append(_unfinished(other))
+            self.obstacles.append(_unfinished(other, self.folder))
 
     def _find_undo(self) -> None:
         """Take over the undo image of an earlier run, and open it if that has come so far."""
         journal = self.journal
         if journal is None or journal.begin is None:
             return
-        path = journal.resolve(journal.begin.undo) if journal.begin.undo else None
+        path = self._undo_path(journal) if journal.begin.undo else None
         is_named = self.wishes.undo is not None
         if self.wishes.undo not in {None, path}:
             kept = f"keeps what it overwrites in {path}" if path else "keeps nothing for an undo"
@@ -178,10 +196,15 @@ class Survey:
         )
         if path is None:
             return
+        self.journal = with_names(journal, self.sources, path)
         self.undo_id = bytes.fromhex(journal.begin.undo_id)
         if not self.folder.exists(path):
             if journal.reserved:
-                message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
+                message = (
+                    "it keeps what an earlier run of this merge has overwritten, and is gone; put it back. If that is"
+                    " not possible, the disk is whole all the same:"
+                    f" {command('merge', self.chain.path, '--to', 'NEWFILE')} makes a new file of it"
+                )
                 self.obstacles.append(JournalError(message, path=path))
             elif not is_named:
                 # Whoever may lay a journal beside the destination must not choose what is made, and where.
@@ -192,9 +215,46 @@ class Survey:
         image = open_image(path, folder=self.folder)
         self.undo_image = image
         try:
-            check_undo(journal, image, self.destination, self.folder, self.search)
+            check_undo(self.journal, image, self.destination, self.folder, self.search)
+            check_not_older(journal, image)
         except JournalError as error:
             self.obstacles.append(error)
+
+    def _undo_path(self, journal: Journal) -> str:
+        """Return where the undo image of an earlier run is, which may have been renamed since."""
+        begin = journal.begin
+        path = journal.resolve(begin.undo) if begin is not None else ""
+        if begin is None or self.folder.exists(path):
+            return path
+        asked = [paths.dirname(self.wishes.undo)] if self.wishes.undo is not None else []
+        near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path), *asked])
+        found = [
+            image.path
+            for image in read_catalog(self.folder, list(near), deep=False).images.values()
+            if image.unique_id.hex() == begin.undo_id
+        ]
+        return found[0] if len(found) == 1 else path
+
+    def _doubt(self) -> str:
+        """Return why the undo image may lack something that an earlier run has overwritten, "" if it cannot."""
+        journal = self.journal
+        if journal is None or journal.begin is None or journal.doubt:
+            return ""
+        storage = self.folder.open(journal.path)
+        try:
+            layers, found = self.chain.layers, moves(self.chain.layers, self.depth, self.target)
+            is_doubtful = may_lack_something(journal, storage, self.undo_image, layers, self.depth, found)
+        finally:
+            storage.close()
+        if is_doubtful and self.undo_image is not None:
+            children = children_of(self.undo_image, self.folder, self.search)
+            if children:
+                message = f"{DOUBT}; {len(children)} image(s) read through it: {', '.join(children)}. Put back both as"
+                message = f"{message} they were last, or turn each image into one of its own first"
+                self.obstacles.append(
+                    JournalError(f"{message} (vhdkit convert FILE NEWFILE)", path=self.undo_image.path)
+                )
+        return DOUBT if is_doubtful else ""
 
     def _undo(self) -> UndoPlan | None:
         path = self.wishes.undo
@@ -207,7 +267,8 @@ class Survey:
         found = moves(self.chain.layers, self.depth, self.target)
         # A destination that has grown already showed less before.
         size = self.undo_image.size if self.undo_image is not None else self.target.size
-        return plan_undo(path, self.undo_id, self.destination, size, found, self.undo_image)
+        plan = plan_undo(path, self.undo_id, self.destination, size, found, self.undo_image)
+        return replace(plan, doubt=self._doubt())
 
     def _sibling_relinks(self, relatives: Relatives) -> tuple[Relink, ...]:
         """Return how the destination's other children are to be relinked to the undo image, if that is wished."""
@@ -327,8 +388,14 @@ class Survey:
         )
 
 
-def _unfinished(journal: Journal) -> JournalError:
-    message = f"finish that first: {journal.say()}. If it is never to go on, remove {journal.path}"
+def _unfinished(journal: Journal, folder: Folder) -> JournalError:
+    """Return what stands in the way: another merge, of which nothing is advised that could lose data."""
+    message = f"finish that first: {journal.say()}"
+    begin = journal.begin
+    are_there = begin is not None and all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
+    if are_there and begin is not None and not begin.undo and not journal.merged:
+        # Every source still hides what was copied of it: the topmost shows the whole disk, journal or not.
+        message += f". If it is never to go on, remove {journal.path}"
     return JournalError(message, path=journal.destination)
 
 

@@ -2,8 +2,12 @@
 
 **Order**, for every stretch of the disk: 1 its sectors as the destination shows them into the undo image, sync · 2 the
 bits and table entries that say so, sync · 3 only then are they overwritten. A cut leaves sectors that the undo image
-has and the destination still shows as well. The journal says up to where that is done: what the undo image has before
-that place is never saved again, for it may be overwritten by then; behind it everything is, for a sync may have failed.
+has and the destination still shows as well.
+
+A sector that the undo image holds is never saved again, whatever the journal says: it may be overwritten by now, and it
+is right, for its bit was written after its content was durable. Only the bits and table entries themselves are written
+once more by a run that goes on, since their sync may be what failed. So an old journal does no harm here; what an old
+undo image lacks is looked for in `undo_evidence`.
 
 **Source**: DESIGN 5.
 """
@@ -18,15 +22,15 @@ import numpy as np
 
 from vhdkit.chain.resolve import resolve
 from vhdkit.errors import VhdError
-from vhdkit.format import timestamp
-from vhdkit.format.bitmap import bitmap_size
+from vhdkit.format import bitmap, timestamp
 from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.layout import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
+from vhdkit.format.layout import DEFAULT_BLOCK_SIZE, FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.create import new_footer, partial_name, write_empty
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image, Placement, open_image
 from vhdkit.image.reference import reference_to
+from vhdkit.image.write import link_blocks
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import UndoPlan, missing_blocks
 from vhdkit.merging.relatives import identity_at
@@ -34,12 +38,14 @@ from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from vhdkit.image.image import Layer
     from vhdkit.storage.seam import Folder
+
+_BITMAP_BYTES = 2 << 20
 
 
 def plan_undo(
@@ -74,7 +80,7 @@ def plan_undo(
         entries_end = -(-size_before // block_size) * 4 + 1536
         free = -(-entries_end // 4096) * 4096 + 2 * 4096
         last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
-        size = (last_at + bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
+        size = (last_at + bitmap.bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
     before = 0 if existing is None else existing.storage.size()
     return UndoPlan(path=path, unique_id=unique_id, block_size=block_size, blocks=blocks, size=size, size_before=before)
 
@@ -85,6 +91,26 @@ def affected(writes: Extents, wipes: Extents, size: int) -> Extents:
         return extent.clipped(writes, 0, size)
     both = extent.concatenate([writes, wipes])
     return extent.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
+
+
+def without_held(wanted: Extents, undo: Image) -> Extents:
+    """Return what of some extents, which ascend, the undo image does not hold."""
+    start, stop = int(wanted.start[0]), int(wanted.stop[-1])
+    held = undo.resolve(start, stop - start).of(Kind.DATA)
+    if not len(held):
+        return wanted
+    # The complement of what is held, within the window.
+    low, high = np.append(start, held.stop), np.append(held.start, stop)
+    return extent.intersect(wanted, low[low < high], high[low < high])
+
+
+def bitmaps_of(image: Image) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
+    """Yield (indices, bitmap offsets, bitmaps) of the blocks of an image, so many that their bitmaps take 2 MiB."""
+    step = max(1, _BITMAP_BYTES // image.bitmap_size)
+    for blocks, at in image.windows():
+        for first in range(0, len(blocks), step):
+            some = at[first : first + step]
+            yield blocks[first : first + step], some, image.read_bitmaps(some)
 
 
 def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) -> None:
@@ -163,7 +189,10 @@ def _temporary(plan: UndoPlan, job: str) -> str:
 
 
 class Saver:
-    """Saves what the destination shows, `layers` from it down, into an undo image that has room for it."""
+    """Saves what the destination shows, `layers` from it down, into an undo image that has room for it.
+
+    `durable` is told up to where that is done, and how many sectors the image holds then.
+    """
 
     def __init__(
         self,
@@ -171,14 +200,17 @@ class Saver:
         plan: UndoPlan,
         layers: Sequence[Layer],
         saved: int,
-        durable: Callable[[int], None],
+        durable: Callable[[int, Saver], None],
         report: Callable[[int], None],
     ) -> None:
         self.layers = layers
         self.saved = saved
         self.durable = durable
+        self.held = 0
         self.image = open_image(plan.path, writable=True, exclusive=True, folder=folder)
         try:
+            if plan.size_before:
+                self._link_again()
             self.mover = Mover(layers, self.image, plan.blocks, report, again=plan.size_before > 0)
             count = len(plan.blocks)
             if count:
@@ -189,29 +221,33 @@ class Saver:
             self.image.close()
             raise
 
+    def _link_again(self) -> None:
+        """Write the bits and entries of every block again: what is read of them may be in memory only."""
+        for blocks, at, bitmaps in bitmaps_of(self.image):
+            for row, offset in zip(bitmaps, at.tolist(), strict=True):
+                self.image.write_at(offset, row.tobytes())
+            link_blocks(self.image, blocks, at)
+            self.held += int(bitmap.count(bitmaps, self.image.sectors_per_block).sum())
+        self.image.sync()
+
     def save(self, writes: Extents, wipes: Extents, end: int) -> None:
         """Save the sectors that a window of the merge, up to `end`, will overwrite; durable on return."""
         wanted = affected(writes, wipes, self.image.size)
         if len(wanted):
+            wanted = without_held(wanted, self.image)
+        if len(wanted):
             self._save(wanted)
         if end > self.saved:
-            self.durable(end)
+            self.durable(end, self)
             self.saved = end
 
     def _save(self, wanted: Extents) -> None:
-        start, stop = int(wanted.start[0]), int(wanted.stop[-1])
-        held = extent.clipped(self.image.resolve(start, stop - start).of(Kind.DATA), 0, self.saved)
-        if len(held):
-            # The complement of what is held, within the window.
-            low, high = np.append(start, held.stop), np.append(held.start, stop)
-            wanted = extent.intersect(wanted, low[low < high], high[low < high])
-        if not len(wanted):
-            return
         start, stop = int(wanted.start[0]), int(wanted.stop[-1])
         before = extent.intersect(resolve(self.layers, start, stop), wanted.start, wanted.stop)
         self.mover.move(before, before.of(Kind.PARENT))
         self.mover.checkpoint()
         self.image.sync()
+        self.held += wanted.total // SECTOR
 
     def close(self) -> None:
         """Give the undo image back."""

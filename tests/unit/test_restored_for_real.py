@@ -1,0 +1,231 @@
+"""Files put back, renamed, touched or removed between two runs, on a real disk: what people do to a merge cut off."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vhdkit
+from tests.cutting import at_first, cut_off
+from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
+from vhdkit.image.journal import read_journal
+from vhdkit.storage.local import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.unit.test_merge_laws import Event
+
+JOURNAL = ".vhdkit-journal"
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
+    monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
+
+
+@pytest.fixture
+def vms(tmp_path: Path) -> Path:
+    """Three levels: half of what is merged lies in the base's blocks, and half in new ones."""
+    vhdkit.create_image(str(tmp_path / "d0.vhd"), size=4 * MIB, block_size=BLOCK)
+    write(tmp_path / "d0.vhd", 0, b"base" * (MIB // 4))
+    for name, below, offset in (
+        ("d1", "d0.vhd", MIB // 4),
+        ("d2", "d1.avhd", MIB // 2),
+        ("d3", "d2.avhd", 3 * MIB // 4),
+    ):
+        vhdkit.create_image(str(tmp_path / f"{name}.avhd"), parent=str(tmp_path / below))
+        write(tmp_path / f"{name}.avhd", offset, name.encode() * (MIB // 4))
+    return tmp_path
+
+
+def cut(vms: Path, when: Callable[[Event], bool], top: str = "d3.avhd", **options: object) -> None:
+    cut_off(LocalFolder(), str(vms / top), str(vms / "d0.vhd"), when, **options)
+
+
+def after_records(count: int) -> Callable[[Event], bool]:
+    left = [count]
+
+    def when(event: Event) -> bool:
+        left[0] -= event.operation == "sync" and event.path.endswith(JOURNAL)
+        return left[0] < 0
+
+    return when
+
+
+def put_back(source: Path, target: Path, *, old_times: bool) -> None:
+    (shutil.copy2 if old_times else shutil.copyfile)(source, target)
+
+
+# Finding 1
+
+
+@pytest.mark.parametrize("old_times", [False, True])
+@pytest.mark.parametrize("undo", [False, True])
+@pytest.mark.parametrize("records", [2, 3, 5])
+def test_a_destination_put_back_after_room_was_made_is_merged_into_from_the_start(
+    vms: Path, records: int, undo: bool, old_times: bool
+) -> None:
+    expected = view(vms / "d3.avhd")
+    shutil.copy2(vms / "d0.vhd", vms / "backup")
+    options = {"undo": str(vms / "u.vhd")} if undo else {}
+    cut(vms, after_records(records), **options)
+    put_back(vms / "backup", vms / "d0.vhd", old_times=old_times)
+    assert merge(vms / "d3.avhd", into=str(vms / "d0.vhd"), verify=True).resumed
+    assert view(vms / "d0.vhd") == expected
+    levels = {finding.level for finding in vhdkit.check(str(vms / "d0.vhd"), deep=True).findings}
+    assert vhdkit.Level.ERROR not in levels
+
+
+# Finding 2
+
+
+def rolled_back_with(vms: Path, *names: str) -> None:
+    """Cut a merge off, go on, cut off again, put files back as they were, go on to the end, and roll back."""
+    undo = str(vms / "u.vhd")
+    cut(vms, after_records(4), undo=undo)
+    for name in names:
+        shutil.copy2(vms / name, vms / f"{name}.kept")
+    cut(vms, after_records(12), undo=undo)
+    for name in names:
+        os.replace(vms / f"{name}.kept", vms / name)
+    merge(vms / "d3.avhd", into=str(vms / "d0.vhd"), undo=undo)
+    vhdkit.rollback(undo)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", 2 * BLOCK)
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_an_older_journal_loses_nothing_of_what_the_undo_image_has(vms: Path) -> None:
+    views = {name: view(vms / name) for name in ("d0.vhd", "d3.avhd")}
+    rolled_back_with(vms, "d0.vhd" + JOURNAL)
+    assert {name: view(vms / name) for name in views} == views
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_an_older_undo_image_is_refused_and_the_disk_is_had_all_the_same(vms: Path) -> None:
+    expected = view(vms / "d3.avhd")
+    with pytest.raises(vhdkit.JournalError, match=r"Put the newest one back.*--to NEWFILE"):
+        rolled_back_with(vms, "u.vhd")
+    with pytest.raises(vhdkit.JournalError, match="put back as it was"):
+        vhdkit.rollback(str(vms / "u.vhd"))
+    vhdkit.merge(vhdkit.plan_merge(str(vms / "d3.avhd"), to=str(vms / "new.vhd")))
+    assert view(vms / "new.vhd") == view(vms / "d3.avhd") == expected
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_journal_and_undo_image_put_back_together_end_the_roll_back_and_not_the_merge(vms: Path) -> None:
+    expected = view(vms / "d3.avhd")
+    write(vms / "d0.vhd", MIB // 2, b"d2" * 1024)  # as a sector that both have
+    with pytest.raises(vhdkit.JournalError, match="nothing proves"):
+        rolled_back_with(vms, "d0.vhd" + JOURNAL, "u.vhd")
+    assert view(vms / "d3.avhd") == expected
+    vhdkit.drop_undo(str(vms / "u.vhd"))
+    assert view(vms / "d0.vhd") == expected
+
+
+# Findings 4 and 10
+
+
+def test_a_layer_between_touched_after_the_cut_is_kept_and_never_merged(vms: Path) -> None:
+    expected = view(vms / "d3.avhd")
+    cut(vms, at_first("remove", "d1.avhd"))
+    os.utime(vms / "d1.avhd", (2e9, 2e9))
+    write_over = vms / "d1.avhd"
+    content = write_over.read_bytes()
+    plan = vhdkit.plan_merge(str(vms / "d1.avhd"), into=str(vms / "d0.vhd"))
+    assert plan.resume is vhdkit.Resume.FINISHES
+    vhdkit.merge(plan)
+    assert view(vms / "d0.vhd") == expected
+    assert not (vms / f"d0.vhd{JOURNAL}").exists()
+    assert not write_over.exists() or write_over.read_bytes() == content
+
+
+def test_a_new_leaf_with_the_name_of_one_just_merged_is_merged(vms: Path) -> None:
+    cut(vms, at_first("remove", JOURNAL))
+    vhdkit.create_image(str(vms / "d3.avhd"), parent=str(vms / "d0.vhd"))
+    write(vms / "d3.avhd", 512, b"new" * 512)
+    expected = view(vms / "d3.avhd")
+    merge(vms / "d3.avhd")
+    assert view(vms / "d0.vhd") == expected
+    assert os.listdir(vms) == ["d0.vhd"]
+
+
+def test_a_destination_put_back_once_the_sources_are_gone_is_not_said_to_be_merged(vms: Path) -> None:
+    shutil.copyfile(vms / "d0.vhd", vms / "backup")
+    cut(vms, at_first("remove", JOURNAL))
+    shutil.copyfile(vms / "backup", vms / "d0.vhd")
+    with pytest.raises(vhdkit.JournalError, match="put back"):
+        merge(vms / "d3.avhd", into=str(vms / "d0.vhd"))
+
+
+def test_a_journal_that_says_merged_of_what_was_not_removes_nothing(vms: Path) -> None:
+    expected = view(vms / "d3.avhd")
+    shutil.copy2(vms / "d0.vhd", vms / "backup")
+    cut(vms, at_first("remove", "d3.avhd"))
+    put_back(vms / "backup", vms / "d0.vhd", old_times=True)
+    plan = vhdkit.plan_merge(str(vms / "d3.avhd"), into=str(vms / "d0.vhd"), verify=True)
+    assert plan.resume is vhdkit.Resume.RESTARTS
+    vhdkit.merge(plan)
+    assert view(vms / "d0.vhd") == expected
+
+
+# Findings 7 and 8
+
+
+def test_a_drop_that_is_refused_for_a_child_leaves_the_roll_back(vms: Path) -> None:
+    views = {name: view(vms / name) for name in ("d0.vhd", "d1.avhd", "d2.avhd", "d3.avhd")}
+    merge(vms / "d3.avhd", into=str(vms / "d0.vhd"), undo=str(vms / "u.vhd"))
+    vhdkit.create_image(str(vms / "child.avhd"), parent=str(vms / "d2.avhd"))
+    before = (vms / f"d0.vhd{JOURNAL}").read_bytes()
+    with pytest.raises(vhdkit.SiblingsError, match=r"child\.avhd"):
+        vhdkit.drop_undo(str(vms / "u.vhd"))
+    assert (vms / f"d0.vhd{JOURNAL}").read_bytes() == before
+    (vms / "child.avhd").unlink()
+    vhdkit.rollback(str(vms / "u.vhd"))
+    assert {name: view(vms / name) for name in views} == views
+
+
+@pytest.mark.parametrize("verb", [vhdkit.rollback, vhdkit.drop_undo])
+def test_a_source_renamed_between_cut_and_resume_is_found_afterwards(vms: Path, verb: Callable[[str], object]) -> None:
+    old, expected = view(vms / "d0.vhd"), view(vms / "d3.avhd")
+    cut(vms, after_records(6), undo=str(vms / "u.vhd"))
+    os.rename(vms / "d3.avhd", vms / "leaf.avhd")
+    merge(vms / "leaf.avhd", into=str(vms / "d0.vhd"))
+    journal = read_journal(LocalFolder(), str(vms / "d0.vhd"))
+    assert journal is not None
+    assert journal.begin is not None
+    assert [source.path for source in journal.begin.sources] == ["leaf.avhd", "d2.avhd", "d1.avhd"]
+    verb(str(vms / "u.vhd"))
+    assert view(vms / "d0.vhd") == (old if verb is vhdkit.rollback else expected)
+    assert (vms / "leaf.avhd").exists() == (verb is vhdkit.rollback)
+
+
+def test_an_undo_image_renamed_between_cut_and_resume_is_found(vms: Path) -> None:
+    old = view(vms / "d0.vhd")
+    cut(vms, after_records(6), undo=str(vms / "u.vhd"))
+    os.rename(vms / "u.vhd", vms / "kept.vhd")
+    assert merge(vms / "d3.avhd", into=str(vms / "d0.vhd")).undo == str(vms / "kept.vhd")
+    vhdkit.rollback(str(vms / "kept.vhd"))
+    assert view(vms / "d0.vhd") == old
+
+
+@pytest.mark.parametrize("with_times", [False, True])
+def test_a_folder_that_was_copied_goes_on_where_it_was(vms: Path, with_times: bool) -> None:
+    expected = view(vms / "d3.avhd")
+    cut(vms, after_records(6))
+    copy = vms.with_name(f"{vms.name}-copy")
+    shutil.copytree(vms, copy, copy_function=shutil.copy2 if with_times else shutil.copyfile)
+    plan = vhdkit.plan_merge(str(copy / "d3.avhd"), into=str(copy / "d0.vhd"))
+    assert plan.resume is vhdkit.Resume.CONTINUES
+    assert plan.mark > 0
+    vhdkit.merge(plan)
+    assert view(copy / "d0.vhd") == expected

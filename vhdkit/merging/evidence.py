@@ -1,0 +1,141 @@
+"""How far the files bear out what a journal says of an earlier run.
+
+A journal, a destination and an undo image may each be put back as they were at another time, with old times or new. So
+what a journal says is held against the files themselves: sizes, footers, table entries, bits, and in the end content.
+States of files (see `image.seen`) only save reading: where they are equal nothing was touched, and where they differ
+nothing is known.
+
+**Source**: reference 3.8; DESIGN P7.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vhdkit.chain.chain import Chain
+from vhdkit.format import bat
+from vhdkit.image import extent
+from vhdkit.image.metadata import FooterPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.image.extent import Extents
+    from vhdkit.image.image import Image, Layer, Placement
+    from vhdkit.image.journal import Journal
+    from vhdkit.merging.growth import Growth
+
+    Moves = Iterable[tuple[Extents, Extents, int]]
+
+_PIECE = 4 << 20
+_ENTRIES = 1 << 14
+
+
+def is_untouched(journal: Journal, sources: Sequence[Layer], destination: Layer) -> bool:
+    """Whether neither sources nor destination were touched since the run that stopped, or ended, looked at them."""
+    begin, seen = journal.begin, journal.destination_seen
+    if begin is None or seen is None or not seen.proves(destination.storage):
+        return False
+    states = [state.seen for state in begin.sources]
+    return len(states) == len(sources) and all(
+        state is not None and state.proves(layer.storage) for state, layer in zip(states, sources, strict=True)
+    )
+
+
+def is_reserved(destination: Image, file_end: int) -> bool:
+    """Whether the file has the size and the footer that making room leaves it with."""
+    metadata = destination.metadata
+    is_ended = metadata.footer_place is FooterPlace.TRAILING and metadata.footer_start == file_end
+    return destination.is_fixed or is_ended
+
+
+def may_grow(destination: Image, growth: Growth, places: NDArray[np.int64], *, grown: bool) -> bool:
+    """Whether a table may be made longer as planned: it is as it was before, as it is to be, or on the way.
+
+    If it is said to be `grown`, all of it must be done. No block may lie in the way but those that are to be moved, and
+    those nowhere but in their old places or their new ones.
+    """
+    header = destination.header
+    if header is None or header.max_table_entries not in {growth.old_count, growth.entry_count}:
+        return False
+    span, moving = destination.block_span, growth.blocks
+    entries = [destination.table.entries(block, block + 1)[0] for block in moving.tolist()]
+    is_moved = bat.offsets(np.array(entries, np.uint32)) == places if len(moving) else np.ones(0, np.bool_)
+    if grown:
+        is_placed = all(header.locators[slot].data_offset == at for slot, at in growth.locator_offsets.items())
+        return header.max_table_entries == growth.entry_count and is_placed and bool(is_moved.all())
+    for blocks, at in destination.windows():
+        in_the_way = blocks[(at < growth.end) & (at + span > header.table_offset)]
+        if not np.isin(in_the_way, moving[~is_moved]).all():
+            return False
+    return True
+
+
+def linked_as_planned(destination: Image, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:
+    """Whether the added blocks lie where they were to be, those below `mark` certainly, the others if at all.
+
+    A block that was added otherwise since would share its place with one that is still to come.
+    """
+    if destination.is_fixed or not len(added):
+        return True
+    size = destination.block_size
+    for first in range(0, len(added), _ENTRIES):
+        blocks = added[first : first + _ENTRIES].astype(np.int64)
+        entries = destination.table.entries(int(blocks[0]), int(blocks[-1]) + 1)[blocks - int(blocks[0])]
+        is_placed = bat.offsets(entries) == place.offsets(rank + first + np.arange(len(blocks)))
+        may_lack = (entries == bat.UNALLOCATED) & (blocks * size + size > mark)
+        if not (is_placed | may_lack).all():
+            return False
+    return True
+
+
+def has_what_sources_hold(
+    layers: Sequence[Layer],
+    depth: int,
+    moves: Moves,
+    stop: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> bool:
+    """Whether the layer at `depth` shows what the layers above it hold of the disk, up to `stop`.
+
+    `moves` are those of the merge. The destination is read as the disk that it will be: as large as the leaf's, also
+    before it says so. `check` is called between the pieces.
+    """
+    chain, last = Chain(layers), 0
+    stop = chain.size if stop is None else min(stop, chain.size)
+    with _as_large_as(layers[depth], chain.size):
+        below = Chain(layers[depth:])
+        for writes, wipes, _ in moves:
+            if len(writes) and int(writes.start[0]) >= stop:
+                return True
+            for at, end in _stretches(writes, wipes, last, stop):
+                check()
+                if chain.read(at, end - at) != below.read(at, end - at):
+                    return False
+                last = end
+    return True
+
+
+@contextmanager
+def _as_large_as(destination: Layer, size: int) -> Iterator[None]:
+    before = destination.size
+    destination.size = max(size, before)
+    try:
+        yield
+    finally:
+        destination.size = before
+
+
+def _stretches(writes: Extents, wipes: Extents, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, end) of what lies in each piece of the disk, the gaps within it included."""
+    both = extent.concatenate([writes, wipes]) if len(wipes) else writes
+    both = extent.split(extent.clipped(both.take(np.argsort(both.start, kind="stable")), start, stop), _PIECE)
+    index = both.start // _PIECE
+    for piece in extent.distinct(index).tolist():
+        first, last = np.searchsorted(index, [piece, piece + 1]).tolist()
+        yield int(both.start[first]), int(both.stop[first:last].max())
