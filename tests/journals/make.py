@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tests.model import ModelChain
     from tests.unit.test_merge_laws import Event
+    from vhdkit.storage.seam import Folder
 
     When = Callable[[Event], bool]
 
@@ -73,10 +74,10 @@ CUTS: dict[str, tuple[Callable[[], ModelChain], int, When, bool]] = {
 }
 
 
-def cut(call: Callable[[CuttingFolder], object], when: When) -> None:
+def cut(call: Callable[[CuttingFolder], object], when: When, folder: Folder | None = None) -> None:
     """Do something in a folder that is cut off."""
     try:
-        call(CuttingFolder(LocalFolder(), when))
+        call(CuttingFolder(folder or LocalFolder(), when))
     except CutError:
         return
     raise AssertionError("it was not cut off")
