@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -392,3 +393,38 @@ def test_merging_into_a_fixed_disk_speaks_of_no_blocks(cli: Cli, put: Callable[.
     put(base_vhd=build(flat), child_vhd=build(CHILD))
     assert "blocks" not in cli("merge", "child.vhd", "--dry-run").out
     assert "blocks" not in cli("merge", "child.vhd", "--progress", "none").out
+
+
+# Merges and their undo images
+
+
+def test_a_kept_undo_image_remembers_its_parent_as_it_is(cli: Cli, put: Callable[..., Path]) -> None:
+    folder = put(base_vhd=build(BASE), child_vhd=build(CHILD))
+    os.utime(folder / "base.vhd", (1e9, 1e9))
+    assert cli("merge", "child.vhd", "--undo", "undo.vhd", "--progress", "none").code == 0
+    looked = cli("check", "--chain", "base.vhd")
+    assert "undo image of the merge into base.vhd [undo-image]" in looked.out
+    assert "[siblings]" not in looked.out.replace("child.vhd [siblings]", "")
+    assert "undo image of the merge into base.vhd" in cli("scan", ".").out
+    assert cli("undo", "drop", "undo.vhd", "--keep-file").code == 0
+    assert "parent-timestamp" not in cli("check", "--chain", "undo.vhd").out
+    assert shows(cli, folder, "undo.vhd") == view(BASE)
+    assert "undo image" not in cli("scan", ".").out
+
+
+def test_the_room_of_an_unfinished_merge_is_not_lost_space(put: Callable[..., Path]) -> None:
+    leaf = replace(CHILD, sectors=data([1, 300, 400, 500, 600], 2))
+    put(base_vhd=build(BASE), child_vhd=build(leaf))
+    cancel = threading.Event()
+
+    def stop(at: vhdkit.Progress) -> None:
+        if at.phase == vhdkit.Phase.COPYING:
+            cancel.set()
+
+    with pytest.raises(vhdkit.MergeCancelled):
+        vhdkit.merge(vhdkit.plan_merge("child.vhd"), progress=stop, cancel=cancel)
+    report = vhdkit.check("base.vhd")
+    assert Corruption.MERGE_UNFINISHED in {item.corruption for item in report.findings}
+    assert (report.exit_code, report.leaked_bytes) == (0, 0)
+    os.remove("base.vhd.vhdkit-journal")
+    assert vhdkit.check("base.vhd").exit_code == 3

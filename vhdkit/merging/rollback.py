@@ -13,6 +13,7 @@ Dropping: the journal says so; then what the merge has kept goes: the sources, t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -21,7 +22,7 @@ import numpy as np
 from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import windows
-from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError
+from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
 from vhdkit.format import bat
 from vhdkit.format.footer import Footer
 from vhdkit.image.claims import Change, obstacles
@@ -94,12 +95,31 @@ def drop_undo(
         plan = finishing_plan(journal, place, tuple(search))
         if not journal.dropping:
             plan = _say_dropping(journal, place, search, keep_file=keep_file)
-        return merge(plan, folder=place)
+        result = merge(plan, folder=place)
     except OSError as error:
         if not getattr(error, "__notes__", None):
             how = command("undo", "drop", path, *(word for each in search for word in ("--search", each)))
             error.add_note(f"Every disk reads as before; {how} goes on with it.")
         raise
+    is_kept = journal.keep_undo_file if journal.dropping else keep_file
+    if is_kept and journal.begin is not None:
+        # Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
+        with suppress(VhdError, OSError):
+            _refresh_stamp(journal.resolve(journal.begin.undo), journal.destination, place)
+    return result
+
+
+def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> None:
+    """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other."""
+    with (
+        open_image(destination_path, exclusive=False, folder=folder) as parent,
+        open_image(undo_path, writable=True, exclusive=True, folder=folder) as undo,
+    ):
+        if undo.header is not None and undo.header.parent_unique_id == parent.unique_id:
+            relink = Relink(
+                child=undo.path, old_parent=parent.path, new_parent=parent.path, new_parent_id=parent.unique_id
+            )
+            apply_patches(folder, undo, relink_patches(undo, relink, parent_mtime=parent.storage.mtime))
 
 
 def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> MergePlan:
