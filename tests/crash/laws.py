@@ -184,7 +184,8 @@ def _inexcusable(problems: Sequence[str], program: CrashProgram, under_way: bool
 def _is_checked(program: CrashProgram, folder: CrashFolder, path: str, tally: Tally) -> Iterator[str]:
     """No error in vhdkit's own check; warnings are counted."""
     raw = bytes(folder[path].content)
-    has_more = folder.exists(path + STEP) or folder.exists(path + JOURNAL)
+    # What a cut leaves of an undo image is explained by the journal beside the destination.
+    has_more = folder.exists(path + STEP) or folder.exists(path + JOURNAL) or path == UNDO
     found = _check(folder, path) if has_more else _checked(path, raw)
     before = _checked(path, program.files[path]) if path in program.files else frozenset()
     for rule, level in found - before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,8 +13,11 @@ from tests.cutting import JOURNAL, after_marks, at_first, cut_off, small_checkpo
 from tests.model import Kind, ModelChain, Snapshot
 from tests.plaincheck import validate
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, long_growth, plain_view, put
+from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vhdkit.storage.memory import MemoryFolder
 
 KINDS = [Kind.FIXED, Kind.DYNAMIC, Kind.DIFFERENCING]
@@ -349,3 +353,43 @@ def test_a_drop_that_was_cut_off_is_finished_by_the_same_command(ending: str) ->
         vhdkit.rollback(UNDO, folder=folder)
     vhdkit.drop_undo(UNDO, folder=folder)
     assert list(contents(folder)) == sorted(paths[2:])
+
+
+# Half made
+
+
+class FaultyFolder(LocalFolder):
+    """A folder whose new files get their name, and then an error."""
+
+    def publish(self, temporary: str, path: str) -> None:
+        os.link(temporary, path)
+        raise OSError(errno.EIO, "Input/output error", temporary)
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    vhdkit.create_image(str(tmp_path / "base.vhd"), size=1 << 20)
+    vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))
+    with vhdkit.open_chain(str(tmp_path / "leaf.avhd"), writable=True) as chain:
+        chain.write(0, b"leaf" * 1024)
+    return tmp_path
+
+
+def test_an_error_once_the_undo_image_has_its_name_leaves_nothing_behind(two: Path) -> None:
+    before = {path.name: path.read_bytes() for path in two.iterdir()}
+    plan = vhdkit.plan_merge(str(two / "leaf.avhd"), undo=str(two / "u.vhd"))
+    with pytest.raises(OSError, match="Input/output") as caught:
+        vhdkit.merge(plan, folder=FaultyFolder())
+    assert caught.value.__notes__ == ["Nothing was changed."]
+    assert {path.name: path.read_bytes() for path in two.iterdir()} == before
+    vhdkit.merge(vhdkit.plan_merge(str(two / "leaf.avhd"), undo=str(two / "u.vhd")))
+
+
+def test_a_roll_back_takes_away_the_second_name_that_a_cut_has_left_of_the_undo_image(two: Path) -> None:
+    names = sorted(os.listdir(two))
+    vhdkit.merge(
+        vhdkit.plan_merge(str(two / "leaf.avhd"), undo=str(two / "u.vhd")), job="0123abcd-0000-0000-0000-000000000000"
+    )
+    os.link(two / "u.vhd", two / "u.vhd.0123abcd.partial")
+    vhdkit.rollback(str(two / "u.vhd"))
+    assert sorted(os.listdir(two)) == names

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.image.check import FileCheck, check_file
 from vhdkit.image.image import RawImage
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.step import pending, step_findings
 from vhdkit.storage import paths
@@ -318,11 +320,20 @@ class _Link:
 
 
 def _journal(folder: Folder, path: str) -> Journal | None:
-    """Return the journal of an unfinished merge into a file; what is wrong with one is told elsewhere."""
-    try:
-        return read_journal(folder, path)
-    except (VhdError, OSError):
-        return None
+    """Return the journal of an unfinished merge into a file, or that has the file for its undo image.
+
+    What is wrong with one is told elsewhere.
+    """
+    directory = paths.dirname(path)
+    beside = [paths.join(directory, name) for name in folder.names(directory) if name.endswith(JOURNAL_SUFFIX)]
+    for found in (path, *(name.removesuffix(JOURNAL_SUFFIX) for name in beside)):
+        with suppress(VhdError, OSError):
+            journal = read_journal(folder, found)
+            if journal is None or journal.begin is None:
+                continue
+            if found == path or (journal.begin.undo and journal.resolve(journal.begin.undo) == path):
+                return journal
+    return None
 
 
 def _rule_of(error: ChainError) -> Corruption:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def leaves_footer_lost(journal: Journal, metadata: Metadata) -> bool:
-    """Whether the file got its length, and not yet the footer at its end, from the merge."""
+    """Whether the file, or the undo image, got its length from the merge, and not yet the footer at its end."""
+    if journal.begin is not None and journal.begin.undo_id == metadata.footer.unique_id.hex():
+        return not journal.merged
     before = _footer_before(journal)
     is_as_long = journal.begin is not None and metadata.file_size <= journal.begin.file_end + FOOTER_SIZE
     return is_as_long and before is not None and _are_alike(before, metadata.footer)

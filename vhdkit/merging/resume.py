@@ -19,6 +19,7 @@ from vhdkit.chain.children import parent_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.format.header import DynamicHeader
+from vhdkit.image.create import is_partial
 from vhdkit.image.header_change import is_header_change
 from vhdkit.image.image import Image, Layer, Placement, open_image
 from vhdkit.image.journal import SUFFIX, read_journal
@@ -155,7 +156,8 @@ def find_source(
     if not folder.exists(path):
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path)])
         images = read_catalog(folder, list(near), deep=False).images.values()
-        found = [image.path for image in images if image.unique_id.hex() == source.unique_id]
+        ours = (image.path for image in images if image.unique_id.hex() == source.unique_id)
+        found = [path for path in ours if not is_partial(path)]
         if len(found) != 1:
             return None
         path = found[0]

@@ -40,6 +40,7 @@ from vhdkit.merging.mover import Mover
 from vhdkit.merging.pace import Pace, Phase
 from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.merging.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
+from vhdkit.merging.undo import forget_second_name
 from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
@@ -397,6 +398,7 @@ class _Rollback:
             self.restored = True
         finally:
             writer.close()
+        forget_second_name(self.folder, self.undo, self.begin.job)
         self.folder.remove(self.undo.path)
         forget(self.folder, self.undo.path)
         self.folder.sync(paths.dirname(self.undo.path))

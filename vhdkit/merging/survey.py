@@ -25,6 +25,7 @@ from vhdkit.errors import (
 )
 from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image import extent
+from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import command, read_journal
 from vhdkit.merging.finishing import is_spent
@@ -231,7 +232,7 @@ class Survey:
         found = [
             image.path
             for image in read_catalog(self.folder, list(near), deep=False).images.values()
-            if image.unique_id.hex() == begin.undo_id
+            if image.unique_id.hex() == begin.undo_id and not is_partial(image.path)
         ]
         return found[0] if len(found) == 1 else path
 

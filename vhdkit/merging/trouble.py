@@ -52,13 +52,24 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder, done: int) 
     return told
 
 
+def _left(plan: MergePlan, folder: Folder) -> list[str]:
+    """Return the files that a merge has made, and could not remove again when it failed before it began to write."""
+    made = [] if plan.journal is not None else [journal_path(plan.destination)]
+    if plan.undo is not None and plan.undo.size_before == 0:
+        made.append(plan.undo.path)
+    return [path for path in made if folder.exists(path)]
+
+
 def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
     """Tell whoever cuts a merge off, or what does, how things stand."""
     if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
         return
     if journal is None or not (journal.reserved or journal.merged):
         if not isinstance(error, VhdError):
-            error.add_note("Nothing was changed.")
+            left = _left(plan, folder)
+            error.add_note(
+                f"Every disk reads as before; left are {', '.join(left)}" if left else "Nothing was changed."
+            )
         return
     search = [word for directory in plan.search for word in ("--search", directory)]
     again = command("merge", plan.sources[0], "--into", plan.destination, *search)

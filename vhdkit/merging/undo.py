@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,7 +121,7 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) ->
         FileExistsError: the name is taken.
 
     """
-    temporary = _temporary(plan, job)
+    temporary = temporary_name(plan.path, job)
     stamp = timestamp.from_unix(time.time())
     reference = reference_to(
         folder.real(destination.path),
@@ -137,10 +138,14 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) ->
         finally:
             storage.close()
         folder.publish(temporary, plan.path)
+        folder.sync(paths.dirname(plan.path))
     except BaseException:
-        folder.remove(temporary)
+        # An error after the file has its name leaves it with two names, or with the new one.
+        for path in (temporary, plan.path):
+            if identity_at(path, folder) == storage.identity:
+                with suppress(OSError):
+                    folder.remove(path)
         raise
-    folder.sync(paths.dirname(plan.path))
 
 
 def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
@@ -148,8 +153,16 @@ def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
 
     Any other file that has that name is left alone.
     """
-    temporary = _temporary(plan, job)
+    temporary = temporary_name(plan.path, job)
     if folder.exists(temporary) and _is_half_made(folder, temporary, plan):
+        folder.remove(temporary)
+        folder.sync(paths.dirname(temporary))
+
+
+def forget_second_name(folder: Folder, undo: Image, job: str) -> None:
+    """Remove the name that an undo image had while it was made, if a cut has left it with both."""
+    temporary = temporary_name(undo.path, job)
+    if folder.exists(temporary) and identity_at(temporary, folder) == undo.storage.identity:
         folder.remove(temporary)
         folder.sync(paths.dirname(temporary))
 
@@ -179,13 +192,13 @@ def _id_in(raw: bytes) -> bytes:
         return b""
 
 
-def _temporary(plan: UndoPlan, job: str) -> str:
+def temporary_name(path: str, job: str) -> str:
     """Return the name of an undo image that is being made; a job that was called anything gets an id of its own."""
     try:
         token = uuid.UUID(job).hex
     except ValueError:
         token = uuid.uuid5(uuid.NAMESPACE_OID, job).hex
-    return partial_name(plan.path, token)
+    return partial_name(path, token)
 
 
 class Saver:
