@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +16,8 @@ from vhdkit.merging.pace import Pace, Phase
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vhdkit.merging.pace import Progress
     from vhdkit.storage.seam import Storage, Syncing
 
@@ -27,19 +29,34 @@ def large_chain(mebibytes: int) -> ModelChain:
     return chain_over(Kind.DYNAMIC, Snapshot(block_size=MIB), put(0, sectors, 5), sectors=sectors, block_size=MIB)
 
 
+class Clock:
+    """A clock that only sleeping moves: how long a test takes on this machine is no part of its verdict."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float, /) -> None:
+        assert seconds >= 0
+        # As every real clock it moves on, however short the sleep: less than a step of the float would not count.
+        self.now += max(seconds, 1e-9) if seconds else 0.0
+
+
 def test_a_rate_is_kept_within_a_fifth() -> None:
     folder, paths = in_memory(large_chain(8))
     plan = vhdkit.plan_merge(paths[0], folder=folder)
-    begun = time.monotonic()
-    vhdkit.merge(plan, rate=6 * MIB, folder=folder)
-    took = time.monotonic() - begun
-    assert 0.8 <= took / (plan.payload_bytes / (6 * MIB)) <= 1.2
+    clock = Clock()
+    vhdkit.merge(plan, rate=6 * MIB, folder=folder, clock=clock)
+    assert 0.8 <= (clock.now - 100.0) / (plan.payload_bytes / (6 * MIB)) <= 1.2
 
 
-def test_without_a_rate_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _seconds: pytest.fail("it waited"))
+def test_without_a_rate_nobody_waits() -> None:
     folder, paths = in_memory(large_chain(2))
-    vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder)
+    clock = Clock()
+    vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder, clock=clock)
+    assert clock.now == 100.0
 
 
 @pytest.mark.parametrize("rate", [0, -1])
@@ -55,18 +72,19 @@ def test_a_rate_of_nothing_is_refused_before_anything_is_done(rate: int) -> None
 class SlowFolder(SpyFolder):
     """A disk that writes 4 MiB a second: at once into its cache if it has one, and on sync for certain.
 
-    A sync that is begun is under way from then on; a file is not closed before it has ended.
+    A sync that is begun is under way from then on; a file is not closed before it has ended. All of it by `clock`.
     """
 
-    def __init__(self, inner: SpyFolder | object, *, cached: bool) -> None:
+    def __init__(self, inner: SpyFolder | object, clock: Clock, *, cached: bool) -> None:
         super().__init__(inner, self.dawdle)  # type: ignore[arg-type] # any folder
+        self.clock = clock
         self.cached = cached
         self.dirty = 0
         self.busy_until = 0.0
 
     def dawdle(self, event: Event) -> None:
         if event.operation in {"write", "copy"} and not self.cached:
-            time.sleep(event.length / (4 * MIB))
+            self.clock.sleep(event.length / (4 * MIB))
         elif event.operation in {"write", "copy"}:
             self.dirty += event.length
         elif event.operation == "sync":
@@ -74,19 +92,41 @@ class SlowFolder(SpyFolder):
             self.rest()
 
     def take(self) -> None:
-        self.busy_until = max(self.busy_until, time.monotonic()) + self.dirty / (4 * MIB)
+        self.busy_until = max(self.busy_until, self.clock.now) + self.dirty / (4 * MIB)
         self.dirty = 0
 
     def rest(self) -> None:
-        time.sleep(max(0.0, self.busy_until - time.monotonic()))
+        self.clock.sleep(max(0.0, self.busy_until - self.clock.now))
 
     def open(self, path: str, *, writable: bool = False) -> Storage:
         return SlowStorage(super().open(path, writable=writable), self)
 
 
-class SlowStorage(ThroughStorage):
-    def __init__(self, inner: Storage, folder: SlowFolder) -> None:
+class TimedStorage(ThroughStorage):
+    """A storage that copies until a time of `clock`."""
+
+    def __init__(self, inner: Storage, clock: Clock) -> None:
         super().__init__(inner)
+        self._clock = clock
+
+    def copy_many_from(
+        self,
+        source: Storage,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        for count, piece in enumerate(zip(source_offsets, offsets, lengths, strict=True)):
+            if count and self._clock.now > until:
+                return count
+            self.copy_from(source, *piece)
+        return len(lengths)
+
+
+class SlowStorage(TimedStorage):
+    def __init__(self, inner: Storage, folder: SlowFolder) -> None:
+        super().__init__(inner, folder.clock)
         self._folder = folder
 
     def begin_sync(self) -> Syncing:
@@ -101,14 +141,25 @@ class SlowStorage(ThroughStorage):
 class SlowSyncing:
     def __init__(self, folder: SlowFolder) -> None:
         self._folder = folder
-        self._begun = time.monotonic()
+        self._begun = folder.clock.now
 
     def is_done(self) -> bool:
         return False
 
     def wait(self) -> float:
         self._folder.rest()
-        return time.monotonic() - self._begun
+        return self._folder.clock.now - self._begun
+
+
+class CancelLater:
+    """A `Cancel` that is set from a time on."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.at = math.inf
+
+    def is_set(self) -> bool:
+        return self.clock.now >= self.at
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -116,23 +167,18 @@ class SlowSyncing:
 def test_a_merge_stops_within_a_second_on_a_slow_disk(cached: bool, rate: int | None) -> None:
     chain = large_chain(24)
     folder, paths = in_memory(chain)
-    slow = SlowFolder(folder, cached=cached)
+    clock = Clock()
+    slow = SlowFolder(folder, clock, cached=cached)
     plan = vhdkit.plan_merge(paths[0], folder=folder)
-    cancel = threading.Event()
-    asked: list[float] = []
+    cancel = CancelLater(clock)
 
     def ask(state: Progress) -> None:
-        if not asked and state.phase is Phase.COPYING:
-            asked.append(time.monotonic())
-            threading.Timer(0.4, set_it).start()
-
-    def set_it() -> None:
-        asked.append(time.monotonic())
-        cancel.set()
+        if state.phase is Phase.COPYING:
+            cancel.at = min(cancel.at, clock.now + 0.4)
 
     with pytest.raises(vhdkit.MergeCancelled) as caught:
-        vhdkit.merge(plan, progress=ask, cancel=cancel, rate=rate, folder=slow)
-    assert time.monotonic() - asked[1] < 1
+        vhdkit.merge(plan, progress=ask, cancel=cancel, rate=rate, folder=slow, clock=clock)
+    assert clock.now - cancel.at < 1
     assert "reads as before" in "".join(caught.value.__notes__)
     assert plain_view(folder, paths) == chain.view().tobytes()
     again = vhdkit.plan_merge(paths[0], folder=folder)
@@ -207,31 +253,19 @@ def test_progress_never_passes_the_total_nor_goes_back() -> None:
 RATE = 1 << 20
 
 
-class Clock:
-    """A clock that only sleeping and `pause` move."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 100.0
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(time, "sleep", self.pause)
-
-    def pause(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_the_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    pace = Pace(100 * RATE, 0, None, None, RATE)
+def test_the_rate_is_kept() -> None:
+    clock = Clock()
+    pace = Pace(100 * RATE, 0, None, None, RATE, clock)
     for _ in range(40):
         pace.add(RATE // 4)
     assert clock.now == pytest.approx(110.0)
 
 
 @pytest.mark.parametrize("pause", [0.3, 5, 3600])
-def test_a_pause_is_not_made_up_for_by_going_faster(monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
-    clock = Clock(monkeypatch)
-    pace = Pace(100 * RATE, 0, None, None, RATE)
-    clock.pause(pause)
+def test_a_pause_is_not_made_up_for_by_going_faster(pause: float) -> None:
+    clock = Clock()
+    pace = Pace(100 * RATE, 0, None, None, RATE, clock)
+    clock.sleep(pause)
     after = clock.now
     for _ in range(40):
         pace.add(RATE // 4)
@@ -242,21 +276,23 @@ class Dawdling:
     """A sync of a disk that takes a fifth of a millisecond for each piece, and no time for long ones."""
 
     def __init__(self, folder: PieceFolder) -> None:
-        self._until = time.monotonic() + folder.pieces / 5000
+        self._clock = folder.clock
+        self._until = self._clock.now + folder.pieces / 5000
         folder.pieces = 0
 
     def is_done(self) -> bool:
-        return time.monotonic() >= self._until
+        return self._clock.now >= self._until
 
     def wait(self) -> float:
-        left = max(0.0, self._until - time.monotonic())
-        time.sleep(left)
+        left = max(0.0, self._until - self._clock.now)
+        self._clock.sleep(left)
         return left
 
 
 class PieceFolder(SpyFolder):
     def __init__(self, inner: object) -> None:
         super().__init__(inner, self.count)  # type: ignore[arg-type] # any folder
+        self.clock = Clock()
         self.pieces = 0
 
     def count(self, event: Event) -> None:
@@ -269,9 +305,9 @@ class PieceFolder(SpyFolder):
         return PieceStorage(super().open(path, writable=writable), self)
 
 
-class PieceStorage(ThroughStorage):
+class PieceStorage(TimedStorage):
     def __init__(self, inner: Storage, folder: PieceFolder) -> None:
-        super().__init__(inner)
+        super().__init__(inner, folder.clock)
         self._folder = folder
 
     def begin_sync(self) -> Syncing:
@@ -291,10 +327,12 @@ def test_full_blocks_that_were_soon_durable_say_nothing_of_thousands_of_pieces()
 
     def ask(state: Progress) -> None:
         if state.bytes_done > full + count * 460 and not asked[0]:
-            asked[0] = time.monotonic()
+            asked[0] = slow.clock.now
             cancel.set()
 
+    plan = vhdkit.plan_merge("/leaf.avhd", folder=slow)
     with pytest.raises(vhdkit.MergeCancelled):
-        vhdkit.merge(vhdkit.plan_merge("/leaf.avhd", folder=slow), progress=ask, cancel=cancel, folder=slow)
-    assert time.monotonic() - asked[0] < 1
+        vhdkit.merge(plan, progress=ask, cancel=cancel, folder=slow, clock=slow.clock)
+    assert asked[0]
+    assert slow.clock.now - asked[0] < 1
     vhdkit.merge(vhdkit.plan_merge("/leaf.avhd", folder=folder), folder=folder)

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.image.journal_records import RelinkState
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.pace import Cancel, Clock, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
 
@@ -98,12 +98,14 @@ def merge(
     job: str | None = None,
     folder: Folder | None = None,
     completion: Completion | None = None,
+    clock: Clock = time,
 ) -> MergeResult:
     """Do what the plan says; see the module for the order of writes.
 
     It stops between two writes when `cancel` is set (a `threading.Event`), or when `progress` raises `MergeCancelled`;
     `rate` is the most bytes of payload a second; `job` the id that a journal which begins gets. However it ends, the
-    same plan made anew goes on. `completion` is written when every sector is durable, before a source is removed.
+    same plan made anew goes on. `completion` is written when every sector is durable, before a source is removed. The
+    rate is kept by `clock`.
 
     Raises:
         MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
@@ -123,7 +125,7 @@ def merge(
                 first.add_note(note)
         raise first
     begun = time.monotonic()
-    pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate)
+    pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)
     if plan.is_new_file:
         size = _write_new_file(plan, place, pace)
         relinked: tuple[str, ...] = ()
@@ -318,7 +320,14 @@ class _Merge:
         self.pace.say(Phase.RESERVING)
         durable, again = Marks(plan, writer, destination.storage).durable, plan.resume is not None
         mover = Mover(
-            self.layers, destination, plan.blocks_added, self.pace.add, durable, again=again, check=self.pace.check
+            self.layers,
+            destination,
+            plan.blocks_added,
+            self.pace.add,
+            durable,
+            again=again,
+            check=self.pace.check,
+            clock=self.pace.clock,
         )
         saver = self._open_undo(writer)
         try:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.image.image import Image, Layer
+    from vhdkit.merging.pace import Clock
     from vhdkit.storage.seam import Syncing
 
 _STAGING = 4 << 20
@@ -100,6 +101,7 @@ class Mover:
         *,
         again: bool = False,
         check: Callable[[], None] = lambda: None,
+        clock: Clock = time,
     ) -> None:
         self.layers = layers
         self.destination = destination
@@ -108,6 +110,7 @@ class Mover:
         self.durable = durable
         self.again = again
         self.check = check
+        self._clock = clock
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
         self._batch_bytes = _STAGING
@@ -363,16 +366,16 @@ class Mover:
             found = pieces.take(of_layer)
             columns = found.file_offset.tolist(), at[of_layer].tolist(), (found.stop - found.start).tolist()
             while columns[0]:
-                until = time.monotonic() + _BATCH_SECONDS
+                until = self._clock.monotonic() + _BATCH_SECONDS
                 count = self.destination.copy_many_from(self.layers[depth], *columns, until)
                 self._tell(sum(columns[2][:count]))
                 columns = columns[0][count:], columns[1][count:], columns[2][count:]
 
     def _tell(self, size: int) -> None:
-        begun = time.monotonic()
+        begun = self._clock.monotonic()
         self.report(size)
         # Whoever is told may hold the merge up, to keep to a rate: that is to be done in small steps.
-        is_held = time.monotonic() - begun > _BATCH_SECONDS
+        is_held = self._clock.monotonic() - begun > _BATCH_SECONDS
         self._batch_bytes = _STAGING if is_held else min(_BATCH_BYTES, self._batch_bytes * 2)
 
     def _write_span(self, pieces: Extents, at: int, *, is_new: bool) -> None:

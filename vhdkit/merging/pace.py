@@ -55,6 +55,18 @@ class Cancel(Protocol):
         ...
 
 
+class Clock(Protocol):
+    """A clock and its way of waiting, in seconds: the module `time` is one."""
+
+    def monotonic(self) -> float:
+        """Return the time since some moment."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
+
+
 class Pace:
     """Turns the engine's steps into the caller's progress, no faster than `rate` bytes a second."""
 
@@ -65,6 +77,7 @@ class Pace:
         progress: Callable[[Progress], None] | None,
         cancel: Cancel | None,
         rate: int | None,
+        clock: Clock = time,
     ) -> None:
         if rate is not None and rate <= 0:
             raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
@@ -73,7 +86,8 @@ class Pace:
         self._progress = progress
         self._cancel = cancel
         self._rate = rate
-        self._begun = time.monotonic()
+        self.clock = clock
+        self._begun = clock.monotonic()
         self._since = 0
 
     def say(self, phase: Phase) -> None:
@@ -102,12 +116,12 @@ class Pace:
         self._since += count
         self.check()
         if self._rate is not None:
-            self._begun = max(self._begun, time.monotonic() - self._since / self._rate - _CREDIT)
+            self._begun = max(self._begun, self.clock.monotonic() - self._since / self._rate - _CREDIT)
         while self._rate is not None:
-            ahead = self._since / self._rate - (time.monotonic() - self._begun)
+            ahead = self._since / self._rate - (self.clock.monotonic() - self._begun)
             if ahead <= 0:
                 break
-            time.sleep(min(ahead, _NAP))
+            self.clock.sleep(min(ahead, _NAP))
             self.check()
 
     def check(self) -> None:
