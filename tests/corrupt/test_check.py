@@ -548,9 +548,9 @@ def test_no_damage_raises_or_takes_long(
     if forged and len(raw) >= HEADERS_LENGTH + SECTOR and name != "fixed":
         raw = footers(header(raw, 0, b""), 0, b"")
     folder = MemoryFolder({"/vms/leaf.vhd": raw, "/vms/base.vhd": SOURCES["dynamic"]})
-    began = time.perf_counter()
+    began = time.process_time()
     report = check("/vms/leaf.vhd", folder=folder, now=NOW, chain=True, deep=deep)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert report.exit_code in {0, 1, 2, 3}
     assert len(report.findings) < 500
     # What cannot be opened is never called sound.
@@ -569,9 +569,9 @@ def test_a_table_of_garbage_takes_no_longer_than_the_file_is_long() -> None:
     count = 200_000
     raw = bytearray(build(ImageSpec(size=count * BLOCK, block_size=BLOCK)))
     raw[TABLE : TABLE + 4 * count] = np.random.default_rng(1).integers(1, 2000, count).astype(">u4").tobytes()
-    began = time.perf_counter()
+    began = time.process_time()
     report = checked(bytes(raw), deep=True)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert report.counts[C.BLOCKS_OVERLAP, ERROR] == count - 1
     assert len(report.findings) < 100
 
@@ -589,7 +589,7 @@ def test_a_full_table_of_two_tebibytes_is_judged_in_seconds(tmp_path: Path) -> N
         file.write(raw[:TABLE] + sectors.astype(">u4").tobytes())
         file.seek(end)
         file.write(raw[-SECTOR:])
-    began = time.perf_counter()
+    began = time.process_time()
     report = check(str(path), now=NOW)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert [str(item) for item in report.findings] == []

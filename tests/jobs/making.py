@@ -59,13 +59,16 @@ def lose(state: Path) -> None:
         return
 
 
-def until(is_so: Callable[[], object], seconds: float = 10.0) -> float:
-    """Wait until something is so, and return the seconds that it took."""
+# No test waits so long unless something hangs, however busy the machine is.
+HANGS_SECONDS = 120.0
+
+
+def until(is_so: Callable[[], object], seconds: float = HANGS_SECONDS) -> None:
+    """Wait until something is so."""
     begun = time.monotonic()
     while not is_so():
         assert time.monotonic() - begun < seconds, "it never was so"
         time.sleep(0.02)
-    return time.monotonic() - begun
 
 
 def the_job() -> Job:

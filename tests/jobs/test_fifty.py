@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.jobs.making import make_chain, python, until, view
+from tests.jobs.making import HANGS_SECONDS, make_chain, python, until, view
 from vhdkit.job.record import JobState
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def test_each_of_many_jobs_ends_in_one_state_and_no_row_is_lost(count: int, vms:
     ids, _ = start_all(leaves, "mixed")
     assert len(set(ids)) == count
     for starter in start_all.starters:  # type: ignore[attr-defined]
-        _, told = starter.communicate(timeout=120)
+        _, told = starter.communicate(timeout=HANGS_SECONDS)
         assert (starter.returncode, told) == (0, "")
-    until(ended, 30)
+    until(ended)
     jobs = vhdkit.jobs()
     assert sorted(job.id for job in jobs) == sorted(ids)
     assert [(job.state, job.percent, job.error) for job in jobs] == [(JobState.COMPLETED, 100, "")] * count
@@ -108,9 +108,9 @@ def test_of_many_jobs_whose_processes_are_killed_each_is_interrupted_or_complete
     assert sorted(seen) == sorted(ids)
     assert not [job for job in seen.values() if job.pid in victims and not job.state.is_finished]
     assert any(job.state is JobState.KILLED for job in seen.values())
-    until(ended, 60)
+    until(ended)
     for starter in start_all.starters:  # type: ignore[attr-defined]
-        starter.communicate(timeout=60)
+        starter.communicate(timeout=HANGS_SECONDS)
     for job in vhdkit.jobs():
         if job.state is not JobState.COMPLETED:
             assert job.state is JobState.KILLED
@@ -119,7 +119,7 @@ def test_of_many_jobs_whose_processes_are_killed_each_is_interrupted_or_complete
             left = leaf if os.path.exists(leaf) else f"{leaf.rpartition('_')[0]}.vhd"
             assert view(left) == views[leaf]
             vhdkit.resume_job(job.id)
-    until(ended, 60)
+    until(ended)
     assert [(job.state, job.percent) for job in vhdkit.jobs()] == [(JobState.COMPLETED, 100)] * count
     for leaf, read in views.items():
         assert not os.path.exists(leaf)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.jobs.making import MIB, make_chain, the_job, until, view
+from tests.jobs.making import HANGS_SECONDS, MIB, make_chain, the_job, until, view
 from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError
@@ -41,11 +41,11 @@ def test_a_job_takes_back_its_own_merge_and_no_later_one(vms: Path) -> None:
     leaf = make_chain(vms, "a", 2)
     base, undo = str(vms / "a.vhd"), str(vms / "undo.vhd")
     first = vhdkit.start_merge(leaf, undo=undo)
-    first.result(20)
+    first.result(HANGS_SECONDS)
     vhdkit.drop_undo(undo)
     new_child(leaf, base, b"n")
     second = vhdkit.start_merge(leaf, undo=undo)
-    second.result(20)
+    second.result(HANGS_SECONDS)
     before = view(base)
     with pytest.raises(JobError, match=second.id):
         vhdkit.rollback_job(first.id)
@@ -60,7 +60,7 @@ def test_a_job_goes_on_with_the_images_that_it_was_begun_with_and_no_others(vms:
     job = vhdkit.start_merge(leaf, rate=8 * MIB)
     until(lambda: job.job.bytes_done)
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
     vhdkit.merge(vhdkit.plan_merge(leaf))
     new_child(leaf, str(vms / "a.vhd"), b"n")
     before = view(leaf)
@@ -76,8 +76,8 @@ def test_what_waited_for_another_merge_says_so_when_that_has_removed_its_disk(vm
     until(lambda: first.job.bytes_done)
     second = vhdkit.start_merge(leaf)
     assert second.id != first.id
-    first.result(30)
-    assert second.wait(20).state is JobState.EXCEPTION
+    first.result(HANGS_SECONDS)
+    assert second.wait(HANGS_SECONDS).state is JobState.EXCEPTION
     assert "another merge has removed it" in second.job.error
 
 
@@ -86,13 +86,13 @@ def test_what_another_process_is_about_to_go_on_with_is_not_begun_again_under_it
     job = vhdkit.start_merge(leaf, rate=8 * MIB)
     until(lambda: job.job.bytes_done)
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
     again = vhdkit.resume_job(job.id)
     assert again.id == job.id
     other = vhdkit.start_merge(leaf)
     assert other.id != job.id
-    assert vhdkit.wait_for_job(job.id, 30).state is JobState.COMPLETED
-    other.wait(20)
+    assert vhdkit.wait_for_job(job.id, HANGS_SECONDS).state is JobState.COMPLETED
+    other.wait(HANGS_SECONDS)
 
 
 def test_a_list_that_is_lost_lets_no_job_that_waits_fail(vms: Path, state: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_list_that_is_lost_lets_no_job_that_waits_fail(vms: Path, state: Path)
         path.unlink()
     time.sleep(4)
     assert not second.job.state.is_finished, second.job.error
-    first.result(30)
-    assert second.wait(30).state in {JobState.COMPLETED, JobState.EXCEPTION}
+    first.result(HANGS_SECONDS)
+    assert second.wait(HANGS_SECONDS).state in {JobState.COMPLETED, JobState.EXCEPTION}
     assert "in use" not in second.job.error
 
 
@@ -122,7 +122,7 @@ def test_what_waited_long_for_another_job_does_not_fail_in_the_moment_in_which_t
         finally:
             # It ends after the files were found to be in use, and before the list is looked at.
             if next(looks, None) is None:
-                first.wait(30)
+                first.wait(HANGS_SECONDS)
 
     monkeypatch.setattr(worker, "_IN_USE_SECONDS", 0.3)
     monkeypatch.setattr(Worker, "_wait_in_line", lambda _: True)
@@ -145,7 +145,7 @@ def test_while_names_change_it_is_finishing_and_cannot_be_cancelled(vms: Path, v
 @pytest.mark.parametrize("verb", ["rollback", "undo drop"])
 def test_undoing_by_the_image_is_noted_with_the_job(vms: Path, verb: str) -> None:
     leaf, undo = make_chain(vms, "a", 1), str(vms / "undo.vhd")
-    vhdkit.start_merge(leaf, undo=undo).result(20)
+    vhdkit.start_merge(leaf, undo=undo).result(HANGS_SECONDS)
     assert run([*verb.split(), undo]) == 0
     job = the_job()
     assert (job.rolled_back, bool(job.undo)) == (verb == "rollback", verb == "rollback")
@@ -155,7 +155,7 @@ def test_undoing_by_the_image_is_noted_with_the_job(vms: Path, verb: str) -> Non
 
 def test_a_roll_back_that_was_cut_off_is_found_as_such(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leaf, undo = make_chain(vms, "a", 4), str(vms / "undo.vhd")
-    vhdkit.start_merge(leaf, undo=undo).result(20)
+    vhdkit.start_merge(leaf, undo=undo).result(HANGS_SECONDS)
     stop = threading.Event()
     with pytest.raises(vhdkit.MergeCancelled):
         vhdkit.rollback(undo, progress=lambda _: stop.set(), cancel=stop)
@@ -170,12 +170,12 @@ def test_a_folder_that_was_moved_is_found_where_it_is(vms: Path, tmp_path: Path)
     job = vhdkit.start_merge(leaf, rate=8 * MIB)
     until(lambda: job.job.bytes_done)
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
     vms.rename(tmp_path / "moved")
     (found,) = vhdkit.jobs(search=[str(tmp_path / "moved")])
     assert (found.id, found.destination) == (job.id, str(tmp_path / "moved" / "a.vhd"))
     vhdkit.resume_job(job.id)
-    assert vhdkit.wait_for_job(job.id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job.id, HANGS_SECONDS).state is JobState.COMPLETED
 
 
 def test_a_merge_of_any_name_is_one_job_however_often_it_is_looked_for(vms: Path) -> None:
@@ -202,9 +202,9 @@ def test_each_job_writes_to_its_own_log_also_when_it_goes_on(vms: Path, tmp_path
     until(lambda: all(job.job.bytes_done for job in jobs))
     jobs[0].cancel()
     for job in jobs:
-        job.wait(30)
+        job.wait(HANGS_SECONDS)
     vhdkit.resume_job(jobs[0].id)
-    vhdkit.wait_for_job(jobs[0].id, 30)
+    vhdkit.wait_for_job(jobs[0].id, HANGS_SECONDS)
     for job, log, expected in zip(jobs, logs, ([19070, 19090, 19070, 19080], [19070, 19080]), strict=True):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         assert {line["job"] for line in lines} == {job.id}
@@ -231,7 +231,7 @@ def test_who_sees_that_a_job_has_ended_finds_that_in_its_log(
         tell(job)
 
     monkeypatch.setattr(events, "tell", slowly)
-    vhdkit.start_merge(leaf, log_file=str(log)).result(30)
+    vhdkit.start_merge(leaf, log_file=str(log)).result(HANGS_SECONDS)
     assert seen
     assert all(json.loads(text.splitlines()[-1])["event-id"] == 19080 for text in seen)
 
@@ -244,7 +244,7 @@ def test_an_interruption_is_logged_though_nobody_has_asked_before_it_goes_on(vms
     until(lambda: is_alive(first.job.pid, first.job.born, first.job.host) is False)
     again = vhdkit.start_merge(leaf, log_file=str(log))
     assert again.id == first.id
-    again.result(30)
+    again.result(HANGS_SECONDS)
     events = [json.loads(line)["event-id"] for line in log.read_text().splitlines()]
     assert [event for event in events if event] == [19070, 19090, 19070, 19080]
 
@@ -259,7 +259,7 @@ def test_a_job_is_found_by_a_disk_that_reads_through_it_and_by_a_link_to_its_fol
     (tmp_path / "link").symlink_to(vms)
     assert [each.id for each in vhdkit.jobs(machine=str(tmp_path / "link"))] == [job.id]
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
 
 
 @pytest.mark.parametrize("name", ["web", 'a "name" \\ of 20 %', "Käse", "\udcff", "/"])
@@ -278,7 +278,7 @@ def test_waiting_outlasts_a_list_that_is_lost(vms: Path, state: Path) -> None:
     until(lambda: job.job.bytes_done)
     timer = threading.Timer(0.5, lambda: shutil.rmtree(state, ignore_errors=True))
     timer.start()
-    assert vhdkit.wait_for_job(job.id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job.id, HANGS_SECONDS).state is JobState.COMPLETED
     timer.join()
 
 
@@ -324,7 +324,7 @@ def test_a_merge_of_an_instant_does_not_write_to_the_list_again_and_again(
 def test_a_merge_that_was_found_complete_is_known_by_its_undo_image_still(vms: Path) -> None:
     leaf, undo = make_chain(vms, "a", 2), str(vms / "undo.vhd")
     job = vhdkit.start_merge(leaf, undo=undo)
-    job.result(20)
+    job.result(HANGS_SECONDS)
     assert run(["merge", "--progress", "none", leaf, "--undo", undo]) == 0
     assert run(["rollback", "--progress", "none", undo]) == 0
     assert vhdkit.find_job(job.id).rolled_back
@@ -349,7 +349,7 @@ def test_that_a_merge_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) 
 def test_that_a_roll_back_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) -> None:
     leaf, undo, seen = make_chain(vms, "a", 24), str(vms / "undo.vhd"), list[JobState]()
     job = vhdkit.start_merge(leaf, undo=undo)
-    job.result(20)
+    job.result(HANGS_SECONDS)
 
     def look(_state: object) -> None:
         if not seen:
@@ -365,7 +365,7 @@ def test_a_merge_that_goes_on_in_the_foreground_is_the_job_that_it_was(vms: Path
     job = vhdkit.start_merge(leaf, rate=8 * MIB, machine="mine")
     until(lambda: job.job.bytes_done)
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
     before = the_job()
     run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=lambda _: seen.append(the_job()))
     after = the_job()

@@ -15,7 +15,7 @@ import pytest
 
 import vhdkit
 from tests.cli.running import environment
-from tests.jobs.making import lose, make_chain, python, until, view
+from tests.jobs.making import HANGS_SECONDS, lose, make_chain, python, until, view
 from tests.unit.test_job_record import a_job
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
@@ -128,7 +128,7 @@ def remove_and_die(folder, path):
 run_merge(plan, wishes, progress=die)
 """
     with python(program, str(vms / name), phase, undo, removed) as merging:
-        _, told = merging.communicate(timeout=60)
+        _, told = merging.communicate(timeout=HANGS_SECONDS)
         assert merging.returncode == -signal.SIGKILL, told
     (row,) = Registry().jobs()
     assert row.state is JobState.RUNNING
@@ -145,7 +145,7 @@ def test_a_job_that_is_killed_in_any_phase_is_interrupted_and_goes_on(phase: str
     assert found.ended is not None
     assert view(leaf) == before
     vhdkit.resume_job(job_id)
-    assert vhdkit.wait_for_job(job_id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job_id, HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
 
 
@@ -169,7 +169,7 @@ run_merge(vhdkit.plan_merge(sys.argv[1]), wished(sys.argv[1]))
     assert found.state is JobState.KILLED
     assert view(str(vms / "a.vhd")) == before
     vhdkit.resume_job(found.id)
-    done = vhdkit.wait_for_job(found.id, 30)
+    done = vhdkit.wait_for_job(found.id, HANGS_SECONDS)
     assert (done.state, done.percent) == (JobState.COMPLETED, 100)
     assert view(str(vms / "a.vhd")) == before
     assert [path.name for path in vms.iterdir()] == ["a.vhd"]
@@ -206,7 +206,7 @@ Registry.put, LocalFolder.remove = first, die
 run_merge(vhdkit.plan_merge(sys.argv[1]), wished(sys.argv[1]))
 """
     with python(program, leaf) as merging:
-        _, told = merging.communicate(timeout=60)
+        _, told = merging.communicate(timeout=HANGS_SECONDS)
         assert merging.returncode == -signal.SIGKILL, told
     (row,) = Registry().jobs()
     assert row.phase == ""
@@ -237,7 +237,7 @@ def test_who_would_take_back_a_merge_whose_sources_are_going_is_not_told_that_no
         vhdkit.rollback_job(job_id)
     assert "reads as before" not in str(refused.value)
     vhdkit.resume_job(job_id)
-    assert vhdkit.wait_for_job(job_id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job_id, HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a_0.avhd")) == before
 
 
@@ -251,7 +251,7 @@ def test_what_was_cut_off_before_anything_was_kept_has_nothing_to_take_back(vms:
         vhdkit.rollback_job(job_id)
     assert view(leaf) == before
     vhdkit.resume_job(job_id)
-    assert vhdkit.wait_for_job(job_id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job_id, HANGS_SECONDS).state is JobState.COMPLETED
     vhdkit.drop_undo(undo)
     with pytest.raises(vhdkit.errors.JobError, match="made final"):
         vhdkit.rollback_job(job_id)
@@ -263,10 +263,10 @@ def test_merges_are_found_again_by_their_journals(vms: Path, state: Path, monkey
     job = vhdkit.start_merge(cancelled, rate=4 << 20)
     until(lambda: job.job.bytes_done > 0)
     job.cancel()
-    job.wait(30)
+    job.wait(HANGS_SECONDS)
     kept = make_chain(vms, "c", 1)
     complete = vhdkit.start_merge(kept, undo=str(vms / "c_undo.vhd"))
-    complete.wait(30)
+    complete.wait(HANGS_SECONDS)
     leaf = make_chain(vms, "a", 4)
     before = view(leaf)
     (vms / "below").mkdir()
@@ -291,7 +291,7 @@ def test_merges_are_found_again_by_their_journals(vms: Path, state: Path, monkey
     assert found[complete.id].undo == str(vms / "c_undo.vhd")
     assert found[job.id].bytes_total == 16 * (1 << 20) + 512
     vhdkit.resume_job(killed)
-    assert vhdkit.wait_for_job(killed, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(killed, HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
     assert vhdkit.rollback_job(complete.id).rolled_back
 
@@ -314,7 +314,7 @@ def test_a_merge_that_is_found_again_goes_on_though_its_parent_lies_elsewhere(vm
     (found,) = vhdkit.jobs(search=[str(vms / "p"), str(vms / "c")])
     assert found.id == job.id
     vhdkit.resume_job(job.id)
-    assert vhdkit.wait_for_job(job.id, 30).state is JobState.COMPLETED
+    assert vhdkit.wait_for_job(job.id, HANGS_SECONDS).state is JobState.COMPLETED
     assert not os.path.exists(leaf)
 
 

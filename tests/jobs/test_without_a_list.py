@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.jobs.making import lose, make_chain, until, view
+from tests.jobs.making import HANGS_SECONDS, lose, make_chain, until, view
 from vhdkit.cli.main import run
 from vhdkit.job.record import JobState
 from vhdkit.job.registry import RegistryError
@@ -47,7 +47,7 @@ def test_a_merge_that_cannot_be_listed_runs_and_says_so(
     trouble(state)
     job = vhdkit.start_merge(leaf, detached=detached)
     assert "list of jobs" in job.unlisted
-    assert job.result(30).state is JobState.COMPLETED
+    assert job.result(HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
     with pytest.raises(RegistryError):
         vhdkit.jobs()
@@ -56,13 +56,13 @@ def test_a_merge_that_cannot_be_listed_runs_and_says_so(
 @pytest.mark.parametrize("left", [0, 1, 2, 4, 8])
 def test_a_full_disk_loses_nothing_that_was_listed(tiny: Path, vms: Path, left: int) -> None:
     first = vhdkit.start_merge(make_chain(vms, "a", 1))
-    first.result(30)
+    first.result(HANGS_SECONDS)
     with suppress(OSError), (tiny / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(b"x" * 4096)
     os.truncate(tiny / "filler", (tiny / "filler").stat().st_size - left * 4096)
     second = vhdkit.start_merge(make_chain(vms, "b", 1))
-    assert second.result(30).state is JobState.COMPLETED
+    assert second.result(HANGS_SECONDS).state is JobState.COMPLETED
     (tiny / "filler").unlink()
     assert first.id in [job.id for job in vhdkit.jobs()]
     assert not list(tiny.glob("state/*damaged*"))
@@ -73,11 +73,25 @@ def test_a_merge_that_cannot_be_listed_is_still_steered_by_who_started_it(vms: P
     before = view(leaf)
     state.write_bytes(b"")
     for detached in (False, True):
-        job = vhdkit.start_merge(leaf, rate=4 << 20, detached=detached)
+        # At this rate it takes 16 s: it is cancelled before, while it is still loading its modules or when it copies.
+        job = vhdkit.start_merge(leaf, rate=1 << 20, detached=detached)
         time.sleep(0.6)
         job.cancel()
-        assert job.wait(10).state is JobState.TERMINATED
+        assert job.wait(HANGS_SECONDS).state is JobState.TERMINATED
         assert view(leaf) == before
+
+
+def test_a_process_that_is_cancelled_before_it_has_begun_to_listen_ends_as_cancelled(vms: Path, state: Path) -> None:
+    leaf = make_chain(vms, "a", 4)
+    before = view(leaf)
+    state.write_bytes(b"")
+    job = vhdkit.start_merge(leaf, rate=1 << 20, detached=True)
+    # Python has not even started there.
+    job.cancel()
+    assert job.wait(HANGS_SECONDS).state is JobState.TERMINATED
+    with pytest.raises(vhdkit.MergeCancelled):
+        job.result(HANGS_SECONDS)
+    assert view(leaf) == before
 
 
 @pytest.fixture
@@ -102,7 +116,7 @@ def test_a_full_disk_under_the_list_stops_no_merge(tiny: Path, vms: Path) -> Non
             file.write(b"x" * 4096)
     job = vhdkit.start_merge(leaf, detached=True)
     assert "list of jobs" in job.unlisted
-    assert job.result(30).state is JobState.COMPLETED
+    assert job.result(HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
 
 
@@ -112,18 +126,18 @@ def test_a_list_that_fills_its_disk_while_the_merge_runs_stops_no_merge(tiny: Pa
     job = vhdkit.start_merge(leaf, rate=8 << 20)
     until(lambda: job.job.bytes_done > 0)
     (tiny / "filler").write_bytes(b"x" * (os.statvfs(tiny).f_bavail * 4096))
-    assert job.result(30).state is JobState.COMPLETED
+    assert job.result(HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
 
 
 def test_a_read_only_disk_under_the_list_stops_no_merge(tiny: Path, vms: Path) -> None:
     leaf = make_chain(vms, "a", 4)
     first = vhdkit.start_merge(make_chain(vms, "b", 1))
-    first.result(30)
+    first.result(HANGS_SECONDS)
     subprocess.run(["mount", "-o", "remount,ro", str(tiny)], check=True)
     job = vhdkit.start_merge(leaf)
     assert job.unlisted
-    assert job.result(30).state is JobState.COMPLETED
+    assert job.result(HANGS_SECONDS).state is JobState.COMPLETED
 
 
 def no_job(state: Path) -> None:
@@ -168,8 +182,8 @@ def test_a_list_that_is_lost_while_a_merge_runs_has_it_again_or_the_merge_goes_o
     job = vhdkit.start_merge(leaf, rate=6 << 20, detached=detached)
     until(lambda: job.job.bytes_done > 0)
     damage(state)
-    until(lambda: job.id in [each.id for each in vhdkit.jobs()], 5)
-    assert job.wait(30).state is JobState.COMPLETED
+    until(lambda: job.id in [each.id for each in vhdkit.jobs()])
+    assert job.wait(HANGS_SECONDS).state is JobState.COMPLETED
     assert view(str(vms / "a.vhd")) == before
     assert vhdkit.find_job(job.id).state is JobState.COMPLETED
 

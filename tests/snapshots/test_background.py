@@ -382,7 +382,8 @@ def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatc
     begun_at = time.monotonic()
     with Machine(kept.base).file.locked(), pytest.raises(ImageInUseError, match="another process is changing"):
         kept.machine.take("too long")
-    assert 0.5 <= time.monotonic() - begun_at < 10
+    # It waits so long, and not for good.
+    assert time.monotonic() - begun_at >= 0.5
 
 
 # Looking while something goes on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,7 @@ import vhdkit
 from tests.forging import drawn
 from vhdkit import Ensured
 from vhdkit.format.unique_id import guid
+from vhdkit.merging import ensure as ensure_module
 from vhdkit.merging.completion import MOST_LEAVES, completion_path
 from vhdkit.storage.memory import MemoryFolder
 
@@ -230,6 +231,19 @@ def test_an_undo_image_takes_no_name_of_a_record() -> None:
     folder, _ = chain_in_memory()
     with pytest.raises((vhdkit.VhdError, ValueError)):
         vhdkit.plan_merge(LEAF, undo="/vms/x.vhd.vhdkit-merged", folder=folder)
+
+
+def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, leaf_id = chain_in_memory()
+    plan = ensure_module.plan_merge
+
+    def beaten(*arguments: Any, **options: Any) -> vhdkit.MergePlan:
+        monkeypatch.setattr(ensure_module, "plan_merge", plan)
+        assert ensure(folder, leaf_id) is Ensured.BEGUN
+        return plan(*arguments, **options)
+
+    monkeypatch.setattr(ensure_module, "plan_merge", beaten)
+    assert ensure(folder, leaf_id) is Ensured.WAS_DONE
 
 
 def test_a_refused_plan_leaves_no_record() -> None:

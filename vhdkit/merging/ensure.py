@@ -131,6 +131,15 @@ class _Request:
     folder: Folder
 
     def ensure(self, carry_out: CarryOut, *, verify: bool) -> EnsuredMerge:
+        try:
+            return self._ensure(carry_out, verify=verify)
+        except FileNotFoundError:
+            if self.folder.exists(self.leaf):
+                raise
+        # Another call has merged and removed it since this one looked.
+        return self._ensure(carry_out, verify=verify)
+
+    def _ensure(self, carry_out: CarryOut, *, verify: bool) -> EnsuredMerge:
         known = read_completions(self.folder, self.into)
         if self._has_leaf():
             return self._merge(carry_out, known, verify=verify)
