@@ -12,7 +12,6 @@ import vhdkit
 from tests.forging import drawn
 from vhdkit import Ensured
 from vhdkit.format.unique_id import guid
-from vhdkit.merging import ensure as ensure_module
 from vhdkit.merging.completion import MOST_LEAVES, completion_path
 from vhdkit.storage.memory import MemoryFolder
 
@@ -235,14 +234,14 @@ def test_an_undo_image_takes_no_name_of_a_record() -> None:
 
 def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, leaf_id = chain_in_memory()
-    plan = ensure_module.plan_merge
+    plan, name = vhdkit.plan_merge, "vhdkit.merging.ensure.plan_merge"
 
     def beaten(*arguments: Any, **options: Any) -> vhdkit.MergePlan:
-        monkeypatch.setattr(ensure_module, "plan_merge", plan)
+        monkeypatch.setattr(name, plan)
         assert ensure(folder, leaf_id) is Ensured.BEGUN
         return plan(*arguments, **options)
 
-    monkeypatch.setattr(ensure_module, "plan_merge", beaten)
+    monkeypatch.setattr(name, beaten)
     assert ensure(folder, leaf_id) is Ensured.WAS_DONE
 
 
