@@ -201,6 +201,23 @@ def test_a_row_that_is_refused_is_named_once_and_can_be_removed(vms: Path, capsy
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "UPDATE jobs SET number = 9223372036854775807 WHERE number = 2",
+        "UPDATE sqlite_sequence SET seq = 9223372036854775807",
+    ],
+)
+def test_a_number_behind_which_no_row_fits_keeps_no_job_from_being_listed(sentence: str, vms: Path) -> None:
+    registry = put_both(vms)
+    with closing(sqlite3.connect(registry.path, isolation_level=None)) as database:
+        database.execute(sentence)
+    new = "00000002-0000-4000-8000-000000000000"
+    registry.put(replace(a_job(), id=new, state=JobState.COMPLETED))
+    registry.to_the_end(new)
+    assert [job.id for job in vhdkit.jobs()] == [SOUND, FORGED, new]
+
+
 def test_a_row_longer_than_any_job_hides_no_other(vms: Path) -> None:
     registry = put_both(vms)
     with closing(sqlite3.connect(registry.path, isolation_level=None)) as database:

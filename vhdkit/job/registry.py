@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from vhdkit.errors import ImageInUseError, JobError, printable
 from vhdkit.job.record import Job, JobState
-from vhdkit.job.table import SCHEMA, SHOWN, Row, check_schema, files_of, job_of, jobs_of, read_rows
+from vhdkit.job.table import SCHEMA, SHOWN, Row, check_schema, files_of, job_of, jobs_of, number_anew, read_rows
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.state import check_plain, make_private, set_aside, state_directory
@@ -81,6 +81,8 @@ class Registry:
 
         def write(database: sqlite3.Connection) -> None:
             known = database.execute("SELECT record FROM jobs WHERE id = ?", (job.id,)).fetchone()
+            if known is None:
+                number_anew(database)
             database.execute(
                 "INSERT INTO jobs (id, state, changed, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) "
                 "DO UPDATE SET state = ?2, changed = ?3, record = ?4, "

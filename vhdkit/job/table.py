@@ -29,6 +29,7 @@ SCHEMA = """
 _SENTENCES = {" ".join(each.replace("IF NOT EXISTS ", "").split()) for each in SCHEMA.split(";")}
 # An id is shown to so many characters.
 SHOWN = 64
+_MOST_ROWS = 1 << 53
 _left_out: dict[str, bool] = {}
 
 
@@ -100,6 +101,16 @@ def _read_alone(database: sqlite3.Connection, number: int) -> tuple[int, object,
         except sqlite3.DataError:
             row.append(None)
     return number, row[0], row[1], row[2]
+
+
+def number_anew(database: sqlite3.Connection) -> None:
+    """Give rows whose numbers are beyond all that are ever reached others: behind the largest no row can be added."""
+    for row in database.execute("SELECT number FROM jobs WHERE number > ?", (_MOST_ROWS,)).fetchall():
+        last = "SELECT coalesce(max(number), 0) + 1 FROM jobs WHERE number <= ?"
+        database.execute(f"UPDATE jobs SET number = ({last}) WHERE number = ?", (_MOST_ROWS, *row))  # noqa: S608 - ours
+    largest = "SELECT coalesce(max(number), 0) FROM jobs"
+    sentence = f"UPDATE sqlite_sequence SET seq = ({largest}) WHERE name = 'jobs' AND seq > ?"  # noqa: S608 - ours
+    database.execute(sentence, (_MOST_ROWS,))
 
 
 def jobs_of(rows: Iterable[Row]) -> tuple[Job, ...]:
