@@ -18,7 +18,7 @@ import vhdkit
 from tests.snapshots.machines import SIZE, Kept, contents
 from vhdkit.errors import ImageInUseError, ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.merging.rollback import drop_undo, rollback
-from vhdkit.snapshot import layers
+from vhdkit.snapshot import changes, layers
 from vhdkit.snapshot.machine import Machine
 from vhdkit.snapshot.manifest import ManifestFile
 from vhdkit.storage.local import LocalFolder
@@ -415,3 +415,20 @@ def test_every_command_in_a_refusal_is_quoted_for_the_shell(tmp_path: Path) -> N
     assert words[-3:] == [str(folder / "xp.vhd"), "--search", str(folder / "l'x")]
     Machine.adopt([words[3]], search=[words[5]])
     Machine(str(folder / "xp.vhd")).take("B")
+
+
+def test_a_merge_whose_topmost_layer_is_lost_is_refused_and_not_tried_for_ever(kept: Kept) -> None:
+    kept.take("A", "a")
+    kept.write("b")
+    machine = kept.machine
+    active = machine.active[0]
+    machine.delete("A")
+    manifest = machine.file.read()
+    _, foldings = changes.owed_by(manifest)
+    with machine.file.locked():
+        machine.file.write(replace(machine.file.read(), foldings=foldings))
+    Path(active).unlink()
+    before = Path(machine.file.path).read_bytes()
+    with pytest.raises(SnapshotError, match="put it back"):
+        kept.machine.settle()
+    assert Path(machine.file.path).read_bytes() == before

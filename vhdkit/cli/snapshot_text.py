@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.settling import Owed
 
 
+# Beyond 64 levels a terminal shows no tree.
+_DEEPEST_INDENT = 256
+
+
 def describe_machine(machine: Machine) -> dict[str, Any]:
     """Return all that is known of a machine."""
     return machine.steadily(lambda manifest: _described(machine, manifest))
@@ -131,7 +135,9 @@ def _tree(machine: Machine, manifest: Manifest) -> list[str]:
         snapshot, indent, is_last = todo.pop()
         lines.append(f"{indent}{corner if is_last else fork}{_line(machine, snapshot)}")
         if snapshot is not None:
-            todo += _level(children, snapshot.id, indent + ("    " if is_last else bar))
+            # Deeper down nothing is indented further: the lines would grow with the depth, to a gigabyte in all.
+            is_deep = len(indent) >= _DEEPEST_INDENT
+            todo += _level(children, snapshot.id, indent if is_deep else indent + ("    " if is_last else bar))
     return lines
 
 

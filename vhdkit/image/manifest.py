@@ -24,8 +24,8 @@ from vhdkit.storage import paths
 
 VERSION = 1
 _KIND = "vhdkit snapshots"
-# A layer and a snapshot take about 700 bytes of a manifest: this is 20,000 of each.
-MAX_BYTES = 16 << 20
+# A layer and a snapshot take about 700 bytes of a manifest: this is 10,000 of each, and read within 150 MiB of memory.
+MAX_BYTES = 8 << 20
 # The last second of the year 9999.
 _LAST_INSTANT = 253402300800
 _MOST = 2**63 - 1

@@ -27,8 +27,9 @@ class RelativePaths:
         directory, name = posixpath.split(path)
         real = self._real.get(directory)
         if real is None:
-            real = self._real[directory] = self._folder.real(paths.join(self.directory, *directory.split("/")))
-        return paths.join(real, name)
+            real = paths.join(self._folder.real(paths.join(self.directory, *directory.split("/"))), "")
+            self._real[directory] = real
+        return real + name
 
     def relative(self, path: str) -> str:
         """Return the relative path of a file at a real path."""

@@ -266,8 +266,9 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterat
 
 def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, settle: str) -> Iterator[Remark]:
     """Tell of merges and of changed headers whose last steps a cut has left out: the disks are what they are to be."""
+    left = set(manifest.foldings)
     for folding in noted.foldings:
-        if folding not in manifest.foldings:
+        if folding not in left:
             for path in filter(file.folder.exists, map(file.absolute, folding.fold.sources)):
                 message = "it is merged, and was not removed yet"
                 yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))

@@ -198,17 +198,25 @@ def held_actives(
 
 
 def check_frozen(
-    file: ManifestFile, manifest: Manifest, disk: Disk, layers: Iterable[str], *, quick: bool = False
+    file: ManifestFile,
+    manifest: Manifest,
+    disk: Disk,
+    layers: Iterable[str],
+    *,
+    quick: bool = False,
+    touched: frozenset[str] | None = None,
 ) -> None:
     """Hold frozen layers against what they were like: what is built on a changed one is lost.
 
-    If it is to be `quick`, one of the same length and time is taken for the same.
+    If it is to be `quick`, one of the same length and time is taken for the same. `touched` is what `touched_by_merges`
+    returns, for whoever asks for many.
 
     Raises:
         SnapshotError: one was changed, replaced, or is not there.
 
     """
-    touched = touched_by_merges(file, manifest, manifest.disks.index(disk))
+    if touched is None:
+        touched = touched_by_merges(file, manifest, manifest.disks.index(disk))
     for path in layers:
         record = disk.layer(path)
         where = file.absolute(path)

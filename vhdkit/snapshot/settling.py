@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.step import SUFFIX as STEP_SUFFIX
@@ -273,23 +273,25 @@ class Settler:
             holder.add_note("What is owed is merged when it is off: `vhdkit snapshot settle`.")
             raise holder
         noted = manifest.foldings
+        touched = [layers.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
+        known = set(noted)
         sound, troubles = [], []
         for each in foldings:
             try:
-                self._check_sound(manifest, each)
-                sound.append(each if each in noted else self._feasible(manifest, each))
+                self._check_sound(manifest, each, touched[each.disk])
+                sound.append(each if each in known else self._feasible(manifest, each))
             except (VhdError, OSError) as error:
                 troubles.append(error)
         if troubles and not sound:
             raise troubles[0]
-        manifest = replace(manifest, foldings=(*noted, *(each for each in sound if each not in noted)))
+        manifest = replace(manifest, foldings=(*noted, *(each for each in sound if each not in known)))
         if manifest.foldings != noted:
             self.file.write(manifest)
         for each in sound:
             self._unprotect(manifest, each)
         return tuple(sound)
 
-    def _check_sound(self, manifest: Manifest, folding: Folding) -> None:
+    def _check_sound(self, manifest: Manifest, folding: Folding, touched: frozenset[str]) -> None:
         """Refuse a merge of what was changed since it was frozen.
 
         Raises:
@@ -297,7 +299,12 @@ class Settler:
 
         """
         disk = manifest.disks[folding.disk]
-        layers.check_frozen(self.file, manifest, disk, sorted(changes.reach(disk, folding.fold) - {disk.active}))
+        active = self.file.absolute(disk.active)
+        if disk.active in folding.fold.layers and not self.folder.exists(active):
+            message = "it is what the machine writes to, and is not there: put it back, or go on from a snapshot with"
+            raise SnapshotError(f"{message} `vhdkit snapshot apply`", path=active)
+        below = sorted(changes.reach(disk, folding.fold) - {disk.active})
+        layers.check_frozen(self.file, manifest, disk, below, touched=touched)
 
     def _feasible(self, manifest: Manifest, folding: Folding) -> Folding:
         """Return a merge as it is to be told of as begun, if it has no obstacles.
@@ -328,7 +335,8 @@ class Settler:
 
     def _is_own(self, foldings: Iterable[Folding]) -> bool:
         """Whether what holds the machine's disk is a job of a merge that is owed."""
-        return any(self._running(self.file.absolute(each.fold.destination)) is not None for each in foldings)
+        destinations = {self.file.absolute(each.fold.destination) for each in foldings}
+        return any(job.destination in destinations for job in self._all_running())
 
     def merge(
         self,
@@ -394,7 +402,10 @@ class Settler:
 
     def _running(self, destination: str) -> Job | None:
         """Return the job that is merging into an image, or waits for its turn; None if none does."""
+        return next((job for job in self._all_running() if job.destination == destination), None)
+
+    def _all_running(self) -> tuple[Job, ...]:
         if self.is_local:
             with suppress(RegistryError):
-                return next((job for job in jobs(running=True) if job.destination == destination), None)
-        return None
+                return tuple(jobs(running=True))
+        return ()
