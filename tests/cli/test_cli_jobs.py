@@ -84,9 +84,9 @@ def leaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return make_chain(tmp_path / "web", "a", 16)
 
 
-def begun(leaf: str, *options: str) -> str:
+def begun(leaf: str, *options: str, rate: str = "4M") -> str:
     """Begin a slow merge in the background, as a user does, and return its id once it copies."""
-    done = run("merge", leaf, "--background", "--rate", "4M", *options)
+    done = run("merge", leaf, "--background", "--rate", rate, *options)
     assert done.code == 0, done.err
     assert re.fullmatch(r"[0-9a-f-]{36}\n", done.out)
     job_id = done.out.strip()
@@ -156,7 +156,7 @@ def test_a_merge_in_the_foreground_is_paused_and_cancelled_from_elsewhere(leaf: 
 
 
 def test_hyper_vs_own_print_is_read_by_a_script_and_filtered(leaf: str, cli: Cli) -> None:
-    job_id = begun(leaf)
+    job_id = begun(leaf, rate="512K")
     (read,) = cim.parse(cli("job", "list", "--format", "cim").out)
     assert (read["InstanceID"], read["ElementName"], read["JobState"]) == (job_id, "Merge in Progress", "4")
     wanted = "ElementName = 'Merge in Progress' and PercentComplete < 99"
@@ -212,7 +212,7 @@ def test_a_rollback_goes_by_the_job(leaf: str, cli: Cli) -> None:
 
 
 def test_unknown_and_ambiguous_ids_are_refused_before_anything_is_done(leaf: str, cli: Cli) -> None:
-    job_id = begun(leaf)
+    job_id = begun(leaf, rate="512K")
     assert "there is no job 'ffffffff-'" in cli("job", "cancel", job_id, "ffffffff-").refused()
     assert found(job_id).state is JobState.RUNNING
     cli("job", "cancel", job_id)
@@ -222,7 +222,7 @@ def test_unknown_and_ambiguous_ids_are_refused_before_anything_is_done(leaf: str
 
 
 def test_what_one_job_refuses_keeps_no_verb_from_the_others(leaf: str, cli: Cli) -> None:
-    job_id = begun(leaf)
+    job_id = begun(leaf, rate="512K")
     for number in range(2):
         Registry().put(numbered(number, changed=time.time()))
     done = cli("job", "cancel", numbered(0).id, job_id, numbered(1).id)
@@ -406,7 +406,7 @@ def test_watching_outlasts_a_list_that_is_lost(
 
 
 def test_who_stops_watching_stops_nothing(leaf: str) -> None:
-    job_id = begun(leaf)
+    job_id = begun(leaf, rate="512K")
     with started("job", "watch", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         assert watching.stdout is not None
         watching.stdout.readline()
@@ -445,7 +445,7 @@ def test_a_merge_that_is_refused_is_logged(leaf: str, cli: Cli, tmp_path: Path, 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_in_a_real_terminal_the_bar_stays_on_one_line(leaf: str, tmp_path: Path) -> None:
-    job_id = begun(leaf)
+    job_id = begun(leaf, rate="512K")
     command = program("job", "watch", job_id)
     size = ("-x", "100", "-y", "20")
     tmux("new-session", "-d", "-s", tmp_path.name, *size, *command, env=environment())

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 import vhdkit
 from tests.cli.running import environment
-from tests.jobs.making import until
+from tests.jobs.making import HANGS_SECONDS, until
 from tests.snapshots.machines import MIB, Kept
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.record import JobState
@@ -63,7 +63,7 @@ def test_it_is_listed_by_machine_and_by_every_file_of_it(slow: Kept) -> None:
     ((_, into),) = slow.machine.owed().merges
     assert into == slow.base
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
 
 
 def test_while_it_runs_snapshots_can_be_listed_and_it_is_begun_only_once(slow: Kept) -> None:
@@ -77,12 +77,12 @@ def test_while_it_runs_snapshots_can_be_listed_and_it_is_begun_only_once(slow: K
     with pytest.raises(ImageInUseError):
         slow.machine.take("no")
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
     assert slow.all_shown() == {"SP1": "a", "now": "a"}
 
 
 def test_when_it_is_complete_the_next_operation_finds_the_tree_as_it_should_be(slow: Kept) -> None:
-    begun(slow, 64 * MIB).wait(20)
+    begun(slow, 64 * MIB).wait(HANGS_SECONDS)
     assert the_job().state is JobState.COMPLETED
     assert slow.all_shown() == {"SP1": "a", "now": "a"}
     assert slow.machine.layers_of("SP1") == (slow.base,)
@@ -95,7 +95,7 @@ def test_when_it_is_complete_the_next_operation_finds_the_tree_as_it_should_be(s
 
 
 def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_again(slow: Kept) -> None:
-    begun(slow, 64 * MIB).wait(30)
+    begun(slow, 64 * MIB).wait(HANGS_SECONDS)
     assert not slow.machine.file.read().foldings
     assert not Path(slow.base).stat().st_mode & 0o222
     Path(slow.base).chmod(0o644)
@@ -107,7 +107,7 @@ def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_aga
 def test_a_layer_that_a_merge_has_left_unwatched_is_told_of(slow: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where whoever was to settle afterwards was killed.
     monkeypatch.setattr("vhdkit.snapshot.settling.Settler._follow", None)
-    begun(slow, 64 * MIB).wait(30)
+    begun(slow, 64 * MIB).wait(HANGS_SECONDS)
     (remark,) = slow.machine.check()
     assert (remark.kind, remark.path) == ("unprotected", slow.base)
     slow.machine.settle()
@@ -138,7 +138,7 @@ def test_who_stops_waiting_stops_no_merge(slow: Kept) -> None:
     assert job.id in str(stopped.value)
     assert the_job().state is JobState.RUNNING
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
 
 
 def test_a_merge_that_is_paused_is_named_with_what_lets_it_go_on(slow: Kept) -> None:
@@ -149,7 +149,7 @@ def test_a_merge_that_is_paused_is_named_with_what_lets_it_go_on(slow: Kept) -> 
     assert f"vhdkit job resume {job.id}" in str(refused.value)
     vhdkit.resume_job(job.id)
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
 
 
 def test_a_merge_that_had_to_wait_for_another_follows_by_itself(slow: Kept) -> None:
@@ -158,7 +158,7 @@ def test_a_merge_that_had_to_wait_for_another_follows_by_itself(slow: Kept) -> N
     slow.machine.delete("SP1")
     (same,) = slow.machine.start_settling()
     assert same.id == first.id
-    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2, 30)
+    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2)
     assert slow.machine.owed().is_nothing
     assert slow.images == ["xp.vhd", Path(slow.machine.active[0]).name]
     assert slow.shows("SP2") == "a"
@@ -194,6 +194,8 @@ def test_a_process_that_was_killed_is_gone_on_with(slow: Kept) -> None:
     begun(slow, 4 * MIB)
     subprocess.run(["kill", "-9", str(the_job().pid)], check=True)
     until(lambda: the_job().state is JobState.KILLED)
+    # The system closes its files a moment after it has ended.
+    until(lambda: not slow.machine.is_running())
     assert slow.all_shown() == {"SP1": "a", "now": "a"}
     assert {each.kind for each in slow.machine.check()} == {"unfinished"}
     slow.machine.settle()
@@ -204,7 +206,7 @@ def test_a_process_that_was_killed_is_gone_on_with(slow: Kept) -> None:
 
 def ended(job: vhdkit.MergeJob) -> None:
     job.cancel()
-    job.wait(20)
+    job.wait(HANGS_SECONDS)
 
 
 def tampered(path: str) -> None:
@@ -281,7 +283,7 @@ def test_what_follows_a_merge_is_no_faster_than_that_was_told(slow: Kept) -> Non
     slow.take("SP2")
     begun(slow, 16 * MIB)
     slow.machine.delete("SP1")
-    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2, 30)
+    until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2)
     assert {each.wishes.rate for each in vhdkit.jobs()} == {16 * MIB}
 
 
@@ -335,7 +337,8 @@ def test_merges_go_on_though_the_program_cannot_be_run(slow: Kept, word: str, co
 
 
 def test_the_command_that_runs_a_machine_makes_way_and_settles_afterwards(slow: Kept) -> None:
-    job = begun(slow, 2 * MIB)
+    # At this rate it takes half a minute: three programs are run meanwhile.
+    job = begun(slow, MIB)
     program = "import sys, vhdkit; vhdkit.open_chain(sys.argv[1], writable=True).write(0, b'run', sync=True)"
     run = [sys.executable, "-m", "vhdkit", "snapshot", "run", slow.base, "--", sys.executable, "-c", program, "{}"]
     refused = subprocess.run(run, capture_output=True, text=True, env=environment(), check=False)
@@ -349,7 +352,7 @@ def test_the_command_that_runs_a_machine_makes_way_and_settles_afterwards(slow: 
     assert f"merge: {job.id}, in the background" in done.stderr
     with slow.machine.open_chain() as chain:
         assert chain.read(0, 3) == b"run"
-    until(lambda: vhdkit.find_job(job.id).state is JobState.COMPLETED, 30)
+    until(lambda: vhdkit.find_job(job.id).state is JobState.COMPLETED)
     with slow.machine.open_chain() as chain:
         assert chain.read(0, 3) == b"run"
     assert slow.shows("SP1") == "a"
