@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.keeping import close_kept
 from tests.slowpaths import PATHS, chosen, turn_off
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 pytest_plugins = ["pytester"]
 # How long one example takes says nothing on a machine that is shared: it has failed of a pause between two.
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if about:
         config.hook.pytest_deselected(items=about)
         items[:] = [item for item in items if item not in about]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    """Close what the test kept; everything else that it leaves open is a warning, and so an error."""
+    yield
+    close_kept()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError
 from vhdkit.storage.copying import copy_one_by_one
+from vhdkit.storage.handle import Handle
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class CrashFile:
         self.holders: dict[int, bool] = {}
 
 
-class CrashStorage:
+class CrashStorage(Handle):
     """An open file of a `CrashFolder`."""
 
     def __init__(self, folder: CrashFolder, path: str, file: CrashFile, *, writable: bool) -> None:
@@ -156,7 +157,6 @@ class CrashStorage:
         self._path = path
         self._file = file
         self._writable = writable
-        self._closed = False
 
     @property
     def path(self) -> str:
@@ -285,8 +285,7 @@ class CrashStorage:
         self._file.holders.pop(id(self), None)
 
     def _open_content(self) -> bytearray:
-        if self._closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
+        self.check_open()
         return self._file.content
 
     def _changing(self) -> bytearray:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.copying import copy_one_by_one
+from vhdkit.storage.handle import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ class LateSyncing:
         return time.monotonic() - begun
 
 
-class ThroughStorage:
+class ThroughStorage(Handle):
     """All of the seam's Storage, by way of another.
 
     Many pieces are copied one by one, and a sync that is begun is made later: by the double's own `copy_from` and

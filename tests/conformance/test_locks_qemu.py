@@ -13,6 +13,7 @@ import pytest
 
 import vhdkit
 from tests.conformance.tools import requires, run
+from tests.keeping import keep
 from vhdkit.storage.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def test_a_raw_file_that_a_qemu_writes_to_is_not_read(tmp_path: Path) -> None:
 
 def test_a_lock_through_a_descriptor_for_reading_keeps_a_qemu_out(image: Path) -> None:
     """As a merge holds its sources: it takes them away and writes nothing to them."""
-    storage = LocalFolder().open(str(image))
+    storage = keep(LocalFolder().open(str(image)))
     storage.lock(exclusive=True)
     assert "lock" in refused_by_qemu("qemu-img", "info", "-f", "vpc", image)
     storage.lock(exclusive=False)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, LocatorSpec, build, locator
 from tests.plainvhd import (
     DIFFERENCING,
@@ -320,7 +321,7 @@ def test_each_rule_that_is_broken_is_told(corruption: Corruption, monkeypatch: p
     if corruption is Corruption.CHAIN_TOO_LONG:
         monkeypatch.setattr(chains, "MAX_LAYERS", 1)
     if corruption is Corruption.IN_USE:
-        folder.open("/vms/leaf.vhd").lock(exclusive=True)
+        keep(folder.open("/vms/leaf.vhd")).lock(exclusive=True)
     report = check("/vms/leaf.vhd", folder=folder, now=NOW, **case.options)
     found = [(item.level, item.path, item.offset) for item in report.findings if item.corruption is corruption]
     assert (case.level, case.path, case.offset) in found, [str(item) for item in report.findings]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from vhdkit.chain.compare import compare
@@ -187,7 +188,7 @@ def test_a_raw_parent_is_held(folder: MemoryFolder) -> None:
     folder = MemoryFolder({"/a.avhd": content, "/raw.img": bytes(SIZE)})
     with vhdkit.open_chain("/a.avhd", parent="/raw.img", folder=folder):
         assert held(folder, "/raw.img") == "shared"
-    other = folder.open("/raw.img")
+    other = keep(folder.open("/raw.img"))
     other.lock(exclusive=True)
     with pytest.raises(ImageInUseError):
         vhdkit.open_chain("/a.avhd", parent="/raw.img", folder=folder)
@@ -201,7 +202,7 @@ def test_converting_holds_every_layer_until_the_end(folder: MemoryFolder) -> Non
     convert(LEAF, "/new.vhd", folder=folder, progress=lambda *_: seen.append([held(folder, path) for path in NAMES]))
     assert seen
     assert all(ways == ["shared"] * 3 for ways in seen)
-    other = folder.open(BASE)
+    other = keep(folder.open(BASE))
     other.lock(exclusive=True)
     with pytest.raises(ImageInUseError):
         convert(LEAF, "/other.vhd", folder=folder)
@@ -254,7 +255,7 @@ def test_planning_a_merge_holds_for_reading_and_gives_back(folder: MemoryFolder)
 
 
 def test_a_glance_at_headers_is_nobodys_affair(folder: MemoryFolder) -> None:
-    others = [folder.open(path) for path in NAMES]
+    others = [keep(folder.open(path)) for path in NAMES]
     for other in others:
         other.lock(exclusive=True)
     assert len(vhdkit.scan("/vms", folder=folder).bases) == 1

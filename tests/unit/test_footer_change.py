@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import vhdkit
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build
 from tests.plainvhd import DIFFERENCING, FIXED, FOOTER_CHECKSUM, SECTOR, seal
 from vhdkit.errors import Corruption, Level
@@ -100,5 +101,5 @@ def test_a_step_that_makes_another_disk_changes_nothing(disk_type: int) -> None:
     raw = RAW[:END] + changed
     patches = [step.Patch(offset=END, before=OLD, after=changed), step.Patch(offset=0, before=OLD, after=changed)]
     folder = cut(raw, patches)
-    assert step.pending(folder, folder.open(PATH)) == ()
+    assert step.pending(folder, keep(folder.open(PATH))) == ()
     assert content(folder) == raw

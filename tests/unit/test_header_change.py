@@ -10,6 +10,7 @@ import pytest
 
 import vhdkit
 from tests.cutting import at_first, cut_off
+from tests.keeping import keep
 from tests.model import Kind, Snapshot
 from tests.plainbuild import build
 from tests.plainvhd import HEADER_CHECKSUM, SECTOR, seal
@@ -89,7 +90,7 @@ def test_steps_that_say_less_than_they_do_are_not_believed() -> None:
     changed += [[*data, Patch(offset=HEADER + 512, before=last.before, after=last.after)], [*data, *data, last], data]
     for forged in changed:
         folder = lying(BEFORE, step_file(forged))
-        assert step.pending(folder, folder.open(PATH)) == ()
+        assert step.pending(folder, keep(folder.open(PATH))) == ()
         assert not finished(folder)
         assert bytes(folder[PATH].content) == BEFORE
 
@@ -99,7 +100,7 @@ def test_steps_that_say_less_than_they_do_are_not_believed() -> None:
 
 def step_of(raw: bytes, of: Sequence[Patch]) -> bytes:
     """Return a step file as it is written now, for an image of these bytes."""
-    rest = rest_digest(MemoryFolder({"/i": raw}).open("/i"), of)
+    rest = rest_digest(keep(MemoryFolder({"/i": raw}).open("/i")), of)
     return records.encode([{"image": "leaf.avhd", "patches": [patch.to_record() for patch in of], "rest": rest}])
 
 
@@ -134,11 +135,11 @@ def test_a_step_that_was_made_for_another_file_is_passed_over_and_told_of(name: 
 
 
 def test_whatever_of_it_is_done_the_rest_is_the_same() -> None:
-    wanted = rest_digest(MemoryFolder({"/i": BEFORE}).open("/i"), patches())
+    wanted = rest_digest(keep(MemoryFolder({"/i": BEFORE}).open("/i")), patches())
     for patch in patches():
         raw = bytearray(BEFORE)
         raw[patch.offset : patch.offset + len(patch.after)] = patch.after
-        assert rest_digest(MemoryFolder({"/i": bytes(raw)}).open("/i"), patches()) == wanted
+        assert rest_digest(keep(MemoryFolder({"/i": bytes(raw)}).open("/i")), patches()) == wanted
 
 
 def test_a_step_file_is_written_with_what_the_rest_is() -> None:
@@ -176,7 +177,7 @@ def test_the_step_of_a_longer_table_is_not_done_to_a_base_that_was_put_back(has_
         del found[0]["rest"]
         folder[paths[1] + step.SUFFIX].content[:] = records.encode(found)
     assert vhdkit_view(folder, paths[0]) == expected
-    storage = folder.open(paths[1], writable=True)
+    storage = keep(folder.open(paths[1], writable=True))
     assert not step.finish(folder, storage)
     storage.close()
     assert bytes(folder[paths[1]].content) == backup

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import plainvhd
+from tests.keeping import keep
 from tests.model import Write
 from tests.plainbuild import ImageSpec, build, footer_bytes, locator
 from tests.plaincheck import validate
@@ -68,7 +69,7 @@ FLAT = ImageSpec(disk_type=FIXED, size=9 * SECTOR, sectors={3: b"c" * SECTOR})
 
 
 def opened(raw: bytes, *, writable: bool = False, path: str = PATH) -> Image:
-    return open_image(path, writable=writable, folder=MemoryFolder({path: raw}))
+    return keep(open_image(path, writable=writable, folder=MemoryFolder({path: raw})))
 
 
 def patched(raw: bytes, offset: int, data: bytes) -> bytes:
@@ -291,7 +292,7 @@ def test_what_is_valid_but_not_ours_is_named(raw: bytes, path: str, said: str) -
 
 def test_wrong_checksums_are_put_up_with_if_asked_and_told() -> None:
     raw = patched(broken_footers(build(DISK), 500), HEADER + 800, b"\1")
-    image = open_image(PATH, verify=False, folder=MemoryFolder({PATH: raw}))
+    image = keep(open_image(PATH, verify=False, folder=MemoryFolder({PATH: raw})))
     assert not image.metadata.checksum_ok
     assert opened(build(DISK)).metadata.checksum_ok
 

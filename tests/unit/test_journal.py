@@ -280,6 +280,7 @@ def test_a_journal_goes_on_behind_its_last_whole_line() -> None:
     assert journal is not None
     writer = JournalWriter.append(folder, journal)
     writer.write("mark", offset=1, bytes=1, mtime=1.0)
+    writer.close()
     found, _, _ = records.decode(bytes(folder["/b" + JOURNAL].content))
     assert [record["kind"] for record in found] == ["begin", "mark"]
 

@@ -14,6 +14,7 @@ import pytest
 import vhdkit
 from tests.cutting import JOURNAL
 from tests.forging import dumps, forgeries
+from tests.keeping import keep
 from tests.through import ThroughStorage
 from tests.unit.test_journal import BEGIN, FILE, MERGED, SEEN
 from vhdkit.image import records
@@ -154,6 +155,7 @@ def test_what_could_not_be_read_again_is_not_written() -> None:
     with pytest.raises(ValueError, match="required field"):
         writer.write("begin", version=1)
     assert bytes(folder["/b" + JOURNAL].content) == b""
+    writer.close()
 
 
 # The reader takes what a file deserves
@@ -201,11 +203,11 @@ class CountingStorage(ThroughStorage):
 
 
 def test_of_a_hole_no_more_than_its_beginning_is_read() -> None:
-    storage = CountingStorage(MemoryFolder({"/j": records.encode([BEGIN]) + bytes(32 << 20)}).open("/j"))
+    storage = keep(CountingStorage(MemoryFolder({"/j": records.encode([BEGIN]) + bytes(32 << 20)}).open("/j")))
     assert len(list(records.read_lines(storage))) == 1
     assert storage.asked <= 128 << 10
 
 
 def test_a_longer_line_than_any_writer_makes_is_none() -> None:
-    storage = MemoryFolder({"/j": line(dumps(BEGIN | {"host": "x" * (17 << 20)}))}).open("/j")
+    storage = keep(MemoryFolder({"/j": line(dumps(BEGIN | {"host": "x" * (17 << 20)}))}).open("/j"))
     assert list(records.read_lines(storage)) == []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.keeping import keep
 from tests.unit.test_storage import KINDS, Place, make_place
 from vhdkit.errors import ImageInUseError
 from vhdkit.storage import holders
@@ -463,7 +464,7 @@ def test_on_windows_locks_are_exchanged_and_refused_likewise() -> None:
 def test_memory_is_locked_per_folder() -> None:
     folders = [MemoryFolder({"/a": b""}) for _ in range(2)]
     for folder in folders:
-        folder.open("/a").lock(exclusive=True)
+        keep(folder.open("/a")).lock(exclusive=True)
 
 
 @linux

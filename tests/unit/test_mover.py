@@ -18,6 +18,7 @@ from tests.crash.acts import small_steps
 from tests.crash.programs import CrashProgram
 from tests.crash.walking import How, walk
 from tests.cutting import small_checkpoints
+from tests.keeping import keep
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
@@ -360,7 +361,7 @@ class BatchClock:
 def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: float = 0.0) -> list[int]:
     clock = BatchClock(seconds, monkeypatch, piece)
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
-    layers = [open_image(path, writable=path == paths[1], folder=folder) for path in paths]
+    layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
     for writes, wipes, stop in layout.moves(layers, 1, layout.target_of(layers, 1)):
         mover.move(writes, wipes, stop)
@@ -398,7 +399,7 @@ def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPa
     clock = BatchClock(0.0, monkeypatch)
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)
-    layers = [open_image(path, writable=path == paths[1], folder=folder) for path in paths]
+    layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
     zeros = extent.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
     mover.move(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import SECTOR
 from tests.through import ThroughFolder, ThroughStorage
@@ -153,7 +154,7 @@ def test_a_path_too_long_for_its_locator_is_refused() -> None:
 def test_block_sizes_and_time_stamps_are_told() -> None:
     spec = replace(LEAF, block_size=8192, parent_timestamp=77)
     folder = laid(spec)
-    folder.create(BESIDE).write_at(0, build(replace(BASE, timestamp=99)))
+    keep(folder.create(BESIDE)).write_at(0, build(replace(BASE, timestamp=99)))
     folder[BESIDE].mtime = 946684800 + 123
     result = plan_rebase(PATH, BESIDE, folder=folder)
     assert (result.child_block_size, result.parent_block_size) == (8192, 4096)
@@ -388,7 +389,7 @@ def test_what_begins_before_the_child_is_held_alone_is_noticed(name: str, error:
     folder = LastMomentFolder(inner)
 
     def act() -> None:
-        inner.create(name).write_at(0, step_file(patches()) if name == STEP else journal)
+        keep(inner.create(name)).write_at(0, step_file(patches()) if name == STEP else journal)
 
     folder.act = act
     with pytest.raises(error):
@@ -418,7 +419,7 @@ def test_a_plan_does_not_finish_what_was_cut_off_in_the_old_parent_either() -> N
     folder = half()
     top = replace(LEAF, unique_id=b"top!" * 4, parent_id=LEAF.unique_id, parent_name="leaf.avhd", locators=())
     for path, raw in (("/vms/top.avhd", build(top)), ("/vms/copy.avhd", AFTER)):
-        folder.create(path).write_at(0, raw)
+        keep(folder.create(path)).write_at(0, raw)
     before = contents(folder)
     result = plan_rebase("/vms/top.avhd", "/vms/copy.avhd", folder=folder)
     assert (result.before, result.fits) == (PATH, Fit.YES)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.keeping import keep
 from vhdkit.errors import JournalError
 from vhdkit.image import records
 from vhdkit.storage.memory import MemoryFolder
@@ -157,7 +158,7 @@ def test_a_line_with_a_right_checksum_that_is_no_json_ends_the_reading(text: str
 
 def test_a_file_that_is_far_too_long_is_not_read() -> None:
     folder = MemoryFolder({"/j": records.encode(RECORDS)})
-    storage = folder.open("/j", writable=True)
+    storage = keep(folder.open("/j", writable=True))
     assert [json.loads(line.text) for line in records.read_lines(storage)] == RECORDS
     storage.truncate((64 << 20) + 1)
     with pytest.raises(JournalError, match="too many") as caught:

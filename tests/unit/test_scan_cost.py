@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vhdkit
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from tests.through import ThroughFolder, ThroughStorage
@@ -158,7 +159,7 @@ def test_the_largest_disk_is_opened_by_reading_its_table_once(block_size: int) -
 def test_who_is_a_parent_is_told_without_reading_tables(*, named: bool) -> None:
     folder = folder_of(2, lambda number: None if number == 0 else 0, named=named)
     # A table that a merge could not use is no reason to think that somebody else is the parent.
-    base = folder.inner.open(f"/vms/{name(0)}", writable=True)
+    base = keep(folder.inner.open(f"/vms/{name(0)}", writable=True))
     with vhdkit.open_image(f"/vms/{name(1)}", folder=folder) as child:
         base.write_at(1536, bytes(4))
         with pytest.raises(CorruptImageError):

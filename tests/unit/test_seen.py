@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.keeping import keep
 from vhdkit.image.seen import Seen
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -72,4 +73,4 @@ def test_a_state_taken_in_the_step_of_the_last_change_proves_nothing(file: Path)
 
 def test_where_there_are_no_change_times_nothing_is_proven() -> None:
     folder = MemoryFolder({"/a": b"content"})
-    assert not Seen.of(folder.open("/a"), 1e9).proves(folder.open("/a"))
+    assert not Seen.of(keep(folder.open("/a")), 1e9).proves(keep(folder.open("/a")))

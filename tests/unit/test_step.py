@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 import vhdkit
+from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, SECTOR, parse
@@ -98,7 +99,7 @@ BEGUN = next(mixes())
 
 def test_a_step_is_durable_beside_the_image_before_the_image_is_written() -> None:
     folder = SpyFolder(lying(BEFORE))
-    storage = folder.open(PATH, writable=True)
+    storage = keep(folder.open(PATH, writable=True))
     step.apply(folder, storage, patches())
     changes = [(event.operation, event.path) for event in folder.changes()]
     writes = [("write", PATH)] * (len(patches()) - 1)
@@ -235,7 +236,7 @@ def test_a_file_that_somebody_else_changed_is_left_alone(number: int) -> None:
     raw = bytearray(BEFORE)
     raw[patch.offset] ^= 0x55
     folder = lying(bytes(raw), step_file(patches()))
-    storage = folder.open(PATH)
+    storage = keep(folder.open(PATH))
     assert step.pending(folder, storage) == ()
     assert not finished(folder)
     assert bytes(folder[PATH].content) == bytes(raw)
@@ -334,7 +335,7 @@ def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> No
 
 def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
     folder = lying(BEGUN, step_file(patches()))
-    reader = folder.open(PATH)
+    reader = keep(folder.open(PATH))
     reader.lock(exclusive=False)
     with vhdkit.open_chain(PATH, folder=folder) as chain:
         assert chain.layers[1].path == "/vms/other.vhd"
@@ -359,18 +360,23 @@ def test_a_step_file_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("offset", "length"), [(0, 512), (0, 1024), (512, 1), (511, 2), (1000, 24), (500, 1100)])
 def test_a_patch_fits_every_mix_of_whole_sectors_and_no_other(offset: int, length: int) -> None:
     patch = Patch(offset=offset, before=b"b" * length, after=b"a" * length)
+
+    def fits(content: bytes) -> bool:
+        with MemoryFolder({"/f": content}).open("/f") as storage:
+            return patch.fits(storage)
+
     edges = [offset, *range((offset // SECTOR + 1) * SECTOR, offset + length, SECTOR), offset + length]
     for choice in product(b"ab", repeat=len(edges) - 1):
         file = bytearray(b"x" * 2048)
         for (start, stop), fill in zip(pairwise(edges), choice, strict=True):
             file[start:stop] = bytes([fill]) * (stop - start)
-        assert patch.fits(MemoryFolder({"/f": bytes(file)}).open("/f"))
+        assert fits(bytes(file))
         for at in range(offset, offset + length):
             torn = bytearray(file)
             torn[at] ^= 3  # an "a" where "b" stands, or the other way round
             is_alone = any(start == at and stop == at + 1 for start, stop in pairwise(edges))
-            assert patch.fits(MemoryFolder({"/f": bytes(torn)}).open("/f")) == is_alone
-    assert not patch.fits(MemoryFolder({"/f": b"b" * (offset + length - 1)}).open("/f"))
+            assert fits(bytes(torn)) == is_alone
+    assert not fits(b"b" * (offset + length - 1))
 
 
 def test_a_patch_survives_its_record() -> None:

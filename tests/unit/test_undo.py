@@ -10,6 +10,7 @@ import pytest
 
 import vhdkit
 from tests.cutting import JOURNAL, after_marks, at_first, cut_off, small_checkpoints
+from tests.keeping import keep
 from tests.model import Kind, ModelChain, Snapshot
 from tests.plaincheck import validate
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, long_growth, plain_view, put
@@ -252,7 +253,7 @@ def test_a_merge_that_was_cut_off_is_not_dropped(monkeypatch: pytest.MonkeyPatch
 def test_while_somebody_reads_the_destination_nothing_is_done(verb: object) -> None:
     folder, paths, _, _ = merged_with_undo(CHAINS["two levels dynamic"])
     before = contents(folder)
-    reader = folder.open(paths[2])
+    reader = keep(folder.open(paths[2]))
     reader.lock(exclusive=False)
     with pytest.raises(vhdkit.ImageInUseError):
         verb(UNDO, folder=folder)  # type: ignore[operator] # either of two functions

@@ -9,9 +9,11 @@ neither on the size of the disk nor on how scattered its data are, and holes cos
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, overload
 
+from vhdkit.arguments import checked
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.index import ChainIndex
 from vhdkit.chain.link import compare_link
@@ -26,16 +28,18 @@ from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import pending, step_findings
 from vhdkit.image.write import write_sectors
+from vhdkit.storage.handle import Handle
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from types import TracebackType
 
     from typing_extensions import Buffer
 
     from vhdkit.image.extent import Extents
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 # blktap stops at 30 layers, Hyper-V at 50 snapshots; beyond this a chain is a mistake or an attack.
 MAX_LAYERS = 1024
@@ -43,13 +47,14 @@ MAX_LAYERS = 1024
 _SCRATCH_BYTES = 1 << 20
 
 
+@checked
 def open_chain(
-    path: str,
+    path: StrPath,
     *,
     writable: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
     lock: bool = True,
     folder: Folder | None = None,
@@ -79,9 +84,9 @@ def open_chain(
     place = folder or LocalFolder()
     where = Where(
         folder=place,
-        search=tuple(search),
-        parent_map=parent_map or {},
-        parent=parent,
+        search=as_texts(search),
+        parent_map=as_text_map(parent_map),
+        parent=as_text(parent),
         lock=lock,
         accept_id_mismatch=accept_id_mismatch,
         index=FolderIndex(place),
@@ -164,8 +169,14 @@ def _refuse_unused(leaf: Layer, where: Where) -> None:
     )
 
 
-class Chain:
-    """A disk as its leaf shows it. Positions and lengths are in bytes and need no alignment."""
+class Chain(Handle):
+    """A disk as its leaf shows it. Positions and lengths are in bytes and need no alignment.
+
+    It is a context manager. Once it is closed, every method but `close` raises ValueError. One that is dropped without
+    being closed warns (ResourceWarning) and closes its files, as a file object does.
+    """
+
+    handle_kind = "chain"
 
     def __init__(self, layers: Sequence[Layer], findings: tuple[Finding, ...] = ()) -> None:
         self.layers = tuple(layers)
@@ -174,13 +185,10 @@ class Chain:
         self._index = ChainIndex(self.layers)
         self._scratch: list[bytearray] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        """Return the leaf's path, the number of layers, the size, and whether it is closed."""
+        closed = " (closed)" if self._closed else ""
+        return f"<Chain {self.path!r}: {len(self.layers)} layers, {self.size} bytes{closed}>"
 
     @property
     def leaf(self) -> Layer:
@@ -194,8 +202,10 @@ class Chain:
 
     def close(self) -> None:
         """Close every layer; what was written and not synced is up to the operating system."""
-        for layer in self.layers:
-            layer.close()
+        self._closed = True
+        with ExitStack() as closing:
+            for layer in reversed(self.layers):
+                closing.callback(layer.close)
 
     def check_readable(self) -> None:
         """Refuse a chain of which a layer's blocks share bytes, which reading would do as well, but later.
@@ -204,12 +214,14 @@ class Chain:
             CorruptImageError: naming the layer and two of its blocks.
 
         """
+        self.check_open()
         for layer in self.layers:
             if isinstance(layer, Image):
                 layer.check_readable()
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extents]:
         """Return an iterator over where the bytes of a range come from, in order, by windows; no kind is PARENT."""
+        self.check_open()
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
         stop = self.size if length is None else min(self.size, offset + length)
@@ -237,6 +249,8 @@ class Chain:
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fill a buffer from an offset; return the number of bytes, fewer where the disk ends."""
+        if self._closed:  # not by a call, which would cost a hundredth of a short read
+            self.check_open()
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
         view = memoryview(buffer).cast("B")
@@ -255,6 +269,7 @@ class Chain:
             ReadOnlyImageError: the chain was opened for reading, or a write failed before.
 
         """
+        self.check_open()
         if not isinstance(self.leaf, Image):
             raise ReadOnlyImageError("raw files are not written", path=self.path)
         view = memoryview(data).cast("B")
@@ -274,6 +289,7 @@ class Chain:
 
     def sync(self) -> None:
         """Make everything written so far durable."""
+        self.check_open()
         self.leaf.sync()
 
     @overload
@@ -294,6 +310,7 @@ class Chain:
             ReadOnlyImageError: `writable` is true and the chain was opened for reading.
 
         """
+        self.check_open()
         is_writable = self.leaf.storage.writable if writable is None else writable
         if is_writable:
             self.leaf.check_writable()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
@@ -42,6 +43,7 @@ from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.step import pending, step_findings
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Metadata
     from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.units import StrPath
 
 CLEAN = 0
 NOT_CHECKED = 1
@@ -108,14 +111,15 @@ class CheckReport:
         return LEAKS if self.leaked_bytes else CLEAN
 
 
+@checked
 def check(
-    path: str,
+    path: StrPath,
     *,
     chain: bool = False,
     deep: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
     folder: Folder | None = None,
     now: float | None = None,
@@ -133,14 +137,14 @@ def check(
     place = folder or LocalFolder()
     where = Where(
         folder=place,
-        search=tuple(search),
-        parent_map=parent_map or {},
-        parent=parent,
+        search=as_texts(search),
+        parent_map=as_text_map(parent_map),
+        parent=as_text(parent),
         accept_id_mismatch=accept_id_mismatch,
         index=FolderIndex(place),
     )
     checker = _Checker(where, deep=deep, now=time.time() if now is None else now)
-    checker.check_leaf(place.real(path))
+    checker.check_leaf(place.real(as_text(path)))
     if chain:
         checker.check_below()
         checker.check_relatives()
@@ -297,10 +301,10 @@ class _Checker:
         self.findings.append(Finding(corruption=corruption, path=path, message=message, level=level))
 
     def report(self) -> CheckReport:
-        findings = [item for checked in self.files for item in checked.tally.findings] + self.findings
+        findings = [item for file in self.files for item in file.tally.findings] + self.findings
         counts = Counter((item.corruption, item.level) for item in findings)
-        for checked in self.files:
-            for corruption, (level, number) in checked.tally.unlisted.items():
+        for file in self.files:
+            for corruption, (level, number) in file.tally.unlisted.items():
                 counts[corruption, level] += number
         return CheckReport(
             paths=tuple(layer.path for layer in self.layers),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import open_raw
 from vhdkit.chain.resolve import resolve, windows
@@ -18,11 +19,13 @@ from vhdkit.image.file_name import may_be_raw
 from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, RawImage
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 _PIECE = 4 << 20
 
@@ -45,13 +48,14 @@ class Comparison:
         return self.size_a == self.size_b
 
 
+@checked
 def compare(
-    path_a: str,
-    path_b: str,
+    path_a: StrPath,
+    path_b: StrPath,
     *,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
     format_a: str | None = None,
     format_b: str | None = None,
@@ -82,8 +86,8 @@ def compare(
         folder=place,
     )
     with (
-        _open_view(path_a, format_a, partial(open_vhd, parent=parent), place, lock=lock) as a,
-        _open_view(path_b, format_b, open_vhd, place, lock=lock) as b,
+        _open_view(as_text(path_a), format_a, partial(open_vhd, parent=parent), place, lock=lock) as a,
+        _open_view(as_text(path_b), format_b, open_vhd, place, lock=lock) as b,
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)

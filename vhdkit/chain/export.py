@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import VhdError
@@ -26,6 +27,7 @@ from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,20 +35,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.units import StrPath
 
 _PAGE = 4096
 _PIECE = 4 << 20
 _TABLE_SLICE = 65536
 
 
+@checked
 def convert(
-    source: str,
-    destination: str,
+    source: StrPath,
+    destination: StrPath,
     *,
     output_format: str = "dynamic",
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
     stamp: int | None = None,
     unique_id: bytes | None = None,
@@ -67,7 +71,7 @@ def convert(
     """
     if output_format not in {"raw", "fixed", "dynamic"}:
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
-    place = folder or LocalFolder()
+    place, destination = folder or LocalFolder(), as_text(destination)
     with open_chain(
         source,
         search=search,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.image.journal import unfinished_merges
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from vhdkit.errors import Finding, VhdError
     from vhdkit.image.metadata import Metadata
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,8 @@ class Scan:
     unfinished: tuple[Finding, ...]
 
 
-def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = None) -> Scan:
+@checked
+def scan(directory: StrPath, *, search: Sequence[StrPath] = (), folder: Folder | None = None) -> Scan:
     """Find the images in a folder and below it and tell how they belong together; nothing stops at a bad file.
 
     Parents may also lie in the `search` folders, whose families are told as well. Only headers are read.
@@ -70,8 +74,9 @@ def scan(directory: str, *, search: Sequence[str] = (), folder: Folder | None = 
 
     """
     place = folder or LocalFolder()
-    place.check_directory(directory)
-    catalog = read_catalog(place, [directory, *search])
+    directories = as_texts([directory, *search])
+    place.check_directory(directories[0])
+    catalog = read_catalog(place, directories)
     unfinished = tuple(unfinished_merges(place, catalog.images))
     merged_into = dict.fromkeys(finding.path for finding in unfinished)
     undo = {path: image for path in merged_into if (image := undo_image_of(place, path)) is not None}

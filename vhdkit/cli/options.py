@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import click
 
 from vhdkit.errors import ImageInUseError
+from vhdkit.units import GiB, KiB, MiB, TiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_FACTORS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 
 
 FOLDER = click.Path(exists=True, file_okay=False)

@@ -12,7 +12,9 @@ from typing import Any
 
 import construct as c
 
-SECTOR = 512
+from vhdkit import units
+
+SECTOR = units.SECTOR
 FOOTER_SIZE = 512
 HEADER_SIZE = 1024
 UNUSED_OFFSET = 0xFFFF_FFFF_FFFF_FFFF

@@ -16,6 +16,7 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.format import layout, timestamp
 from vhdkit.format.footer import DiskType, Footer
@@ -29,11 +30,13 @@ from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.units import StrPath
 
 # qemu believes `current_size` only of creators it knows, and cuts the disk of any other to its geometry: the tail of
 # a 40 MiB disk would be gone. Of the creators on its list this is the one that every reader takes.
@@ -46,14 +49,15 @@ _PAGE = 4096
 TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
 
+@checked
 def create_image(
-    path: str,
+    path: StrPath,
     *,
     size: int | None = None,
     disk_type: str = "dynamic",
-    parent: str | None = None,
+    parent: StrPath | None = None,
     block_size: int | None = None,
-    parent_map: Mapping[str, str] | None = None,
+    parent_map: Mapping[str, StrPath] | None = None,
     stamp: int | None = None,
     unique_id: bytes | None = None,
     folder: Folder | None = None,
@@ -78,6 +82,7 @@ def create_image(
     if disk_type not in {"fixed", "dynamic"}:
         raise ValueError(f"the disk type is {disk_type!r}: expected fixed or dynamic; a child has a parent instead")
     kind = DiskType[disk_type.upper()]
+    path, parent = as_text(path), as_text(parent)
     if parent is not None:
         with _held_parent(parent, place) as below:
             size = below.size if size is None else size
@@ -89,7 +94,7 @@ def create_image(
                 place.real(path),
                 unique_id=below.unique_id,
                 timestamp=timestamp.from_unix(below.storage.mtime),
-                parent_map={remote: place.real(local) for remote, local in (parent_map or {}).items()},
+                parent_map={remote: place.real(local) for remote, local in as_text_map(parent_map).items()},
             )
             footer = new_footer(DiskType.DIFFERENCING, size, stamp=stamp, unique_id=unique_id)
             with creating(place, path, FileFormat.VHD) as storage:
@@ -191,14 +196,14 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
 
 def table_end_for(entry_count: int) -> int:
     """Return where a new image's table ends: padded to a page."""
-    return -(-(TABLE_OFFSET + entry_count * 4) // _PAGE) * _PAGE
+    return round_up(TABLE_OFFSET + entry_count * 4, _PAGE)
 
 
 def write_empty(storage: Storage, footer: Footer, block_size: int, reference: ParentReference | None) -> None:
     """Write a dynamic or differencing image that holds no block into an empty file."""
     if block_size < SECTOR or block_size > layout.MAX_BLOCK_SIZE or block_size & (block_size - 1):
         raise ValueError(f"the block size is {block_size}: expected a power of two from 512 to {layout.MAX_BLOCK_SIZE}")
-    entries = -(-footer.current_size // block_size)
+    entries = ceil_div(footer.current_size, block_size)
     if entries > layout.MAX_TABLE_ENTRIES:
         raise ValueError(f"{entries} blocks are more than {layout.MAX_TABLE_ENTRIES}; take larger blocks")
     table_end = table_end_for(entries)
@@ -222,7 +227,7 @@ def _with_parent(
         data = reference.data_for(code)
         if data is None:
             continue
-        space = max(_PAGE, -(-len(data) // _PAGE) * _PAGE)
+        space = max(_PAGE, round_up(len(data), _PAGE))
         locators.append(
             ParentLocator(platform_code=bytes(code), data_space=space, data_length=len(data), data_offset=at)
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, Corruption, FileNameError
 from vhdkit.storage import paths
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Storage
@@ -38,7 +39,6 @@ _SAYS = {
     ".vmdk": "a VMDK",
     ".vdi": "a VDI",
 }
-_SECTOR = 512
 _BOOT_SIGNATURE = b"\x55\xaa"
 _GPT_SIGNATURE = b"EFI PART"
 _WRITTEN = {FileFormat.VHD: "a VHD", FileFormat.RAW: _RAW}
@@ -85,9 +85,9 @@ def note_raw_disk(error: CorruptImageError, storage: Storage) -> None:
 
 def _looks_raw(storage: Storage) -> bool:
     size, named = storage.size(), _SAYS.get(paths.splitext(storage.path)[1].lower())
-    if not size or size % _SECTOR or named not in {None, _RAW}:
+    if not size or size % SECTOR or named not in {None, _RAW}:
         return False
-    head = bytearray(2 * _SECTOR)
+    head = bytearray(2 * SECTOR)
     storage.read_into(0, head)
-    is_partitioned = head[_SECTOR - 2 : _SECTOR] == _BOOT_SIGNATURE or head[_SECTOR:].startswith(_GPT_SIGNATURE)
+    is_partitioned = head[SECTOR - 2 : SECTOR] == _BOOT_SIGNATURE or head[SECTOR:].startswith(_GPT_SIGNATURE)
     return named == _RAW or is_partitioned

@@ -10,10 +10,11 @@ import errno
 import math
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vhdkit.arguments import checked
 from vhdkit.errors import CorruptImageError, Corruption, Finding, ReadOnlyImageError, as_finding
 from vhdkit.format import bat, bitmap
 from vhdkit.format.footer import DiskType, Footer
@@ -25,17 +26,19 @@ from vhdkit.image.journal import command
 from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.step import finish, pending
 from vhdkit.image.table import Placed, Room, Table, check_placement, holds_data_from
+from vhdkit.storage.handle import Handle
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Folder, Storage, Syncing
+    from vhdkit.units import StrPath
 
 _PAGE = 4096
 _ZEROS = 1 << 20
@@ -67,8 +70,10 @@ class Placement(NamedTuple):
         return self.first + ranks * self.stride
 
 
-class Layer:
+class Layer(Handle):
     """What a chain is made of: an image, or a raw file at its bottom."""
+
+    handle_kind = "image"
 
     def __init__(self, storage: Storage, size: int, label: str) -> None:
         self.storage = storage
@@ -80,13 +85,10 @@ class Layer:
         # How often the file was written: what was resolved from its tables before is out of date.
         self.change_count = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        """Return the path, the kind of image, its size, and whether it is closed."""
+        closed = " (closed)" if self._closed else ""
+        return f"<{type(self).__name__} {self.path!r}: {self.label}, {self.size} bytes{closed}>"
 
     @property
     def path(self) -> str:
@@ -95,10 +97,12 @@ class Layer:
 
     def resolve(self, offset: int, length: int) -> Extents:
         """Return where each byte of a range inside the disk comes from."""
+        self.check_open()
         return extent.single(offset, offset + length, Kind.DATA, offset)
 
     def mapped_sectors(self, offset: int, stop: int) -> int:
         """Return the sectors of a range that bitmaps decide about: a bound for the extents in it."""
+        self.check_open()
         del offset, stop
         return 0
 
@@ -153,8 +157,10 @@ class Layer:
 
         Raises:
             ReadOnlyImageError: either is so, or a change of its header is to be finished first.
+            ValueError: it is closed.
 
         """
+        self.check_open()
         if self.broken is not None:
             message = f"an earlier write failed ({self.broken}); open the image anew to go on"
             raise ReadOnlyImageError(message, path=self.path)
@@ -166,10 +172,12 @@ class Layer:
 
     def begin_close(self) -> None:
         """Begin to give the file back, which is of no use from now on; `close` waits for it."""
+        self._closed = True
         self.storage.begin_close()
 
     def close(self) -> None:
         """Give the file back."""
+        self._closed = True
         self.storage.close()
 
 
@@ -275,6 +283,7 @@ class Image(Layer):
             CorruptImageError: naming them.
 
         """
+        self.check_open()
         if self.placed.unreadable is not None:
             raise self.placed.unreadable
 
@@ -336,6 +345,7 @@ class Image(Layer):
 
     def read_bitmaps(self, offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the bitmaps at the given file offsets, one row each."""
+        self.check_open()
         rows = np.empty((len(offsets), self.bitmap_size), np.uint8)
         for row, offset in zip(rows, offsets.tolist(), strict=True):
             if self.storage.read_into(offset, row.data) < self.bitmap_size:
@@ -345,6 +355,7 @@ class Image(Layer):
 
     def mapped_sectors(self, offset: int, stop: int) -> int:
         """Return the sectors of allocated blocks in a range; of tiny blocks as many as their bitmaps cost."""
+        self.check_open()
         if self.is_fixed:
             return 0
         blocks, _ = self.allocated(offset, stop)
@@ -355,6 +366,7 @@ class Image(Layer):
 
         What lies beyond the disk's end counts where it could be a block: a disk that grows has some.
         """
+        self.check_open()
         room = self._room()
         for base, entries in self.table.windows():
             inside = bat.allocated(entries)
@@ -364,6 +376,7 @@ class Image(Layer):
 
     def entries_beyond(self, size: int) -> tuple[int, int]:
         """Return how many entries lie behind the disk's end, up to `size`: that could be blocks, and that could not."""
+        self.check_open()
         first, stop = -(-self.size // self.block_size), -(-size // self.block_size)
         entries = self.table.entries(first, min(stop, self.table.entry_count))
         usable = self._room().is_usable(bat.offsets(entries[bat.allocated(entries)]))
@@ -379,6 +392,7 @@ class Image(Layer):
             OSError: EFBIG, a BAT cannot address what lies beyond 2 TiB.
 
         """
+        self.check_open()
         place = Placement.behind(max(self.data_end, self.floor), self.block_size)
         if place.at(count) // SECTOR >= bat.UNALLOCATED:
             raise OSError(errno.EFBIG, "the file would pass 2 TiB, which a BAT cannot address", self.path)
@@ -391,6 +405,7 @@ class Image(Layer):
             ImageInUseError: somebody else holds it.
 
         """
+        self.check_open()
         if self.step_patches:
             self.storage.lock(exclusive=True)
             finish(folder, self.storage)
@@ -402,6 +417,7 @@ class Image(Layer):
 
     def file_end_for(self, new_blocks: int) -> int:
         """Return where the footer goes once `new_blocks` more are placed; a file never shrinks here."""
+        self.check_open()
         end = self.metadata.footer_start
         if self.metadata.tail_is_empty and not self.has_whole_footer:
             # Room for a footer that a power cut kept from being written: it is used, not added to.
@@ -453,8 +469,9 @@ class Image(Layer):
             self.sync()
 
 
+@checked
 def open_image(
-    path: str,
+    path: StrPath,
     *,
     writable: bool = False,
     verify: bool = True,
@@ -481,7 +498,7 @@ def open_image(
 
     """
     place = folder or LocalFolder()
-    path = place.real(path) if follow_links else path
+    path = place.real(as_text(path)) if follow_links else as_text(path)
     if writable and place.exists(path) and not place.may_write(path):
         raise _read_only(place, path)
     storage = place.open(path, writable=writable)

@@ -294,6 +294,7 @@ class JournalWriter:
         self.storage = storage
         self.journal = journal
         self.notes_time = False
+        self.is_closed = False
 
     @classmethod
     def create(cls, folder: Folder, destination: str) -> JournalWriter:
@@ -360,4 +361,5 @@ class JournalWriter:
 
     def close(self) -> None:
         """Give the file back."""
+        self.is_closed = True
         self.storage.close()

@@ -213,7 +213,9 @@ def decode(raw: bytes) -> tuple[list[dict[str, Any]], int, str]:
 
     found: list[dict[str, Any]] = []
     end, checksum = 0, ""
-    for line in read_lines(MemoryFolder({"/raw": raw}).open("/raw")):
+    with MemoryFolder({"/raw": raw}).open("/raw") as storage:
+        lines = list(read_lines(storage))
+    for line in lines:
         try:
             record = json.loads(line.text)
         except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.errors import CorruptImageError, Corruption, JournalError
 from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.image import Image, open_image
@@ -20,14 +21,17 @@ from vhdkit.image.journal import read_journal
 from vhdkit.image.metadata import FooterPlace
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.reading import read_bytes
+from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 _PIECE_BYTES = 4 << 20
 
 
-def repair_footers(path: str, *, folder: Folder | None = None) -> str:
+@checked
+def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
     """Write the footers of an image that are lost or differ, and return what was done, "" if they are right.
 
     A lost footer is written from its copy, a copy that differs from the footer at the end, which every reader
@@ -41,7 +45,7 @@ def repair_footers(path: str, *, folder: Folder | None = None) -> str:
 
     """
     place = folder or LocalFolder()
-    real = place.real(path)
+    real = place.real(as_text(path))
     with open_image(real, writable=True, exclusive=True, folder=place) as image:
         image.check_readable()
         journal = read_journal(place, real)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.record import job_id as job_of_journal
@@ -15,11 +16,13 @@ from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.truth import is_removing, noted, settled
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.units import StrPath
 
 _ASK_SECONDS = 0.05
 # A job stops between two writes; whoever asks does not wait for a disk that hangs.
@@ -31,13 +34,14 @@ _GOING = tuple(state for state in JobState if not state.is_finished)
 _ENDED = tuple(state for state in JobState if state.is_finished)
 
 
+@checked
 def jobs(
     *,
     running: bool = False,
     finished: bool = False,
-    disk: str | None = None,
+    disk: StrPath | None = None,
     machine: str | None = None,
-    search: Sequence[str] = (),
+    search: Sequence[StrPath] = (),
     limit: int | None = None,
 ) -> tuple[Job, ...]:
     """Return this user's jobs on this machine, oldest first; of those that ended the newest `limit`.
@@ -54,9 +58,9 @@ def jobs(
     if search:
         from vhdkit.job.rebuild import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
 
-        add_found(registry, search)
+        add_found(registry, as_texts(search))
     states = (*(_GOING if running or not finished else ()), *(_ENDED if finished or not running else ()))
-    files = None if disk is None else _read_through(disk)
+    files = None if disk is None else _read_through(as_text(disk))
     # What was running has ended, if its process has: so those are always looked at.
     asked = tuple(dict.fromkeys([*_GOING, *states]))
     folder = "" if machine is None else Registry.real(paths.abspath(machine))
@@ -72,6 +76,7 @@ def jobs(
     return tuple(job for job in found if job.id not in dropped)
 
 
+@checked
 def find_job(beginning: str) -> Job:
     """Return the job whose id begins so.
 
@@ -90,6 +95,7 @@ def find_job(beginning: str) -> Job:
     raise JobError(f"there is no job {beginning!r}; `vhdkit job list` shows those there are")
 
 
+@checked
 def wait_for_job(job_id: str, timeout: float | None = None) -> Job:
     """Return a job once it has ended, in whatever way.
 
@@ -133,6 +139,7 @@ class Follower:
         return job
 
 
+@checked
 def cancel_job(job_id: str) -> Job:
     """Stop a job where that is safe, and return it once it has stopped; everything reads as before.
 
@@ -159,6 +166,7 @@ def _stopped(job_id: str) -> Job:
     return _seen(job.id, lambda job: job.state.is_finished, "stopped")
 
 
+@checked
 def pause_job(job_id: str) -> Job:
     """Let a job stand still where that is safe, its files held, and return it once it does.
 
@@ -178,6 +186,7 @@ def pause_job(job_id: str) -> Job:
     raise JobError(f"the job {job.id} is {how}, and cannot be paused", path=job.destination)
 
 
+@checked
 def resume_job(job_id: str) -> Job:
     """Let a paused job go on; start one again that was cancelled, failed or interrupted, in a process of its own.
 
@@ -203,6 +212,7 @@ def resume_job(job_id: str) -> Job:
     return again(job)
 
 
+@checked
 def rollback_job(
     job_id: str, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None
 ) -> Job:
@@ -230,6 +240,7 @@ def rollback_job(
     return take_back(job, progress=progress, cancel=cancel)
 
 
+@checked
 def remove_job(job_id: str) -> Job:
     """Forget a job that has ended; nothing but the list changes. Returns what was known of it.
 

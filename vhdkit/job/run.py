@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.image.claims import Change, obstacles
@@ -25,6 +26,7 @@ from vhdkit.merging.survey import states
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.machine import birth_of, this_process, user_name
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,27 +35,29 @@ if TYPE_CHECKING:
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
+    from vhdkit.units import StrPath
 
 _LETTING_GO_SECONDS = 1.0
 
 
+@checked
 def start_merge(
-    child: str,
+    child: StrPath,
     *,
-    into: str | None = None,
-    to: str | None = None,
+    into: StrPath | None = None,
+    to: StrPath | None = None,
     keep_sources: bool = False,
-    undo: str | None = None,
+    undo: StrPath | None = None,
     relink_siblings: bool = False,
     verify: bool = False,
     resume: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     rate: int | None = None,
     machine: str = "",
     detached: bool = False,
-    log_file: str | None = None,
+    log_file: StrPath | None = None,
     follow: Follow | None = None,
     wait_in_line: bool = True,
 ) -> MergeJob:
@@ -71,19 +75,20 @@ def start_merge(
 
     """
     wishes = wished(
-        child,
-        into=into,
-        to=to,
+        as_text(child),
+        into=as_text(into),
+        to=as_text(to),
         keep_sources=keep_sources,
-        undo=undo,
+        undo=as_text(undo),
         relink_siblings=relink_siblings,
         verify=verify,
         resume=resume,
-        search=search,
-        parent_map=parent_map,
-        parent=parent,
+        search=as_texts(search),
+        parent_map=as_text_map(parent_map),
+        parent=as_text(parent),
         rate=rate,
     )
+    log_file = as_text(log_file)
     if log_file is not None:
         events.stop_logging(events.log_to(log_file))
         wishes = replace(wishes, log_file=_absolute(log_file))

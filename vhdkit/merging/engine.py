@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 import numpy as np
 
+from vhdkit.arguments import checked
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.format.bat import UNALLOCATED
@@ -89,6 +90,7 @@ class MergeResult:
     resumed: bool
 
 
+@checked
 def merge(
     plan: MergePlan,
     *,
@@ -299,6 +301,8 @@ class _Merge:
                 if now is not None and now.begin is None and self.plan.journal is None:
                     self.folder.remove(path)
             return
+        if writer.is_closed:
+            return  # the merge was complete, and its journal is to go: what failed has changed names only
         with suppress(OSError):
             if writer.journal.reserved or self.plan.journal is not None:
                 is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.errors import MergeError
 from vhdkit.format import unique_id
@@ -27,6 +28,7 @@ from vhdkit.merging.plan import Resume
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 
 class Ensured(StrEnum):
@@ -62,14 +65,15 @@ class CarryOut(Protocol):
         ...
 
 
+@checked
 def ensure_merged(
-    leaf: str,
+    leaf: StrPath,
     *,
-    into: str,
+    into: StrPath,
     leaf_id: str,
     verify: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
     rate: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
@@ -99,7 +103,8 @@ def ensure_merged(
     def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
         return merge(plan, progress=progress, cancel=cancel, rate=rate, folder=folder, completion=completion)
 
-    request = _Request(place.real(leaf), place.real(into), _hexadecimal(leaf_id), tuple(search), parent_map, place)
+    files = place.real(as_text(leaf)), place.real(as_text(into))
+    request = _Request(*files, _hexadecimal(leaf_id), as_texts(search), as_text_map(parent_map), place)
     return request.ensure(carry_out, verify=verify)
 
 

@@ -9,6 +9,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import dynamic_layout
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
@@ -30,30 +31,33 @@ from vhdkit.merging.resume import is_about, noting_unreadable_journals, with_nam
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.image.journal import Journal
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 # Names that files beside an image have while it is changed.
 _RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, COMPLETION_SUFFIX, ".partial")
 
 
+@checked
 def plan_merge(
-    path: str,
+    path: StrPath,
     *,
-    into: str | None = None,
-    to: str | None = None,
+    into: StrPath | None = None,
+    to: StrPath | None = None,
     keep_sources: bool = False,
-    undo: str | None = None,
+    undo: StrPath | None = None,
     relink_siblings: bool = False,
     verify: bool = False,
     resume: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    parent: StrPath | None = None,
     folder: Folder | None = None,
     acting_for: str = "",
 ) -> MergePlan:
@@ -80,6 +84,8 @@ def plan_merge(
 
     """
     place = folder or LocalFolder()
+    path, into, to, undo = as_text(path), as_text(into), as_text(to), as_text(undo)
+    folders, mapped = as_texts(search), as_text_map(parent_map)
     wishes = Wishes(
         keep_sources=keep_sources,
         undo=None if undo is None else place.real(undo),
@@ -88,24 +94,24 @@ def plan_merge(
     )
     _check_wishes(path, into, to, wishes, place)
     if not place.exists(path) and to is None:
-        ended = find_complete(place, path, search)
+        ended = find_complete(place, path, folders)
         if ended is not None:
-            check_names(ended, place, [paths.dirname(place.real(path)), *search, *(parent_map or {}).values()])
-            plan = finishing_plan(ended, place, tuple(search), keep_sources=keep_sources)
+            check_names(ended, place, [paths.dirname(place.real(path)), *folders, *mapped.values()])
+            plan = finishing_plan(ended, place, folders, keep_sources=keep_sources)
             return _with_claims(plan, place, acting_for)
-    with noting_unreadable_journals(place, path, search):
-        opened = open_chain(path, search=search, parent_map=parent_map, parent=parent, folder=place)
+    with noting_unreadable_journals(place, path, folders):
+        opened = open_chain(path, search=folders, parent_map=mapped, parent=parent, folder=place)
     with opened as chain:
         if to is not None:
-            return _plan_new_file(chain, place, place.real(to), tuple(search))
+            return _plan_new_file(chain, place, place.real(to), folders)
         depth = _resumed_depth(chain, place) if resume else _destination_depth(chain, place, into)
         destination = chain.layers[depth]
         journal = read_journal(place, destination.path)
         if journal is not None:
-            check_names(journal, place, _named_directories(chain, wishes.undo, (*search, *(parent_map or {}).values())))
+            check_names(journal, place, _named_directories(chain, wishes.undo, (*folders, *mapped.values())))
         return _with_claims(
-            _finishing_plan(chain, depth, place, tuple(search), journal, keep_sources=keep_sources)
-            or Survey(chain, depth, place, tuple(search), wishes, journal).plan(),
+            _finishing_plan(chain, depth, place, folders, journal, keep_sources=keep_sources)
+            or Survey(chain, depth, place, folders, wishes, journal).plan(),
             place,
             acting_for,
         )

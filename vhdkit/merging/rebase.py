@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
@@ -43,12 +44,14 @@ from vhdkit.image.step import pending
 from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vhdkit.image.step import Patch
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 _SIZE_MISMATCH = 0xC03A0017
 
@@ -96,14 +99,15 @@ class Rebase:
         return not self.has_step and all(patch.before == patch.after for patch in self.patches)
 
 
+@checked
 def plan_rebase(
-    child: str,
-    parent: str,
+    child: StrPath,
+    parent: StrPath,
     *,
     ignore_id_mismatch: bool = False,
     accept_header_checksum: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
     folder: Folder | None = None,
 ) -> Rebase:
     """Compare a child with the file that shall be its parent, and return what would be written; nothing is.
@@ -126,22 +130,23 @@ def plan_rebase(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
+    where = Where(folder=place, search=as_texts(search), parent_map=as_text_map(parent_map))
     with (
         open_image(child, verify_header=not accept_header_checksum, exclusive=False, folder=place) as image,
-        _new_parent(parent, image, place) as below,
+        _new_parent(as_text(parent), image, place) as below,
     ):
         return _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
 
 
+@checked
 def rebase(
-    child: str,
-    parent: str,
+    child: StrPath,
+    parent: StrPath,
     *,
     ignore_id_mismatch: bool = False,
     accept_header_checksum: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
     folder: Folder | None = None,
 ) -> Rebase:
     """Let a child read through another file from now on; no data is touched. See `plan_rebase`, and the module.
@@ -154,8 +159,8 @@ def rebase(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {}, lock=True)
-    own = place.real(child)
+    where = Where(folder=place, search=as_texts(search), parent_map=as_text_map(parent_map), lock=True)
+    own = place.real(as_text(child))
     with _thawed(own, place, where.search) as is_thawed:
         if is_thawed:
             # What is refused is refused while the layer is still marked.
@@ -173,7 +178,7 @@ def rebase(
             place.protect(own, is_protected=False)
         return _rebased(
             own,
-            parent,
+            as_text(parent),
             where,
             ignore_id_mismatch=ignore_id_mismatch,
             accept_header_checksum=accept_header_checksum,

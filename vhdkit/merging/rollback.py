@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import windows
@@ -44,6 +45,7 @@ from vhdkit.merging.undo import forget_second_name
 from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,14 +55,16 @@ if TYPE_CHECKING:
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 
+@checked
 def drop_undo(
-    path: str,
+    path: StrPath,
     *,
     keep_file: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
     folder: Folder | None = None,
 ) -> MergeResult:
     """Make a merge final: remove the sources that were kept for its undo image at `path`, and the image.
@@ -75,8 +79,9 @@ def drop_undo(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
-    journal = None if place.exists(path) else find_complete(place, path, search)
+    path, folders = as_text(path), as_texts(search)
+    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map))
+    journal = None if place.exists(path) else find_complete(place, path, folders)
     if journal is None:
         _, journal = _undone(path, where)
     else:
@@ -85,21 +90,21 @@ def drop_undo(
         raise JournalError(f"it cannot be dropped: {journal.say()}", path=path)
     if place.exists(path) and not journal.dropping:
         with open_image(path, folder=place) as undo:
-            children = children_of(undo, place, search)
+            children = children_of(undo, place, folders)
         if children and not keep_file:
             names = ", ".join(children)
             message = f"{len(children)} image(s) read through it: {names}. Keep it for them with --keep-file"
             raise SiblingsError(message, path=path, siblings=children)
     if not journal.dropping:
-        _refuse_claimed(journal, place, tuple(search), Change(others=(place.real(path), *_sources(journal))))
+        _refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
     try:
-        plan = finishing_plan(journal, place, tuple(search))
+        plan = finishing_plan(journal, place, folders)
         if not journal.dropping:
-            plan = _say_dropping(journal, place, search, keep_file=keep_file)
+            plan = _say_dropping(journal, place, folders, keep_file=keep_file)
         result = merge(plan, folder=place)
     except OSError as error:
         if not getattr(error, "__notes__", None):
-            how = command("undo", "drop", path, *(word for each in search for word in ("--search", each)))
+            how = command("undo", "drop", path, *(word for each in folders for word in ("--search", each)))
             error.add_note(f"Every disk reads as before; {how} goes on with it.")
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
@@ -145,11 +150,12 @@ def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, ke
     return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan
 
 
+@checked
 def rollback(
-    path: str,
+    path: StrPath,
     *,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
     folder: Folder | None = None,
@@ -167,9 +173,10 @@ def rollback(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=tuple(search), parent_map=parent_map or {})
+    path, folders = as_text(path), as_texts(search)
+    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map))
     if not place.exists(path):
-        journal = find_complete(place, path, search)
+        journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:
             check_names(journal, place, _named_directories(path, where))
             _forget(place, journal)
@@ -177,8 +184,8 @@ def rollback(
     destination, journal = _undone(path, where)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
     change = Change(destination=destination, others=(place.real(path), *relinked))
-    _refuse_claimed(journal, place, tuple(search), change)
-    with _Rollback((place.real(path), destination), journal, place, tuple(search)) as run:
+    _refuse_claimed(journal, place, folders, change)
+    with _Rollback((place.real(path), destination), journal, place, folders) as run:
         try:
             return run.run(progress, cancel)
         except BaseException as error:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
+from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.format import timestamp
@@ -38,6 +39,7 @@ from vhdkit.snapshot.removal import sweep
 from vhdkit.snapshot.settling import Settler, effective
 from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_text, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.settling import Owed
     from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
 
 T = TypeVar("T")
 
@@ -76,9 +79,10 @@ class Machine:
 
     """
 
+    @checked
     def __init__(
         self,
-        path: str,
+        path: StrPath,
         *,
         folder: Folder | None = None,
         clock: Callable[[], float] = time.time,
@@ -88,27 +92,31 @@ class Machine:
         self._is_local = folder is None
         self._clock = clock
         self._new_id = new_id
-        self.file = find_manifest(self.folder, path)
+        self.file = find_manifest(self.folder, as_text(path))
 
     def __repr__(self) -> str:
         """Return where its manifest is."""
         return f"<Machine {self.file.path}>"
 
     @classmethod
+    @checked
     def adopt(
         cls,
-        disks: Sequence[str],
+        disks: Sequence[StrPath],
         *,
         machine: str = "",
-        directory: str | None = None,
-        search: Sequence[str] = (),
+        directory: StrPath | None = None,
+        search: Sequence[StrPath] = (),
         folder: Folder | None = None,
     ) -> Machine:
         """Begin to keep snapshots of a machine with these disks, or bring what is known of it up to date.
 
         Each disk is named by any of its images; see `adopting.adopt`.
         """
-        return cls(adopt(disks, machine=machine, directory=directory, search=search, folder=folder), folder=folder)
+        path = adopt(
+            as_texts(disks), machine=machine, directory=as_text(directory), search=as_texts(search), folder=folder
+        )
+        return cls(path, folder=folder)
 
     # Asking
 
@@ -142,6 +150,7 @@ class Machine:
         """The layers that it writes to, disk by disk."""
         return tuple(self.file.absolute(disk.active) for disk in self.manifest.disks)
 
+    @checked
     def layers_of(self, name: str) -> tuple[str, ...]:
         """Return the images that show a snapshot, disk by disk."""
         return tuple(map(self.file.absolute, self.manifest.find(name).layers))
@@ -154,7 +163,8 @@ class Machine:
         """Whether somebody else than a merge of its own holds a layer that the machine writes to."""
         return self._settler().is_running(self.manifest)
 
-    def check(self, *, search: Sequence[str] = (), accept: bool = False) -> tuple[Remark, ...]:
+    @checked
+    def check(self, *, search: Sequence[StrPath] = (), accept: bool = False) -> tuple[Remark, ...]:
         """Return what is wrong, odd or left over; with `accept` frozen layers are taken as they are now, first.
 
         Images that no tree claims are looked for beside the layers, and in the folders of `search`.
@@ -162,18 +172,20 @@ class Machine:
         if accept:
             with self._changing() as manifest:
                 self.file.write(inspecting.accepted(self.file, manifest))
+        folders = as_texts(search)
         # In memory nobody is at work beside.
-        return seen_twice(lambda: self._look(search), self.file.read) if self._is_local else self._look(search)
+        return seen_twice(lambda: self._look(folders), self.file.read) if self._is_local else self._look(folders)
 
     def _look(self, search: Sequence[str]) -> tuple[Remark, ...]:
         noted = self.file.read()
         manifest = effective(self.file, noted)
         return inspecting.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
 
+    @checked
     def export(
         self,
         name: str,
-        directory: str,
+        directory: StrPath,
         *,
         chain: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -187,9 +199,10 @@ class Machine:
             FileExistsError: a file of that name is there already.
 
         """
-        manifest = self.manifest
-        return exporting.export(self.file, manifest, manifest.find(name), directory, chain=chain, progress=progress)
+        manifest, where = self.manifest, as_text(directory)
+        return exporting.export(self.file, manifest, manifest.find(name), where, chain=chain, progress=progress)
 
+    @checked
     def make_way(self, *, yield_merges: bool = False) -> tuple[Job, ...]:
         """Make sure that the machine can start now; with `yield_merges` merges at its disks stop, and are returned.
 
@@ -205,6 +218,7 @@ class Machine:
         return waking.make_way(self.active, self.file.search(manifest), yield_merges=yield_merges)
 
     @contextmanager
+    @checked
     def running(self, *, yield_merges: bool = False) -> Iterator[tuple[Job, ...]]:
         """Let the machine be known as running, when `make_way` has made sure that it can; lend the merges stopped.
 
@@ -222,6 +236,7 @@ class Machine:
         for disk in manifest.disks:
             layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, disk.active)[1:], quick=True)
 
+    @checked
     def open_chain(self, name: str | None = None, *, disk: int = 0, writable: bool = False) -> Chain:
         """Open a disk as a snapshot shows it, or as the machine has it now, which alone can be written.
 
@@ -237,7 +252,10 @@ class Machine:
 
     # Changing
 
-    def take(self, name: str, *, note: str = "", state: Sequence[str] = (), directory: str | None = None) -> Snapshot:
+    @checked
+    def take(
+        self, name: str, *, note: str = "", state: Sequence[StrPath] = (), directory: StrPath | None = None
+    ) -> Snapshot:
         """Freeze the disks as they are under a name; the machine goes on in new layers.
 
         `state` are files that are kept with it, as they are now. New layers are made in `directory`, or where the
@@ -248,6 +266,7 @@ class Machine:
             ImageInUseError: the machine runs.
 
         """
+        directory, given = as_text(directory), as_texts(state)
         self._name(directory)
         with self._changing() as manifest:
             changes.check_name(manifest, name)
@@ -256,9 +275,9 @@ class Machine:
             readiness.check_may_freeze(self.file, manifest)
             snapshot_id = str(self._new_id()).upper()
             actives = tuple(disk.active for disk in manifest.disks)
-            kept = layers.named_state(self.file, manifest, snapshot_id, state)
+            kept = layers.named_state(self.file, manifest, snapshot_id, given)
             fresh = layers.named_layers(self.file, manifest, actives, self._new_id, directory)
-            readiness.check_new_files(self.file, manifest, fresh, kept, state)
+            readiness.check_new_files(self.file, manifest, fresh, kept, given)
             with layers.held_actives(self.file, manifest, exclusive=False) as images:
                 for image in images:
                     image.storage.sync()
@@ -266,7 +285,7 @@ class Machine:
                 now = self._clock()
                 made = layers.begun_of(fresh, kept)
                 with self._beginning(manifest, made):
-                    kept = layers.keep_files(self.file, kept, state)
+                    kept = layers.keep_files(self.file, kept, given)
                     layers.make_layers(self.file, fresh, timestamp.from_unix(now))
                 snapshot = Snapshot(
                     id=snapshot_id,
@@ -285,7 +304,8 @@ class Machine:
                         self.folder.protect(image.path, is_protected=True)
         return snapshot
 
-    def apply(self, name: str, *, state_to: str | None = None, directory: str | None = None) -> Applied:
+    @checked
+    def apply(self, name: str, *, state_to: StrPath | None = None, directory: StrPath | None = None) -> Applied:
         """Let the machine go on from a snapshot; what was written since the last one is discarded, unless it was taken.
 
         With `state_to`, copies of the files that are kept with the snapshot are put into that folder; `directory` is as
@@ -296,24 +316,27 @@ class Machine:
             ImageInUseError: the machine runs.
 
         """
+        directory = as_text(directory)
         self._name(directory)
         with self._changing() as manifest:
             snapshot = manifest.find(name)
-            return self._apply(manifest, snapshot, state_to, directory)
+            return self._apply(manifest, snapshot, as_text(state_to), directory)
 
-    def revert(self, *, state_to: str | None = None, directory: str | None = None) -> Applied:
+    @checked
+    def revert(self, *, state_to: StrPath | None = None, directory: StrPath | None = None) -> Applied:
         """Let the machine go on from the snapshot that its present state began with.
 
         Raises:
             SnapshotError: it began with none.
 
         """
+        directory = as_text(directory)
         self._name(directory)
         with self._changing() as manifest:
             snapshot = manifest.by_id(manifest.now)
             if snapshot is None:
                 raise SnapshotError("there is no snapshot above now; `vhdkit snapshot apply NAME` names one")
-            return self._apply(manifest, snapshot, state_to, directory)
+            return self._apply(manifest, snapshot, as_text(state_to), directory)
 
     def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:
         readiness.check_no_undo(self.file, manifest)
@@ -339,6 +362,7 @@ class Machine:
             state=state,
         )
 
+    @checked
     def delete(self, name: str, *, subtree: bool = False) -> tuple[Snapshot, ...]:
         """Take a snapshot away, or with `subtree` all that came after it as well; return those that are gone.
 
@@ -352,6 +376,7 @@ class Machine:
             self._settler().clear(after)
         return gone
 
+    @checked
     def rename(self, name: str, new_name: str, *, note: str | None = None) -> Snapshot:
         """Give a snapshot another name, and another note unless that is None."""
         with self._changing() as manifest:
@@ -363,6 +388,7 @@ class Machine:
         found = after.by_id(snapshot.id)
         return found if found is not None else snapshot
 
+    @checked
     def settle(
         self,
         *,
@@ -389,6 +415,7 @@ class Machine:
             for folding in foldings:
                 settler.merge(self.manifest, folding, rate=rate, progress=progress, cancel=cancel)
 
+    @checked
     def start_settling(self, *, rate: int | None = None) -> tuple[MergeJob, ...]:
         """Begin the merges that are owed as jobs in processes of their own, and return them; see `settle`.
 

@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import time
+import warnings
 from collections import deque
 from itertools import groupby
 from threading import Lock
@@ -27,6 +28,7 @@ from vhdkit.storage.copying import (
     copy_through_memory,
     do_overlap,
 )
+from vhdkit.storage.handle import Handle
 from vhdkit.storage.locks import system_lock, whole_lock
 
 try:
@@ -53,13 +55,19 @@ _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let the errors of a method that works on a descriptor say which file it was."""
+    """Let the errors of a method that works on a descriptor say which file it was, and whether it is closed."""
 
     @functools.wraps(method)
     def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
         try:
             return method(*arguments, **named)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # Asked only now: a call that works costs 5 us. Some take a descriptor of -1 for a wrong value.
+            for each in arguments:
+                if isinstance(each, Handle):
+                    each.check_open()
+            if isinstance(error, ValueError):
+                raise
             if error.filename is None:
                 error.filename = getattr(arguments[0], "path", None)
             raise
@@ -67,13 +75,16 @@ def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result
     return wrapped
 
 
-class _FileStorage:
-    """What both implementations share: everything that needs no position."""
+class _FileStorage(Handle):
+    """What both implementations share: everything that needs no position.
+
+    One that is dropped without being closed warns as a file object does, and closes itself.
+    """
 
     _new_lock = staticmethod(system_lock)
+    _descriptor = -1
 
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
-        self._descriptor = descriptor
         self._path = path
         self._writable = writable
         status = os.fstat(descriptor)
@@ -83,6 +94,20 @@ class _FileStorage:
         self._closing: Aside | None = None
         self._forgetting: Aside | None = None
         self._to_forget: deque[tuple[int, int]] = deque()
+        # Last: until then the descriptor is the caller's to close.
+        self._descriptor = descriptor
+
+    def __repr__(self) -> str:
+        """Return the path, and whether it is closed."""
+        return f"<{type(self).__name__} {self._path!r}{' (closed)' if self._closed else ''}>"
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if self._descriptor < 0:
+            return
+        try:
+            warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self.close()
 
     @property
     def path(self) -> str:
@@ -98,28 +123,32 @@ class _FileStorage:
 
     @property
     def link_count(self) -> int:
-        return os.fstat(self._descriptor).st_nlink
+        return self._status().st_nlink
 
     @property
     def mtime(self) -> float:
-        return os.fstat(self._descriptor).st_mtime
+        return self._status().st_mtime
 
     @property
     def ctime(self) -> float:
-        return os.fstat(self._descriptor).st_ctime
+        return self._status().st_ctime
 
     @property
     def owner(self) -> int:
-        return os.fstat(self._descriptor).st_uid
+        return self._status().st_uid
 
     @property
     def allocated_size(self) -> int:
-        status = os.fstat(self._descriptor)
+        status = self._status()
         return status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
 
     @property
     def is_protected(self) -> bool:
-        return not os.fstat(self._descriptor).st_mode & 0o222
+        return not self._status().st_mode & 0o222
+
+    @_naming
+    def _status(self) -> os.stat_result:
+        return os.fstat(self._descriptor)
 
     @_naming
     def size(self) -> int:
@@ -176,11 +205,13 @@ class _FileStorage:
         sync_descriptor(self._descriptor)
 
     def begin_sync(self) -> Syncing:
+        self.check_open()
         self._syncing = Aside(self.sync)
         self._syncing.begin()
         return self._syncing
 
     def forget(self, offset: int, length: int) -> None:
+        self.check_open()
         # Neither on macOS nor on Windows; and what is asked for faster than it is done is left to closing.
         if not hasattr(os, "posix_fadvise") or len(self._to_forget) >= _MOST_TO_FORGET:
             return
@@ -204,6 +235,7 @@ class _FileStorage:
 
     @_naming
     def lock(self, *, exclusive: bool) -> None:
+        self.check_open()
         self._file_lock.take(self._descriptor, self._path, exclusive=exclusive)
 
     def begin_close(self) -> None:
@@ -228,7 +260,7 @@ class _FileStorage:
         """Return the descriptor, which this storage has no longer; -1 if it had none."""
         if self._syncing is not None:
             self._syncing.end()
-        descriptor, self._descriptor = self._descriptor, -1
+        descriptor, self._descriptor, self._closed = self._descriptor, -1, True
         return descriptor
 
     def _give_back(self, descriptor: int) -> None:
@@ -248,8 +280,8 @@ class LocalStorage(_FileStorage):
     """An open file, by positioned calls of the kernel."""
 
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
-        super().__init__(descriptor, path, writable=writable)
         self._long_copies = LongCopies(descriptor)
+        super().__init__(descriptor, path, writable=writable)
 
     @_naming
     def read_into(self, offset: int, buffer: Buffer) -> int:
@@ -349,8 +381,8 @@ class PortableStorage(_FileStorage):
     _new_lock = staticmethod(whole_lock)
 
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
-        super().__init__(descriptor, path, writable=writable)
         self._lock = Lock()
+        super().__init__(descriptor, path, writable=writable)
 
     @_naming
     def read_into(self, offset: int, buffer: Buffer) -> int:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # A machine with many processes is not searched to the end: a message may be late by a second, not by a minute.
 _SECONDS = 1.0
+# Of this process nothing but this can be in the way.
+OWN = "this process itself (a chain or image that it opened and has not closed)"
 # The kernel cuts the name of a process to this many bytes.
 _NAME_BYTES = 15
 
@@ -46,7 +48,7 @@ def file_tag(descriptor: int) -> str:
 
 
 def find_holders(file: str, in_the_way: InTheWay, *, but: int, seconds: float = _SECONDS) -> tuple[str, ...]:
-    """Return the processes with such a lock on a file, as `name (process 123)`.
+    """Return the processes with such a lock on a file, as `name (process 123)`, or `OWN`.
 
     `file` is its `file_tag`; `but` is this process's own descriptor. Of processes of other users nothing is seen.
     """
@@ -58,7 +60,7 @@ def find_holders(file: str, in_the_way: InTheWay, *, but: int, seconds: float = 
             continue
         lines = _lock_lines(f"/proc/{process}/fdinfo/{number}")
         if any(line.file == file and in_the_way(line) for line in lines):
-            found[process] = f"{_name(process)} (process {process})"
+            found[process] = OWN if process == own[0] else f"{_name(process)} (process {process})"
     return tuple(text for _, text in sorted(found.items()))
 
 

@@ -71,7 +71,11 @@ class LocalFolder:
     def create(self, path: str, *, private: bool = False) -> Storage:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON_FLAGS
         descriptor = os.open(path, flags, 0o600 if private else 0o666)
-        return self._storage(descriptor, path, writable=True)
+        try:
+            return self._storage(descriptor, path, writable=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
     def publish(self, temporary: str, path: str) -> None:
         try:

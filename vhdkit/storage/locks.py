@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vhdkit.errors import ImageInUseError
-from vhdkit.storage.holders import LockLine, file_tag, find_holders
+from vhdkit.storage.holders import OWN, LockLine, file_tag, find_holders
 
 try:
     import fcntl
@@ -30,6 +30,8 @@ except ImportError:  # Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+__all__ = ["OWN", "FileLock", "in_use", "system_lock", "whole_lock"]
 
 # What one may do with an image, by qemu's numbers, and where the bytes for doing it and for forbidding it begin.
 _READ, _WRITE, _WRITE_UNCHANGED, _RESIZE = range(4)

@@ -6,15 +6,17 @@ import errno
 import math
 import os.path
 import posixpath
+import warnings
 from itertools import count
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.copying import copy_one_by_one, copy_through_memory
-from vhdkit.storage.locks import in_use
+from vhdkit.storage.handle import Handle
+from vhdkit.storage.locks import OWN, in_use
 from vhdkit.storage.seam import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
@@ -44,14 +46,25 @@ class _Synced:
         return 0.0
 
 
-class MemoryStorage:
-    """An open file in memory."""
+class MemoryStorage(Handle):
+    """An open file in memory; one that is dropped without being closed warns, and lets others lock the file."""
 
     def __init__(self, path: str, file: MemoryFile, *, writable: bool) -> None:
         self._path = path
         self._file = file
         self._writable = writable
-        self._closed = False
+
+    def __repr__(self) -> str:
+        """Return the path, and whether it is closed."""
+        return f"<{type(self).__name__} {self._path!r}{' (closed)' if self._closed else ''}>"
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if self._closed or not hasattr(self, "_file"):
+            return
+        try:
+            warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self.close()
 
     @property
     def path(self) -> str:
@@ -67,26 +80,31 @@ class MemoryStorage:
 
     @property
     def link_count(self) -> int:
+        self.check_open()
         return 1
 
     @property
     def mtime(self) -> float:
+        self.check_open()
         return self._file.mtime
 
     @property
     def ctime(self) -> float:
+        self.check_open()
         return self._file.ctime
 
     @property
     def owner(self) -> int:
+        self.check_open()
         return self._file.owner
 
     @property
     def allocated_size(self) -> int:
-        return len(self._file.content)
+        return len(self._content())
 
     @property
     def is_protected(self) -> bool:
+        self.check_open()
         return self._file.read_only
 
     def size(self) -> int:
@@ -126,6 +144,7 @@ class MemoryStorage:
             self._content().extend(bytes(missing))
 
     def hole_bytes(self, offset: int, length: int) -> int:
+        self.check_open()
         del offset, length
         return 0
 
@@ -142,13 +161,14 @@ class MemoryStorage:
         return _Synced()
 
     def forget(self, offset: int, length: int) -> None:
+        self.check_open()
         del offset, length
 
     def lock(self, *, exclusive: bool) -> None:
         self._content()
         others = [held for holder, held in self._file.holders.items() if holder != id(self)]
         if others and (exclusive or any(others)):
-            raise in_use(self._path)
+            raise in_use(self._path, (OWN,))
         self._file.holders[id(self)] = exclusive
 
     def begin_close(self) -> None:
@@ -159,11 +179,11 @@ class MemoryStorage:
         self._file.holders.pop(id(self), None)
 
     def _content(self) -> bytearray:
-        if self._closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
+        self.check_open()
         return self._file.content
 
     def _check_writable(self) -> None:
+        self.check_open()
         if not self._writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import TracebackType
 
     from typing_extensions import Buffer
 
@@ -83,6 +84,10 @@ class Storage(Protocol):
     setting `mtime` update it, and no caller can choose it; 0.0 where the system has none. `owner` is the number of the
     user who owns the file, 0 where there is no such thing. `allocated_size` is the space that it takes, in bytes.
     `is_protected` says whether the file is marked read-only now, however it was opened.
+
+    It is a context manager. Once it is closed, every method but `close` and `begin_close` raises ValueError, and only
+    `path`, `identity` and `writable` are known. One that is dropped without being closed warns (ResourceWarning) and
+    closes itself. It is never pickled or copied.
     """
 
     @property
@@ -103,6 +108,16 @@ class Storage(Protocol):
     def allocated_size(self) -> int: ...
     @property
     def is_protected(self) -> bool: ...
+
+    def __enter__(self) -> Self:
+        """Return the storage; ValueError if it is closed."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        ...
 
     def size(self) -> int:
         """Return the length in bytes."""

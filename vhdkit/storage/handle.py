@@ -1,0 +1,57 @@
+"""What every open thing has in common: it is closed once, of no use after that, and never copied or pickled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import SupportsIndex
+
+
+class Handle:
+    """Something that holds open files and their locks: a context manager that closes itself.
+
+    A copy would have the same descriptors and would close them a second time, when other files have their numbers; in
+    another process the numbers mean other files from the start.
+    """
+
+    handle_kind: ClassVar[str] = "file"
+    _closed = False
+
+    def __enter__(self) -> Self:
+        self.check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        message = f"a {type(self).__name__} cannot be pickled or copied: it holds open files; pass the path on instead"
+        raise TypeError(message)
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        raise NotImplementedError
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def close(self) -> None:
+        """Close what is held; closing twice is allowed."""
+        raise NotImplementedError
+
+    def check_open(self) -> None:
+        """Refuse to go on with what was closed.
+
+        Raises:
+            ValueError: it was.
+
+        """
+        if self._closed:
+            raise ValueError(f"{self.path}: the {self.handle_kind} is closed")
