@@ -149,6 +149,19 @@ def test_a_layer_between_touched_after_the_cut_is_kept_and_never_merged(vms: Pat
     assert not write_over.exists() or write_over.read_bytes() == content
 
 
+@pytest.mark.parametrize("records", [3, 6, 60])
+def test_no_child_is_made_of_a_layer_whose_view_has_ended(vms: Path, records: int) -> None:
+    if records < 60:
+        cut(vms, after_records(records))
+    else:
+        cut(vms, at_first("remove", "d1.avhd"))
+    with pytest.raises(vhdkit.JournalError, match="view has ended"):
+        vhdkit.create_image(str(vms / "child.avhd"), parent=str(vms / "d1.avhd"))
+    assert not (vms / "child.avhd").exists()
+    merge(vms / "d1.avhd" if records == 60 else vms / "d3.avhd", into=str(vms / "d0.vhd"))
+    vhdkit.create_image(str(vms / "child.avhd"), parent=str(vms / "d0.vhd"))
+
+
 def test_a_new_leaf_with_the_name_of_one_just_merged_is_merged(vms: Path) -> None:
     cut(vms, at_first("remove", JOURNAL))
     vhdkit.create_image(str(vms / "d3.avhd"), parent=str(vms / "d0.vhd"))
@@ -184,7 +197,11 @@ def test_a_journal_that_says_merged_of_what_was_not_removes_nothing(vms: Path) -
 def test_a_drop_that_is_refused_for_a_child_leaves_the_roll_back(vms: Path) -> None:
     views = {name: view(vms / name) for name in ("d0.vhd", "d1.avhd", "d2.avhd", "d3.avhd")}
     merge(vms / "d3.avhd", into=str(vms / "d0.vhd"), undo=str(vms / "u.vhd"))
+    journal = vms / f"d0.vhd{JOURNAL}"
+    # With the journal out of sight, as another program would make it.
+    os.rename(journal, vms / "aside")
     vhdkit.create_image(str(vms / "child.avhd"), parent=str(vms / "d2.avhd"))
+    os.rename(vms / "aside", journal)
     before = (vms / f"d0.vhd{JOURNAL}").read_bytes()
     with pytest.raises(vhdkit.SiblingsError, match=r"child\.avhd"):
         vhdkit.drop_undo(str(vms / "u.vhd"))

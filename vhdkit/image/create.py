@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.errors import JournalError, ReadOnlyImageError
+from vhdkit.errors import JournalError, ReadOnlyImageError, VhdError
 from vhdkit.format import layout, timestamp
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.geometry import Geometry
@@ -26,6 +26,7 @@ from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
 from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image, open_image
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
 from vhdkit.storage import paths
@@ -120,7 +121,28 @@ def _held_parent(path: str, folder: Folder) -> Iterator[Image]:
         journal = read_journal(folder, parent.path)
         if journal is not None and journal.begin is not None and (journal.rolling_back or not journal.merged):
             raise JournalError(f"no child can be made of it: {journal.say()}", path=path)
+        _refuse_ended_view(folder, parent)
         yield parent
+
+
+def _refuse_ended_view(folder: Folder, parent: Image) -> None:
+    """Refuse a layer between the topmost and the destination of a merge: it no longer shows what it did.
+
+    The journals in its folder say so, until the merge is finished and the layer gone.
+    """
+    directory, wanted = paths.dirname(parent.path), parent.unique_id.hex()
+    for name in folder.names(directory):
+        if not name.endswith(JOURNAL_SUFFIX):
+            continue
+        try:
+            journal = read_journal(folder, paths.join(directory, name).removesuffix(JOURNAL_SUFFIX))
+        except (VhdError, OSError):
+            continue
+        if journal is None or journal.begin is None or not (journal.reserved or journal.merged):
+            continue
+        if wanted in {source.unique_id for source in journal.begin.sources[1:]}:
+            message = f"no child can be made of it, for its view has ended: {journal.say()}"
+            raise JournalError(message, path=parent.path)
 
 
 def partial_name(path: str, token: str) -> str:

@@ -313,6 +313,8 @@ class _Merge:
                 return
             if self.plan.undo is not None and self.plan.undo.size_before == 0 and self.files.made_undo:
                 self.folder.remove(self.plan.undo.path)
+            # The journal explains a length without a footer; without it the file must have been made whole.
+            self.destination.storage.sync()
             self.folder.remove(writer.journal.path)
             self.folder.sync(paths.dirname(writer.journal.path))
 

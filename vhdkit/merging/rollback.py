@@ -409,6 +409,8 @@ class _Rollback:
         self.folder.remove(self.undo.path)
         forget(self.folder, self.undo.path)
         self.folder.sync(paths.dirname(self.undo.path))
+        # A step file that was never whole: whatever was whole was finished when the destination was opened.
+        forget(self.folder, self.destination.path)
         _forget(self.folder, self.journal)
         changed = [child.path for child, _ in (*self.relinked, *self.siblings)]
         return (self.destination.path, *changed, self.undo.path)
