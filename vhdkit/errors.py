@@ -186,6 +186,8 @@ def printable(text: str) -> str:
     """Return text with control characters escaped: names inside an image are untrusted."""
     if text.isprintable():
         return text
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
