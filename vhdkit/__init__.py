@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.compare import Comparison, compare
     from vhdkit.chain.export import convert
     from vhdkit.chain.scan import Scan, ScannedImage, scan
+    from vhdkit.chain.writing import open_image
     from vhdkit.errors import (
         Candidate,
         ChainError,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     )
     from vhdkit.image.create import create_image
     from vhdkit.image.extent import Extent, Extents, Kind
-    from vhdkit.image.image import Image, open_image
+    from vhdkit.image.image import Image
     from vhdkit.image.manifest import Snapshot
     from vhdkit.image.repair_footers import repair_footers
     from vhdkit.job.control import (
@@ -115,7 +116,8 @@ _HOMES = {
     ),
     "vhdkit.image.create": ("create_image",),
     "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
-    "vhdkit.image.image": ("Image", "open_image"),
+    "vhdkit.chain.writing": ("open_image",),
+    "vhdkit.image.image": ("Image",),
     "vhdkit.image.repair_footers": ("repair_footers",),
     "vhdkit.job.control": (
         "cancel_job",

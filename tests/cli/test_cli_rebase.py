@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import vhdkit
 from tests.cli.running import BASE, LEAF, MIDDLE, snapshot, spawn, view_of
+from vhdkit.image.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def test_another_id_exits_1_and_names_the_option(cli: Cli, vms: Path) -> None:
 
 
 def test_a_file_in_use_exits_75_and_no_parent_64(cli: Cli, vms: Path) -> None:
-    with vhdkit.open_chain(str(vms / BASE), writable=True):
+    with open_image(str(vms / BASE), writable=True, exclusive=True):
         assert cli("rebase", MIDDLE, "-b", BASE).code == 75
     assert cli("rebase", MIDDLE).code == 64
 

@@ -185,9 +185,9 @@ def test_an_archive_written_to_a_disk_is_opened_from_its_stream(tmp_path: Path) 
     base, child = tmp_path / "base.vhd", tmp_path / "child.avhd"
     size = -(-len(zipped.getvalue()) // SECTOR) * SECTOR + 100 * SECTOR
     vhdkit.create_image(str(base), size=size)
-    vhdkit.create_image(str(child), parent=str(base))
     with vhdkit.open_chain(str(base), writable=True) as chain:
         chain.write(size - len(zipped.getvalue()), zipped.getvalue())
+    vhdkit.create_image(str(child), parent=str(base))
     with vhdkit.open_chain(str(child), writable=True) as chain:
         chain.write(0, tarred.getvalue())
     with vhdkit.open_chain(str(child)) as chain:

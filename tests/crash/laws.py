@@ -36,6 +36,7 @@ from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, parsed, plain_view, vhdkit_view
 from tests.crashfs import SECTOR, CrashFolder
 from tests.plainvhd import FormatError, PlainImage
+from vhdkit.image.image import open_image
 from vhdkit.image.journal import SUFFIX as JOURNAL
 from vhdkit.image.step import SUFFIX as STEP
 
@@ -155,7 +156,7 @@ def opens(
         try:
             vhdkit.open_chain(path, folder=folder).close()
             if is_torn:
-                vhdkit.open_image(path, writable=True, folder=folder).close()
+                open_image(path, writable=True, folder=folder).close()
         except Exception as error:  # noqa: BLE001
             yield f"{path}: does not open: {type(error).__name__}: {error}"
         if is_torn:

@@ -17,6 +17,7 @@ import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, lose, make_chain, python, until, view
 from tests.unit.test_job_record import a_job
+from vhdkit.image.image import open_image
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.truth import settled
@@ -83,7 +84,7 @@ def test_after_a_long_silence_of_a_living_process_the_files_are_asked(vms: Path)
     leaf = make_chain(vms, "a", 1)
     silent = running(sources=(leaf,), destination=str(vms / "a.vhd"), changed=time.time() - 61)
     assert settled(silent).state is JobState.KILLED
-    with vhdkit.open_chain(str(vms / "a.vhd"), writable=True):
+    with open_image(str(vms / "a.vhd"), writable=True, exclusive=True):
         assert settled(silent) is silent
 
 

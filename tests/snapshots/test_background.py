@@ -18,6 +18,7 @@ import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, until
 from tests.snapshots.machines import MIB, Kept
+from tests.tampering import write_behind
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.record import JobState
 from vhdkit.snapshot import changes, inspecting
@@ -99,8 +100,7 @@ def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_aga
     assert not slow.machine.file.read().foldings
     assert not Path(slow.base).stat().st_mode & 0o222
     Path(slow.base).chmod(0o644)
-    with vhdkit.open_chain(slow.base, writable=True) as chain:
-        chain.write(0, b"X" * 512, sync=True)
+    write_behind(slow.base, 0, b"X" * 512)
     assert {each.kind for each in slow.machine.check()} == {"changed", "unprotected"}
 
 
@@ -211,8 +211,7 @@ def ended(job: vhdkit.MergeJob) -> None:
 
 def tampered(path: str) -> None:
     Path(path).chmod(0o644)
-    with vhdkit.open_chain(path, writable=True) as chain:
-        chain.write(5 * MIB, b"X" * 512, sync=True)
+    write_behind(path, 5 * MIB, b"X" * 512)
 
 
 @pytest.mark.parametrize("which", ["source", "relinked"])

@@ -14,6 +14,7 @@ from tests.plainvhd import DIFFERENCING, SECTOR
 from vhdkit.chain.compare import compare
 from vhdkit.chain.export import convert
 from vhdkit.errors import ChainError, ChainLoopError, ImageInUseError
+from vhdkit.image.image import open_image
 from vhdkit.storage.memory import MemoryFile, MemoryFolder, MemoryStorage
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def test_a_parent_is_held_until_its_child_is_there() -> None:
 
 
 def test_no_child_is_made_of_what_is_written(folder: MemoryFolder) -> None:
-    with vhdkit.open_chain(BASE, writable=True, folder=folder):
+    with open_image(BASE, writable=True, exclusive=True, folder=folder):
         with pytest.raises(ImageInUseError):
             vhdkit.create_image("/vms/child.avhd", parent=BASE, folder=folder)
         assert not folder.exists("/vms/child.avhd")

@@ -165,6 +165,13 @@ def test_a_link_that_leads_nowhere_is_warned_of(family: Family, target: str) -> 
     assert view(base) == expected
 
 
+def test_of_dangling_links_just_above_those_count_that_are_called_as_images(family: Family, tmp_path: Path) -> None:
+    chain_of_three(family)
+    (tmp_path / "current").symlink_to("gone")
+    (tmp_path / "moved.avhd").symlink_to("gone")
+    assert set(warnings(plan(family))) == {str(tmp_path / "moved.avhd")}
+
+
 def test_beyond_the_bound_of_entries_a_warning_names_the_folder(family: Family, monkeypatch: Any) -> None:
     chain_of_three(family)
     big = family.folder.parent / "big"

@@ -382,9 +382,8 @@ def test_a_journal_that_finds_no_room_is_told_as_what_it_is(vms: Path) -> None:
 
 def test_of_a_disk_that_fills_up_what_is_still_to_be_copied_is_missing(tmp_path: Path) -> None:
     vhdkit.create_image(str(tmp_path / "base.vhd"), size=16 * MIB, disk_type="fixed")
+    write(tmp_path / "base.vhd", 0, b"b" * (16 * MIB))
     vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))
-    with vhdkit.open_chain(str(tmp_path / "base.vhd"), writable=True) as chain:
-        chain.write(0, b"b" * (16 * MIB))
     write(tmp_path / "leaf.avhd", 0, b"x" * (12 * MIB))
     folder = Full(errno.ENOSPC, name="base.vhd")
 

@@ -157,7 +157,7 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
 
 
 def lone_mover(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[Mover, Image]:
-    image = vhdkit.open_image(path, writable=True, folder=folder)
+    image = open_image(path, writable=True, folder=folder)
     return Mover([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
 
 

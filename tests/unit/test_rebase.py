@@ -22,6 +22,7 @@ from vhdkit.errors import (
     ParentMismatchError,
     ReadOnlyImageError,
 )
+from vhdkit.image.image import open_image
 from vhdkit.merging.rebase import Fit
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def test_a_parent_in_use_is_no_parent_that_cannot_be_found(vms: Path) -> None:
     made("other.vhd", size=SIZE)
     write("other.vhd", 0, b"something else")
     before = (vms / "child.avhd").read_bytes()
-    with vhdkit.open_chain("base.vhd", writable=True):
+    with open_image("base.vhd", writable=True, exclusive=True):
         for plan in (False, True):
             with pytest.raises(ImageInUseError, match=r"base\.vhd"):
                 (vhdkit.plan_rebase if plan else vhdkit.rebase)("child.avhd", "other.vhd", ignore_id_mismatch=True)

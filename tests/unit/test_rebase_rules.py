@@ -409,7 +409,10 @@ def test_a_raw_parent_that_is_written_is_in_use() -> None:
 def test_an_old_parent_that_is_written_is_in_use() -> None:
     folder = laid(LEAF, SUB, BESIDE)
     before = contents(folder)
-    with open_chain(BESIDE, writable=True, folder=folder), pytest.raises(ImageInUseError, match=BESIDE) as caught:
+    with (
+        open_image(BESIDE, writable=True, exclusive=True, folder=folder),
+        pytest.raises(ImageInUseError, match=BESIDE) as caught,
+    ):
         rebase(PATH, SUB, folder=folder)
     assert "compared with the new parent" in caught.value.__notes__[0]
     assert contents(folder) == before

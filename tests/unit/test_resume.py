@@ -12,6 +12,7 @@ from tests.crash.walking import How, walk
 from tests.cutting import JOURNAL, CutError, CuttingFolder, after_marks, at_first, cut_off, small_checkpoints
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot
 from tests.plainvhd import SECTOR
+from tests.tampering import write_behind
 from tests.unit.test_merge_laws import SpyFolder, chain_over, contents, fold, in_memory, plain_view, put
 from vhdkit.image.journal import read_journal
 
@@ -140,8 +141,7 @@ def test_progress_begins_where_the_earlier_run_was() -> None:
 def test_a_source_that_was_written_since_is_copied_again(kind: Kind, depth: int) -> None:
     folder, paths = in_memory(long_chain(kind))
     cut_off(folder, paths[0], paths[2], after_marks(8))
-    with vhdkit.open_chain(paths[depth], writable=True, folder=folder) as chain:
-        chain.write(0, b"late" * 128)
+    write_behind(paths[depth], 0, b"late" * 128, folder=folder)
     folder[paths[depth]].mtime += 1
     expected = plain_view(folder, paths)
     plan, _ = fold(folder, paths, Merge(depth_to=2))

@@ -20,6 +20,7 @@ from tests.plainvhd import DIFFERENCING, SECTOR, parse
 from tests.unit.test_merge_laws import SpyFolder
 from vhdkit.errors import Corruption, Level
 from vhdkit.image import records, step
+from vhdkit.image.image import open_image
 from vhdkit.image.step import Patch
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -179,7 +180,7 @@ def test_a_step_of_which_nothing_was_written_is_not_read_and_is_taken_away_by_a_
 
 def test_an_image_that_is_opened_to_be_written_is_finished_first() -> None:
     folder = lying(next(mixes()), step_file(patches()))
-    with vhdkit.open_image(PATH, writable=True, finish_step=False, folder=folder) as image:
+    with open_image(PATH, writable=True, finish_step=False, folder=folder) as image:
         with pytest.raises(vhdkit.ReadOnlyImageError, match="to be finished before"):
             image.write_at(4096, b"x")
         image.finish_step(folder)

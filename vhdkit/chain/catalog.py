@@ -57,6 +57,11 @@ class Catalog:
     unreadable: dict[str, VhdError | OSError] = field(default_factory=dict)
 
 
+def is_called_as_image(path: str) -> bool:
+    """Whether a file has the name of an image, whatever it holds."""
+    return paths.splitext(path)[1].lower() in _IMAGE_EXTENSIONS
+
+
 class Parents:
     """Which images of a catalog may be whose parents: looked up, so that families cost no more than their files."""
 
@@ -115,7 +120,7 @@ def read_entries(
 ) -> Iterator[tuple[str, Cataloged]]:
     """Yield (path, image) for the files that are images; note those that should be and cannot be read."""
     for entry in entries:
-        looks_like_one = paths.splitext(entry.path)[1].lower() in _IMAGE_EXTENSIONS
+        looks_like_one = is_called_as_image(entry.path)
         if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
             continue
         try:

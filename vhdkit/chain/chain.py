@@ -20,6 +20,7 @@ from vhdkit.chain.link import compare_link
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
+from vhdkit.chain.writing import claim_for_writing
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
@@ -57,6 +58,7 @@ def open_chain(
     parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
     lock: bool = True,
+    break_children: bool = False,
     folder: Folder | None = None,
 ) -> Chain:
     """Open an image and everything below it, every link verified by unique id.
@@ -66,6 +68,10 @@ def open_chain(
     layer further down that it fits. A raw parent is only taken if `parent` names it. With `accept_id_mismatch` a file
     that is named as a parent is read through though it has another id, if none has the right one, and the findings say
     so. With `writable` the leaf can be written; the other layers never are.
+
+    A leaf to be written must not be read through by other images, which are looked for in its folder, below it and just
+    above, and in `search`. With `break_children` it may be: it gets another unique id before this returns, so that all
+    of them say ever after that their parent is another.
 
     Until the chain is closed its files are held: shared, and the leaf exclusively if it can be written. They are locked
     before their tables are read. With `lock` false nobody is asked, and what others change meanwhile is read half old
@@ -77,6 +83,8 @@ def open_chain(
         CorruptImageError, UnsupportedImageError: a layer is no VHD that can be read safely.
         ParentNotFoundError, ParentMismatchError, ParentRefusedError, ChainLoopError: a parent cannot be had.
         ReadOnlyImageError: the leaf should be written and may not be.
+        SiblingsError: the leaf should be written, and other images read through it. Nothing was changed.
+        MergeError: the leaf should be written, and of a file near it cannot be told whether it reads through it.
 
     """
     if writable and accept_id_mismatch:
@@ -104,6 +112,7 @@ def open_chain(
         )
         if writable:
             _refuse_undo_image(layers, place)
+            findings += claim_for_writing(leaf, place, where.search, break_children=break_children)
             leaf.finish_step(place)
     except BaseException:
         for layer in layers:

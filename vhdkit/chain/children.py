@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.catalog import Catalog, Cataloged, read_catalog
+from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.locate import Where, parent_identity
 from vhdkit.errors import Corruption, Finding, MergeError, VhdError
@@ -84,8 +84,11 @@ def read_family(near: Sequence[str], folder: Folder, search: Sequence[str], reac
     above = [paths.dirname(directory) for directory in near]
     asked = read_catalog(folder, search, reach=reach)
     beside = read_catalog(folder, near, one_device=True, reach=reach)
-    # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below.
-    higher = read_catalog(folder, above, deep=False, reach=reach)
+    # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below. Only
+    # a link that is called as an image is one that was moved away.
+    apart = Reach(directories=reach.directories)
+    higher = read_catalog(folder, above, deep=False, reach=apart)
+    reach.unseen |= {place: why for place, why in apart.unseen.items() if is_called_as_image(place)}
     images, unreadable = higher.images | asked.images | beside.images, asked.unreadable | beside.unreadable
     return Catalog(
         images={path: image for path, image in images.items() if not is_partial(path)},

@@ -60,7 +60,7 @@ def is_begun(storage: Storage, patches: Sequence[Patch]) -> bool:
 def is_footer_change(storage: Storage, patches: Sequence[Patch]) -> bool:
     """Whether a step that has begun does nothing but make the copy what the footer at the file's end is.
 
-    Both say that they are of the same image, whose size alone is another.
+    Both are of one image, of which nothing but its size or its id is another.
     """
     trailing, copy = patches
     if trailing.offset % SECTOR or trailing.offset != storage.size() - FOOTER_SIZE or copy.after != trailing.after:
@@ -69,5 +69,6 @@ def is_footer_change(storage: Storage, patches: Sequence[Patch]) -> bool:
         before, after = Footer.from_bytes(copy.before), Footer.from_bytes(copy.after)
     except VhdError:
         return False
-    is_same = replace(before, current_size=after.current_size, geometry=after.geometry) == after
+    like_after = replace(before, current_size=after.current_size, geometry=after.geometry, unique_id=after.unique_id)
+    is_same = like_after == after
     return is_same and after.disk_type is not DiskType.FIXED and is_begun(storage, patches)

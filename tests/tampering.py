@@ -1,0 +1,17 @@
+"""Writing to an image behind the back of what reads through it, as other programs do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhdkit.image.image import open_image
+from vhdkit.image.write import write_sectors
+
+if TYPE_CHECKING:
+    from vhdkit.storage.seam import Folder
+
+
+def write_behind(path: str, offset: int, data: bytes, *, folder: Folder | None = None) -> None:
+    """Write whole sectors of one image, whoever reads through it, and sync."""
+    with open_image(path, writable=True, exclusive=True, folder=folder) as image:
+        write_sectors(image, offset, memoryview(data), sync=True)

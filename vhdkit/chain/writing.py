@@ -1,0 +1,124 @@
+"""Opening an image to write to it: other images may read through it, and would read something else from then on.
+
+They are looked for as a merge does, once the image is held, and named in the refusal. Where that is overridden the
+image gets another unique id before the first write: each of them then says that its parent has another id than it
+remembers, in every tool and for as long as it lives, also where all of it happened within a second.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.children import find_children
+from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError
+from vhdkit.image import image as images
+from vhdkit.image.claims import claims_on
+from vhdkit.image.identity import change_unique_id
+from vhdkit.image.journal import read_journal
+from vhdkit.storage.local import LocalFolder
+from vhdkit.units import as_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.image.image import Image
+    from vhdkit.storage.seam import Folder
+    from vhdkit.units import StrPath
+
+
+def open_image(
+    path: StrPath,
+    *,
+    writable: bool = False,
+    verify: bool = True,
+    exclusive: bool | None = None,
+    search: Sequence[StrPath] = (),
+    break_children: bool = False,
+    folder: Folder | None = None,
+) -> Image:
+    """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+
+    Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write. A
+    change of its header that was cut off is finished if it is opened to be written.
+
+    One to be written must not be read through by others, which are looked for in its folder, below it and just above,
+    and in `search`. With `break_children` it may be: it is held exclusively, and gets another unique id before this
+    returns, so that all of them say ever after that their parent is another.
+
+    Raises:
+        CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
+        ReadOnlyImageError: it should be written and is marked read-only.
+        SiblingsError: it should be written, and other images read through it. Nothing was changed.
+        MergeError: it should be written, and of a file near it cannot be told whether it reads through it.
+        ImageInUseError: somebody else holds it.
+        OSError: the file cannot be opened.
+
+    """
+    place, folders = folder or LocalFolder(), as_texts(search)
+    image = images.open_image(
+        path, writable=writable, verify=verify, exclusive=exclusive, finish_step=False, folder=place
+    )
+    try:
+        if writable:
+            image.findings += claim_for_writing(image, place, folders, break_children=break_children)
+            image.finish_step(place)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def claim_for_writing(
+    image: Image, folder: Folder, search: Sequence[str], *, break_children: bool
+) -> tuple[Finding, ...]:
+    """Refuse an image that others read through; with `break_children` give it another id if there are such.
+
+    Returns what could not be looked into, and which images were broken.
+
+    Raises:
+        SiblingsError: others read through it.
+        MergeError: that cannot be told of a file or a folder.
+        JournalError: they are to be broken, and a merge into it is not finished.
+        ReadOnlyImageError: they are to be broken, and it is a layer of a machine, which knows it by its id.
+        ImageInUseError: they are to be broken, and somebody else has it open.
+
+    """
+    if not break_children:
+        children = find_children(image, folder, search)
+        if children.paths:
+            raise _refusal(image, children.paths)
+        return children.findings
+    # From here on no child can be made of it.
+    image.storage.lock(exclusive=True)
+    try:
+        children = find_children(image, folder, search)
+        broken, findings = children.paths, children.findings
+    except MergeError as error:
+        broken, findings = (error.path,), ()
+    if not broken:
+        return findings
+    _check_may_break(image, folder)
+    image.finish_step(folder)
+    change_unique_id(folder, image, uuid.uuid4().bytes_le)
+    message = f"it has another id now, for what is written to it would ruin what reads through it: {', '.join(broken)}"
+    return (*findings, Finding(corruption=Corruption.SIBLINGS, path=image.path, message=message))
+
+
+def _check_may_break(image: Image, folder: Folder) -> None:
+    journal = read_journal(folder, image.path)
+    if journal is not None:
+        raise JournalError(f"what reads through it cannot be broken now: {journal.say()}", path=image.path)
+    claims = claims_on(folder, [image.path])
+    if claims:
+        message = f"what reads through it cannot be broken, for it is known by its id: it is {claims[0].text()}"
+        raise ReadOnlyImageError(message, path=image.path)
+
+
+def _refusal(image: Image, children: tuple[str, ...]) -> SiblingsError:
+    message = (
+        f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}."
+        " Write to a new child of it instead (vhdkit create NEWFILE --parent FILE); or turn each of them into an image"
+        " of its own first (vhdkit convert FILE NEWFILE)"
+    )
+    return SiblingsError(message, path=image.path, siblings=children)
