@@ -73,7 +73,7 @@ class FollowUp:
 def _new_ids() -> Iterator[None]:
     """Let new ids be others than those of the first run."""
     numbers = iter(range(1, 1 << 20))
-    ids = mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=next(numbers)))
+    ids = mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=next(numbers) << 96))
     with ids, mock.patch("time.time", return_value=1.7e9):
         yield
 

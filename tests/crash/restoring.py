@@ -33,7 +33,8 @@ class How:
     """How thoroughly to walk: what is limited is drawn by seed.
 
     At most `moments` of each run, and at each of them at most `restores` of one file or of many, and `pairs` of files.
-    Without `writes` moments between two writes to a file are left out.
+    Without `writes` moments between two writes to a file are left out. With `about` only restores of that file are
+    tried, and only the `verbs`.
     """
 
     seed: int = 0
@@ -42,6 +43,8 @@ class How:
     pairs: int = 60
     writes: bool = True
     enough: int = 1 << 30
+    about: str = ""
+    verbs: frozenset[str] = frozenset(BY_NAME)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +99,7 @@ def walk(program: CrashProgram, how: How) -> Tally:
             for restore in _restores(found[at], found[: at + 1], how, dice):
                 total.restores += 1
                 disk = restore.apply(found[at].disk)
-                for each in follow_ups(program):
+                for each in (each for each in follow_ups(program) if each.name in how.verbs):
                     _try(program, disk, each, (phase, found[at].label, restore.label), total)
                 if len(total.findings) >= how.enough:
                     return total
@@ -104,6 +107,10 @@ def walk(program: CrashProgram, how: How) -> Tally:
 
 
 def _restores(moment: Moment, earlier: Sequence[Moment], how: How, dice: random.Random) -> Iterator[Restore]:
+    if how.about:
+        about = [restore for restore in singles(moment) if restore.paths == (how.about,)]
+        yield from dice.sample(about, min(len(about), how.restores))
+        return
     yield NOTHING
     # All of the moments before are too many.
     then = dice.sample(earlier, min(len(earlier), 4))
@@ -118,7 +125,8 @@ def _try(program: CrashProgram, disk: Disk, each: FollowUp, where: tuple[str, st
     if texts:
         for text in texts:
             total.wrong[f"{each.name}: {text}"] += 1
-        total.findings.append(f"{program.name}: {', '.join(where)}: {each.name}: {'; '.join(texts)}")
+        said = f" ({refusal})" if refusal else ""
+        total.findings.append(f"{program.name}: {', '.join(where)}: {each.name}{said}: {'; '.join(texts)}")
     elif refusal:
         total.refused += 1
         if is_needless(Found.at_first(program, disk.contents()), each.name):

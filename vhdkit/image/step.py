@@ -1,14 +1,16 @@
 """Rewriting a dynamic header and what belongs to it, or a pair of footers, so that a power cut cannot leave half of it.
 
 A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
-beside the image first, its bytes before and after. Whoever reads the image once some of them are written reads it as if
-the step were done, and changes nothing; whoever opens it to write finishes the step first, under the exclusive lock.
+beside the image first, its bytes before and after. Whoever reads the image once some of the header is written reads it
+as if the step were done, and changes nothing; whoever opens it to write finishes the step first, under the exclusive
+lock.
 
 **Order**: 1 step file, sync, folder sync (a cut leaves the old bytes, which are read) · 2 what headers refer to, sync
-(old, or a mix that is read as the new) · 3 header, sync (the same) · 4 step file removed, folder sync (new).
+(old, or a mix that is read as the old) · 3 header, sync (old, new or a mix, which is read as the new) · 4 step file
+removed, folder sync (new).
 
-As long as nothing is written the header is whole, and what it leads to is there, whatever has become of what the new
-one was to lead to: a parent may have been put back from a backup. The next header's change, or merge, removes it.
+As long as nothing of the header is written, what it leads to is there, whatever has become of what the new one was to
+lead to: a parent may have been put back from a backup. So the step is then taken back instead.
 
 A step file is untrusted. It is believed only if it changes a header and its locators' data, and nothing else (see
 `header_change`; of a pair of footers, `footer_change`), every sector in question is what it was before or what it is to
@@ -110,12 +112,13 @@ class Step:
     """What a step file says about an image as it is now.
 
     Without `patches` there is nothing to be finished: `refusal` says why it is not believed, "" that nothing of it was
-    written. `what` is what changes.
+    written. If `is_taken_back`, they lead back to what was there before. `what` is what changes.
     """
 
     patches: tuple[Patch, ...] = ()
     refusal: str = ""
     what: str = "header"
+    is_taken_back: bool = False
 
     def finding(self, path: str) -> Finding:
         """Return what a reader of the image says."""
@@ -128,6 +131,8 @@ class Step:
         message = f"a change of its {self.what} was cut off"
         if not self.patches:
             message += " before anything was written; it is read as it was"
+        elif self.is_taken_back:
+            message += " before the header was written; it is read as it was, and the next writer takes the change back"
         else:
             message += "; it is read as if it were finished, which the next writer does"
         return Finding(corruption=Corruption.HEADER_UNFINISHED, path=path, message=message, level=Level.INFO)
@@ -178,24 +183,31 @@ def read_step(folder: Folder, storage: Storage) -> Step | None:
 
 
 def _step_of(storage: Storage, record: StepRecord) -> Step:
-    # As in apply.
-    from vhdkit.image.footer_change import is_of_footers  # noqa: PLC0415
-    from vhdkit.image.header_change import is_header_change, rest_digest  # noqa: PLC0415
+    from vhdkit.image.footer_change import is_of_footers  # noqa: PLC0415 - as in apply
 
     patches = record.patches
     if is_of_footers(patches):
         return _footer_step(storage, patches)
     if not all(patch.fits(storage) for patch in patches):
         return Step(refusal="what it would change is neither as it was nor as it is to be")
-    if _is_done(storage, patches):
-        # Durable or not: whatever the rest has become, writing the same bytes again changes nothing.
-        return Step(patches=patches)
-    if not is_header_change(storage, patches):
-        return Step(refusal="it would change more than a header, or to one that is not right for this file")
-    if record.rest and rest_digest(storage, patches) != record.rest:
-        return Step(refusal="it was made for the file as it was at another time, or for another file")
-    now = [read_bytes(storage, patch.offset, len(patch.after)) for patch in patches]
-    return Step(patches=patches) if now != [patch.before for patch in patches] else Step()
+    # Once it is done, durable or not, writing the same bytes again changes nothing, whatever the rest has become.
+    refusal = "" if _is_done(storage, patches) else _why_not_of(storage, record)
+    back = tuple(patch.reversed for patch in patches)
+    if refusal or _is_done(storage, back):
+        return Step(refusal=refusal)
+    is_header_old = _is_done(storage, back[-1:])
+    return Step(patches=back if is_header_old else patches, is_taken_back=is_header_old)
+
+
+def _why_not_of(storage: Storage, record: StepRecord) -> str:
+    """Return why a step cannot have been made for a file, "" if it can."""
+    from vhdkit.image.header_change import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
+
+    if not is_header_change(storage, record.patches):
+        return "it would change more than a header, or to one that is not right for this file"
+    if record.rest and rest_digest(storage, record.patches) != record.rest:
+        return "it was made for the file as it was at another time, or for another file"
+    return ""
 
 
 def _footer_step(storage: Storage, patches: Sequence[Patch]) -> Step:

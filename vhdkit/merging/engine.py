@@ -39,7 +39,7 @@ from vhdkit.format.bat import UNALLOCATED
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.journal import JournalWriter, journal_path, read_journal
 from vhdkit.image.seen import Seen
-from vhdkit.merging.evidence import has_what_sources_hold
+from vhdkit.merging.evidence import has_what_sources_hold, may_be_others
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.finishing import check_still_shows, is_verified
 from vhdkit.merging.forgetting import Forgetting
@@ -155,6 +155,8 @@ def _dropped(plan: MergePlan, folder: Folder) -> str:
     journal = plan.journal
     if journal is None or journal.begin is None or not journal.dropping or journal.keep_undo_file:
         return ""
+    if plan.resume is not Resume.FINISHES:
+        return ""  # the merge goes on after all, and so does its undo image
     path = journal.resolve(journal.begin.undo)
     return path if folder.exists(path) else ""
 
@@ -201,6 +203,7 @@ class _Merge:
         self.destination = files.destination
         self.view = ""
         self.writer: JournalWriter | None = None
+        self.has_begun = False
 
     def run(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Do it; return the children that were relinked and the sources that were removed."""
@@ -208,10 +211,12 @@ class _Merge:
             self.writer = self._open_journal()
             self._note_samples(self.writer)
             if self.plan.resume is not Resume.FINISHES:
+                self.has_begun = True
                 self._fold(self.writer)
                 self._complete(self.writer)
             else:
                 self._verify_again(self.writer)
+                self.has_begun = True
             return self._change_names(self.writer)
         except BaseException as error:
             self._stop(error)
@@ -249,7 +254,7 @@ class _Merge:
 
     def _begin(self, writer: JournalWriter) -> JournalWriter:
         plan, journal = self.plan, writer.journal
-        self.writer = writer
+        self.writer, self.has_begun = writer, True
         writer.notes_time = plan.undo is not None
         pid, host = this_process()
         now = writer.now()
@@ -303,9 +308,11 @@ class _Merge:
             return
         if writer.is_closed:
             return  # the merge was complete, and its journal is to go: what failed has changed names only
+        is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
+        if not self.has_begun and not is_asked:
+            return  # it was refused, and nothing was changed
         with suppress(OSError):
             if writer.journal.reserved or self.plan.journal is not None:
-                is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
                 reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
                 storage = self.destination.storage
                 state = msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))
@@ -414,12 +421,16 @@ class _Merge:
         writer.write("reserved")
 
     def _clean_room(self, journal: Journal) -> None:
-        """Write zeros where blocks are still to come, if the file's size does not show that an earlier run did so.
+        """Write zeros where blocks are still to come, unless an earlier run did so and copied these very sources there.
 
-        A file that had that size before may have been put back as it was then, with other bytes there.
+        A file that had its new size before may have been put back as it was then, with other bytes there; and what was
+        copied from a source that was put back as it was earlier may be a sector that it no longer holds.
         """
         plan, destination = self.plan, self.destination
-        if destination.is_fixed or journal.begin is None or journal.begin.destination.size < plan.destination_size:
+        if destination.is_fixed or journal.begin is None:
+            return
+        is_longer = journal.begin.destination.size < plan.destination_size
+        if is_longer and not may_be_others(journal, self.layers[: self.depth]):
             return
         storage, span = destination.storage, destination.block_span
         for rank, block in enumerate(plan.blocks_added.tolist(), plan.blocks_moved):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vhdkit.image.extent import Extents
     from vhdkit.image.image import Image, Layer, Placement
     from vhdkit.image.journal import Journal
+    from vhdkit.image.seen import Seen
     from vhdkit.merging.growth import Growth
 
     Moves = Iterable[tuple[Extents, Extents, int]]
@@ -38,13 +39,27 @@ _ENTRIES = 1 << 14
 
 def is_untouched(journal: Journal, sources: Sequence[Layer], destination: Layer) -> bool:
     """Whether neither sources nor destination were touched since the run that stopped, or ended, looked at them."""
-    begin, seen = journal.begin, journal.destination_seen
-    if begin is None or seen is None or not seen.proves(destination.storage):
+    seen = journal.destination_seen
+    if seen is None or not seen.proves(destination.storage):
         return False
-    states = [state.seen for state in begin.sources]
-    return len(states) == len(sources) and all(
-        state is not None and state.proves(layer.storage) for state, layer in zip(states, sources, strict=True)
+    states = _states_of(journal, sources)
+    return bool(states) and all(state.proves(layer.storage) for state, layer in zip(states, sources, strict=True))
+
+
+def may_be_others(journal: Journal, sources: Sequence[Layer]) -> bool:
+    """Whether a source may have been put back since the merge began; where there is no clock, times are believed."""
+    states = _states_of(journal, sources)
+    return not states or not all(
+        state.proves(layer.storage) or (not state.now and state.fits(layer.storage))
+        for state, layer in zip(states, sources, strict=True)
     )
+
+
+def _states_of(journal: Journal, sources: Sequence[Layer]) -> list[Seen]:
+    """Return what the sources looked like when the merge began, nothing if that is not known of each."""
+    begin = journal.begin
+    states = [state.seen for state in begin.sources if state.seen is not None] if begin is not None else []
+    return states if len(states) == len(sources) else []
 
 
 def is_reserved(destination: Image, file_end: int) -> bool:

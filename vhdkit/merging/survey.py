@@ -87,6 +87,7 @@ class Survey:
         self.journal = self._usable(journal)
         self.undo_id = uuid.uuid4().bytes_le
         self.undo_image: Image | None = None
+        self.undo_holds_sectors = False
 
     def plan(self) -> MergePlan:
         """Check everything, and return the plan."""
@@ -217,7 +218,7 @@ class Survey:
         self.undo_image = image
         try:
             check_undo(self.journal, image, self.destination, self.folder, self.search)
-            check_not_older(journal, image)
+            self.undo_holds_sectors = check_not_older(journal, image) > 0
         except JournalError as error:
             self.obstacles.append(error)
 
@@ -313,8 +314,12 @@ class Survey:
 
     @property
     def _may_relink_siblings(self) -> bool:
-        """Whether siblings are wished to be relinked, and none was made after an earlier run had begun to overwrite."""
-        return self.wishes.relink_siblings and not (self.journal is not None and self.journal.saved)
+        """Whether siblings are wished to be relinked, and none was made after an earlier run had begun to overwrite.
+
+        An undo image that holds sectors says so even if the journal was put back as it was earlier.
+        """
+        has_saved = self.undo_holds_sectors or (self.journal is not None and self.journal.saved > 0)
+        return self.wishes.relink_siblings and not has_saved
 
     @property
     def _keeps(self) -> bool:

@@ -52,8 +52,8 @@ def held_sectors(undo: Image) -> int:
     return sum(int(bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
 
 
-def check_not_older(journal: Journal, undo: Image) -> None:
-    """Refuse an undo image that holds less than the journal has counted in it.
+def check_not_older(journal: Journal, undo: Image) -> int:
+    """Refuse an undo image that holds less than the journal has counted in it; return how many sectors it holds.
 
     Raises:
         JournalError: it does.
@@ -61,7 +61,7 @@ def check_not_older(journal: Journal, undo: Image) -> None:
     """
     held = held_sectors(undo)
     if held >= journal.held or journal.begin is None:
-        return
+        return held
     top = journal.resolve(journal.begin.sources[0].path)
     message = (
         f"it holds {held} sectors, and held {journal.held} when the merge last wrote to it: it was put back as it was"
