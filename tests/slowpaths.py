@@ -85,8 +85,8 @@ def _count_runs(layout: Any) -> None:
     layout._alike = lambda *_: None  # noqa: SLF001
 
 
-def _resolve_one_by_one(chain: Any) -> None:
-    chain._STACKED = _HUGE  # noqa: SLF001
+def _resolve_one_by_one(resolve: Any) -> None:
+    resolve._STACKED = _HUGE  # noqa: SLF001
 
 
 def _close_at_once(file: Any) -> None:
@@ -121,7 +121,7 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The payload is counted from bits, where all sources are alike.
     "counting": ("vhdkit.merging.layout", _count_runs),
     # Three layers and more are resolved together, by their bitmaps.
-    "stacked": ("vhdkit.chain.chain", _resolve_one_by_one),
+    "stacked": ("vhdkit.chain.resolve", _resolve_one_by_one),
     # A file that was removed is given back while its directory is synced.
     "closing": ("vhdkit.storage.file", _close_at_once),
     # What a merge has read of a file that goes is let go of before.

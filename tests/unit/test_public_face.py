@@ -43,6 +43,20 @@ def test_the_readmes_first_screen_runs_as_it_stands(tmp_path: Path, monkeypatch:
     assert not (tmp_path / LEAF).exists()
 
 
+def test_the_screen_of_snapshots_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    screen = re.search(r"<!-- snapshots-python -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert screen is not None
+    shutil.copy(ROOT / "fixtures" / "web01.vhd", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(screen[1], "command-line.md", "exec"), {})  # noqa: S102 - the page tells people to run it
+    assert vhdkit.Machine("web01.vhd").snapshots == ()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_the_readme_names_every_verb() -> None:
     from vhdkit.cli.main import program  # noqa: PLC0415 - the command line is only loaded here
 

@@ -22,7 +22,7 @@ SIGNS = {
     "together": "vhdkit.merging.mover._MANY_PIECES > 1 << 60",
     "alone": "vhdkit.merging.mover._MANY_PIECES == 1",
     "counting": "vhdkit.merging.layout._alike() is None",
-    "stacked": "vhdkit.chain.chain._STACKED > 1 << 60",
+    "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
     "closing": "vhdkit.storage.file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
     "forgetting": "vhdkit.merging.forgetting.Forgetting.passed.__module__ == 'tests.slowpaths'",
 }
