@@ -6,11 +6,14 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
+from vhdkit.format.layout import SECTOR
+from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.storage.local import LocalFolder
 
@@ -80,6 +83,20 @@ def test_a_destination_put_back_after_room_was_made_is_merged_into_from_the_star
     assert view(vms / "d0.vhd") == expected
     levels = {finding.level for finding in vhdkit.check(str(vms / "d0.vhd"), deep=True).findings}
     assert vhdkit.Level.ERROR not in levels
+
+
+@pytest.mark.parametrize("records", [2, 3, 5])
+def test_a_block_that_another_program_has_added_to_the_destination_is_not_written_over(vms: Path, records: int) -> None:
+    base, last = vms / "d0.vhd", 4 * MIB // BLOCK - 1
+    cut(vms, after_records(records))
+    with open_image(str(base), writable=True) as image:
+        at = image.data_end  # where such a program puts it
+        image.table.assign(np.array([last]), np.array([at // SECTOR], np.uint32))
+        image.write_at(at, b"\xff" * image.bitmap_size + b"else" * (BLOCK // 4))
+    expected = view(vms / "d3.avhd")
+    assert expected.endswith(b"else" * (BLOCK // 4))
+    merge(vms / "d3.avhd", into=str(base))
+    assert view(base) == expected
 
 
 # Finding 2

@@ -109,6 +109,21 @@ def linked_as_planned(destination: Image, added: NDArray[np.uint32], place: Plac
     return True
 
 
+def is_room_free(destination: Image, own: NDArray[np.int64], first: int) -> bool:
+    """Whether no block lies where the merge's were to be, from the file's offset `first` on, but its own.
+
+    Another program that writes to the destination puts its blocks there as well: behind the last one that it finds.
+    """
+    if destination.is_fixed:
+        return True
+    own = np.unique(own)
+    for blocks, at in destination.windows():
+        behind = blocks[at + destination.block_span > first]
+        if not np.isin(behind, own, assume_unique=True).all():
+            return False
+    return True
+
+
 def has_what_sources_hold(
     layers: Sequence[Layer],
     depth: int,

@@ -19,6 +19,7 @@ from vhdkit.image.image import Image, Layer, Placement
 from vhdkit.merging.evidence import (
     has_what_sources_hold,
     is_reserved,
+    is_room_free,
     is_untouched,
     linked_as_planned,
     may_grow,
@@ -142,7 +143,10 @@ def _is_as_journaled(
         places = place.offsets(np.arange(begin.moved))
         if len(growth.blocks) != begin.moved or not may_grow(destination, growth, places, grown=journal.grown):
             return False
-    return linked_as_planned(destination, added, place, begin.moved, journal.mark)
+    own = added.astype(np.int64) if growth is None else np.concatenate([added.astype(np.int64), growth.blocks])
+    return is_room_free(destination, own, place.first) and linked_as_planned(
+        destination, added, place, begin.moved, journal.mark
+    )
 
 
 def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:
