@@ -263,3 +263,19 @@ def test_a_folder_that_was_copied_goes_on_where_it_was(vms: Path, with_times: bo
     assert plan.mark > 0
     vhdkit.merge(plan)
     assert view(copy / "d0.vhd") == expected
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_complete_merge_whose_sources_are_kept_is_read_again_when_that_is_asked_for(
+    vms: Path, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    expected = view(vms / "d3.avhd")
+    cut(vms, at_first("remove", JOURNAL), keep_sources=True)
+    raw = (vms / "d0.vhd").read_bytes()
+    (vms / "d0.vhd").write_bytes(raw.replace(b"d3" * 256, bytes(512), 1))
+    # A disk that has lost a sector changes no time of the file.
+    monkeypatch.setattr("vhdkit.image.seen.Seen.proves", lambda *_: True)
+    plan = vhdkit.plan_merge(str(vms / "d3.avhd"), into=str(vms / "d0.vhd"), keep_sources=True, verify=verify)
+    assert plan.resume is (vhdkit.Resume.RESTARTS if verify else vhdkit.Resume.FINISHES)
+    vhdkit.merge(plan)
+    assert (view(vms / "d0.vhd") == expected) == verify

@@ -73,15 +73,16 @@ def find_complete(folder: Folder, path: str, search: Sequence[str]) -> Journal |
     return None
 
 
-def is_complete(journal: Journal, layers: Sequence[Layer], depth: int, *, keep_sources: bool) -> bool:
+def is_complete(journal: Journal, layers: Sequence[Layer], depth: int, *, keep_sources: bool, verify: bool) -> bool:
     """Whether the destination has all that the sources hold, which are there: both are read.
 
-    Where no source goes it is enough that none of the files was touched since they were merged.
+    Where no source goes, and unless it is to `verify`, it is enough that no file was touched since they were merged.
     """
     begin, destination = journal.begin, layers[depth]
     if begin is None or not journal.merged or destination.size != layers[0].size:
         return False
-    if _keeps(journal, keep_sources=keep_sources) and is_untouched(journal, layers[:depth], destination):
+    is_kept = _keeps(journal, keep_sources=keep_sources)
+    if is_kept and not verify and is_untouched(journal, layers[:depth], destination):
         return True
     found = moves(layers, depth, target_of(layers, depth, begin.virtual_size))
     return has_what_sources_hold(layers, depth, found)

@@ -110,7 +110,7 @@ def plan_merge(
         if journal is not None:
             check_names(journal, place, _named_directories(chain, wishes.undo, (*folders, *mapped.values())))
         return _with_claims(
-            _finishing_plan(chain, depth, place, folders, journal, keep_sources=keep_sources)
+            _finishing_plan(chain, depth, place, folders, journal, keep_sources=keep_sources, verify=verify)
             or Survey(chain, depth, place, folders, wishes, journal).plan(),
             place,
             acting_for,
@@ -118,7 +118,14 @@ def plan_merge(
 
 
 def _finishing_plan(
-    chain: Chain, depth: int, folder: Folder, search: tuple[str, ...], journal: Journal | None, *, keep_sources: bool
+    chain: Chain,
+    depth: int,
+    folder: Folder,
+    search: tuple[str, ...],
+    journal: Journal | None,
+    *,
+    keep_sources: bool,
+    verify: bool,
 ) -> MergePlan | None:
     """Return the plan to finish a merge that is complete, None if there is none of these files, or they were written.
 
@@ -128,7 +135,7 @@ def _finishing_plan(
     if journal is None:
         return None
     if is_about(journal, sources, destination) and not journal.rolling_back:
-        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources):
+        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources, verify=verify):
             return None
         named = with_names(journal, sources)
         return finishing_plan(named, folder, search, chain.findings, keep_sources=keep_sources, is_read=True)
