@@ -135,7 +135,9 @@ def opens(
         yield from _reads_where_nothing_may_be_written(program, survival)
     for path, raw in images_of(survival.files).items():
         problems: Sequence[str] = judged(raw)
-        is_torn = bool(problems) and _has_torn_header(raw, survival.lost[path])
+        # A call that failed by half leaves one as a cut does: no sector of it is lost, and a step file explains it.
+        has_step = path + STEP in survival.files
+        is_torn = bool(problems) and _has_torn_header(raw, survival.lost[path], has_step=has_step)
         if is_torn:
             torn = True
             tally.torn_headers += 1
@@ -216,12 +218,12 @@ def _reads_where_nothing_may_be_written(program: CrashProgram, survival: Surviva
         yield "it was written where nothing may be"
 
 
-def _has_torn_header(raw: bytes, lost: frozenset[int]) -> bool:
+def _has_torn_header(raw: bytes, lost: frozenset[int], *, has_step: bool) -> bool:
     image = parsed(raw)
     if not isinstance(image, PlainImage) or image.header is None or image.header.checksum_ok:
         return False
     first = image.footer.data_offset // SECTOR
-    return bool(lost & {first, first + 1})
+    return has_step or bool(lost & {first, first + 1})
 
 
 def _has_lost_footer(raw: bytes, lost: frozenset[int]) -> bool:
