@@ -13,7 +13,7 @@ import errno
 import re
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
@@ -177,15 +177,26 @@ def creating(folder: Folder, path: str, file_format: FileFormat | None) -> Itera
             storage.sync()
             storage.close()
             folder.publish(temporary, real)
+            folder.sync(paths.dirname(real))
         except BaseException:
             storage.close()
-            folder.remove(temporary)
+            # An error after the file has its name leaves it with two names, or with the new one.
+            for name in (temporary, real):
+                _remove_if(folder, name, storage.identity)
             raise
     except OSError as error:
         if error.filename == temporary:
             error.filename = path
         raise
-    folder.sync(paths.dirname(real))
+
+
+def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
+    """Remove a name if it leads to that file; what keeps it from that leaves the name."""
+    with suppress(OSError):
+        named = folder.open(path)
+        named.close()
+        if named.identity == identity:
+            folder.remove(path)
 
 
 def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None = None) -> Footer:
