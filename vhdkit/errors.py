@@ -353,7 +353,7 @@ class NotEnoughSpaceError(MergeError):
 
 
 class JournalError(MergeError):
-    """An unfinished merge is in the way, or a journal does not fit the files that it speaks of."""
+    """An unfinished merge is in the way, a journal does not fit its files, or a merge has ended the view of a layer."""
 
 
 class JobError(MergeError):

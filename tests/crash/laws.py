@@ -10,8 +10,8 @@
    sources are linked, so no reader would notice, but whoever opens it alone must not find rubbish); an undo image
    shows the destination as it was before, and where there is none yet, the destination still does;
  3 the merge runs again to its end, and 1 and 2 hold then, the sources gone unless they are kept; with `same_bytes` all
-   files are byte for byte what an uncut merge makes (but the journal, which keeps times, and the undo image, which may
-   be longer: its view counts), and with `nothing_left` no other file is there.
+   files are byte for byte what an uncut merge makes (but journals and marks of ended views, which keep times, and the
+   undo image, which may be longer: its view counts), and with `nothing_left` no other file is there.
 
 What is excused, exactly and counted:
 
@@ -36,6 +36,7 @@ from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, parsed, plain_view, vhdkit_view
 from tests.crashfs import SECTOR, CrashFolder
 from tests.plainvhd import FormatError, PlainImage
+from vhdkit.image.ended_view import SUFFIX as ENDED
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import SUFFIX as JOURNAL
 from vhdkit.image.step import SUFFIX as STEP
@@ -295,5 +296,5 @@ def is_done(program: CrashProgram, folder: CrashFolder, finished: Mapping[str, b
     if rules.nothing_left:
         yield from (f"{path}: it was left" for path in files if path not in finished)
     for path, raw in finished.items() if rules.same_bytes else ():
-        if not path.endswith(JOURNAL) and path != UNDO and files.get(path, raw) != raw:
+        if not path.endswith((JOURNAL, ENDED)) and path != UNDO and files.get(path, raw) != raw:
             yield f"{path}: other bytes than those of a merge that was not cut"

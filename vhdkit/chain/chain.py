@@ -24,6 +24,7 @@ from vhdkit.chain.writing import claim_for_writing
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
+from vhdkit.image.ended_view import ended_views
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.metadata import read_metadata
@@ -109,6 +110,7 @@ def open_chain(
             *step_findings(place, leaf.storage),
             *_open_parents(layers, where),
             *unfinished_merges(place, [layer.path for layer in layers]),
+            *ended_views(place, [layer for layer in layers if isinstance(layer, Image)]),
         )
         if writable:
             _refuse_undo_image(layers, place)

@@ -37,6 +37,7 @@ from vhdkit.errors import (
 from vhdkit.format import unique_id
 from vhdkit.format.footer import DiskType
 from vhdkit.image.check import FileCheck, check_file
+from vhdkit.image.ended_view import ended_view
 from vhdkit.image.image import RawImage
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal, unfinished_merges
@@ -244,6 +245,7 @@ class _Checker:
             checked = check_file(storage, deep=self.deep, now=self.now, patches=patches, journal=journal)
             self.files.append(checked)
             metadata = checked.metadata
+            self._check_view(storage, metadata)
         layer = _Checked(
             path=storage.path,
             identity=storage.identity,
@@ -252,6 +254,15 @@ class _Checker:
             metadata=metadata,
         )
         self.layers.append(layer)
+
+    def _check_view(self, storage: Storage, metadata: Metadata | None) -> None:
+        """Tell of a layer that a merge went past, and which no longer shows what it did."""
+        if metadata is None:
+            return
+        view = ended_view(self.where.folder, storage, metadata.footer, metadata.header)
+        if view is not None:
+            ids = {layer.metadata.footer.unique_id for layer in self.layers if layer.metadata is not None}
+            self.findings.append(view.finding(is_hidden=view.leaf_id in ids))
 
     def check_relatives(self) -> None:
         """Tell who else reads through the files of the chain, and what else has the ids of its files."""

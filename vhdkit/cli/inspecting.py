@@ -58,7 +58,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     try:
         with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
-            told = {*UNFINISHED, Corruption.BLOCKS_OVERLAP, Corruption.BLOCK_IN_HEADERS}
+            told = {*UNFINISHED, Corruption.VIEW_ENDED, Corruption.BLOCKS_OVERLAP, Corruption.BLOCK_IN_HEADERS}
             findings += (finding for finding in opened.findings if finding.corruption in told)
     except (VhdError, OSError) as error:
         # Without any word of parents the image alone is asked about, and may well be one whose parent is missing.
@@ -68,6 +68,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
             findings.append(as_finding(error, error.path or folder.real(file)))
         record["backing-chain"] = []
         findings += unfinished_merges(folder, [folder.real(file)])
+        findings += _ended_view(folder, file, metadata)
     record["warnings"] = warnings(findings)
     if as_json:
         print_json(record)
@@ -79,6 +80,14 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     warn(findings)
     if not metadata.checksum_ok:
         echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
+
+
+def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
+    from vhdkit.image.ended_view import ended_view
+
+    with folder.open(folder.real(file)) as storage:
+        view = ended_view(folder, storage, metadata.footer, metadata.header)
+    return [] if view is None else [view.finding()]
 
 
 def _described(folder: Folder, file: str) -> tuple[Metadata, dict[str, Any], VhdError | None]:

@@ -34,6 +34,7 @@ _NO_VHD = {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}
     "--type", "disk_type", type=click.Choice(["dynamic", "fixed"]), help="How it is kept; dynamic unless told."
 )
 @click.option("--parent", metavar="FILE", help="Make a differencing child of this image.")
+@click.option("--accept-ended", is_flag=True, help="Take a parent that a merge went past, as it reads now.")
 @click.option("--block-size", type=Size(), help="Bytes in a block; 2M unless told, a child takes its parent's.")
 @click.option(
     "--parent-map",
@@ -48,6 +49,7 @@ def create(
     size: int | None,
     disk_type: str | None,
     parent: str | None,
+    accept_ended: bool,
     block_size: int | None,
     parent_map: tuple[tuple[str, str], ...],
     as_json: bool,
@@ -65,6 +67,7 @@ def create(
             size=size,
             disk_type=disk_type or "dynamic",
             parent=parent,
+            accept_ended=accept_ended,
             block_size=block_size,
             parent_map=dict(parent_map),
         )

@@ -41,6 +41,7 @@ _FAILED = 1
 )
 @click.option("--relink-siblings", is_flag=True, help="With --undo: other children of ANCESTOR read through FILE.")
 @click.option("--verify", is_flag=True, help="Read both before and after; remove nothing unless they agree.")
+@click.option("--accept-ended", is_flag=True, help="Take layers that a merge went past, as they read now.")
 @click.option("--resume", is_flag=True, help="Go on with a merge that was cut off, wherever it was going.")
 @click.option(
     "--ensure",
@@ -69,6 +70,7 @@ def merge(
     undo: str | None,
     relink_siblings: bool,
     verify: bool,
+    accept_ended: bool,
     resume: bool,
     leaf_id: str | None,
     rate: int | None,
@@ -94,7 +96,9 @@ def merge(
     _check_names(child, to, undo)
     if background and dry_run:
         raise click.UsageError("--dry-run does nothing that could be left to the background")
-    if leaf_id is not None and (into is None or keep_sources or undo is not None or resume or background or dry_run):
+    if leaf_id is not None and (
+        into is None or keep_sources or accept_ended or undo is not None or resume or background or dry_run
+    ):
         raise click.UsageError("--ensure ID needs --into, and goes with --verify, --rate and --search only")
     wishes: dict[str, Any] = {
         "into": into,
@@ -103,6 +107,7 @@ def merge(
         "undo": undo,
         "relink_siblings": relink_siblings,
         "verify": verify,
+        "accept_ended": accept_ended,
         "resume": resume,
         **where(**options),
     }

@@ -17,16 +17,16 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.errors import JournalError, ReadOnlyImageError, VhdError
+from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.format import layout, timestamp
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.geometry import Geometry
 from vhdkit.format.header import DynamicHeader, encode_parent_name
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
+from vhdkit.image.ended_view import ended_view
 from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image, open_image
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
 from vhdkit.storage import paths
@@ -61,6 +61,7 @@ def create_image(
     parent_map: Mapping[str, StrPath] | None = None,
     stamp: int | None = None,
     unique_id: bytes | None = None,
+    accept_ended: bool = False,
     folder: Folder | None = None,
 ) -> None:
     """Create an image of `size` bytes: "fixed", "dynamic", or with `parent` a differencing child.
@@ -68,7 +69,8 @@ def create_image(
     A child takes size and block size from its parent unless told; it may be larger, never smaller. `stamp` (seconds
     since 2000, default now) and `unique_id` (16 bytes, default random) are arguments so that files can be made again
     byte for byte. `parent_map` gives the Windows folder of a local one, for the absolute path in the child. Until the
-    child is there the parent is held for reading: what it remembers of its parent is true when it begins.
+    child is there the parent is held for reading: what it remembers of its parent is true when it begins. A layer that
+    was kept when a merge went past it no longer shows what it did, and is refused as a parent unless `accept_ended`.
 
     Raises:
         ValueError: a size or block size that the format does not allow, or smaller than the parent.
@@ -76,6 +78,7 @@ def create_image(
         FileExistsError: the name is taken.
         CorruptImageError, UnsupportedImageError: the parent is no readable VHD.
         ImageInUseError: somebody writes to the parent.
+        JournalError: a merge into the parent is not finished, or its view has ended.
 
     """
     place = folder or LocalFolder()
@@ -85,7 +88,7 @@ def create_image(
     kind = DiskType[disk_type.upper()]
     path, parent = as_text(path), as_text(parent)
     if parent is not None:
-        with _held_parent(parent, place) as below:
+        with _held_parent(parent, place, accept_ended=accept_ended) as below:
             size = below.size if size is None else size
             block_size = block_size or below.block_size or layout.DEFAULT_BLOCK_SIZE
             if size < below.size:
@@ -113,7 +116,7 @@ def create_image(
 
 
 @contextmanager
-def _held_parent(path: str, folder: Folder) -> Iterator[Image]:
+def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[Image]:
     """Lend the parent of a child that is made, held so that nobody writes to it meanwhile."""
     with open_image(path, exclusive=False, folder=folder) as parent:
         if parent.footer.saved_state:
@@ -121,28 +124,10 @@ def _held_parent(path: str, folder: Folder) -> Iterator[Image]:
         journal = read_journal(folder, parent.path)
         if journal is not None and journal.begin is not None and (journal.rolling_back or not journal.merged):
             raise JournalError(f"no child can be made of it: {journal.say()}", path=path)
-        _refuse_ended_view(folder, parent)
+        ended = None if accept_ended else ended_view(folder, parent.storage, parent.footer, parent.header)
+        if ended is not None:
+            raise ended.refusal("no child can be made of it")
         yield parent
-
-
-def _refuse_ended_view(folder: Folder, parent: Image) -> None:
-    """Refuse a layer between the topmost and the destination of a merge: it no longer shows what it did.
-
-    The journals in its folder say so, until the merge is finished and the layer gone.
-    """
-    directory, wanted = paths.dirname(parent.path), parent.unique_id.hex()
-    for name in folder.names(directory):
-        if not name.endswith(JOURNAL_SUFFIX):
-            continue
-        try:
-            journal = read_journal(folder, paths.join(directory, name).removesuffix(JOURNAL_SUFFIX))
-        except (VhdError, OSError):
-            continue
-        if journal is None or journal.begin is None or not (journal.reserved or journal.merged):
-            continue
-        if wanted in {source.unique_id for source in journal.begin.sources[1:]}:
-            message = f"no child can be made of it, for its view has ended: {journal.say()}"
-            raise JournalError(message, path=parent.path)
 
 
 def partial_name(path: str, token: str) -> str:

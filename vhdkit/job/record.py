@@ -89,6 +89,7 @@ class Wishes:
     search: tuple[str, ...] = ()
     parent_map: dict[str, str] = field(default_factory=dict)
     parent: str | None = None
+    accept_ended: bool = False
     rate: int | None = None
     log_file: str | None = None
     follow: Follow | None = None

@@ -50,6 +50,7 @@ class _Wishes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     search: Files = ()
     parent_map: dict[Path, Path] = {}
     parent: Path | None = None
+    accept_ended: bool = False
     rate: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
     log_file: Path | None = None
     follow: Follow | None = None

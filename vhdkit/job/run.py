@@ -54,6 +54,7 @@ def start_merge(
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,
+    accept_ended: bool = False,
     rate: int | None = None,
     machine: str = "",
     detached: bool = False,
@@ -86,6 +87,7 @@ def start_merge(
         search=as_texts(search),
         parent_map=as_text_map(parent_map),
         parent=as_text(parent),
+        accept_ended=accept_ended,
         rate=rate,
     )
     log_file = as_text(log_file)
@@ -115,6 +117,7 @@ def wished(
     search: Sequence[str] = (),
     parent_map: Mapping[str, str] | None = None,
     parent: str | None = None,
+    accept_ended: bool = False,
     rate: int | None = None,
 ) -> Wishes:
     """Return what is asked for, in words that mean the same from any folder.
@@ -137,6 +140,7 @@ def wished(
         search=tuple(map(paths.abspath, search)),
         parent_map={remote: paths.abspath(local) for remote, local in (parent_map or {}).items()},
         parent=_absolute(parent),
+        accept_ended=accept_ended,
         rate=rate,
     )
 

@@ -383,6 +383,7 @@ def planned(wishes: Wishes) -> MergePlan:
         search=wishes.search,
         parent_map=wishes.parent_map,
         parent=wishes.parent,
+        accept_ended=wishes.accept_ended,
     )
 
 

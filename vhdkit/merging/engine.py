@@ -39,6 +39,7 @@ from vhdkit.format.bat import UNALLOCATED
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.journal import JournalWriter, journal_path, read_journal
 from vhdkit.image.seen import Seen
+from vhdkit.merging.ended_layers import mark_kept_layers
 from vhdkit.merging.evidence import has_what_sources_hold, may_be_others
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.finishing import check_still_shows, is_verified
@@ -526,6 +527,7 @@ class _Merge:
         removed = remove_sources(self.plan, self.files, self.folder)
         if journal.begin is not None and journal.begin.undo and not journal.dropping:
             return tuple(relinked), removed
+        mark_kept_layers(self.plan, journal, self.destination, self.folder)
         writer.close()
         self.folder.remove(journal.path)
         self.folder.sync(paths.dirname(journal.path))

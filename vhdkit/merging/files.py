@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from vhdkit.chain.chain import Chain
 from vhdkit.errors import MergeError
+from vhdkit.image.ended_view import remove_marks
 from vhdkit.image.image import Image, Layer, RawImage, open_image
 from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.finishing import finishing_plan
@@ -192,6 +193,9 @@ def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
     if identity_at(path, folder) != layer.storage.identity:
         message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
         raise MergeError(message, path=path)
+    if isinstance(layer, Image):
+        # Until the layer is gone as well the journal says what its mark said.
+        remove_marks(folder, layer.storage, layer.unique_id)
     try:
         folder.remove(path)
     except PermissionError:

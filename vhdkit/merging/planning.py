@@ -18,6 +18,7 @@ from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.claims import Change, obstacles
+from vhdkit.image.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
 
 # Names that files beside an image have while it is changed.
-_RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, COMPLETION_SUFFIX, ".partial")
+_RESERVED = (JOURNAL_SUFFIX, STEP_SUFFIX, COMPLETION_SUFFIX, ENDED_SUFFIX, ".partial")
 
 
 @checked
@@ -58,6 +59,7 @@ def plan_merge(
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,
+    accept_ended: bool = False,
     folder: Folder | None = None,
     acting_for: str = "",
 ) -> MergePlan:
@@ -71,6 +73,9 @@ def plan_merge(
     `relink_siblings` then makes it the parent of the destination's other children. With `verify` the leaf's view is
     read before, the destination's after, and no source goes unless they agree. A merge of the same files that was cut
     off is continued anyway; with `resume` there must be one, and it says what it goes into.
+
+    A layer that was kept when a merge went past it no longer shows what it did: it is neither merged nor merged into
+    unless `accept_ended`.
 
     What the snapshots of a machine need is an obstacle. Snapshots' own merges say with `acting_for`, the path of the
     machine's manifest, for which machine they plan; see `vhdkit.image.claims`.
@@ -91,6 +96,7 @@ def plan_merge(
         undo=None if undo is None else place.real(undo),
         relink_siblings=relink_siblings,
         verify=verify,
+        accept_ended=accept_ended,
     )
     _check_wishes(path, into, to, wishes, place)
     if not place.exists(path) and to is None:

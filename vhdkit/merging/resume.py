@@ -19,6 +19,7 @@ from vhdkit.chain.children import parent_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.format.header import DynamicHeader
+from vhdkit.image import ended_view
 from vhdkit.image.create import is_partial
 from vhdkit.image.header_change import is_header_change
 from vhdkit.image.image import Image, Layer, Placement, open_image
@@ -55,8 +56,7 @@ def header_digest(image: Layer) -> str:
     """Return the digest of an image's footer and dynamic header."""
     if not isinstance(image, Image):
         return ""
-    header = b"" if image.header is None else image.header.to_bytes()
-    return sha256(image.footer.to_bytes() + header).hexdigest()
+    return ended_view.header_digest(image.footer, image.header)
 
 
 def is_about(journal: Journal, sources: Sequence[Layer], destination: Layer) -> bool:

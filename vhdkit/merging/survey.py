@@ -28,6 +28,7 @@ from vhdkit.image import extent
 from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import command, read_journal
+from vhdkit.merging.ended_layers import ended_obstacles
 from vhdkit.merging.finishing import is_spent
 from vhdkit.merging.layout import Layout, lay_out, moves, target_of
 from vhdkit.merging.mover import Mover
@@ -59,6 +60,7 @@ class Wishes:
     undo: str | None
     relink_siblings: bool
     verify: bool
+    accept_ended: bool = False
 
 
 class Survey:
@@ -94,6 +96,9 @@ class Survey:
         try:
             self._find_undo()
             self._check_files()
+            if not self.wishes.accept_ended and self.journal is None:
+                # What an earlier run has begun was accepted then.
+                self.obstacles += ended_obstacles(self.images, self.folder)
             self._check_sizes()
             relatives = self._relatives()
             laid, resume = lay_out(self.chain, self.depth, self.target, self.journal, self.obstacles)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.format import timestamp
+from vhdkit.image.ended_view import marked_view
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.manifest import Disk, LayerRecord, Manifest, Snapshot
@@ -241,14 +242,21 @@ def _held_leaves(file: ManifestFile, made: Manifest, before: Manifest | None) ->
 def _refuse_unfinished(folder: Folder, family: Family) -> None:
     """Refuse a family with a merge under way: what it is merged into shows neither the one nor the other yet.
 
+    A layer that a merge went past, which would become a snapshot, no longer shows what it did.
+
     Raises:
-        SnapshotError: there is one; with the command that finishes it.
+        SnapshotError: there is one; with the command that finishes it, or the file that says so.
 
     """
     for image in family.images:
         journal = read_journal(folder, image.path)
         if journal is not None:
             raise SnapshotError(f"its snapshots can be listed when that is finished: {journal.say()}", path=image.path)
+        footer, header = image.metadata.footer, image.metadata.header
+        with folder.open(image.path) as storage:
+            view = marked_view(folder, storage, footer, header)
+        if view is not None:
+            raise SnapshotError(f"it cannot be a snapshot, for {view.why}", path=image.path)
 
 
 def _earlier(file: ManifestFile, *, is_local: bool) -> Manifest | None:

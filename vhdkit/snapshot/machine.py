@@ -279,6 +279,7 @@ class Machine:
             fresh = layers.named_layers(self.file, manifest, actives, self._new_id, directory)
             readiness.check_new_files(self.file, manifest, fresh, kept, given)
             with layers.held_actives(self.file, manifest, exclusive=False) as images:
+                readiness.check_views(self.folder, images)
                 for image in images:
                     image.storage.sync()
                 marks = [mark_of(image) for image in images]

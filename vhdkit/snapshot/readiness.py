@@ -6,6 +6,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError, ReadOnlyImageError, SnapshotError
+from vhdkit.image.ended_view import ended_view
 from vhdkit.image.journal import read_journal
 from vhdkit.image.signpost import signpost_path
 from vhdkit.snapshot import places
@@ -14,8 +15,10 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vhdkit.image.image import Image
     from vhdkit.image.manifest import LayerRecord, Manifest, StateFile
     from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.storage.seam import Folder
 
 
 def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
@@ -43,6 +46,19 @@ def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
             undo = journal.resolve(journal.begin.undo) if journal.begin.undo else ""
             if path == disk.active or undo == file.absolute(disk.active):
                 raise SnapshotError(f"end that first: {journal.say()}", path=where)
+
+
+def check_views(folder: Folder, actives: Sequence[Image]) -> None:
+    """Refuse to freeze a layer that a merge went past: it no longer shows what it did.
+
+    Raises:
+        SnapshotError: there is one, with the file that says so.
+
+    """
+    for image in actives:
+        view = ended_view(folder, image.storage, image.footer, image.header)
+        if view is not None:
+            raise SnapshotError(f"it cannot be frozen, for {view.why}", path=image.path)
 
 
 def check_new_files(

@@ -1,0 +1,74 @@
+"""Layers that a merge goes past and keeps: it marks their views as ended, and later merges refuse them."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.locate import Where
+from vhdkit.errors import VhdError
+from vhdkit.image.ended_view import mark_ended, marked_view, remove_marks
+from vhdkit.image.image import Image, open_image
+from vhdkit.merging.relatives import leads_to
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.image.journal import Journal
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder
+
+
+def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdError]:
+    """Yield what stands in the way of merging images, leaf first, into the last of them: their views have ended.
+
+    A source below the topmost one of the merge that ended its view is hidden by that, as it was then: no obstacle.
+    """
+    above: set[bytes] = set()
+    for image in images:
+        view = marked_view(folder, image.storage, image.footer, image.header)
+        is_destination = image is images[-1]
+        if view is not None and (is_destination or view.leaf_id not in above):
+            what = "it cannot be merged into" if is_destination else "it cannot be merged"
+            yield view.refusal(f"{what} unless that is accepted (--accept-ended)")
+        above.add(image.unique_id)
+
+
+def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Image, folder: Folder) -> None:
+    """Mark the layers between that stay, and take a mark of the destination away: it shows what the topmost one did.
+
+    The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
+    """
+    begin = journal.begin
+    if begin is None:
+        return
+    remove_marks(folder, destination.storage, destination.unique_id)
+    leaf_id = bytes.fromhex(begin.sources[0].unique_id)
+    where = Where(folder=folder, search=(*plan.search, paths.dirname(journal.path)))
+    for state in begin.sources[1:]:
+        path = journal.resolve(state.path)
+        if path in plan.removals or not _is_between(path, state.unique_id, destination, where):
+            continue
+        with open_image(path, folder=folder) as image:
+            if not folder.may_write(paths.dirname(path)):
+                continue
+            try:
+                mark_ended(folder, image, leaf_id=leaf_id, destination_id=destination.unique_id)
+            except OSError as error:
+                # The name of the layer leaves no room for the suffix.
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+
+
+def _is_between(path: str, unique_id: str, destination: Image, where: Where) -> bool:
+    """Whether a source is still there, and reads through the destination."""
+    if not where.folder.exists(path):
+        return False
+    try:
+        with open_image(path, folder=where.folder) as image:
+            if image.unique_id.hex() != unique_id:
+                return False
+        return leads_to(path, destination.storage.identity, where)
+    except (VhdError, OSError):
+        return False
