@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 import vhdkit
@@ -20,6 +21,7 @@ from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, parse
 from tests.unit.test_siblings import Family, chain_of_three
 from vhdkit.errors import Level
 from vhdkit.image.image import open_image as open_alone
+from vhdkit.image.manifest import Made
 from vhdkit.image.write import write_sectors
 
 if TYPE_CHECKING:
@@ -218,6 +220,26 @@ def test_children_of_a_machines_layer_are_not_broken(family: Family, writer: Cal
     with pytest.raises(vhdkit.ReadOnlyImageError, match="known by its id"):
         writer(active, writable=True, break_children=True)
     assert family.bytes() == before
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["empty", "with data"])
+def test_a_layer_that_was_begun_over_the_active_one_counts_once_it_holds_something(
+    family: Family, writer: Callable[..., Any], *, is_written: bool
+) -> None:
+    base = family.base()
+    machine = vhdkit.Machine.adopt([str(base)])
+    left = family.folder / "base_left.avhd"
+    vhdkit.create_image(str(left), parent=str(base))
+    begun = (Made(path=left.name, unique_id=parse(left).unique_id.hex()),)
+    machine.file.write(msgspec.structs.replace(machine.manifest, begun=begun))
+    if is_written:
+        with vhdkit.open_chain(str(left), writable=True) as chain:
+            write(chain)
+        with pytest.raises(vhdkit.SiblingsError):
+            writer(str(base), writable=True)
+    else:
+        with writer(str(base), writable=True) as opened:
+            write(opened)
 
 
 # Power cuts

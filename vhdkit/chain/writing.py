@@ -8,12 +8,13 @@ remembers, in every tool and for as long as it lives, also where all of it happe
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import find_children
-from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError
+from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.image import image as images
-from vhdkit.image.claims import claims_on
+from vhdkit.image.claims import begun_layers, claims_on
 from vhdkit.image.identity import change_unique_id
 from vhdkit.image.journal import read_journal
 from vhdkit.storage.local import LocalFolder
@@ -86,8 +87,9 @@ def claim_for_writing(
     """
     if not break_children:
         children = find_children(image, folder, search)
-        if children.paths:
-            raise _refusal(image, children.paths)
+        ruined = tuple(path for path in children.paths if path not in _begun(image, children.paths, folder))
+        if ruined:
+            raise _refusal(image, ruined)
         return children.findings
     # From here on no child can be made of it.
     image.storage.lock(exclusive=True)
@@ -103,6 +105,24 @@ def claim_for_writing(
     change_unique_id(folder, image, uuid.uuid4().bytes_le)
     message = f"it has another id now, for what is written to it would ruin what reads through it: {', '.join(broken)}"
     return (*findings, Finding(corruption=Corruption.SIBLINGS, path=image.path, message=message))
+
+
+def _begun(image: Image, children: Sequence[str], folder: Folder) -> set[str]:
+    """Return the children that a machine's operation had begun to make when it was cut off, and that hold nothing.
+
+    The machine goes on in the layer that it had, and its next operation removes them.
+    """
+    if not children:
+        return set()
+    found: set[str] = set()
+    with suppress(VhdError, OSError):
+        begun = begun_layers(folder, image.path)
+        for path in filter(begun.__contains__, children):
+            with images.open_image(path, follow_links=False, folder=folder) as child:
+                is_it = child.unique_id.hex() == begun[path] and not child.is_fixed
+                if is_it and not any(len(blocks) for blocks, _ in child.windows()):
+                    found.add(path)
+    return found
 
 
 def _check_may_break(image: Image, folder: Folder) -> None:

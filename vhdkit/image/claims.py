@@ -159,6 +159,23 @@ def _claims_of(folder: Folder, path: str, wanted: dict[str, None]) -> Iterator[C
                 )
 
 
+def begun_layers(folder: Folder, active: str) -> dict[str, str]:
+    """Return the files, with their unique ids in hexadecimal, that an operation had begun to make over an active layer.
+
+    Raises:
+        SnapshotError: as `claims_on`.
+
+    """
+    from vhdkit.image.relative import RelativePaths  # noqa: PLC0415 - see _SUFFIXES
+
+    found: dict[str, str] = {}
+    for claim in claims_on(folder, [active]):
+        if claim.is_active:
+            place = RelativePaths(folder, paths.dirname(claim.manifest_path))
+            found |= {place.absolute(made.path): made.unique_id for made in claim.manifest.begun}
+    return found
+
+
 def _may_speak(folder: Folder, owner: int, image: str) -> bool:
     """Whether the owner of a manifest may speak for an image: the same as for any side file."""
     if owner in {0, this_user()}:
