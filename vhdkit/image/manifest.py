@@ -35,6 +35,8 @@ _SHORTEST_ID = 8
 GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 # Relative paths from one folder of a system to another, which has 4,096 letters at most for each.
 _MAX_PATH, _MAX_COMPONENTS = 8192, 256
+# Hyper-V gives a machine 260 at most.
+_MAX_DISKS = 300
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
 # Bytes of a file name that are no UTF-8, as Python has them in text and JSON escapes them.
 _LONE = re.compile(rb"\\u[dD][cC][89a-fA-F][0-9a-fA-F]")
@@ -193,7 +195,7 @@ class Manifest(Record, frozen=True, kw_only=True, dict=True):
 
     id: Id
     machine: str
-    disks: Annotated[tuple[Disk, ...], Meta(min_length=1)]
+    disks: Annotated[tuple[Disk, ...], Meta(min_length=1, max_length=_MAX_DISKS)]
     snapshots: tuple[Snapshot, ...] = ()
     now: str | None = None
     begun: tuple[Made, ...] = ()
@@ -360,8 +362,12 @@ def _let_go(value: Any) -> Any:  # noqa: ANN401 - any part of a manifest, and th
 
 def _check(manifest: Manifest) -> None:
     """Check the records against each other: no name may lead elsewhere, or to what is not there."""
+    layers = set[str]()
     for disk in manifest.disks:
         _check_disk(disk)
+        if not layers.isdisjoint(disk.parents):
+            raise ValueError("two disks have one layer")
+        layers.update(disk.parents)
     for made in (*manifest.begun, *manifest.doomed):
         check_path(made.path)
     _check_snapshots(manifest)
