@@ -136,15 +136,15 @@ def _try(program: CrashProgram, disk: Disk, each: FollowUp, where: tuple[str, st
         total.right += 1
 
 
-def tried(program: CrashProgram, disk: Disk, each: FollowUp, bases: tuple[bytes, ...] = ()) -> tuple[list[str], str]:
+def tried(program: CrashProgram, disk: Disk, each: FollowUp, origin: Found | None = None) -> tuple[list[str], str]:
     """Try a verb; return what is wrong then, and with what it has refused ("" if it has not).
 
-    `bases` are of the disk that an earlier verb met, whose result this one takes back or makes final.
+    `origin` is what an earlier verb met, whose result this one takes back or makes final.
     """
     folder = disk.folder()
     before = Found.at_first(program, disk.contents())
-    if bases:
-        before = Found(program, before.files, bases)
+    if origin is not None:
+        before = Found(program, before.files, origin.bases, origin)
     try:
         if each.prepare is not None:
             try:
@@ -164,9 +164,9 @@ def tried(program: CrashProgram, disk: Disk, each: FollowUp, bases: tuple[bytes,
         texts += wrote(before, after)
         if None in done.views.values() and not texts:
             return [], "some image is not read"
-    if not bases and not texts and isinstance(done, Merged) and each.name in {"same", "resume"} and program.undo:
+    if origin is None and not texts and isinstance(done, Merged) and each.name in {"same", "resume"} and program.undo:
         for name in ("roll-back", "drop"):
-            more, _ = tried(program, Disk.of(folder), BY_NAME[name], before.bases)
+            more, _ = tried(program, Disk.of(folder), BY_NAME[name], before)
             texts += [f"then {name}: {text}" for text in more]
     return texts, ""
 

@@ -9,9 +9,12 @@ import time
 
 import pytest
 
-from tests.crash.programs import PROGRAMS
-from tests.crash.restores import merge_moments, singles
-from tests.crash.restoring import How, Tally, walk
+from tests.crash.acts import take_back
+from tests.crash.programs import PROGRAMS, UNDO
+from tests.crash.restores import later_moments, merge_moments, singles
+from tests.crash.restoring import BY_NAME as VERBS
+from tests.crash.restoring import How, Tally, tried, walk
+from vhdkit.image.journal import journal_path
 from vhdkit.merging import layout, rollback, survey
 
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -69,6 +72,19 @@ def test_what_the_axis_has_found_stays_mended(name: str, about: str, verb: str) 
     assert tally.findings == []
     assert tally.right
     assert tally.refused
+
+
+def test_a_roll_back_that_is_all_but_over_ends_only_if_its_destination_is_as_it_left_it() -> None:
+    program, journal = BY_NAME["undo differencing"], journal_path("/vms/layer-1.avhd")
+    found = later_moments(take_back, program, writes=False)
+    ends = [each for each in found if UNDO not in each.disk.files and journal in each.disk.files]
+    assert ends
+    for moment in ends:
+        assert tried(program, moment.disk, VERBS["roll-back"]) == ([], "")
+        for restore in singles(moment):
+            if restore.paths == (program.destination,) and " at " in restore.label:
+                texts, refusal = tried(program, restore.apply(moment.disk), VERBS["roll-back"])
+                assert (texts, refusal[:12]) == ([], "JournalError"), restore.label
 
 
 # Faults that are planted

@@ -66,7 +66,7 @@ _STEPS, _STEP_SECONDS = 4, 0.004
 SUFFIX = ".vhdkit-journal"
 _PIECE_BYTES = 1 << 20
 # Records that say one thing.
-_FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back", Restored: "restored"}
+_FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +75,8 @@ class Journal:
 
     `now` is the file system's time when the last record was written, 0.0 where that was not noted. `undo_seen` is what
     the undo image looked like when it held `held` sectors; None in journals of earlier versions, as `destination_seen`,
-    the destination when the merge was stopped or complete. `verified` are the sources that were about to be removed.
+    the destination when the merge was stopped, complete or rolled back. `verified` are the sources that were about to
+    be removed.
     """
 
     path: str
@@ -150,6 +151,8 @@ class Journal:
                 self.doubt = record.reason
             case Sampled():
                 self.samples = record.samples
+            case Restored():
+                self.restored, self.destination_seen = True, record.seen
             case Dropping():
                 self.dropping, self.keep_undo_file = True, record.keep_file
             case Stopped():

@@ -230,7 +230,9 @@ class Rollback(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
 
 class Restored(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="restored"):
-    """The undo image was merged back, and may go."""
+    """The undo image was merged back, and may go; how that has left the destination."""
+
+    seen: Seen | None = None
 
 
 class Stopped(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stopped"):

@@ -13,10 +13,12 @@ Dropping: the journal says so; then what the merge has kept goes: the sources, t
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 import numpy as np
 
 from vhdkit.arguments import checked
@@ -32,6 +34,7 @@ from vhdkit.image.footer_change import write_footers
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import JournalWriter, command, read_journal
 from vhdkit.image.journal_files import check_names
+from vhdkit.image.seen import Seen
 from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
@@ -179,6 +182,7 @@ def rollback(
         journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:
             check_names(journal, place, _named_directories(path, where))
+            _check_as_restored(journal, place)
             _forget(place, journal)
             return ()
     destination, journal = _undone(path, where)
@@ -237,6 +241,25 @@ def _unchanged(journal: Journal, folder: Folder) -> Journal:
     if now is None or now.checksum != journal.checksum:
         raise JournalError("another process went on with it meanwhile; try again", path=journal.path)
     return now
+
+
+def _check_as_restored(journal: Journal, folder: Folder) -> None:
+    """Refuse to end a roll-back whose undo image is gone if its destination is not as the roll-back has left it.
+
+    Raises:
+        JournalError: it is not.
+
+    """
+    seen = journal.destination_seen
+    storage = folder.open(journal.destination)
+    is_as_left = seen is None or seen.proves(storage) or seen.fits(storage)
+    storage.close()
+    if not is_as_left:
+        message = (
+            "a merge into it was rolled back, and it is not as that has left it: it was written since, or put back as"
+            f" it was earlier. If its disk is what it should be, remove {shlex.quote(journal.path)}"
+        )
+        raise JournalError(message, path=journal.destination)
 
 
 def _forget(folder: Folder, journal: Journal) -> None:
@@ -401,7 +424,9 @@ class _Rollback:
             mtime = self.destination.storage.mtime
             for child, relink in self.siblings:
                 apply_patches(self.folder, child, relink_patches(child, relink, parent_mtime=mtime))
-            writer.write("restored")
+            storage = self.destination.storage
+            seen = Seen.of(storage, writer.now(later_than=storage))
+            writer.write("restored", seen=msgspec.to_builtins(seen))
             self.restored = True
         finally:
             writer.close()
