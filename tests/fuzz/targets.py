@@ -325,7 +325,8 @@ def headers(raw: bytes) -> None:
             if len(part) in {512, 1024} and kind.from_bytes(part).to_bytes() != part:
                 raise FoundError(f"a {kind.__name__} is written otherwise than it was read")
     folder = MemoryFolder({path: image})
-    metadata = examine(folder.open(path)).metadata
+    with folder.open(path) as storage:
+        metadata = examine(storage).metadata
     if metadata is not None:
         list(names.named_paths(metadata, "/vms"))
         list(names.base_names(metadata))

@@ -8,6 +8,7 @@ import inspect
 import os
 import pickle
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,12 @@ import vhdkit
 from tests.keeping import keep
 from vhdkit.chain.export import open_raw
 from vhdkit.image.image import Image, RawImage
+from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.image.journal import read_journal
+from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.image.step import _record
+from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
+from vhdkit.merging.completion import read_completions
 from vhdkit.storage.local import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
@@ -36,9 +43,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     folder: Folder = MemoryFolder() if request.param == "memory" else LocalFolder(portable=request.param == "portable")
     vhdkit.create_image("base.vhd", size=SIZE, folder=folder)
-    vhdkit.create_image("leaf.avhd", parent="base.vhd", folder=folder)
     with vhdkit.open_chain("base.vhd", writable=True, folder=folder) as chain:
         chain.write(0, b"held" * 1024)
+    vhdkit.create_image("leaf.avhd", parent="base.vhd", folder=folder)
     with folder.create("disk.raw") as storage:
         storage.truncate(SIZE)
     return folder
@@ -177,6 +184,26 @@ def test_one_that_is_dropped_warns_and_gives_back_its_files_and_locks(place: Fol
     assert open_files() == before
     with place.open(path, writable=True) as storage:
         storage.lock(exclusive=True)
+
+
+SIDE_FILES: dict[str, Callable[[Folder, str], object]] = {
+    JOURNAL_SUFFIX: read_journal,
+    STEP_SUFFIX: _record,
+    COMPLETION_SUFFIX: read_completions,
+}
+
+
+@pytest.mark.parametrize("suffix", SIDE_FILES)
+def test_a_side_file_whose_image_is_gone_stays_open_nowhere(place: Folder, suffix: str) -> None:
+    """Where one of two files can be opened and the other cannot, the first is closed again."""
+    path = place.real("gone.vhd")
+    place.create(path + suffix).close()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with suppress(OSError):
+            SIDE_FILES[suffix](place, path)
+        gc.collect()
+    assert caught == []
 
 
 def test_one_that_was_closed_and_dropped_says_nothing(place: Folder) -> None:

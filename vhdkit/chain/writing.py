@@ -11,6 +11,7 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.chain.children import find_children
 from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.image import image as images
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
 
 
+@checked
 def open_image(
     path: StrPath,
     *,

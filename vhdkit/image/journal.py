@@ -241,17 +241,13 @@ def read_journal(folder: Folder, destination: str) -> Journal | None:
     path = journal_path(destination)
     if not folder.exists(path):
         return None
-    storage, image = folder.open(path), folder.open(destination)
-    try:
+    with folder.open(path) as storage, folder.open(destination) as image:
         if not records.is_believable(storage, image):
             message = (
                 "it belongs to another user than the image beside it, and is not believed; remove it if it is wrong"
             )
             raise JournalError(message, path=path)
         return _read(path, storage)
-    finally:
-        storage.close()
-        image.close()
 
 
 def _read(path: str, storage: Storage) -> Journal:

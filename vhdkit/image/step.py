@@ -245,15 +245,11 @@ def step_findings(folder: Folder, storage: Storage) -> tuple[Finding, ...]:
 
 def _record(folder: Folder, path: str) -> StepRecord | None:
     """Return what a step file says, None if it was cut off before it was whole, or is another user's."""
-    step, image = folder.open(path + SUFFIX), folder.open(path)
-    try:
+    with folder.open(path + SUFFIX) as step, folder.open(path) as image:
         if not is_believable(step, image):
             return None
         line = next(read_lines(step), None)
         return None if line is None else decode_object(line.text, _DECODER)
-    finally:
-        step.close()
-        image.close()
 
 
 def finish(folder: Folder, storage: Storage) -> bool:

@@ -94,19 +94,16 @@ def read_completions(folder: Folder, destination: str) -> tuple[MergedLeaf, ...]
     path = completion_path(destination)
     if not folder.exists(path):
         return ()
-    storage, image = folder.open(path), folder.open(destination)
-    try:
+    with folder.open(path) as storage, folder.open(destination) as image:
         if not is_believable(storage, image):
             raise JournalError("it belongs to another user than the image beside it, and is not believed", path=path)
         if storage.size() > _MOST_BYTES:
             raise JournalError(f"it has {storage.size()} bytes, more than any completion record", path=path)
-        return decode_object(read_bytes(storage, 0, storage.size()), _DECODER).merges
-    except ValueError as error:
-        message = f"it is no completion record of a version that is known here ({error}); remove it if it is wrong"
-        raise JournalError(message, path=path) from error
-    finally:
-        storage.close()
-        image.close()
+        try:
+            return decode_object(read_bytes(storage, 0, storage.size()), _DECODER).merges
+        except ValueError as error:
+            message = f"it is no completion record of a version that is known here ({error}); remove it if it is wrong"
+            raise JournalError(message, path=path) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

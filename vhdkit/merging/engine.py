@@ -499,9 +499,8 @@ class _Merge:
         now = writer.now(later_than=storage)
         states: dict[str, object] = {"seen": msgspec.to_builtins(Seen.of(storage, now))}
         if self.plan.undo is not None:
-            undo = self.folder.open(self.plan.undo.path)
-            states["undo"] = msgspec.to_builtins(Seen.of(undo, now))
-            undo.close()
+            with self.folder.open(self.plan.undo.path) as undo:
+                states["undo"] = msgspec.to_builtins(Seen.of(undo, now))
         if self.plan.removals:
             states["sources"] = self._states_of_removals(writer.journal, now)
         writer.write("merged", relinks=relinks, destination=[storage.size(), storage.mtime], **states)

@@ -216,6 +216,6 @@ def _is_unchanged(state: LayerState, folder: Folder) -> bool:
         if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
             raise
         return False
-    now = (storage.identity, storage.size(), storage.mtime)
-    storage.close()
+    with storage:
+        now = (storage.identity, storage.size(), storage.mtime)
     return now == (state.identity, state.file_size, state.mtime)

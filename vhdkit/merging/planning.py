@@ -205,9 +205,8 @@ def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
         raise MergeError(message, path=chain.path)
     if into is None:
         return 1
-    storage = folder.open(folder.real(into))
-    identity = storage.identity
-    storage.close()
+    with folder.open(folder.real(into)) as storage:
+        identity = storage.identity
     for depth, layer in enumerate(chain.layers[1:], 1):
         if layer.storage.identity == identity:
             return depth

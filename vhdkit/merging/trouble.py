@@ -37,9 +37,8 @@ def explained(error: BaseException, plan: MergePlan, folder: Folder, done: int) 
     free = grows = 0
     with suppress(OSError):
         free = folder.free_space(paths.dirname(path))
-        storage = folder.open(path)
-        grows = max(0, size_after - storage.size())
-        storage.close()
+        with folder.open(path) as storage:
+            grows = max(0, size_after - storage.size())
     # The plan saw enough: someone else took some since, or a quota allows less than is free.
     needed = max(1, grows or plan.payload_bytes - done)
     told = NotEnoughSpaceError(path=path, needed=needed, available=min(free, needed - 1))

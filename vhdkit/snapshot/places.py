@@ -50,8 +50,8 @@ def _owners(file: ManifestFile, files: Iterable[str]) -> Iterator[int]:
             storage = file.folder.open(path)
         except OSError:
             continue
-        owner = storage.owner
-        storage.close()
+        with storage:
+            owner = storage.owner
         yield owner
 
 
