@@ -21,7 +21,7 @@ import numpy as np
 
 from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where
-from vhdkit.errors import Corruption, Finding, JournalError, SiblingsError, VhdError
+from vhdkit.errors import Corruption, Finding, JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import SUFFIX, Journal, command, read_journal
 from vhdkit.merging.evidence import has_what_sources_hold, is_untouched
@@ -157,12 +157,16 @@ def finishing_plan(
         left = _what_is_left(journal, begin, destination, folder, search)
     removals = () if is_kept else left.removable
     relinks, siblings = _born_since(journal, removals, destination.unique_id, folder, search)
-    obstacles: tuple[VhdError, ...] = ()
+    obstacles = (
+        *removal_obstacles(removals, folder),
+        *removal_obstacles(_dropped(journal, folder), folder, "--keep-file"),
+    )
     if siblings:
         message = (
             f"image(s) were made since of what is to go: {', '.join(siblings)}; turn each into one of its own first"
         )
-        obstacles = (SiblingsError(f"{message} (vhdkit convert FILE NEWFILE)", path=removals[0], siblings=siblings),)
+        error = SiblingsError(f"{message} (vhdkit convert FILE NEWFILE)", path=removals[0], siblings=siblings)
+        obstacles = (error, *obstacles)
     return MergePlan(
         sources=tuple(journal.resolve(source.path) for source in begin.sources),
         destination=journal.destination,
@@ -188,6 +192,20 @@ def finishing_plan(
         findings=(*findings, *map(_ended, left.kept)),
         obstacles=obstacles,
     )
+
+
+def removal_obstacles(removals: Sequence[str], folder: Folder, option: str = "--keep-sources") -> tuple[VhdError, ...]:
+    """Return an obstacle for each file that is to be removed, and could not be by this user."""
+    message = "it could not be removed: it is marked immutable, or another user's in a sticky folder, or its folder may"
+    message = f"{message} not be written; allow that, as its owner, or keep it with {option}"
+    return tuple(ReadOnlyImageError(message, path=path) for path in removals if not folder.may_remove(path))
+
+
+def _dropped(journal: Journal, folder: Folder) -> list[str]:
+    """Return the undo image that goes with the sources, if one does."""
+    if journal.begin is None or not journal.begin.undo or not journal.dropping or journal.keep_undo_file:
+        return []
+    return [path for path in [journal.resolve(journal.begin.undo)] if folder.exists(path)]
 
 
 def _ended(path: str) -> Finding:

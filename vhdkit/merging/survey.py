@@ -29,7 +29,7 @@ from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import command, read_journal
 from vhdkit.merging.ended_layers import ended_obstacles
-from vhdkit.merging.finishing import is_spent
+from vhdkit.merging.finishing import is_spent, removal_obstacles
 from vhdkit.merging.layout import Layout, lay_out, moves, target_of
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import LayerState, MergePlan, Resume, UndoPlan
@@ -354,6 +354,8 @@ class Survey:
             if image is not self.destination and not self._keeps and not self.folder.may_write(directory):
                 message = f"it could not be removed from {directory}; use --keep-sources"
                 self.obstacles.append(ReadOnlyImageError(message, path=image.path))
+            elif image is not self.destination and not self._keeps:
+                self.obstacles += removal_obstacles([image.path], self.folder)
 
     def _check_sizes(self) -> None:
         size, target = self.chain.size, self.destination
