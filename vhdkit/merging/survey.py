@@ -87,7 +87,7 @@ class Survey:
         self.obstacles: list[VhdError] = []
         self.spent = ""
         self.journal = self._usable(journal)
-        self.undo_id = uuid.uuid4().bytes_le
+        self.undo_id = self._undo_id(journal)
         self.undo_image: Image | None = None
         self.undo_holds_sectors = False
 
@@ -182,6 +182,14 @@ class Survey:
         if other is not None and other.begin is not None:
             self.obstacles.append(_unfinished(other, self.folder))
 
+    def _undo_id(self, journal: Journal | None) -> bytes:
+        """Return the id of the undo image of an unfinished merge, whose view it keeps; else one for a new image.
+
+        Where that merge is another one, or keeps its undo image under another name, there is an obstacle already.
+        """
+        begin = journal.begin if journal is not None and not self.spent else None
+        return bytes.fromhex(begin.undo_id) if begin is not None and begin.undo_id else uuid.uuid4().bytes_le
+
     def _find_undo(self) -> None:
         """Take over the undo image of an earlier run, and open it if that has come so far."""
         journal = self.journal
@@ -190,7 +198,8 @@ class Survey:
         path = self._undo_path(journal) if journal.begin.undo else None
         is_named = self.wishes.undo is not None
         if self.wishes.undo not in {None, path}:
-            kept = f"keeps what it overwrites in {path}" if path else "keeps nothing for an undo"
+            kept = f"{path} (undo image of the unfinished merge)"
+            kept = f"keeps what it overwrites in {kept}" if path else "keeps nothing for an undo"
             message = f"an earlier run of this merge, which was cut off, {kept}; go on with --resume"
             self.obstacles.append(JournalError(message, path=self.destination.path))
             return
@@ -204,7 +213,6 @@ class Survey:
         if path is None:
             return
         self.journal = with_names(journal, self.sources, path)
-        self.undo_id = bytes.fromhex(journal.begin.undo_id)
         if not self.folder.exists(path):
             if journal.reserved:
                 message = (
