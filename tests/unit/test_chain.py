@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -733,12 +734,31 @@ def test_a_writable_stream_of_a_chain_that_is_read_is_refused(chain: Chain) -> N
         chain.open_stream(writable=True)
 
 
-def test_a_stream_does_not_write_behind_the_disk(three: Path, view: bytes) -> None:
+def test_closing_a_chain_writes_what_its_streams_hold(three: Path, view: bytes) -> None:
+    with open_chain(str(three), writable=True) as chain:
+        stream = chain.open_stream()
+        stream.seek(700)
+        stream.write(b"written")
+    assert expected(*layers_of_three(three)) == view[:700] + b"written" + view[707:]
+
+
+def test_syncing_a_chain_writes_what_its_streams_hold(three: Path, view: bytes) -> None:
+    with open_chain(str(three), writable=True) as chain:
+        stream = chain.open_stream()
+        stream.seek(700)
+        stream.write(b"written")
+        chain.sync()
+        assert expected(*layers_of_three(three)) == view[:700] + b"written" + view[707:]
+
+
+def test_a_stream_is_cut_at_the_end_of_the_disk_as_a_block_device_is(three: Path, view: bytes) -> None:
     with open_chain(str(three), writable=True) as chain, chain.open_stream(buffered=False) as stream:
         stream.seek(SIZE - 1)
-        with pytest.raises(ValueError, match="outside of the disk"):
-            stream.write(b"xy")
-        assert stream.tell() == SIZE - 1
+        assert stream.write(b"xy") == 1
+        with pytest.raises(OSError, match="the disk ends at") as caught:
+            stream.write(b"y")
+        assert caught.value.errno == errno.ENOSPC
+        assert stream.tell() == SIZE
         with pytest.raises(io.UnsupportedOperation):
             stream.truncate(SIZE + 1)
-    assert expected(*layers_of_three(three)) == view
+    assert expected(*layers_of_three(three)) == view[:-1] + b"x"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, overload
+from weakref import WeakSet
 
 from vhdkit.arguments import checked
 from vhdkit.chain.folder_index import FolderIndex
@@ -195,6 +196,8 @@ class Chain(Handle):
         self.size = self.layers[0].size
         self._index = ChainIndex(self.layers)
         self._scratch: list[bytearray] = []
+        # Buffered streams that write: what they hold must reach the leaf before it is closed.
+        self._streams: WeakSet[BufferedStream] = WeakSet()
 
     def __repr__(self) -> str:
         """Return the leaf's path, the number of layers, the size, and whether it is closed."""
@@ -212,11 +215,19 @@ class Chain(Handle):
         return self.leaf.path
 
     def close(self) -> None:
-        """Close every layer; what was written and not synced is up to the operating system."""
-        self._closed = True
+        """Flush the streams that are open, and close every layer.
+
+        What was written and not synced is up to the operating system. The layers are closed even if a flush fails.
+        """
         with ExitStack() as closing:
             for layer in reversed(self.layers):
                 closing.callback(layer.close)
+            closing.callback(self._mark_closed)
+            for stream in tuple(self._streams):
+                closing.callback(_flush, stream)
+
+    def _mark_closed(self) -> None:
+        self._closed = True
 
     def check_readable(self) -> None:
         """Refuse a chain of which a layer's blocks share bytes, which reading would do as well, but later.
@@ -299,8 +310,10 @@ class Chain(Handle):
         self._index.update(offset - head, len(view))
 
     def sync(self) -> None:
-        """Make everything written so far durable."""
+        """Make everything written so far durable, also what open streams hold in their buffers."""
         self.check_open()
+        for stream in tuple(self._streams):
+            _flush(stream)
         self.leaf.sync()
 
     @overload
@@ -325,4 +338,12 @@ class Chain(Handle):
         is_writable = self.leaf.storage.writable if writable is None else writable
         if is_writable:
             self.leaf.check_writable()
-        return open_stream(self, buffered=buffered, writable=is_writable)
+        stream = open_stream(self, buffered=buffered, writable=is_writable)
+        if isinstance(stream, BufferedStream):
+            self._streams.add(stream)
+        return stream
+
+
+def _flush(stream: BufferedStream) -> None:
+    if not stream.closed:
+        stream.flush()

@@ -6,6 +6,7 @@ each buffer, and not one for each call.
 
 from __future__ import annotations
 
+import errno
 import io
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -21,8 +22,9 @@ BUFFER_BYTES: Final = 8192
 class ChainStream(io.RawIOBase):
     """A chain as an unbuffered file object, writable if the chain is and `writable` asks for it.
 
-    It has no `fileno`: no one file holds the disk. Its size is the disk's and never changes: a write behind the end
-    raises ValueError, and `truncate` io.UnsupportedOperation.
+    It has no `fileno`: no one file holds the disk. Its size is the disk's and never changes: as on a block device, a
+    write across the end is cut there, a write behind the end raises OSError (ENOSPC), and `truncate` raises
+    io.UnsupportedOperation.
     """
 
     def __init__(self, chain: Chain, *, writable: bool = False) -> None:
@@ -54,11 +56,16 @@ class ChainStream(io.RawIOBase):
         return count
 
     def write(self, buffer: Buffer, /) -> int:
-        """Write the buffer into the leaf at the current position; return its length in bytes."""
+        """Write the buffer into the leaf at the current position; return the bytes written, fewer at the disk's end."""
         self._check_open()
         if not self._writable:
             raise io.UnsupportedOperation("not writable")
         view = memoryview(buffer).cast("B")
+        room = max(0, self.size - self._position)
+        if len(view) and not room:
+            message = f"the disk ends at {self.size:#x}, and a write begins at {self._position:#x}"
+            raise OSError(errno.ENOSPC, message, self.name)
+        view = view[:room]
         self._chain.write(self._position, view)
         self._position += len(view)
         return len(view)
@@ -97,8 +104,8 @@ class BufferedReader(io.BufferedReader):
 class BufferedStream(io.BufferedRandom):
     """A buffered `ChainStream` that can be written; `size` is the disk's in bytes.
 
-    What was written reaches the leaf when the buffer is full, at `flush`, and when the stream is closed; `Chain.sync`
-    makes it durable.
+    What was written reaches the leaf when the buffer is full, at `flush`, and when the stream or its chain is closed;
+    `Chain.sync` makes it durable.
     """
 
     def __init__(self, raw: ChainStream) -> None:
