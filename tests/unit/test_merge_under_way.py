@@ -115,7 +115,7 @@ def test_a_source_written_around_the_locks_during_its_merge_is_not_removed(vms: 
     assert sorted(os.listdir(vms)) == ["base.vhd", "base.vhd.vhdkit-journal", "leaf.avhd", "middle.avhd"]
     # The same merge again takes over what was written, though its journal had passed that place.
     plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), into=str(vms / "base.vhd"))
-    assert plan.resume is vhdkit.Resume.RESTARTS
+    assert plan.mark == 0  # everything is copied again
     vhdkit.merge(plan)
     assert view(vms / "base.vhd")[5 * MIB : 5 * MIB + 8] == b"lateleaf"
 
