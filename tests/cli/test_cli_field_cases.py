@@ -178,10 +178,24 @@ def test_a_fixed_disk_whose_file_goes_on_behind_its_footer_is_read_and_mended(
     assert (folder / "disk.vhd").read_bytes() == raw
 
 
+def test_no_repair_is_advised_of_an_image_that_is_too_damaged_for_it(cli: Cli, put: Callable[..., Path]) -> None:
+    raw = build(replace(BASE, sectors=data([0, 7, 200, 1000], 1)))
+    outside = entry(raw, 0, 0x7FFFFF)[:-SECTOR]
+    folder = put(base_vhd=outside)
+    done = cli("check", "base.vhd")
+    assert (done.code, "footer-trailing-lost" in done.out, "block-outside-file" in done.out) == (2, True, True)
+    assert "--repair-footers" not in done.out
+    tried = cli("check", "--repair-footers", "base.vhd")
+    assert (tried.code, "repaired" in tried.out) == (2, False)
+    assert "block-outside-file" in tried.err
+    assert (folder / "base.vhd").read_bytes() == outside
+
+
 def test_data_behind_a_fixed_disks_footer_are_not_removed(cli: Cli, put: Callable[..., Path]) -> None:
     raw = build(FLAT) + bytes(9000) + b"x" + bytes(100)
     folder = put(disk_vhd=raw)
-    assert "data lie behind" in cli("check", "--repair-footers", "disk.vhd").refused()
+    done = cli("check", "--repair-footers", "disk.vhd")
+    assert (done.code, "data lie behind" in done.err) == (2, True)
     assert (folder / "disk.vhd").read_bytes() == raw
 
 
@@ -213,6 +227,7 @@ def test_a_parent_with_another_id_is_said_to_be_there_and_can_be_read(cli: Cli, 
         assert message.startswith(f"vhdkit: {folder / 'child.vhd'}: {folder / 'base.vhd'} is there")
         assert "another id" in message
         assert "vhdkit rebase" in message
+        assert "verbs that only read have --accept-id-mismatch" in message
     assert cli("check", "--chain", "child.vhd").code == 2
     done = cli("chain", "child.vhd", "--accept-id-mismatch")
     assert done.code == 0

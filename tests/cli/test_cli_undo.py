@@ -216,3 +216,16 @@ def test_a_killed_merge_holds_nothing_and_is_gone_on_with(cli: Cli, vms: Path) -
     assert view_of(*(vms / name for name in CHAIN)) == VIEW
     assert cli("merge", LEAF, "--resume", "--progress", "none").code == 0
     assert view_of(vms / BASE) == VIEW
+
+
+@pytest.mark.parametrize("verb", [("rollback",), ("undo", "drop")])
+def test_an_undo_image_whose_parent_is_not_found_names_the_options_that_there_are(
+    cli: Cli, vms: Path, verb: tuple[str, ...]
+) -> None:
+    merge_with_undo(cli)
+    (vms.parent / "elsewhere").mkdir()
+    os.rename(UNDO, vms.parent / "elsewhere" / UNDO)
+    told = cli(*verb, str(vms.parent / "elsewhere" / UNDO)).refused()
+    assert "--search FOLDER" in told
+    assert "--parent FILE" not in told
+    assert cli(*verb, str(vms.parent / "elsewhere" / UNDO), "--search", str(vms)).code == 0

@@ -596,7 +596,7 @@ DAMAGES |= {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_manifest_that_is_damaged_is_one_clear_error_and_init_mends_it(kept: Kept, damage: str) -> None:
+def test_a_manifest_that_is_damaged_is_one_clear_error_and_init_does_not_write_over_it(kept: Kept, damage: str) -> None:
     filled(kept)
     active = kept.machine.active[0]
     path = kept.folder / MANIFEST
@@ -609,6 +609,15 @@ def test_a_manifest_that_is_damaged_is_one_clear_error_and_init_mends_it(kept: K
     with pytest.raises(SnapshotError, match="snapshot init"):
         kept.machine.settle()
     assert contents(kept.folder) == before
+    if before[MANIFEST]:
+        (path.parent / f"{MANIFEST}.unreadable").write_bytes(b"kept from the last time")
+        with pytest.raises(SnapshotError, match="without names and notes") as refused:
+            Machine.adopt([active])
+        assert path.read_bytes() == before[MANIFEST]
+        advised = re.search(r"\(`(mv [^`]*)`\)", refused.value.message)
+        assert advised is not None
+        subprocess.run(shlex.split(advised[1]), check=True)
+        assert (path.parent / f"{MANIFEST}.unreadable-2").read_bytes() == before[MANIFEST]
     machine = Machine.adopt([active])
     assert machine.active == (active,)
     assert sorted(shown(machine).values()) == ["1", "r"]

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vhdkit
+from tests.cutting import CutError, CuttingFolder, at_first
 from tests.forging import drawn
 from vhdkit import Ensured
 from vhdkit.format.unique_id import guid
+from vhdkit.image.journal import read_journal
 from vhdkit.merging.completion import MOST_LEAVES, completion_path
 from vhdkit.storage.memory import MemoryFolder
 
@@ -81,6 +83,26 @@ def test_what_was_cancelled_is_resumed() -> None:
         ensure(folder, leaf_id, progress=stop)
     assert RECORD not in contents(folder)
     assert ensure(folder, leaf_id) is Ensured.RESUMED
+    assert ensure(folder, leaf_id) is Ensured.WAS_DONE
+    assert view(folder, BASE) == expected
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_a_plain_merge_that_finishes_one_that_was_begun_here_leaves_the_record(*, is_complete: bool) -> None:
+    folder, leaf_id = chain_in_memory()
+    expected = view(folder, LEAF)
+    # Cut off before it is complete, or before it says so in its record.
+    ending = RECORD + ".partial" if is_complete else BASE
+    when = at_first("create", ending) if is_complete else at_first("write", ending)
+    with pytest.raises(CutError):
+        vhdkit.ensure_merged(LEAF, into=BASE, leaf_id=leaf_id, folder=CuttingFolder(folder, when))
+    journal = read_journal(folder, BASE)
+    assert journal is not None
+    assert f"--ensure {leaf_id}` " in journal.say()
+    plan = vhdkit.plan_merge(LEAF, into=BASE, folder=folder)
+    assert (plan.resume is vhdkit.Resume.FINISHES) is is_complete
+    vhdkit.merge(plan, folder=folder)
+    assert list(contents(folder)) == [BASE, RECORD]
     assert ensure(folder, leaf_id) is Ensured.WAS_DONE
     assert view(folder, BASE) == expected
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 import vhdkit
@@ -15,9 +13,7 @@ from tests.plainvhd import SECTOR
 from tests.tampering import write_behind
 from tests.unit.test_merge_laws import SpyFolder, chain_over, contents, fold, in_memory, plain_view, put
 from vhdkit.image.journal import read_journal
-
-if TYPE_CHECKING:
-    from vhdkit.storage.memory import MemoryFolder
+from vhdkit.storage.memory import MemoryFolder
 
 KINDS = [Kind.FIXED, Kind.DYNAMIC, Kind.DIFFERENCING]
 UNDO = "/vms/undo.avhd"
@@ -397,3 +393,38 @@ def test_converting_a_half_merged_chain_is_not_hindered() -> None:
     folder, paths, expected = half_merged()
     vhdkit.convert(paths[0], "/vms/copy.vhd", folder=folder)
     assert plain_view(folder, ["/vms/copy.vhd"]) == expected
+
+
+@pytest.mark.usefixtures("marks")
+def test_a_merge_without_an_undo_image_goes_on_without_one_and_says_so() -> None:
+    folder, paths, _ = half_merged()
+    before = contents(folder)
+    for into, resume in ((paths[2], False), (None, True)):
+        plan = vhdkit.plan_merge(paths[0], into=into, undo=UNDO, resume=resume, folder=folder)
+        (obstacle,) = plan.obstacles
+        assert "keeps nothing for an undo; go on without --undo" in str(obstacle)
+        assert vhdkit.Corruption.UNDO_DOUBTED not in {finding.corruption for finding in plan.findings}
+    assert contents(folder) == before
+    fold(folder, paths, Merge(depth_to=2))
+
+
+@pytest.mark.usefixtures("marks")
+def test_the_command_to_go_on_finds_a_destination_in_another_folder() -> None:
+    folder = MemoryFolder({})
+    vhdkit.create_image("/base disks/base.vhd", size=1 << 24, folder=folder)
+    vhdkit.create_image("/vms/leaf.avhd", parent="/base disks/base.vhd", folder=folder)
+    with vhdkit.open_chain("/vms/leaf.avhd", writable=True, search=["/base disks"], folder=folder) as chain:
+        chain.write(0, b"x" * (3 << 20))
+    plan = vhdkit.plan_merge("/vms/leaf.avhd", search=["base disks"], folder=folder)
+
+    def stop(state: vhdkit.Progress) -> None:
+        if state.phase is vhdkit.Phase.FINISHING:
+            raise vhdkit.MergeCancelled("enough")
+
+    with pytest.raises(vhdkit.MergeCancelled) as stopped:
+        vhdkit.merge(plan, folder=folder, progress=stop)
+    command = "`vhdkit merge /vms/leaf.avhd --into '/base disks/base.vhd' --search '/base disks'`"
+    assert command in "".join(stopped.value.__notes__)
+    journal = read_journal(folder, "/base disks/base.vhd")
+    assert journal is not None
+    assert command in journal.say()

@@ -51,7 +51,7 @@ _BY_ID = "unique id"
 _EXPLICIT = "--parent"
 # Components of one path that are written in other case than the folders are: no tree of images is so deep.
 _MOST_IN_OTHER_CASE = 64
-_AMBIGUOUS = "has the right id, and so have others; choose with --parent"
+_AMBIGUOUS = "has the right id, and so have others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,8 @@ class Where:
 
     With `lock` the parent that is found is held, shared; what is only looked at on the way never is. With
     `accept_id_mismatch` the file that the child names, or `parent`, is taken though its id is another, if none has the
-    right one: for reading only. Searches that follow one another share an `index`, so that each folder is read once.
+    right one: for reading only. With `takes_parent` false the caller has no `parent` to give, and no message names it.
+    Searches that follow one another share an `index`, so that each folder is read once.
     """
 
     folder: Folder
@@ -69,6 +70,7 @@ class Where:
     parent: str | None = None
     lock: bool = False
     accept_id_mismatch: bool = False
+    takes_parent: bool = True
     index: FolderIndex | None = None
 
     def __post_init__(self) -> None:
@@ -330,7 +332,7 @@ class _Search:
             self.ambiguous = True
             storage.close()
             for path in (storage.path, *rivals):
-                self._reject(Clue(path, _BY_ID), _AMBIGUOUS)
+                self._reject(Clue(path, _BY_ID), f"{_AMBIGUOUS}; {self._choose('--parent')}")
         return self.ambiguous
 
     def _by_id(self) -> tuple[Storage, Metadata] | None:
@@ -347,7 +349,7 @@ class _Search:
             return self._try(Clue(next(iter(fitting.values())), _BY_ID), self.roots)
         self.ambiguous = bool(fitting)
         for path in fitting.values():
-            self._reject(Clue(path, _BY_ID), _AMBIGUOUS)
+            self._reject(Clue(path, _BY_ID), f"{_AMBIGUOUS}; {self._choose('--parent')}")
         return None
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
@@ -410,17 +412,24 @@ class _Search:
             return ParentRefusedError(message, path=path, candidates=candidates)
         looked_for = f"its parent, id {unique_id.guid(self.wanted)}"
         if self.ambiguous:
-            message = f"{looked_for}, may be one of several files; choose with --parent FILE"
+            message = f"{looked_for}, may be one of several files; {self._choose('--parent FILE')}"
             return ParentNotFoundError(message, path=path, candidates=candidates)
         if self.mismatched is not None:
             return self._mismatch_error(*self.mismatched)
         if self.refused:
             message = f"{looked_for}, is named outside of the folders that may be looked into"
             return ParentRefusedError(message, path=path, candidates=candidates)
-        message = f"{looked_for}, was not found; add --search FOLDER or --parent FILE"
+        message = f"{looked_for}, was not found; add {self._more_places}"
         error = ParentNotFoundError(message, path=path, candidates=candidates)
         error.__cause__ = self.damaged
         return error
+
+    @property
+    def _more_places(self) -> str:
+        return "--search FOLDER or --parent FILE" if self.where.takes_parent else "--search FOLDER"
+
+    def _choose(self, option: str) -> str:
+        return f"choose with {option}" if self.where.takes_parent else "move the others out of the folders looked into"
 
     def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
         """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced."""
@@ -428,8 +437,8 @@ class _Search:
         mend = command("rebase", self.child.path, "-b", clue.path, "--ignore-id-mismatch")
         return ParentMismatchError(
             f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
-            f" {unique_id.guid(self.wanted)}. If it is the parent, {mend} makes it so, and --accept-id-mismatch reads"
-            " through it and writes nothing. If not, find the right file and add --search FOLDER or --parent FILE",
+            f" {unique_id.guid(self.wanted)}. If it is the parent, {mend} makes it so; the verbs that only read have"
+            f" --accept-id-mismatch to read through it. If not, find the right file and add {self._more_places}",
             path=self.child.path,
             expected=self.wanted,
             found=found,

@@ -9,7 +9,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import accept_option, chain_options, json_option, where
 from vhdkit.cli.output import echo, path_text, print_json
-from vhdkit.errors import Level, printable
+from vhdkit.errors import CorruptImageError, Level, printable
 
 if TYPE_CHECKING:
     from vhdkit.chain.check import CheckReport
@@ -34,7 +34,7 @@ def check(file: str, *, chain: bool, deep: bool, repair_footers: bool, as_json: 
         raise click.UsageError(
             "--search, --parent-map, --parent and --accept-id-mismatch are about parents: they need --chain"
         )
-    done = vhdkit.repair_footers(file) if repair_footers else ""
+    done = _repair(file) if repair_footers else ""
     report = vhdkit.check(file, chain=chain, deep=deep, **where(**options))
     if as_json:
         print_json(_record(file, report) | ({"repaired": done or None} if repair_footers else {}))
@@ -45,6 +45,15 @@ def check(file: str, *, chain: bool, deep: bool, repair_footers: bool, as_json: 
         echo(_line(finding))
     echo(_summary(file, report))
     return report.exit_code
+
+
+def _repair(file: str) -> str:
+    """Return what was repaired; where the image is too damaged for that, say so, and let it be checked all the same."""
+    try:
+        return vhdkit.repair_footers(file)
+    except CorruptImageError as error:
+        echo(f"vhdkit: {error}", err=True)
+        return ""
 
 
 def _line(finding: Finding) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import CorruptImageError, Corruption, ImageInUseError, Level, as_finding
 from vhdkit.image.check_blocks import Leaks, Tally, check_blocks
 from vhdkit.image.check_fields import check_fields
-from vhdkit.image.metadata import examine
+from vhdkit.image.image import Image
+from vhdkit.image.metadata import examine, repair_advice
 from vhdkit.image.unfinished import leaves_footer_lost, leaves_footers_apart, rooms_of
 
 if TYPE_CHECKING:
@@ -63,7 +64,25 @@ def check_file(
         except CorruptImageError as error:
             # The file has become shorter while it was read.
             tally.extend([as_finding(error, storage.path)])
+        tally.findings[:] = _without_vain_advice(storage, examined.metadata, tally.findings)
     return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
+
+
+def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings; none advises to repair footers where `repair_footers` refuses to."""
+    advice = f"; {repair_advice(storage.path)}"
+    is_advised = any(finding.message.endswith(advice) for finding in findings)
+    is_vain = is_advised and not _can_be_read(storage, metadata)
+    for finding in findings:
+        yield replace(finding, message=finding.message.removesuffix(advice)) if is_vain else finding
+
+
+def _can_be_read(storage: Storage, metadata: Metadata) -> bool:
+    try:
+        Image(storage, metadata).check_readable()
+    except CorruptImageError:
+        return False
+    return True
 
 
 def _explained(storage: Storage, examined: Examination, journal: Journal | None) -> Iterator[Finding]:

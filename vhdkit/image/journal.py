@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vhdkit.errors import Corruption, Finding, JournalError
+from vhdkit.format import unique_id
 from vhdkit.format.layout import SECTOR
 from vhdkit.image import records
 from vhdkit.image.journal_records import (
@@ -126,6 +127,17 @@ class Journal:
         place = paths.dirname(self.path)
         return command(*verb, undo, *(["--search", place] if paths.dirname(undo) != place else []))
 
+    def merge_command(self, search: Iterable[str] = ()) -> str:
+        """Return the command that goes on with the merge; `search` are absolute folders in which its layers lie."""
+        top = self.begin.sources[0] if self.begin is not None else None
+        leaf, place = self.resolve(top.path) if top is not None else "", paths.dirname(self.path)
+        folders = dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])])
+        words = [word for each in folders for word in ("--search", each)]
+        if top is not None and self.samples and not (self.begin is not None and self.begin.undo):
+            # `ensure_merged` began it: finished without the id it would leave no completion record.
+            words += ["--ensure", unique_id.guid(bytes.fromhex(top.unique_id))]
+        return command("merge", leaf, "--into", self.destination, *words)
+
     def relative(self, path: str) -> str:
         """Return an absolute path as the journal keeps it."""
         return paths.relpath(path, paths.dirname(self.path)).replace(paths.sep, "/")
@@ -207,7 +219,7 @@ class Journal:
             how = f"{self.undo_command('undo', 'drop')} makes that final, {self.undo_command('rollback')} takes it back"
             return f"{top} was merged into {name}, and the sources are kept; {how}"
         why = f" ({self.stopped})" if self.stopped else ""
-        again = command("merge", self.resolve(self.begin.sources[0].path), "--into", self.destination)
+        again = self.merge_command()
         if self.merged:
             return f"{top} was merged into {name}{why}; {again} finishes what is left to be done"
         total = self.begin.payload_bytes

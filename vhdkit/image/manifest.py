@@ -271,8 +271,7 @@ class Manifest(Record, frozen=True, kw_only=True, dict=True):
         try:
             return _decoded(raw)
         except (ValueError, RecursionError) as error:
-            message = f"it cannot be read as a manifest of snapshots ({error})"
-            raise SnapshotError(f"{message}; `vhdkit snapshot init DISK` makes it anew from the images") from error
+            raise SnapshotError(f"it cannot be read as a manifest of snapshots ({error})") from error
 
 
 class _Head(msgspec.Struct):

@@ -128,6 +128,11 @@ def has_cookie(storage: Storage) -> bool:
     return False
 
 
+def repair_advice(path: str) -> str:
+    """Return what the findings of footers that can be mended end in."""
+    return f"{command('check', '--repair-footers', path)} mends that"
+
+
 def read_metadata(
     storage: Storage, *, verify: bool = True, verify_header: bool = True, patches: Sequence[Patch] = ()
 ) -> Metadata:
@@ -330,7 +335,7 @@ class _Reader:
         return footer
 
     def _mend(self) -> str:
-        return f"{command('check', '--repair-footers', self.storage.path)} mends that"
+        return repair_advice(self.storage.path)
 
     def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
         if place is FooterPlace.COPY:

@@ -107,8 +107,8 @@ def merge(
 
     It stops between two writes when `cancel` is set (a `threading.Event`), or when `progress` raises `MergeCancelled`;
     `rate` is the most bytes of payload a second; `job` the id that a journal which begins gets. However it ends, the
-    same plan made anew goes on. `completion` is written when every sector is durable, before a source is removed. The
-    rate is kept by `clock`.
+    same plan made anew goes on. `completion` is written when every sector is durable, before a source is removed; one
+    that `ensure_merged` has begun needs none here, its journal says what to record. The rate is kept by `clock`.
 
     Raises:
         MergeError, ReadOnlyImageError, CorruptImageError: the plan has obstacles (the first is raised, the others are
@@ -128,6 +128,10 @@ def merge(
                 first.add_note(note)
         raise first
     begun = time.monotonic()
+    if completion is None and plan.journal is not None and plan.journal.samples:
+        from vhdkit.merging.completing import completion_begun  # noqa: PLC0415 - most merges need none of it
+
+        completion = completion_begun(plan, place)
     pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)
     if plan.is_new_file:
         size = _write_new_file(plan, place, pace)

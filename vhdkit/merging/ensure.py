@@ -8,25 +8,21 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.chain import open_chain
 from vhdkit.errors import MergeError
 from vhdkit.format import unique_id
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
+from vhdkit.merging.completing import completion_of
 from vhdkit.merging.completion import (
     Completion,
     MergedLeaf,
-    carried_on,
     completion_path,
     is_shown,
     read_completions,
-    samples_of,
 )
 from vhdkit.merging.engine import merge
-from vhdkit.merging.files import open_planned
-from vhdkit.merging.plan import Resume
 from vhdkit.merging.planning import plan_merge
-from vhdkit.storage import paths
 from vhdkit.storage.local import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
@@ -192,35 +188,12 @@ class _Request:
             parent_map=self.parent_map,
             folder=self.folder,
         )
-        done = carry_out(plan, None if plan.obstacles else self._completion(plan, known))
+        wanted = None
+        if not plan.obstacles:
+            wanted = completion_of(plan, self.leaf_id, known, self.folder, self.search, self.parent_map)
+        done = carry_out(plan, wanted)
         outcome = Ensured.BEGUN if plan.resume is None else Ensured.RESUMED
         return EnsuredMerge(outcome=outcome, destination=plan.destination, merge=done)
-
-    def _completion(self, plan: MergePlan, known: Sequence[MergedLeaf]) -> Completion:
-        """Return what is to be recorded, from the files as they are before the merge."""
-        journal = plan.journal
-        sampled = journal.samples if journal is not None else ()
-        if plan.resume is Resume.FINISHES:
-            with open_chain(self.into, search=self.search, parent_map=self.parent_map, folder=self.folder) as after:
-                own = [each for each in known if each.leaf_id == self.leaf_id and is_shown(each, after.layers)]
-                earlier = [each for each in known if each.leaf_id != self.leaf_id and is_shown(each, after.layers)]
-                samples = own[-1].samples if own else sampled
-                kept = carried_on(earlier, after)
-        else:
-            with open_planned(plan, self.folder) as chain:
-                depth = len(plan.sources)
-                earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
-                samples = samples_of(chain.layers, depth, sampled)
-                kept = carried_on(earlier, Chain(chain.layers))
-        payload = journal.begin.payload_bytes if journal is not None and journal.begin is not None else 0
-        name = paths.basename(self.leaf)
-        return Completion(
-            leaf_id=self.leaf_id,
-            leaf=name,
-            payload_bytes=max(payload, plan.payload_bytes),
-            samples=samples,
-            earlier=kept,
-        )
 
 
 def _hexadecimal(leaf_id: str) -> str:

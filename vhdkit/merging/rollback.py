@@ -83,7 +83,7 @@ def drop_undo(
     """
     place = folder or LocalFolder()
     path, folders = as_text(path), as_texts(search)
-    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map))
+    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map), takes_parent=False)
     journal = None if place.exists(path) else find_complete(place, path, folders)
     if journal is None:
         _, journal = _undone(path, where)
@@ -177,7 +177,7 @@ def rollback(
     """
     place = folder or LocalFolder()
     path, folders = as_text(path), as_texts(search)
-    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map))
+    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map), takes_parent=False)
     if not place.exists(path):
         journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:

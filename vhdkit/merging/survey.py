@@ -198,9 +198,12 @@ class Survey:
         path = self._undo_path(journal) if journal.begin.undo else None
         is_named = self.wishes.undo is not None
         if self.wishes.undo not in {None, path}:
-            kept = f"{path} (undo image of the unfinished merge)"
-            kept = f"keeps what it overwrites in {kept}" if path else "keeps nothing for an undo"
-            message = f"an earlier run of this merge, which was cut off, {kept}; go on with --resume"
+            kept = (
+                f"keeps what it overwrites in {path} (undo image of the unfinished merge); go on with --resume"
+                if path
+                else "keeps nothing for an undo; go on without --undo"
+            )
+            message = f"an earlier run of this merge, which was cut off, {kept}"
             self.obstacles.append(JournalError(message, path=self.destination.path))
             return
         self.wishes = replace(
@@ -253,7 +256,7 @@ class Survey:
     def _doubt(self) -> str:
         """Return why the undo image may lack something that an earlier run has overwritten, "" if it cannot."""
         journal = self.journal
-        if journal is None or journal.begin is None or journal.doubt:
+        if journal is None or journal.begin is None or journal.doubt or not journal.begin.undo:
             return ""
         storage = self.folder.open(journal.path)
         try:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, MergeError, NotEnoughSpaceError, VhdError
-from vhdkit.image.journal import command, journal_path
+from vhdkit.image.journal import journal_path
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal |
                 f"Every disk reads as before; left are {', '.join(left)}" if left else "Nothing was changed."
             )
         return
-    search = [word for directory in plan.search for word in ("--search", directory)]
-    again = command("merge", plan.sources[0], "--into", plan.destination, *search)
+    own = paths.dirname(plan.sources[0])
+    lie_in = [paths.dirname(path) for path in (*plan.sources, plan.destination)]
+    again = journal.merge_command([*map(folder.real, plan.search), *(each for each in lie_in if each != own)])
     if journal.merged and not folder.exists(journal.path):
         error.add_note(f"The merge is complete and durable in {plan.destination}; nothing is left to be done.")
         return

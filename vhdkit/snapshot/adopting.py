@@ -158,10 +158,10 @@ def _known(folder: Folder, families: Sequence[Family], named: set[str]) -> Manif
 def _new_file(folder: Folder, base: str, named: set[str]) -> ManifestFile:
     """Return where the manifest of a machine that none tells of is to lie: not where another machine's is.
 
-    One that cannot be read, or none of whose images is there any longer, is replaced.
+    One without a byte, or none of whose images is there any longer, is replaced.
 
     Raises:
-        SnapshotError: there is no place.
+        SnapshotError: there is no place, or what is there cannot be read.
 
     """
     for path in (manifest_path(base), base + SUFFIX):
@@ -169,6 +169,7 @@ def _new_file(folder: Folder, base: str, named: set[str]) -> ManifestFile:
         try:
             images = file.images(file.read()) if file.exists() else frozenset[str]()
         except SnapshotError:
+            file.refuse_unreadable()
             return file
         if not any(map(folder.exists, images)):
             return file
@@ -260,7 +261,13 @@ def _refuse_unfinished(folder: Folder, family: Family) -> None:
 
 
 def _earlier(file: ManifestFile, *, is_local: bool) -> Manifest | None:
-    """Return what an earlier manifest says, None if there is none that can be read."""
+    """Return what an earlier manifest says, None if there is none that is believed.
+
+    Raises:
+        SnapshotError: what is there cannot be read, and would be lost.
+
+    """
+    file.refuse_unreadable()
     if not file.exists():
         return None
     try:

@@ -12,6 +12,7 @@ removes · 4 signposts that are no longer needed go.
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -113,16 +114,45 @@ class ManifestFile:
     def _parse(self, storage: Storage) -> Manifest:
         size = storage.size()
         if size > MAX_BYTES:
-            raise SnapshotError(f"it has {size} bytes, too many for a manifest", path=self.path)
+            message = f"it has {size} bytes, too many for a manifest"
+            raise SnapshotError(f"{message}; {self._way_out()}", path=self.path)
         raw = read_bytes(storage, 0, size)
         if self._parsed is None or raw != self._raw:
             try:
                 self._parsed = Manifest.from_json(raw)
             except SnapshotError as error:
-                raise SnapshotError(error.message, path=self.path) from error.__cause__
+                raise SnapshotError(f"{error.message}; {self._way_out()}", path=self.path) from error.__cause__
             self._raw = raw
         self._paths.look_again()
         return self._parsed
+
+    def _way_out(self) -> str:
+        """Return what to do about a file that cannot be read: it may hold names and notes that nothing else has."""
+        aside, count = f"{self.path}.unreadable", 1
+        while self.folder.exists(aside):
+            count += 1
+            aside = f"{self.path}.unreadable-{count}"
+        move = shlex.join(["mv", self.path, aside])
+        return (
+            f"put back a copy of it, or move it away first (`{move}`): `vhdkit snapshot init DISK` then makes a new"
+            " tree from the images, without names and notes"
+        )
+
+    def refuse_unreadable(self) -> None:
+        """Refuse to write over a file that holds something that cannot be read; one without a byte holds nothing.
+
+        Raises:
+            SnapshotError: it holds something else than a manifest.
+
+        """
+        if not self.exists():
+            return
+        storage = self.folder.open(self.path)
+        try:
+            if storage.size():
+                self._parse(storage)
+        finally:
+            storage.close()
 
     def write(self, manifest: Manifest) -> None:
         """Replace it, durably; see the module for the order.

@@ -1,0 +1,68 @@
+"""What the completion record of a merge will say, from the files as they are before the merge goes on.
+
+A merge that `ensure_merged` has begun has one however it is finished: its journal keeps the samples for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
+from vhdkit.merging.files import open_planned
+from vhdkit.merging.plan import Resume
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.merging.completion import MergedLeaf
+    from vhdkit.merging.plan import MergePlan
+    from vhdkit.storage.seam import Folder
+
+
+def completion_of(
+    plan: MergePlan,
+    leaf_id: str,
+    known: Sequence[MergedLeaf],
+    folder: Folder,
+    search: Sequence[str],
+    parent_map: Mapping[str, str] | None = None,
+) -> Completion:
+    """Return what is to be recorded of a plan without obstacles; `known` is what the record says now."""
+    journal = plan.journal
+    sampled = journal.samples if journal is not None else ()
+    if plan.resume is Resume.FINISHES:
+        with open_chain(plan.destination, search=search, parent_map=parent_map, folder=folder) as after:
+            own = [each for each in known if each.leaf_id == leaf_id and is_shown(each, after.layers)]
+            earlier = [each for each in known if each.leaf_id != leaf_id and is_shown(each, after.layers)]
+            samples = own[-1].samples if own else sampled
+            kept = carried_on(earlier, after)
+    else:
+        with open_planned(plan, folder) as chain:
+            depth = len(plan.sources)
+            earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
+            samples = samples_of(chain.layers, depth, sampled)
+            kept = carried_on(earlier, Chain(chain.layers))
+    payload = journal.begin.payload_bytes if journal is not None and journal.begin is not None else 0
+    return Completion(
+        leaf_id=leaf_id,
+        leaf=paths.basename(plan.sources[0]),
+        payload_bytes=max(payload, plan.payload_bytes),
+        samples=samples,
+        earlier=kept,
+    )
+
+
+def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
+    """Return what is to be recorded of a merge that `ensure_merged` has begun, None if it has not.
+
+    Raises:
+        JournalError: the completion record that is there cannot be read.
+
+    """
+    journal = plan.journal
+    if journal is None or journal.begin is None or journal.begin.undo or not journal.samples:
+        return None
+    known = read_completions(folder, plan.destination)
+    return completion_of(plan, journal.begin.sources[0].unique_id, known, folder, plan.search)
