@@ -113,9 +113,22 @@ def test_other_content_exits_1_and_is_told_if_it_is_taken(cli: Cli, vms: Path) -
     before = snapshot(vms)
     assert f"first at byte {at}" in cli("rebase", MIDDLE, "-b", "copy.vhd").refused()
     assert snapshot(vms) == before
+    # What reads through it would show other data as well.
+    assert str(vms / LEAF) in cli("rebase", MIDDLE, "-b", "copy.vhd", "--ignore-id-mismatch").refused()
+    assert snapshot(vms) == before
+    (vms / LEAF).unlink()
     record = cli("rebase", MIDDLE, "-b", "copy.vhd", "--ignore-id-mismatch", "--json").json
     assert (record["fits"], record["first-difference"], record["changed"]) == ("no", at, True)
     assert any(f"first at byte {at}" in text for text in record["warnings"])
+
+
+def test_children_that_show_the_same_through_an_equal_parent_of_another_id_are_no_obstacle(cli: Cli, vms: Path) -> None:
+    layers = [vms / LEAF, vms / MIDDLE, vms / BASE]
+    before = view_of(*layers)
+    vhdkit.convert(str(vms / BASE), str(vms / "new.vhd"))
+    record = cli("rebase", MIDDLE, "-b", "new.vhd", "--ignore-id-mismatch", "--json").json
+    assert (record["same-id"], record["fits"], record["changed"]) == (False, "yes", True)
+    assert view_of(vms / LEAF, vms / MIDDLE, vms / "new.vhd") == before
 
 
 def test_a_child_in_use_exits_75_and_one_that_is_read_only_1(cli: Cli, vms: Path) -> None:

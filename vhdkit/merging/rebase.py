@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
+from vhdkit.chain.children import children_of
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
@@ -32,6 +33,7 @@ from vhdkit.errors import (
     MergeError,
     ParentMismatchError,
     ReadOnlyImageError,
+    SiblingsError,
     SnapshotError,
     VhdError,
 )
@@ -123,6 +125,7 @@ def plan_rebase(
         ChainError: the child is no differencing image, or what the new parent shows differs from the old one.
         MergeError: the parent has another id and a larger disk, or the new path does not fit into the child's locator.
         SnapshotError: the child is a layer of a machine, and its snapshots need it above another image.
+        SiblingsError: images read through the child, and would not show what they do.
         JournalError: a merge of one of them is not finished.
         ReadOnlyImageError: one of them belongs to a saved machine state, or the child may not be written.
         ImageInUseError: somebody writes to one of them.
@@ -296,6 +299,8 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
     fits, difference = _compared(old, new, where)
     if fits is Fit.NO:
         remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
+    if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != header.parent_unique_id):
+        _check_children(child, where)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
     remarks += _found_by(child, parent, patches, where.folder)
@@ -341,6 +346,23 @@ def _check_difference(
     if not is_ignored:
         raise ChainError(f"{message}; --ignore-id-mismatch takes the other all the same", path=child.path)
     return message
+
+
+def _check_children(child: Image, where: Where) -> None:
+    """Refuse while images read through the child that would show other data, as far as is known.
+
+    Raises:
+        SiblingsError: there are some.
+
+    """
+    children = children_of(child, where.folder, where.search)
+    if children:
+        message = (
+            f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"
+            f" {', '.join(children)}. Turn each into one of its own (vhdkit convert FILE NEWFILE), and move it"
+            " elsewhere"
+        )
+        raise SiblingsError(message, path=child.path, siblings=children)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
