@@ -29,10 +29,11 @@ class Entry:
     identity: tuple[int, int]
 
 
-# A folder of snapshots holds hundreds of files, a store of images some thousands; so many more are looked at in a few
-# seconds where a disk is near. Beyond that a search costs more than what it is a part of.
-REACH_ENTRIES = 200_000
-REACH_SECONDS = 20.0
+# A folder of snapshots holds hundreds of files, a store of images some thousands; so many more are looked at in about a
+# second where a disk is near. A merge searches three times, when it is planned, opened and about to finish: with a link
+# to the whole machine beside its images that must not cost more than what it is a part of.
+REACH_ENTRIES = 50_000
+REACH_SECONDS = 3.0
 
 
 @dataclass(slots=True, kw_only=True)
