@@ -61,8 +61,8 @@ MERGED: dict[str, Any] = {"kind": "merged", "relinks": [], "destination": [16896
 
 
 def said(*found: Record) -> Journal:
-    folder = MemoryFolder({"/vms/base.vhd": b"", "/vms/base.vhd" + JOURNAL: records.encode(found)})
-    journal = read_journal(folder, "/vms/base.vhd")
+    files = {"/vms/leaf.avhd": b"", "/vms/base.vhd": b"", "/vms/base.vhd" + JOURNAL: records.encode(found)}
+    journal = read_journal(MemoryFolder(files), "/vms/base.vhd")
     assert journal is not None
     return journal
 

@@ -17,8 +17,10 @@ import pytest
 import vhdkit
 from tests.unit.test_siblings import Family, assert_refused_for, chain_of_three, merged, view
 from vhdkit.chain.catalog import read_catalog
+from vhdkit.merging.relatives import Relatives
 from vhdkit.storage import mounts, tree
 from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.memory import MemoryFolder
 from vhdkit.storage.seam import Reach
 
 if TYPE_CHECKING:
@@ -225,6 +227,44 @@ def test_a_folder_of_a_hundred_thousand_names_behind_a_link_is_not_kept_whole(tm
     assert len(list(LocalFolder().walk(str(tmp_path / "vms"), reach=reach))) == 50
     assert kept == [51]
     assert set(reach.unseen) == {str(tmp_path / "big")}
+
+
+@pytest.mark.parametrize("later", [0, 200])
+def test_a_later_search_that_is_cut_at_another_place_is_no_reason_to_refuse(
+    family: Family, monkeypatch: Any, later: int
+) -> None:
+    c, _, base = chain_of_three(family)
+    child = moved(family.child("x.avhd", c, 4), family.folder.parent / "big")
+    expected = view(c)
+    entries = iter([100, *[later] * 10])
+    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=next(entries)))
+    found = plan(family)
+    assert [relink.child for relink in found.relinks] == [str(child)]
+    vhdkit.merge(found)
+    assert view(base) == expected
+
+
+def test_a_child_that_a_later_search_finds_is_a_reason_to_refuse(family: Family, monkeypatch: Any) -> None:
+    _, _, base = chain_of_three(family)
+    sibling = moved(family.child("x.avhd", base, 4), family.folder.parent / "big")
+    entries = iter([0, 100, 100])
+    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=next(entries)))
+    found = plan(family)
+    assert (found.obstacles, sibling.exists()) == ((), True)
+    with pytest.raises(vhdkit.MergeError, match="came or went"):
+        vhdkit.merge(found)
+
+
+def test_a_relative_that_has_gone_is_told_from_one_that_was_not_reached() -> None:
+    folder = MemoryFolder({"/vms/a.avhd": b""})
+    finding = vhdkit.Finding(corruption=vhdkit.Corruption.SIBLINGS, path="/far", message="not looked at")
+    then = Relatives(of_sources=("/vms/a.avhd",))
+    assert then.differ(Relatives(), folder)
+    assert not then.differ(Relatives(findings=(finding,)), folder)
+    assert then.differ(Relatives(of_destination=("/vms/a.avhd",), findings=(finding,)), folder)
+    assert not then.differ(then, folder)
+    folder.remove("/vms/a.avhd")
+    assert then.differ(Relatives(findings=(finding,)), folder)
 
 
 @pytest.mark.skipif(IS_ROOT and shutil.which("setpriv") is None, reason="root reads every folder")

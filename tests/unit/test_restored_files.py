@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
-from tests.cutting import JOURNAL, small_checkpoints
+from tests.cutting import JOURNAL, at_first, cut_off, small_checkpoints
 from tests.model import Kind, ModelChain, Snapshot
 from tests.unit.test_merge_laws import (
     CHANGES,
@@ -25,6 +25,7 @@ from tests.unit.test_merge_laws import (
     plain_view,
     put,
 )
+from vhdkit.image.journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -169,3 +170,66 @@ def test_a_roll_back_restores_every_layer_or_is_refused_whatever_was_put_back(ch
         except Exception as error:
             raise AssertionError(said) from error
     assert restored > count // 4, (restored, count)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_leftover_that_is_named_goes_only_if_the_destination_shows_it_whatever_the_journal_says(verify: bool) -> None:
+    """As a forger has it who knows what the files' sizes and times are: the destination never got the source's data."""
+    folder, paths = in_memory(
+        chain_over(Kind.FIXED, put(0, 60, 1), Snapshot(), put(3, 9, 2), Snapshot(), put(20, 2, 3), sectors=64)
+    )
+    before = bytes(folder[paths[2]].content)
+    cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
+    source = bytes(folder[paths[1]].content)
+    folder[paths[2]].content[:] = before
+    plan = vhdkit.plan_merge(paths[1], into=paths[2], verify=verify, folder=folder)
+    ended = [finding.path for finding in plan.findings if finding.corruption is vhdkit.Corruption.VIEW_ENDED]
+    assert (plan.removals, {*ended}) == ((), {paths[1]})
+    assert vhdkit.merge(plan, folder=folder).removed == ()
+    assert bytes(folder[paths[1]].content) == source
+
+
+def test_a_merge_that_verifies_removes_no_leftover_unread_where_the_topmost_source_is_named() -> None:
+    folder, paths = in_memory(
+        chain_over(Kind.FIXED, put(0, 60, 1), Snapshot(), put(3, 9, 2), Snapshot(), put(20, 2, 3), sectors=64)
+    )
+    before = bytes(folder[paths[2]].content)
+    cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
+    folder[paths[2]].content[:] = before
+    plan = vhdkit.plan_merge(paths[0], into=paths[2], verify=True, folder=folder)
+    assert vhdkit.merge(plan, folder=folder).removed == ()
+    assert folder.exists(paths[1])
+
+
+def test_a_leftover_that_is_named_goes_if_the_destination_shows_it_and_is_kept_if_newer_data_hid_it() -> None:
+    for sector, removed in ((20, True), (5, False)):
+        chain = chain_over(
+            Kind.FIXED, put(0, 60, 1), Snapshot(), put(3, 9, 2), Snapshot(), put(sector, 2, 3), sectors=64
+        )
+        folder, paths = in_memory(chain)
+        expected = plain_view(folder, paths)
+        cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
+        plan = vhdkit.plan_merge(paths[1], into=paths[2], verify=True, folder=folder)
+        assert vhdkit.merge(plan, folder=folder).removed == ((paths[1],) if removed else ())
+        assert folder.exists(paths[1]) is not removed
+        assert not folder.exists(paths[2] + JOURNAL)
+        assert plain_view(folder, paths[2:]) == expected
+
+
+def test_what_is_left_to_be_done_names_no_source_that_is_gone() -> None:
+    folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(3, 9, 2), Snapshot(), put(20, 2, 3), sectors=64))
+    cut_off(folder, paths[0], paths[2], at_first("remove", "layer-1.avhd"))
+    journal = read_journal(folder, paths[2])
+    assert journal is not None
+    assert "layer-2.avhd was merged into layer-0.vhd and is gone" in journal.say()
+    assert f"merge {paths[1]} --into {paths[2]}" in journal.say()
+    assert f"merge {paths[0]}" not in journal.say()
+
+
+def test_a_merge_that_is_not_finished_says_that_its_topmost_source_is_gone() -> None:
+    folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(3, 9, 2), Snapshot(), put(20, 2, 3), sectors=64))
+    cut_off(folder, paths[0], paths[2], at_first("sync", "layer-0.vhd"))
+    folder.remove(paths[0])
+    journal = read_journal(folder, paths[2])
+    assert journal is not None
+    assert journal.say().endswith("layer-2.avhd is gone, and it cannot go on until that is put back")

@@ -77,7 +77,7 @@ class Journal:
     `now` is the file system's time when the last record was written, 0.0 where that was not noted. `undo_seen` is what
     the undo image looked like when it held `held` sectors; None in journals of earlier versions, as `destination_seen`,
     the destination when the merge was stopped, complete or rolled back. `verified` are the sources that were about to
-    be removed.
+    be removed. `gone` are the sources below the journal's own directory that were not there when it was read.
     """
 
     path: str
@@ -105,6 +105,7 @@ class Journal:
     destination_stopped: SizeAndTime | None = None
     now: float = 0.0
     end: int = 0
+    gone: frozenset[str] = field(default=frozenset(), repr=False)
     checksum: str = field(default="", repr=False)
 
     @property
@@ -219,14 +220,29 @@ class Journal:
             how = f"{self.undo_command('undo', 'drop')} makes that final, {self.undo_command('rollback')} takes it back"
             return f"{top} was merged into {name}, and the sources are kept; {how}"
         why = f" ({self.stopped})" if self.stopped else ""
-        again = self.merge_command()
+        again, is_top_there = self._again(self.begin)
         if self.merged:
-            return f"{top} was merged into {name}{why}; {again} finishes what is left to be done"
+            gone = "" if is_top_there else " and is gone"
+            return f"{top} was merged into {name}{gone}{why}; {again} finishes what is left to be done"
         total = self.begin.payload_bytes
         percent = 100 * self.bytes_done // total if total else 0
         who = f"process {self.begin.pid} on {self.begin.host}"
         how = f"{again} goes on, unless somebody is still at it"
+        if not is_top_there:
+            how = f"{top} is gone, and it cannot go on until that is put back"
         return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}; {how}"
+
+    def _again(self, begin: Begin) -> tuple[str, bool]:
+        """Return the command that goes on, and whether the topmost source is there.
+
+        Without it a source that is left is named: of that nothing goes which the destination does not show. If none is
+        left the name of the topmost one leads to the journal, and only that goes.
+        """
+        sources = [self.resolve(source.path) for source in begin.sources]
+        there = [path for path in sources if path not in self.gone]
+        if sources[0] in self.gone and there:
+            return command("merge", there[0], "--into", self.destination), False
+        return self.merge_command(), sources[0] not in self.gone
 
 
 def command(*words: str) -> str:
@@ -259,7 +275,17 @@ def read_journal(folder: Folder, destination: str) -> Journal | None:
                 "it belongs to another user than the image beside it, and is not believed; remove it if it is wrong"
             )
             raise JournalError(message, path=path)
-        return _read(path, storage)
+        journal = _read(path, storage)
+    if journal.begin is not None:
+        journal.gone = _gone(journal, journal.begin, folder)
+    return journal
+
+
+def _gone(journal: Journal, begin: Begin, folder: Folder) -> frozenset[str]:
+    # Even asking the system about a path elsewhere can wake an automounter, and a journal is not trusted.
+    sources = [journal.resolve(source.path) for source in begin.sources]
+    own = [path for path in sources if paths.is_below(path, [paths.dirname(journal.path)])]
+    return frozenset(path for path in own if not folder.exists(path))
 
 
 def _read(path: str, storage: Storage) -> Journal:

@@ -137,12 +137,14 @@ def _children(plan: MergePlan, folder: Folder) -> list[str]:
 
 def _check_plan(plan: MergePlan, chain: Chain, folder: Folder) -> None:
     if plan.resume is Resume.FINISHES and plan.journal is not None:
-        now = finishing_plan(plan.journal, folder, plan.search, keep_sources=plan.keep_sources)
+        now = finishing_plan(
+            plan.journal, folder, plan.search, keep_sources=plan.keep_sources, only_shown=plan.only_shown
+        )
         if (now.relatives, now.removals, now.obstacles) != (plan.relatives, plan.removals, ()):
             raise MergeError("its files or their children changed since it was planned; plan it again", path=chain.path)
         return
     undo_id = plan.undo.unique_id if plan.undo is not None else b""
-    if find_relatives(chain, len(plan.sources), folder, plan.search, undo_id) != plan.relatives:
+    if plan.relatives.differ(find_relatives(chain, len(plan.sources), folder, plan.search, undo_id), folder):
         raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
     for relink in (*plan.relinks, *plan.sibling_relinks):
         check_relink(folder, relink)
@@ -166,7 +168,7 @@ def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -
     expected = plan.relatives
     if plan.sibling_relinks:
         expected = Relatives(of_sources=expected.of_sources, relinks=expected.relinks, unknown=expected.unknown)
-    if find_relatives(files.chain, depth, folder, plan.search, undo_id) != expected:
+    if expected.differ(find_relatives(files.chain, depth, folder, plan.search, undo_id), folder):
         raise MergeError(f"other images of its family came or went during the merge: {kept}", path=files.chain.path)
 
 

@@ -8,6 +8,9 @@ a source goes only if
    destination; or
  - the destination shows all that it holds.
 
+Where the command names such a source itself, or asks to verify, only the second counts: identities in a journal prove
+nothing against one who writes it, and the run that removes a source has then seen what it holds.
+
 Any other is kept, and said to be: its view has ended, and it is never to be merged. If the destination is not as it
 was, and does not show what is left, a disk that was written to cannot be told from one that was put back: refused.
 """
@@ -134,11 +137,13 @@ def finishing_plan(
     *,
     keep_sources: bool = False,
     is_read: bool = False,
+    only_shown: bool = False,
 ) -> MergePlan:
     """Return the plan to finish a merge that is complete: relink what is not relinked, remove what is still there.
 
     With `keep_sources` nothing is removed, whatever the merge was begun with. `is_read` says that the destination was
-    read and has what the sources hold.
+    read and has what the sources hold. With `only_shown` a source that is left without the topmost one goes only if the
+    destination shows all that it holds, whatever the journal says.
 
     Raises:
         JournalError: the journal names files that are not of this chain, or that are not what they were.
@@ -154,7 +159,7 @@ def finishing_plan(
         _check_complete(journal, destination, folder, search)
         here, disk_type = LayerState.of(destination), destination.disk_type
         block_size, size, file_size = destination.block_size, destination.size, destination.storage.size()
-        left = _what_is_left(journal, begin, destination, folder, search)
+        left = _what_is_left(journal, begin, destination, folder, search, only_shown=only_shown)
     removals = () if is_kept else left.removable
     relinks, siblings = _born_since(journal, removals, destination.unique_id, folder, search)
     obstacles = (
@@ -187,9 +192,10 @@ def finishing_plan(
         journal=journal,
         resume=Resume.FINISHES,
         read_back=size if is_read or not left.is_whole else 0,
+        only_shown=only_shown,
         layers=(*left.states, here),
         search=search,
-        findings=(*findings, *map(_ended, left.kept)),
+        findings=(*findings, *(_ended(path, journal.destination) for path in left.kept)),
         obstacles=obstacles,
     )
 
@@ -208,10 +214,10 @@ def _dropped(journal: Journal, folder: Folder) -> list[str]:
     return [path for path in [journal.resolve(journal.begin.undo)] if folder.exists(path)]
 
 
-def _ended(path: str) -> Finding:
+def _ended(path: str, destination: str) -> Finding:
     message = (
-        "it is kept, for it is not what it was when it was merged; its view has ended, and it is not to be merged"
-        " again: remove it if nothing in it is needed"
+        f"it is kept, for nothing proves that {destination} got all that it holds; its view has ended, and it is not to"
+        " be merged again: remove it if nothing in it is needed"
     )
     return Finding(corruption=Corruption.VIEW_ENDED, path=path, message=message)
 
@@ -228,7 +234,9 @@ def _check_complete(journal: Journal, destination: Image, folder: Folder, search
             check_undo(journal, image, destination, folder, search)
 
 
-def _what_is_left(journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str]) -> Left:
+def _what_is_left(
+    journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
+) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
     where = Where(folder=folder, search=(*search, paths.dirname(journal.path)))
     own = [(source, path) for source, path in there if _leads_to(path, destination, where)]
@@ -241,7 +249,8 @@ def _what_is_left(journal: Journal, begin: Begin, destination: Image, folder: Fo
         if len(own) == len(begin.sources):
             return Left(states=states, removable=every, is_whole=True)
         others = tuple(path for _, path in there if path not in every)
-        return _without_the_topmost(journal, destination, opened, Left(states=states, removable=every, kept=others))
+        left = Left(states=states, removable=every, kept=others)
+        return _without_the_topmost(journal, destination, opened, left, only_shown=only_shown)
     finally:
         for image in opened:
             image.close()
@@ -254,9 +263,12 @@ def _leads_to(path: str, destination: Image, where: Where) -> bool:
         return False
 
 
-def _without_the_topmost(journal: Journal, destination: Image, opened: Sequence[Image], left: Left) -> Left:
+def _without_the_topmost(
+    journal: Journal, destination: Image, opened: Sequence[Image], left: Left, *, only_shown: bool
+) -> Left:
     """Return which sources may go, though not all are there any more; see the module."""
-    verified = {journal.resolve(state.path): state for state in journal.verified or ()}
+    known = () if only_shown else journal.verified or ()
+    verified = {journal.resolve(state.path): state for state in known}
     if _is_as_left(journal, destination):
         fitting = tuple(image.path for image in opened if _is_as_verified(image, verified.get(image.path)))
     elif opened and _shows_all(opened, destination):

@@ -100,8 +100,10 @@ class MergePlan:
     gets, `blocks_moved` those that make way for a longer BAT, `place` where both lie and `file_end` where the footer
     then begins; `space_needed` is what the files grow by. `journal` is that of an earlier run that was cut off, and
     `resume` what is done about it; of what that run copied the destination was read up to `read_back`, and has what the
-    sources hold; `spent` is the checksum of a journal that says nothing any more, and goes; `digest` that of all that
-    decides which bytes go where. `obstacles` says what stands in the way: a plan with any is not carried out.
+    sources hold; `only_shown` says that of the sources of a complete merge whose topmost one is gone those go that the
+    destination shows, whatever the journal says; `spent` is the checksum of a journal that says nothing any more, and
+    goes; `digest` that of all that decides which bytes go where. `obstacles` says what stands in the way: a plan with
+    any is not carried out.
     """
 
     sources: tuple[str, ...]
@@ -132,6 +134,7 @@ class MergePlan:
     resume: Resume | None = None
     spent: str = ""
     read_back: int = 0
+    only_shown: bool = False
     digest: str = ""
     layers: tuple[LayerState, ...]
     search: tuple[str, ...]

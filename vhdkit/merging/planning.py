@@ -103,7 +103,7 @@ def plan_merge(
         ended = find_complete(place, path, folders)
         if ended is not None:
             check_names(ended, place, [paths.dirname(place.real(path)), *folders, *mapped.values()])
-            plan = finishing_plan(ended, place, folders, keep_sources=keep_sources)
+            plan = finishing_plan(ended, place, folders, keep_sources=keep_sources, only_shown=verify)
             return _with_claims(plan, place, acting_for)
     with noting_unreadable_journals(place, path, folders):
         opened = open_chain(path, search=folders, parent_map=mapped, parent=parent, folder=place)
@@ -146,7 +146,7 @@ def _finishing_plan(
         named = with_names(journal, sources)
         return finishing_plan(named, folder, search, chain.findings, keep_sources=keep_sources, is_read=True)
     if is_leftover(journal, sources, folder):
-        return finishing_plan(journal, folder, search, chain.findings, keep_sources=keep_sources)
+        return finishing_plan(journal, folder, search, chain.findings, keep_sources=keep_sources, only_shown=True)
     return None
 
 

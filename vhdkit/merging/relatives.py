@@ -41,6 +41,23 @@ class Relatives:
     unknown: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = field(default=(), compare=False)
 
+    def differ(self, found: Relatives, folder: Folder) -> bool:
+        """Whether a later search shows that relatives came or went.
+
+        Bounds of seconds cut two searches at different places. One that was not found again has gone if everything was
+        looked into, or its file is not there any more.
+        """
+        then, now = self._by_path(), found._by_path()
+        if any(then.get(path) != what for path, what in now.items()):
+            return True
+        missing = then.keys() - now.keys()
+        return bool(missing) and not (found.findings and all(map(folder.exists, missing)))
+
+    def _by_path(self) -> dict[str, object]:
+        kinds = (("destination", self.of_destination), ("source", self.of_sources), ("unknown", self.unknown))
+        named = {path: {kind for kind, some in kinds if path in some} for _, some in kinds for path in some}
+        return {**named, **{relink.child: relink for relink in self.relinks}}
+
 
 def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[str], undo_id: bytes = b"") -> Relatives:
     """Look for the relatives of a merge of the layers above `depth` into the one there; the undo image is none."""
