@@ -90,9 +90,10 @@ def contents(folder: MemoryFolder) -> dict[str, bytes]:
 def laid(chain: ModelChain) -> tuple[MemoryFolder, list[str], bytes]:
     folder, paths = in_memory(chain)
     view = vhdkit_view(folder, paths[0])
-    for path in paths:
-        folder.create(path.replace("/vms/", "/victim/")).write_at(0, bytes(folder[path].content))
-    folder.create("/victim/precious.txt").write_at(0, b"precious")
+    victims = {path.replace("/vms/", "/victim/"): bytes(folder[path].content) for path in paths}
+    for path, content in (victims | {"/victim/precious.txt": b"precious"}).items():
+        with folder.create(path) as storage:
+            storage.write_at(0, content)
     return folder, paths, view
 
 
