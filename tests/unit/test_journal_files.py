@@ -159,8 +159,9 @@ def test_one_journal_that_is_none_hides_only_itself_from_the_list(
 
 
 def test_a_job_of_a_journal_that_names_files_elsewhere_is_not_listed(
-    vms: Path, caplog: pytest.LogCaptureFixture
+    vms: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VHDKIT_STATE", str(vms.parent / "state"))  # a list of its own, without other tests' jobs
     begin(vms, undo="undo.vhd")
     forge(vms, lambda begun: begun.update(undo="../victim/pwned.vhd"))
     assert vhdkit.jobs(search=[str(vms)]) == ()
