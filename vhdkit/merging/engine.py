@@ -221,7 +221,6 @@ class _Merge:
                 self._complete(self.writer)
             else:
                 self._verify_again(self.writer)
-                self.has_begun = True
             return self._change_names(self.writer)
         except BaseException as error:
             self._stop(error)
@@ -471,6 +470,8 @@ class _Merge:
         if self.plan.removals:
             self.pace.say(Phase.VERIFYING)
             check_still_shows(self.plan, self.layers, self.pace.check)
+        self.has_begun = True
+        self.files.finish_steps(self.plan, self.folder)
         if self.plan.relinks:
             # Children that the topmost source has got since the merge was complete.
             self._write_merged(writer, writer.journal.relinks or ())

@@ -90,7 +90,8 @@ class MergeFiles:
             if dropped:
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
             _check_plan(plan, self.chain, folder)
-            self._finish_steps(plan, folder)
+            if plan.resume is not Resume.FINISHES:
+                self.finish_steps(plan, folder)
         except BaseException:
             self.close()
             raise
@@ -103,8 +104,11 @@ class MergeFiles:
     ) -> None:
         self.close()
 
-    def _finish_steps(self, plan: MergePlan, folder: Folder) -> None:
-        """Finish what an earlier run has left of changes of headers; nothing else was written yet."""
+    def finish_steps(self, plan: MergePlan, folder: Folder) -> None:
+        """Finish what an earlier run has left of changes of headers; nothing else was written yet.
+
+        Of a merge that is complete, the caller has held the destination against the sources before.
+        """
         for image in (self.destination, *self._children.values()):
             image.finish_step(folder)
         if plan.resume is not None:
