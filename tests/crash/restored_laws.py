@@ -248,16 +248,16 @@ def _ended_view(found: Found) -> bytes | None:
 
 
 def _others(before: Found, after: Found, done: Merged) -> Iterator[str]:
-    program, between = before.program, _between(before, done)
+    program, between, into = before.program, _between(before, done), before.role(done.destination)
     for path in before.images:
         role = before.role(path)
         if path not in after.files:
             if role not in {*between, UNDO}:
                 yield f"{_said(before, path)} was removed"
-        elif role in program.below and role != done.destination and role not in between:
+        elif role in program.below and role != into and role not in between:
             if after.files[path] != before.files[path]:
                 yield f"{_said(before, path)} was written"
-        elif role not in {done.destination, *between} and not _keeps(before, after, path):
+        elif role not in {into, *between} and not _keeps(before, after, path):
             yield f"{_said(before, path)} reads otherwise"
 
 
@@ -269,7 +269,7 @@ def _between(before: Found, done: Merged) -> list[str]:
     """Return the sources of a merge."""
     paths = before.program.paths
     line = [NEW, *paths] if done.top == NEW else paths[paths.index(done.top) :]
-    return list(line[: line.index(done.destination)])
+    return list(line[: line.index(before.role(done.destination))])
 
 
 def _said(found: Found, path: str) -> str:
