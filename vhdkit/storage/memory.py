@@ -192,7 +192,8 @@ class MemoryFolder:
     """A file tree in memory, its paths absolute and with slashes; directories exist by being named.
 
     >>> folder = MemoryFolder({"/vms/a.vhd": b"abc"})
-    >>> folder.open("/vms/a.vhd").size()
+    >>> with folder.open("/vms/a.vhd") as storage:
+    ...     storage.size()
     3
     """
 
