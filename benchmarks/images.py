@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,7 +109,12 @@ class VhdChain(Inputs):
         return ["base.vhd", *(f"level{layer.number:02}.avhd" for layer in self.workload.layers[1:])]
 
     def restore(self, *, thorough: bool = False) -> None:
-        """Write missing layers whole; of the others what lies on blocks that layers above hold, heads and ends."""
+        """Write missing layers whole; of the others what lies on blocks that layers above hold, heads and ends.
+
+        The marks of ended views go, which a merge that keeps its sources has left: every layer shows its own again.
+        """
+        for path in self.paths:
+            Path(f"{path}.vhdkit-ended").unlink(missing_ok=True)
         for layer in self.workload.layers:
             number, path = layer.number, self.paths[layer.number]
             whole = number not in self._heads
