@@ -17,6 +17,7 @@ import pytest
 import vhdkit
 from tests.plaincheck import validate
 from tests.plainvhd import flat, parse
+from vhdkit.image.ended_view import SUFFIX as ENDED_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,8 +78,9 @@ class Family:
             return hashlib.sha256(chain.read(0, chain.size)).hexdigest()
 
     def files(self) -> dict[Path, str]:
-        """Return the digest of every file."""
-        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.root.rglob("*") if path.is_file()}
+        """Return the digest of every file but the marks of layers whose view has ended, which hold times."""
+        files = (path for path in self.root.rglob("*") if path.is_file() and path.suffix != ENDED_SUFFIX)
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def merge(
         self, *, into: Path | None = None, to: Path | None = None, keep_sources: bool = False

@@ -55,7 +55,7 @@ def test_layers_at_once_are_layers_one_by_one(program: Program, data: st.DataObj
         assert tuple(images) == chain.layers[: len(images)]
         if images and start < stop:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("vhdkit.chain.chain._STACKED", 2000)
+                patch.setattr("vhdkit.chain.resolve._STACKED", 2000)
                 one_by_one = resolve(images, start, stop)
             assert sectors(resolve_stacked(images, start, stop)) == sectors(one_by_one)
 
