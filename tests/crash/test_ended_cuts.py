@@ -37,9 +37,9 @@ def is_refused(folder: CrashFolder, layer: str) -> bool:
 def hold(program: CrashProgram, share: float) -> Counter[str]:
     before = {path: plain_view(program.files, path) for path in program.sources[1:]}
     dice, tally, seen = random.Random(program.name), Counter[str](), set()
-    for cut in cuts(uncut(program, clock=True)):
-        if share < 1 and dice.random() >= share:
-            continue
+    every = list(cuts(uncut(program, clock=True)))
+    # Without its fast paths a merge has fewer cuts: at least the last of them is tried.
+    for cut in [each for each in every if share >= 1 or dice.random() < share] or every[-1:]:
         for survival in cut.survivals(3, stale=cut.index % 2 == 1):
             if survival.key in seen:
                 continue
