@@ -32,11 +32,12 @@ from vhdkit.storage import paths
 from vhdkit.storage.reading import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from vhdkit.format.footer import Footer
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.image import Image
+    from vhdkit.image.journal import Journal
     from vhdkit.storage.seam import Folder, Storage
 
 SUFFIX = ".vhdkit-ended"
@@ -78,6 +79,15 @@ class EndedView:
         return JournalError(f"{what}, for {self.why}", path=self.path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Merge:
+    """A merge that has begun to write: its journal, the id of its topmost source, those of the sources below that."""
+
+    journal: Journal
+    leaf_id: bytes
+    between: frozenset[str]
+
+
 def header_digest(footer: Footer, header: DynamicHeader | None) -> str:
     """Return the digest of an image's footer and dynamic header."""
     return sha256(footer.to_bytes() + (b"" if header is None else header.to_bytes())).hexdigest()
@@ -100,20 +110,28 @@ def marked_view(
     return None
 
 
-def view_ended_by(folder: Folder, destinations: Iterable[str], storage: Storage, footer: Footer) -> EndedView | None:
-    """Return what journals of merges into some files say of the view of an open image, None if nothing."""
-    wanted = footer.unique_id.hex()
+def _merges_into(folder: Folder, destinations: Iterable[str]) -> list[_Merge]:
+    """Return what the journals beside some files say of merges that have begun to write."""
+    merges = []
     for destination in destinations:
         try:
             journal = read_journal(folder, destination)
         except (VhdError, OSError):
             continue
-        if journal is None or journal.begin is None or not (journal.reserved or journal.merged):
-            continue
-        top, *between = journal.begin.sources
-        if wanted in {source.unique_id for source in between}:
-            why, leaf_id = f"its view has ended: {journal.say()}", bytes.fromhex(top.unique_id)
-            return EndedView(path=storage.path, record=journal.path, leaf_id=leaf_id, why=why)
+        if journal is not None and journal.begin is not None and (journal.reserved or journal.merged):
+            top, *between = journal.begin.sources
+            ids = frozenset(source.unique_id for source in between)
+            merges.append(_Merge(journal=journal, leaf_id=bytes.fromhex(top.unique_id), between=ids))
+    return merges
+
+
+def _view_ended_by(merges: Iterable[_Merge], storage: Storage, footer: Footer) -> EndedView | None:
+    """Return which of some merges has ended the view of an open image, None if none has."""
+    wanted = footer.unique_id.hex()
+    for merge in merges:
+        if merge.journal.path != storage.path + JOURNAL_SUFFIX and wanted in merge.between:
+            why = f"its view has ended: {merge.journal.say()}"
+            return EndedView(path=storage.path, record=merge.journal.path, leaf_id=merge.leaf_id, why=why)
     return None
 
 
@@ -121,10 +139,12 @@ def ended_view(folder: Folder, storage: Storage, footer: Footer, header: Dynamic
     """Return what says that the view of an open image has ended: a mark, or a journal in its folder."""
     directory = paths.dirname(storage.path)
     names = folder.names(directory)
-    journals = [paths.join(directory, name) for name in names if name.endswith(JOURNAL_SUFFIX)]
-    return marked_view(folder, storage, footer, header, names) or view_ended_by(
-        folder, [path.removesuffix(JOURNAL_SUFFIX) for path in journals], storage, footer
-    )
+    view = marked_view(folder, storage, footer, header, names)
+    if view is None:
+        with_journal = [name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX)]
+        merges = _merges_into(folder, [paths.join(directory, name) for name in with_journal])
+        view = _view_ended_by(merges, storage, footer)
+    return view
 
 
 def ended_views(folder: Folder, images: Sequence[Image]) -> Iterator[Finding]:
@@ -137,20 +157,23 @@ def ended_views(folder: Folder, images: Sequence[Image]) -> Iterator[Finding]:
     for directory in directories:
         with suppress(OSError):
             names[directory] = folder.names(directory)
+    merges = _merges_into(folder, [image.path for image in images if _has_journal(folder, image.path, names)])
     above: set[bytes] = set()
     for image in images:
         listed = names.get(paths.dirname(image.path), ())
         view = marked_view(folder, image.storage, image.footer, image.header, listed)
         if view is not None:
             yield view.finding(is_hidden=view.leaf_id in above)
-        elif (view := _ended_by_chain(folder, images, image)) is not None and view.leaf_id not in above:
+        elif (view := _view_ended_by(merges, image.storage, image.footer)) is not None and view.leaf_id not in above:
             yield view.finding()
         above.add(image.unique_id)
 
 
-def _ended_by_chain(folder: Folder, images: Sequence[Image], image: Image) -> EndedView | None:
-    with_journal = [other.path for other in images if other is not image and folder.exists(other.path + JOURNAL_SUFFIX)]
-    return view_ended_by(folder, with_journal, image.storage, image.footer)
+def _has_journal(folder: Folder, path: str, names: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a journal lies beside an image; `names` are those in each folder that can be listed."""
+    listed = names.get(paths.dirname(path))
+    journal = path + JOURNAL_SUFFIX
+    return folder.exists(journal) if listed is None else paths.basename(journal) in listed
 
 
 def mark_ended(folder: Folder, image: Image, *, leaf_id: bytes, destination_id: bytes) -> None:
