@@ -41,7 +41,8 @@ MERGE = ("merge", "--progress", "none", "--json")
 VHDKIT = (sys.executable, "-m", "vhdkit")
 # Nothing is shared, which copying in the kernel may do as well: what is written direct is the fastest then.
 _COPYING = """
-from vhdkit.storage import copying, file
+from vhdkit.storage import file_copy
+from vhdkit.storage import local_file
 from vhdkit.__main__ import entry
 copying.LongCopies._share = lambda *_: False
 file.copy_in_kernel = lambda *_: 0

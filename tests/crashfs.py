@@ -43,16 +43,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError
-from vhdkit.storage.copying import copy_one_by_one
+from vhdkit.storage.file_copy import copy_one_by_one
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.seam import Entry
+from vhdkit.storage.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Reach, Storage, Syncing
 
 SECTOR = 512
 _COPY_BYTES = 1 << 20

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pytest
 
     from vhdkit.storage.memory import MemoryFolder
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 JOURNAL = ".vhdkit-journal"
 

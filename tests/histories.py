@@ -18,7 +18,7 @@ from vhdkit.snapshot.machine import Machine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 SECTOR = 512
 # Small blocks, so that few sectors are many blocks.

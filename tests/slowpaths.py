@@ -105,15 +105,15 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
     "overlap": ("vhdkit.image.image", _sync_at_once),
     # Long pieces are copied by the kernel.
-    "kernel-copy": ("vhdkit.storage.file", _copy_through_memory),
+    "kernel-copy": ("vhdkit.storage.local_file", _copy_through_memory),
     # Long pieces are shared, where the file system can.
-    "share": ("vhdkit.storage.copying", _share_nothing),
+    "share": ("vhdkit.storage.file_copy", _share_nothing),
     # Long pieces are written past the page cache.
-    "direct": ("vhdkit.storage.copying", _write_by_the_cache),
+    "direct": ("vhdkit.storage.file_copy", _write_by_the_cache),
     # Two of them are under way at once.
-    "at-once": ("vhdkit.storage.copying", _write_one_at_a_time),
+    "at-once": ("vhdkit.storage.file_copy", _write_one_at_a_time),
     # Many short pieces are copied in one bare loop.
-    "many": ("vhdkit.storage.file", _copy_one_by_one),
+    "many": ("vhdkit.storage.local_file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
     "together": ("vhdkit.merging.mover", _stage_nothing),
     # A piece far from others is copied file to file; without it everything goes through the staging buffer.
@@ -123,7 +123,7 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # Three layers and more are resolved together, by their bitmaps.
     "stacked": ("vhdkit.chain.resolve", _resolve_one_by_one),
     # A file that was removed is given back while its directory is synced.
-    "closing": ("vhdkit.storage.file", _close_at_once),
+    "closing": ("vhdkit.storage.local_file", _close_at_once),
     # What a merge has read of a file that goes is let go of before.
     "forgetting": ("vhdkit.merging.forgetting", _forget_nothing),
 }

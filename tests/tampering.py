@@ -8,7 +8,7 @@ from vhdkit.image.image import open_image
 from vhdkit.image.write import write_sectors
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def write_behind(path: str, offset: int, data: bytes, *, folder: Folder | None = None) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.copying import copy_one_by_one
+from vhdkit.storage.file_copy import copy_one_by_one
 from vhdkit.storage.handle import Handle
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Entry, Folder, Reach, Storage, Syncing
 
 
 class LateSyncing:

@@ -177,7 +177,7 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "float": _number,
     "Cancel": _with_methods("is_set", named="a threading.Event, or something else with is_set()"),
     "Clock": _with_methods("monotonic", "sleep", named="a clock, such as the module time"),
-    "Folder": _with_methods("open", "create", "real", named="a Folder (see vhdkit.storage.seam)"),
+    "Folder": _with_methods("open", "create", "real", named="a Folder (see vhdkit.storage.protocols)"),
     "MergePlan": _one_of_our("MergePlan"),
     "Completion": _one_of_our("Completion"),
     "Follow": _one_of_our("Follow"),

@@ -14,7 +14,7 @@ from tests.plainbuild import build, locator
 from tests.unit.test_merge_laws import chain_over, put
 from tests.unit.test_step import BASE, LEAF, OTHER, mixes, patches, step_file
 from vhdkit.image import step
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -314,7 +314,7 @@ def test_what_is_said_after_a_failed_removal_is_true(
         os.remove(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vhdkit.storage.local.LocalFolder.remove", staticmethod(remove))
+        patch.setattr("vhdkit.storage.local_folder.LocalFolder.remove", staticmethod(remove))
         done = cli("merge", LEAF, "--into", BASE, "--progress", "none")
     assert done.code in {1, 130}
     assert sorted(os.listdir()) == sorted([BASE, f"{BASE}.vhdkit-journal", MIDDLE, LEAF])

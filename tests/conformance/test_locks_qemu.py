@@ -14,7 +14,7 @@ import pytest
 import vhdkit
 from tests.conformance.tools import requires, run
 from tests.keeping import keep
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

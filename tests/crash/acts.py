@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tests.crash.programs import CrashProgram
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 _ID = uuid.UUID(int=0x5EED)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pytest
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Folder, Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Entry, Folder, Reach, Storage, Syncing
 
 CHANGING: Final = frozenset(
     {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "replace", "remove", "sync folder"}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.crash.programs import CrashProgram
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     Act = Callable[[CrashProgram, Folder], None]
 

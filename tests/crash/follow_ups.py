@@ -15,7 +15,7 @@ import vhdkit
 from tests.crash.programs import FOLDER, UNDO
 from tests.crash.readers import images_of, vhdkit_view
 from tests.crashfs import SECTOR
-from vhdkit.storage.seam import Folder
+from vhdkit.storage.protocols import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,7 @@ from tests.plainvhd import DIFFERENCING, FormatError, PlainImage, flat, parse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @lru_cache(maxsize=4096)

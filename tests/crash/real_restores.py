@@ -24,7 +24,7 @@ from tests.crash.programs import FOLDER, PROGRAMS
 from tests.crash.restored_laws import Found, wrong, wrote
 from tests.through import ThroughFolder
 from vhdkit.errors import VhdError
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     import random
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.crash.follow_ups import Done, FollowUp
     from tests.crash.programs import CrashProgram
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 BY_NAME: Final = {program.name: program for program in PROGRAMS}
 VERBS: Final = {each.name: each for each in FOLLOW_UPS}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.crash.programs import CrashProgram
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     Change = Callable[[Disk], Disk]
 

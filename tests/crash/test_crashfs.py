@@ -17,7 +17,7 @@ from tests.crashfs import SECTOR, CrashFolder
 
 if TYPE_CHECKING:
     from tests.crash.survivals import Cut
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 A, B, NEW = "/d/a", "/d/b", "/d/new"
 BY_NAME = {program.name: program for program in PROGRAMS}

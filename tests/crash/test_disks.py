@@ -8,7 +8,7 @@ import pytest
 
 from tests.crash.disks import Disk
 from tests.crashfs import CrashFolder
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from vhdkit.format.unique_id import guid
 from vhdkit.merging.completion import completion_path
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 ENSURED = [program for program in PROGRAMS if not program.undo and not program.merge.keep]
 by_name = pytest.mark.parametrize("program", ENSURED, ids=lambda program: program.name)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.crash.programs import CrashProgram
     from tests.crash.survivals import Survival
     from tests.crashfs import CrashFolder
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def undone(program: CrashProgram, survival: Survival, dropped: Mapping[str, bytes], tally: Tally) -> Iterator[str]:

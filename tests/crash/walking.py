@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.crash.programs import CrashProgram
     from tests.crash.survivals import Survival
     from tests.crashfs import Change
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     Act = Callable[[CrashProgram, Folder], None]
     Laws = Callable[[Survival, Tally], Iterator[str]]

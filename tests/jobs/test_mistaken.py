@@ -24,7 +24,7 @@ from vhdkit.job.registry import Registry
 from vhdkit.job.run import run_merge, wished
 from vhdkit.job.worker import Worker
 from vhdkit.merging.pace import Phase
-from vhdkit.storage.machine import is_alive
+from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:
     from vhdkit.job.record import Wishes

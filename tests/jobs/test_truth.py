@@ -21,7 +21,7 @@ from vhdkit.image.image import open_image
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.truth import settled
-from vhdkit.storage.machine import birth_of, is_alive, this_process
+from vhdkit.storage.process import birth_of, is_alive, this_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +107,7 @@ def cut_at(vms: Path, phase: str, undo: str = "", *, name: str = "a_0.avhd", rem
     program = """
 import os, signal, sys, vhdkit
 from vhdkit.job.run import run_merge, wished
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 leaf, phase, undo, removed = sys.argv[1:]
 wishes = wished(leaf, undo=undo or None)
 plan = vhdkit.plan_merge(leaf, undo=undo or None)
@@ -156,7 +156,7 @@ def test_a_job_that_is_killed_once_its_source_is_removed_is_interrupted_and_goes
     program = """
 import os, signal, sys, vhdkit
 from vhdkit.job.run import run_merge, wished
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 def die(self, path):
     os.unlink(path)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -192,7 +192,7 @@ def test_a_merge_that_was_complete_before_the_list_heard_a_second_word_is_comple
 import os, signal, sys, vhdkit
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, wished
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 put, remove = Registry.put, LocalFolder.remove
 def first(self, job, **how):
     Registry.put = full

@@ -22,14 +22,14 @@ import vhdkit
 from tests.cutting import JOURNAL, CutError, CuttingFolder, at_first
 from tests.model import Kind, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, put
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.model import ModelChain
     from tests.unit.test_merge_laws import Event
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     When = Callable[[Event], bool]
 

@@ -15,7 +15,7 @@ import vhdkit
 from tests.journals.make import CUTS, three, two
 from tests.unit.test_merge_laws import vhdkit_view
 from vhdkit.image.journal import read_journal
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from vhdkit.image.journal import Journal

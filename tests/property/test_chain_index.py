@@ -21,7 +21,7 @@ from vhdkit.chain.index import ChainIndex
 from vhdkit.image.create import create_image
 from vhdkit.image.image import Image
 from vhdkit.image.write import write_sectors
-from vhdkit.storage.file import LocalStorage
+from vhdkit.storage.local_file import LocalStorage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,12 +21,12 @@ from tests.snapshots.machines import SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.image.claims import claims_on
 from vhdkit.snapshot.machine import Machine
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 MANIFEST = "xp.vhdkit-snapshots.json"
 

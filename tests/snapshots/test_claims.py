@@ -17,7 +17,7 @@ from vhdkit.image.claims import Change, claims_on, obstacles
 from vhdkit.merging.rebase import plan_rebase
 from vhdkit.merging.rollback import drop_undo, rollback
 from vhdkit.snapshot.machine import Machine
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

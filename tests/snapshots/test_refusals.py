@@ -21,12 +21,12 @@ from vhdkit.merging.rollback import drop_undo, rollback
 from vhdkit.snapshot import changes, layers
 from vhdkit.snapshot.machine import Machine
 from vhdkit.snapshot.manifest import ManifestFile
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 RUNNING = "xp.vhdkit-snapshots.running"
 LOCK = "xp.vhdkit-snapshots.lock"
@@ -369,7 +369,7 @@ def test_what_is_anothers_in_a_sticky_folder_may_not_be_removed(
     tmp_path.chmod(0o1777)
     folder = LocalFolder()
     assert folder.may_remove(str(tmp_path / "file"))
-    monkeypatch.setattr("vhdkit.storage.local.this_user", lambda: 54321)
+    monkeypatch.setattr("vhdkit.storage.local_folder.this_user", lambda: 54321)
     assert not folder.may_remove(str(tmp_path / "file"))
     assert not folder.may_protect(str(tmp_path / "file"))
     tmp_path.chmod(0o777)

@@ -17,7 +17,7 @@ from tests.snapshots.machines import SIZE, Kept, letter_of
 from vhdkit.errors import SnapshotError, VhdError
 from vhdkit.image.manifest import MAX_BYTES, Manifest
 from vhdkit.snapshot.machine import Machine
-from vhdkit.storage import local
+from vhdkit.storage import local_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -392,7 +392,7 @@ def test_protecting_a_link_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     with pytest.raises(OSError, match="symbolic links"):
-        local.LocalFolder().protect(str(tmp_path / "link"), is_protected=True)
+        local_folder.LocalFolder().protect(str(tmp_path / "link"), is_protected=True)
     assert (tmp_path / "file").stat().st_mode & 0o200
 
 

@@ -20,14 +20,14 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from tests.through import ThroughFolder, ThroughStorage
 from vhdkit.cli.output import print_json
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Entry, Storage
+    from vhdkit.storage.protocols import Entry, Storage
 
 BLOCK = 8 * SECTOR
 # What memory promises on hostile input (DESIGN 11), in KiB as the kernel counts it.

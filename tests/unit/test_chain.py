@@ -28,7 +28,7 @@ from vhdkit.errors import (
     UnsupportedImageError,
     VhdError,
 )
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
     Stream = ChainStream | BufferedReader | BufferedStream
 

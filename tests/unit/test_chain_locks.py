@@ -20,7 +20,7 @@ from vhdkit.storage.memory import MemoryFile, MemoryFolder, MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 BLOCK = 8 * SECTOR
 SIZE = 4 * BLOCK

@@ -1,4 +1,4 @@
-"""Copying many pieces in one call, and syncs that are begun: what every Storage must do (vhdkit/storage/seam.py)."""
+"""Copying many pieces in one call, and syncs that are begun: what every Storage does (vhdkit/storage/protocols.py)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 import vhdkit
 from tests.crash.failing import shorten_system_calls
 from tests.unit.test_storage import KINDS, opened, pattern, read
-from vhdkit.storage import file
+from vhdkit.storage import local_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 KERNEL = 256 << 10
 DISKS = ["local", "portable"]
@@ -103,7 +103,7 @@ def test_a_long_piece_behind_short_ones_may_be_late(target_kind: str, monkeypatc
     with opened("local") as source, opened(target_kind) as target:
         source.write_at(0, raw)
         clock = iter(range(10_000))
-        monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: next(clock))
+        monkeypatch.setattr("vhdkit.storage.file_copy.time.monotonic", lambda: next(clock))
         lengths = [100, 200, 300, KERNEL, KERNEL]
         ends = [sum(lengths[:at]) for at in range(len(lengths))]
         count = target.copy_many_from(source, ends, ends, lengths, 2.5)
@@ -169,7 +169,7 @@ def test_the_error_of_a_call_names_the_file_that_it_was_made_on(
         if call == "preadv":
             # Not reached but through memory.
             monkeypatch.setattr(os, "pread", lambda *_: b"")
-            monkeypatch.setattr(file, "copy_in_kernel", lambda *_: 0)
+            monkeypatch.setattr(local_file, "copy_in_kernel", lambda *_: 0)
         with pytest.raises(OSError, match="error") as caught:
             copy_many(target, source, [(0, 0, 512)])
         monkeypatch.undo()
@@ -187,7 +187,7 @@ class Held:
         self.calls: list[bool] = []
         self.error = error
         monkeypatch.setattr(os, "fsync", self.fsync)
-        monkeypatch.setattr("vhdkit.storage.file.fcntl", None)
+        monkeypatch.setattr("vhdkit.storage.local_file.fcntl", None)
 
     def fsync(self, descriptor: int) -> None:
         self.entered.set()

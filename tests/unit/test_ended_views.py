@@ -12,7 +12,7 @@ import pytest
 import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

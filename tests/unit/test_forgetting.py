@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.model import ModelChain
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 BLOCK = 16384  # four windows
 MIB = 1 << 20

@@ -21,13 +21,13 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.plainbuild import LocatorSpec
-    from vhdkit.storage.seam import Entry, Storage
+    from vhdkit.storage.protocols import Entry, Storage
 
 SIZE = BLOCK = 8 * SECTOR
 REFUSALS = (ParentRefusedError, ParentNotFoundError)

@@ -24,7 +24,7 @@ from vhdkit.image.step import SUFFIX as STEP_SUFFIX
 from vhdkit.image.step import _record
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
 from vhdkit.merging.completion import read_completions
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vhdkit.chain.chain import Chain
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SIZE = 4 << 20
 

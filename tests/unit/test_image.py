@@ -40,7 +40,7 @@ from vhdkit.image.create import create_image
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.write import write_sectors
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 PATH = "/vms/a.vhd"
 BLOCK = 8 * SECTOR

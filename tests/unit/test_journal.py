@@ -18,7 +18,7 @@ from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, pl
 from vhdkit.image import records
 from vhdkit.image.journal import Journal, JournalWriter, journal_path, read_journal
 from vhdkit.image.seen import Seen
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

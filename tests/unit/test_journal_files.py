@@ -14,7 +14,7 @@ from tests.model import Kind, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, put, vhdkit_view
 from vhdkit.image import records
 from vhdkit.image.create import partial_name
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vhdkit.image.journal import Journal
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 PATCH = {"offset": 512, "b": "AAAA", "a": "AAAB"}
 RELINKED: dict[str, Any] = MERGED | {

@@ -17,10 +17,10 @@ import vhdkit
 from tests.unit.test_siblings import Family, assert_refused_for, chain_of_three, merged, view
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.merging.relatives import Relatives
-from vhdkit.storage import mounts, tree
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage import directory_walk, mounts
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.storage.seam import Reach
+from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,7 +221,7 @@ def test_a_folder_of_a_hundred_thousand_names_behind_a_link_is_not_kept_whole(tm
         kept.extend([] if most is None else [most])
         return islice(listing, most)
 
-    monkeypatch.setattr(tree, "islice", noted)
+    monkeypatch.setattr(directory_walk, "islice", noted)
     reach = Reach(entries=50)
     assert len(list(LocalFolder().walk(str(tmp_path / "vms"), reach=reach))) == 50
     assert kept == [51]
@@ -329,7 +329,7 @@ def test_a_mount_that_does_not_answer_is_left_and_named(family: Family, monkeypa
         return real(path, **options)
 
     monkeypatch.setattr(mounts, "mount_types", lambda: {str(dead): "nfs4"})
-    monkeypatch.setattr(tree, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(directory_walk, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(os, "stat", hanging)
     begun = time.monotonic()
     try:

@@ -16,7 +16,7 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR, ZERO_ID
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ChainError, Corruption, ParentMismatchError, ParentNotFoundError, ParentRefusedError
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.plainbuild import LocatorSpec
     from vhdkit.chain.chain import Chain
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     Lay = Callable[[dict[str, bytes]], "Tree"]
 

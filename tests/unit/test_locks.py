@@ -17,8 +17,8 @@ import pytest
 from tests.keeping import keep
 from tests.unit.test_storage import KINDS, Place, make_place
 from vhdkit.errors import ImageInUseError
-from vhdkit.storage import holders
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage import lock_holders
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.locks import WindowsLock
 from vhdkit.storage.memory import MemoryFolder
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 ROUNDS = 200
 EXCLUSIVE_OR_NOT = [(False, False), (False, True), (True, False), (True, True)]
@@ -35,7 +35,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="locks of open file d
 # A process that takes a lock, says whether it has it, and keeps it until its input ends.
 HOLDER = """
 import sys
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 storage = LocalFolder(portable=sys.argv[2] == "portable").open(sys.argv[1])
 storage.lock(exclusive=sys.argv[3] == "exclusive")
 print("held", flush=True)
@@ -45,7 +45,7 @@ sys.stdin.read()
 RACER = """
 import sys, time
 from vhdkit.errors import ImageInUseError
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 folder = LocalFolder(portable=sys.argv[2] == "portable")
 for line in sys.stdin:
     storage = folder.open(sys.argv[1])
@@ -241,13 +241,13 @@ def test_two_who_race_never_both_succeed(tmp_path: Path, kind: str) -> None:
 # The bytes
 
 
-def own_locks(path: str) -> list[holders.LockLine]:
+def own_locks(path: str) -> list[lock_holders.LockLine]:
     """Return the locks of this process on a file, as the kernel shows them."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{name}") == path:
-                found += holders._lock_lines(f"/proc/self/fdinfo/{name}")  # noqa: SLF001
+                found += lock_holders._lock_lines(f"/proc/self/fdinfo/{name}")  # noqa: SLF001
         except FileNotFoundError:  # the listing's own
             continue
     return found
@@ -325,7 +325,7 @@ def test_a_write_lock_on_a_byte_that_is_needed_is_in_the_way(tmp_path: Path, byt
     lock_byte(descriptor, byte, fcntl.F_WRLCK)
     storage = place.folder.open(path)
     assert not may_hold(storage, exclusive=False)
-    assert own_locks(path) == [*holders._lock_lines(f"/proc/self/fdinfo/{descriptor}")]  # noqa: SLF001
+    assert own_locks(path) == [*lock_holders._lock_lines(f"/proc/self/fdinfo/{descriptor}")]  # noqa: SLF001
     os.close(descriptor)
     assert may_hold(storage, exclusive=True)
     storage.close()
@@ -384,8 +384,8 @@ def test_a_system_that_tells_nothing_still_refuses(tmp_path: Path, monkeypatch: 
     path = place.put("file")
     one, other = place.folder.open(path), place.folder.open(path)
     one.lock(exclusive=True)
-    monkeypatch.setattr(holders, "_names", lambda _directory: [])
-    monkeypatch.setattr(holders, "_content", lambda _path: "")
+    monkeypatch.setattr(lock_holders, "_names", lambda _directory: [])
+    monkeypatch.setattr(lock_holders, "_content", lambda _path: "")
     with pytest.raises(ImageInUseError) as caught:
         other.lock(exclusive=False)
     assert caught.value.holders == ()
@@ -398,12 +398,12 @@ def test_the_search_for_holders_ends_in_time(tmp_path: Path) -> None:
     place = make_place("local", str(tmp_path))
     storage = place.folder.open(place.put("file"))
     storage.lock(exclusive=True)
-    descriptor = int(next(n for n in os.listdir("/proc/self/fd") if holders._lock_lines(f"/proc/self/fdinfo/{n}")))  # noqa: SLF001
-    tag = holders.file_tag(descriptor)
-    assert len(holders.find_holders(tag, lambda _: True, but=-1)) == 1
-    assert holders.find_holders(tag, lambda _: True, but=descriptor) == ()
-    assert holders.find_holders(tag, lambda _: True, but=-1, seconds=-1) == ()
-    assert holders.find_holders("00:00:1", lambda _: True, but=-1) == ()
+    descriptor = int(next(n for n in os.listdir("/proc/self/fd") if lock_holders._lock_lines(f"/proc/self/fdinfo/{n}")))  # noqa: SLF001
+    tag = lock_holders.file_tag(descriptor)
+    assert len(lock_holders.find_holders(tag, lambda _: True, but=-1)) == 1
+    assert lock_holders.find_holders(tag, lambda _: True, but=descriptor) == ()
+    assert lock_holders.find_holders(tag, lambda _: True, but=-1, seconds=-1) == ()
+    assert lock_holders.find_holders("00:00:1", lambda _: True, but=-1) == ()
     storage.close()
 
 
@@ -418,8 +418,8 @@ def test_the_search_for_holders_ends_in_time(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_is_named_in_full(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: str) -> None:
-    monkeypatch.setattr(holders, "_content", lambda path: files.get(os.path.basename(path), ""))
-    assert holders._name(1) == expected  # noqa: SLF001
+    monkeypatch.setattr(lock_holders, "_content", lambda path: files.get(os.path.basename(path), ""))
+    assert lock_holders._name(1) == expected  # noqa: SLF001
 
 
 # Windows, as its manual says that it behaves

@@ -1,4 +1,4 @@
-"""Long copies past the page cache, and extents that are shared: vhdkit/storage/copying.py.
+"""Long copies past the page cache, and extents that are shared: vhdkit/storage/file_copy.py.
 
 What is asked of every storage stands in test_storage.py and test_copying_many.py; here it is held that these ways are
 gone where they can be, that they touch whole pages only, and that the others take over wherever they end.
@@ -21,16 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_storage import make_place, opened, pattern, read
-from vhdkit.storage import copying
-from vhdkit.storage.copying import LONG_BYTES, LongCopies
+from vhdkit.storage import file_copy
+from vhdkit.storage.file_copy import LONG_BYTES, LongCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
-SECTOR, PAGE, MIB = 512, copying._PAGE, 1 << 20  # noqa: SLF001 - what a direct write is of
+SECTOR, PAGE, MIB = 512, file_copy._PAGE, 1 << 20  # noqa: SLF001 - what a direct write is of
 RAW = pattern(5 * MIB)
 
 pytestmark = [
@@ -78,7 +78,7 @@ class Direct:
 
 @pytest.fixture
 def direct(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Direct:
-    if copying._file_system(os.stat(tmp_path).st_dev) not in copying._DIRECT_FILE_SYSTEMS:  # noqa: SLF001
+    if file_copy._file_system(os.stat(tmp_path).st_dev) not in file_copy._DIRECT_FILE_SYSTEMS:  # noqa: SLF001
         pytest.skip("direct writes are not made on this file system")
     return Direct(monkeypatch)
 
@@ -250,7 +250,7 @@ def test_a_file_is_copied_within_itself_by_other_ways(files: tuple[Storage, Stor
 def test_file_systems_on_which_it_was_not_measured_are_written_as_before(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_DIRECT_FILE_SYSTEMS", frozenset({"nfs4"}))
+    monkeypatch.setattr(file_copy, "_DIRECT_FILE_SYSTEMS", frozenset({"nfs4"}))
     source, target = files
     target.copy_from(source, 0, 0, MIB)
     assert direct.writes == []
@@ -258,17 +258,17 @@ def test_file_systems_on_which_it_was_not_measured_are_written_as_before(
 
 
 def test_the_kind_of_a_file_system_is_told_by_its_device_and_of_none_nothing() -> None:
-    assert copying._file_system(os.stat("/proc").st_dev) == "proc"  # noqa: SLF001
-    assert copying._file_system(os.makedev(4095, 77)) == ""  # noqa: SLF001
+    assert file_copy._file_system(os.stat("/proc").st_dev) == "proc"  # noqa: SLF001
+    assert file_copy._file_system(os.makedev(4095, 77)) == ""  # noqa: SLF001
 
 
 def test_a_mount_point_of_any_bytes_hinders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = os.makedev(8, 1)
     mounts = tmp_path / "mountinfo"
     mounts.write_bytes(b"30 1 8:2 / /mnt/\xff\xfe rw - tmpfs none rw\n31 1 8:1 / /mnt/\xe9 rw - ext4 /dev/x rw\n")
-    monkeypatch.setattr(copying, "_MOUNTS", str(mounts))
-    assert copying._file_system(device) == "ext4"  # noqa: SLF001
-    assert copying._file_system(os.makedev(8, 3)) == ""  # noqa: SLF001
+    monkeypatch.setattr(file_copy, "_MOUNTS", str(mounts))
+    assert file_copy._file_system(device) == "ext4"  # noqa: SLF001
+    assert file_copy._file_system(os.makedev(8, 3)) == ""  # noqa: SLF001
 
 
 def test_a_closed_file_has_no_descriptor_left(tmp_path: Path, direct: Direct) -> None:
@@ -293,7 +293,7 @@ def test_a_closed_file_has_no_descriptor_left(tmp_path: Path, direct: Direct) ->
 def test_windows_are_all_of_a_piece_and_each_fits_into_a_pipe(start: int, pages: int, lead: int) -> None:
     start *= SECTOR
     stop, source_offset = start + pages * PAGE, lead * SECTOR
-    windows = list(copying._windows(3, source_offset, -start % PAGE, start, stop))  # noqa: SLF001
+    windows = list(file_copy._windows(3, source_offset, -start % PAGE, start, stop))  # noqa: SLF001
     assert sum(window.length for window in windows) == stop - start
     at = start
     for window in windows:
@@ -301,11 +301,11 @@ def test_windows_are_all_of_a_piece_and_each_fits_into_a_pipe(start: int, pages:
         assert (window.source_offset - source_offset, window.offset + start) == (at, at + -start % PAGE + start)
         assert window.length % PAGE == 0
         places = -(-(window.source_offset + window.length) // PAGE) - window.source_offset // PAGE
-        assert places * PAGE <= copying._PIPE_BYTES  # noqa: SLF001
+        assert places * PAGE <= file_copy._PIPE_BYTES  # noqa: SLF001
         at += window.length
     # None is a remainder that would be a write of a page.
     assert len({-(-window.length // PAGE) for window in windows[:-1]}) <= 1
-    assert len(windows) == -(-pages * PAGE // (copying._PIPE_BYTES - (PAGE if (lead * SECTOR + start) % PAGE else 0)))  # noqa: SLF001
+    assert len(windows) == -(-pages * PAGE // (file_copy._PIPE_BYTES - (PAGE if (lead * SECTOR + start) % PAGE else 0)))  # noqa: SLF001
 
 
 @settings(max_examples=40, deadline=None)
@@ -659,7 +659,7 @@ class Slow:
         self.now = 0.0
         self._lock = threading.Lock()
         direct.outcome = self.written
-        monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("vhdkit.storage.file_copy.time.monotonic", lambda: self.now)
         copy = os.copy_file_range
 
         def copy_file_range(source: int, target: int, count: int, at: int, to: int) -> int:
@@ -683,7 +683,7 @@ def test_long_pieces_that_were_not_begun_in_time_are_left(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
 ) -> None:
     source, target = files
-    monkeypatch.setattr(copying, "_AT_ONCE", 1)
+    monkeypatch.setattr(file_copy, "_AT_ONCE", 1)
     slow = Slow(direct, monkeypatch)
     source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
     count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
@@ -731,7 +731,7 @@ def test_where_nothing_is_written_direct_time_counts_as_well(
 ) -> None:
     source, target = files
     Slow(direct, monkeypatch)
-    monkeypatch.setattr(copying, "_DIRECT_FILE_SYSTEMS", frozenset())
+    monkeypatch.setattr(file_copy, "_DIRECT_FILE_SYSTEMS", frozenset())
     source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
     count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
     assert count == (1 if until < 0 else 2)
@@ -760,8 +760,8 @@ class Cloning:
         monkeypatch.setattr(fcntl, "ioctl", self.ioctl)
 
     def ioctl(self, target: int, request: int, argument: bytes) -> int:
-        assert request == copying._CLONE_RANGE  # noqa: SLF001
-        source, source_offset, length, offset = copying._CLONE_FIELDS.unpack(argument)  # noqa: SLF001
+        assert request == file_copy._CLONE_RANGE  # noqa: SLF001
+        source, source_offset, length, offset = file_copy._CLONE_FIELDS.unpack(argument)  # noqa: SLF001
         self.asked.append((source_offset, length, offset))
         if self.error:
             raise OSError(self.error, os.strerror(self.error))
@@ -787,7 +787,7 @@ def test_no_more_is_shared_than_there_is_time_for(
     files: tuple[Storage, Storage], cloning: Cloning, monkeypatch: pytest.MonkeyPatch, until: float
 ) -> None:
     source, target = files
-    monkeypatch.setattr("vhdkit.storage.copying.time.monotonic", lambda: float(len(cloning.asked)))
+    monkeypatch.setattr("vhdkit.storage.file_copy.time.monotonic", lambda: float(len(cloning.asked)))
     source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
     count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
     assert count == len(cloning.asked) == min(4, max(1, int(until + 1)))

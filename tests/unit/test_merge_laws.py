@@ -29,7 +29,7 @@ from tests.plaincheck import validate
 from tests.plainvhd import SECTOR, bitmap_length, flat, parse, round_up, seal
 from tests.through import ThroughFolder, ThroughStorage
 from vhdkit.errors import Corruption
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 Vary = Mapping[int, Callable[[ImageSpec], ImageSpec]]
 Mend = Mapping[int, Callable[[bytes], bytes]]

@@ -12,15 +12,15 @@ import pytest
 import vhdkit
 from tests.plainvhd import flat, parse
 from tests.through import ThroughStorage
-from vhdkit.storage.file import LocalStorage
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_file import LocalStorage
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 MIB = 1 << 20
 

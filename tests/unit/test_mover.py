@@ -32,7 +32,7 @@ from vhdkit.merging.mover import Mover
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder, Storage, Syncing
+    from vhdkit.storage.protocols import Folder, Storage, Syncing
 
 GROWING = [Kind.DYNAMIC, Kind.DIFFERENCING]
 BLOCK = 16384

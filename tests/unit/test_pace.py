@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.merging.pace import Progress
-    from vhdkit.storage.seam import Storage, Syncing
+    from vhdkit.storage.protocols import Storage, Syncing
 
 MIB = 1 << 20
 

@@ -35,7 +35,7 @@ from vhdkit.storage.memory import MemoryFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SUB = "/vms/sub/base.vhd"
 RENAMED = "/vms/sub/new.vhd"

@@ -31,7 +31,7 @@ from vhdkit.storage.memory import MemoryFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
     Files = dict[str, bytes]
 

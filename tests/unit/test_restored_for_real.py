@@ -16,7 +16,7 @@ from vhdkit.chain.chain import Chain
 from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

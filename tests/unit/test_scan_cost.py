@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vhdkit.chain.scan import ScannedImage
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
     Parents = Callable[[int], int | None]
 

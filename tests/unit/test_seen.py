@@ -12,7 +12,7 @@ import pytest
 
 from tests.keeping import keep
 from vhdkit.image.seen import Seen
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import vhdkit
 from tests.plainbuild import ImageSpec, LocatorSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, SECTOR, flat, parse
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 SECTORS = 64
 BLOCK = 8 * SECTOR

@@ -14,16 +14,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # What tells that a path is off.
 SIGNS = {
     "overlap": "vhdkit.image.image.Layer.begin_sync.__module__ == 'tests.slowpaths'",
-    "kernel-copy": "vhdkit.storage.file.copy_in_kernel.__module__ == 'tests.slowpaths'",
-    "share": "vhdkit.storage.copying.LongCopies._share.__module__ == 'tests.slowpaths'",
-    "direct": "not vhdkit.storage.copying._DIRECT_FILE_SYSTEMS",
-    "at-once": "vhdkit.storage.copying._AT_ONCE == 1",
-    "many": "vhdkit.storage.file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
+    "kernel-copy": "vhdkit.storage.local_file.copy_in_kernel.__module__ == 'tests.slowpaths'",
+    "share": "vhdkit.storage.file_copy.LongCopies._share.__module__ == 'tests.slowpaths'",
+    "direct": "not vhdkit.storage.file_copy._DIRECT_FILE_SYSTEMS",
+    "at-once": "vhdkit.storage.file_copy._AT_ONCE == 1",
+    "many": "vhdkit.storage.local_file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
     "together": "vhdkit.merging.mover._MANY_PIECES > 1 << 60",
     "alone": "vhdkit.merging.mover._MANY_PIECES == 1",
     "counting": "vhdkit.merging.layout._alike() is None",
     "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
-    "closing": "vhdkit.storage.file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
+    "closing": "vhdkit.storage.local_file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
     "forgetting": "vhdkit.merging.forgetting.Forgetting.passed.__module__ == 'tests.slowpaths'",
 }
 

@@ -34,7 +34,7 @@ from tests.unit.test_merge_laws import (
     planned,
     put,
 )
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

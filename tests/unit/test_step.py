@@ -22,13 +22,13 @@ from vhdkit.errors import Corruption, Level
 from vhdkit.image import records, step
 from vhdkit.image.image import open_image
 from vhdkit.image.step import Patch
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 BASE = ImageSpec(size=64 * SECTOR, block_size=4096, unique_id=b"base" * 4, sectors={3: b"b" * SECTOR})
 OTHER = replace(BASE, unique_id=b"othr" * 4, sectors={3: b"o" * SECTOR})

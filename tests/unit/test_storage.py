@@ -1,4 +1,4 @@
-"""What a Storage and a Folder must do, held against every implementation (vhdkit/storage/seam.py)."""
+"""What a Storage and a Folder must do, held against every implementation (vhdkit/storage/protocols.py)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vhdkit.storage.copying import LONG_BYTES, LongCopies
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.file_copy import LONG_BYTES, LongCopies
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 KINDS = ["local", "portable", "memory"]
 MIB = 1 << 20

@@ -14,7 +14,7 @@ from tests.keeping import keep
 from tests.model import Kind, ModelChain, Snapshot
 from tests.plaincheck import validate
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, long_growth, plain_view, put
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ from vhdkit.merging.verify import view_digest
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 MIB_SECTORS = 2048
 WRITES = [put(3, 9, 2), put(2040, 20, 5), put(4100, 3, 0), put(6000, 100, 7)]

@@ -11,7 +11,7 @@ import pytest
 import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_one_that_became_immutable_after_the_cut_is_kept_if_that_is_asked(vms: P
 def test_anothers_source_in_a_sticky_folder_is_an_obstacle(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vms.chmod(0o1777)
     before = contents(vms)
-    monkeypatch.setattr("vhdkit.storage.local.this_user", lambda: 54321)
+    monkeypatch.setattr("vhdkit.storage.local_folder.this_user", lambda: 54321)
     plan = vhdkit.plan_merge(str(vms / "leaf.avhd"))
     assert ["sticky" in str(each) for each in plan.obstacles] == [True]
     assert contents(vms) == before

@@ -21,7 +21,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vhdkit.storage.seam import Entry, Folder, Reach
+    from vhdkit.storage.protocols import Entry, Folder, Reach
 
 _IMAGE_EXTENSIONS = frozenset({".vhd", ".avhd", ".vud", ".vhdx", ".avhdx", ".vhds"})
 _NO_IMAGE = frozenset({Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT})

@@ -32,7 +32,7 @@ from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import pending, step_findings
 from vhdkit.image.write import write_sectors
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vhdkit.image.extent import Extents
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 # blktap stops at 30 layers, Hyper-V at 50 snapshots; beyond this a chain is a mistake or an attack.

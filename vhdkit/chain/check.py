@@ -43,7 +43,7 @@ from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal, unfinished_merges
 from vhdkit.image.step import pending, step_findings
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.catalog import Cataloged
     from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
 CLEAN = 0

@@ -25,12 +25,12 @@ from vhdkit.image.image import Image, open_image
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import pending
 from vhdkit.storage import paths
-from vhdkit.storage.seam import Reach
+from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,13 +18,13 @@ from vhdkit.image.extent import Kind
 from vhdkit.image.file_name import may_be_raw
 from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, RawImage
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 _PIECE = 4 << 20

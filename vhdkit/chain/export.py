@@ -26,7 +26,7 @@ from vhdkit.image.file_name import FileFormat
 from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
 _PAGE = 4096

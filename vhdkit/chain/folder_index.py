@@ -13,7 +13,7 @@ from vhdkit.chain.catalog import read_entries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 class Known(NamedTuple):

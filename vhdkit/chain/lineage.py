@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.locate import Where
     from vhdkit.errors import Finding
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

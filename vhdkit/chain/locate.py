@@ -45,7 +45,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 _BY_ID = "unique id"
 _EXPLICIT = "--parent"

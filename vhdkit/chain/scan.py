@@ -9,7 +9,7 @@ from vhdkit.arguments import checked
 from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.image.journal import unfinished_merges
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.undo_image import UndoImage
     from vhdkit.errors import Finding, VhdError
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 

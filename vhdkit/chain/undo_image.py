@@ -11,7 +11,7 @@ from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.chain.catalog import Cataloged
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

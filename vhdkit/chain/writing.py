@@ -18,14 +18,14 @@ from vhdkit.image import image as images
 from vhdkit.image.claims import begun_layers, claims_on
 from vhdkit.image.identity import change_unique_id
 from vhdkit.image.journal import read_journal
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.image.image import Image
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 

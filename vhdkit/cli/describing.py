@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.ensure import EnsuredMerge
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 def describe_layer(layer: Layer) -> dict[str, Any]:

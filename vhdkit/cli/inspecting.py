@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vhdkit.errors import Finding
     from vhdkit.image.extent import Extent
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 # Lines of trees are indented no further than for the longest chain that is opened.
 _MOST_INDENTED = 1024
@@ -48,7 +48,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     """Show everything that an image says about itself."""
     from vhdkit.cli.describing import describe_layer, warnings
     from vhdkit.image.journal import unfinished_merges
-    from vhdkit.storage.local import LocalFolder
+    from vhdkit.storage.local_folder import LocalFolder
 
     folder = LocalFolder()
     metadata, record, damage = _described(folder, file)
@@ -162,7 +162,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
     from vhdkit.chain.lineage import seen_layers
     from vhdkit.chain.locate import Where
     from vhdkit.cli.describing import describe_seen, warnings
-    from vhdkit.storage.local import LocalFolder
+    from vhdkit.storage.local_folder import LocalFolder
 
     layers: list[dict[str, Any]] = []
     findings: list[Finding] = []

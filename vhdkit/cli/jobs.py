@@ -115,7 +115,7 @@ class _Filter:
     def of(self, found: Sequence[Job]) -> tuple[Job, ...]:
         from vhdkit.job.cim import properties
         from vhdkit.job.where import FilterError
-        from vhdkit.storage.machine import this_process
+        from vhdkit.storage.process import this_process
 
         now, server = time.time(), this_process()[1]
         try:
@@ -139,7 +139,7 @@ def _print_list(found: Sequence[Job], style: str | None, *, as_json: bool) -> No
 
 def _cim(found: Sequence[Job]) -> str:
     from vhdkit.job import cim
-    from vhdkit.storage.machine import this_process
+    from vhdkit.storage.process import this_process
 
     return cim.text(found, time.time(), this_process()[1])
 

@@ -178,7 +178,7 @@ def compare(
         raise
     except (VhdError, OSError) as error:
         from vhdkit.cli.main import explain
-        from vhdkit.storage.local import LocalFolder
+        from vhdkit.storage.local_folder import LocalFolder
 
         if isinstance(error, CorruptImageError) and error.corruption in _NO_VHD:
             error.add_note(f"If it is a raw disk, {'-F' if error.path == LocalFolder().real(b) else '-f'} raw says so.")

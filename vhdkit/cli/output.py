@@ -92,7 +92,7 @@ def size_text(size: int) -> str:
 
 def path_text(path: str) -> str:
     """Return a path for people: relative if that is shorter, control characters escaped."""
-    from vhdkit.storage.local import LocalFolder
+    from vhdkit.storage.local_folder import LocalFolder
 
     return printable(LocalFolder().display(path))
 

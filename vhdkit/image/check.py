@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Examination, Metadata
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

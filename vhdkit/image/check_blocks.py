@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # A damaged table may break a rule in every entry: so many are told one by one, the others are counted.
 MAX_LISTED = 10

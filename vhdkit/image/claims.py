@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import SnapshotError, VhdError
 from vhdkit.storage import paths
-from vhdkit.storage.machine import this_user
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.process import this_user
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vhdkit.image.manifest import Disk, LayerRecord, Manifest
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 # Said again by `signpost`, which is loaded only where there is a file of such a name: most merges have none near.
 _SUFFIXES = (".vhdkit-snapshots.json", ".vhdkit-snapshots.at")

@@ -30,13 +30,13 @@ from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
 # qemu believes `current_size` only of creators it knows, and cuts the disk of any other to its geometry: the tail of

@@ -29,7 +29,7 @@ from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.records import ClockTime, Record, decode_object, is_believable
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.image import Image
     from vhdkit.image.journal import Journal
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SUFFIX = ".vhdkit-ended"
 _MOST_BYTES = 4096

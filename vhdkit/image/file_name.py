@@ -15,7 +15,7 @@ from vhdkit.storage import paths
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 class FileFormat(StrEnum):

@@ -19,14 +19,14 @@ from vhdkit.errors import VhdError
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import step
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.image.image import Image
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 
 def write_footers(folder: Folder, image: Image) -> None:

@@ -24,7 +24,7 @@ from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import read_through
 from vhdkit.image.table import Room, Table, check_placement
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vhdkit.format.locator import ParentLocator
     from vhdkit.image.metadata import Metadata
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 _PIECE_BYTES = 1 << 20
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.image.image import Layer
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # Holes shorter than this are read: a read costs less than the questions.
 _GRAIN_BYTES = 1 << 20

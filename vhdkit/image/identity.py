@@ -15,7 +15,7 @@ from vhdkit.image.footer_change import write_footers
 
 if TYPE_CHECKING:
     from vhdkit.image.image import Image
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def change_unique_id(folder: Folder, image: Image, unique_id: bytes) -> None:

@@ -27,7 +27,7 @@ from vhdkit.image.metadata import FooterPlace, Metadata, read_metadata
 from vhdkit.image.step import finish, pending
 from vhdkit.image.table import Placed, Room, Table, check_placement, holds_data_from
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Folder, Storage, Syncing
+    from vhdkit.storage.protocols import Folder, Storage, Syncing
     from vhdkit.units import StrPath
 
 _PAGE = 4096

@@ -55,13 +55,13 @@ from vhdkit.image.journal_records import (
     decode_record,
 )
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vhdkit.image.seen import Seen
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 _STEPS, _STEP_SECONDS = 4, 0.004
 SUFFIX = ".vhdkit-journal"

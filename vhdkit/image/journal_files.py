@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError
 from vhdkit.storage import paths
-from vhdkit.storage.seam import Reach
+from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vhdkit.image.journal import Journal
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def check_names(journal: Journal, folder: Folder, allowed: Iterable[str]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # Longer names are no paths on any system (reference 4.5).
 _MAX_PATH = 4096

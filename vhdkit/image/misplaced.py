@@ -14,10 +14,10 @@ from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.format import layout
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.layout import FOOTER_SIZE, SECTOR
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # What is read of a file, from its end, in pieces; holes are passed over in steps that double, and cost nothing.
 _SEARCHED_BYTES = 16 << 20

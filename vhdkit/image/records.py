@@ -22,12 +22,12 @@ from msgspec import Meta
 
 from vhdkit.errors import JournalError
 from vhdkit.format.layout import SECTOR
-from vhdkit.storage.machine import this_user
+from vhdkit.storage.process import this_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 _SUM = 64
 # A merge writes a line a checkpoint and one with every header that changes; anything longer is no such file.

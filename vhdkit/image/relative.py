@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 class RelativePaths:

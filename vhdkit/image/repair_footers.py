@@ -19,12 +19,12 @@ from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.metadata import FooterPlace
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 _PIECE_BYTES = 4 << 20

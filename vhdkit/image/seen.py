@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from vhdkit.image.records import FileTime, Record, Size
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 class Seen(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,12 +20,12 @@ import msgspec
 from vhdkit.image.create import creating, is_partial
 from vhdkit.image.manifest import check_path, held_names, names_of, refuse_repeated_keys
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 SUFFIX = ".vhdkit-snapshots.at"
 MANIFEST_SUFFIX = ".vhdkit-snapshots.json"

@@ -36,12 +36,12 @@ from vhdkit.format.layout import LOCATOR_COUNT, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.records import DigestText, Record, Size, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SUFFIX = ".vhdkit-header"
 # What a folder answers where nothing may be written: the step is then left to others.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import VhdError
 from vhdkit.format.footer import Footer
 from vhdkit.format.layout import FOOTER_SIZE
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Metadata
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 
 def leaves_footer_lost(journal: Journal, metadata: Metadata) -> bool:

@@ -15,7 +15,7 @@ from vhdkit.job.record import job_id as job_of_journal
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.truth import is_removing, noted, settled
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import VhdError, printable
 from vhdkit.job.record import JobState
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,15 @@ from vhdkit.job.row import encode
 from vhdkit.job.table import leave_out
 from vhdkit.job.truth import settled
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.machine import birth_of, this_process
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.process import birth_of, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.image.journal import Journal
     from vhdkit.job.registry import Registry
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:

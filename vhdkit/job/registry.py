@@ -24,8 +24,8 @@ from vhdkit.errors import ImageInUseError, JobError, printable
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.table import SCHEMA, SHOWN, Row, check_schema, files_of, job_of, jobs_of, number_anew, read_rows
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.state import check_plain, make_private, set_aside, state_directory
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.state_folder import check_plain, make_private, set_aside, state_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -24,8 +24,8 @@ from vhdkit.merging.engine import merge
 from vhdkit.merging.rollback import rollback
 from vhdkit.merging.survey import states
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.machine import birth_of, this_process, user_name
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.process import birth_of, this_process, user_name
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:

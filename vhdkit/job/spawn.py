@@ -21,7 +21,7 @@ from vhdkit.job import events
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.row import decode, encode, parse_once
 from vhdkit.job.worker import Worker
-from vhdkit.storage.machine import birth_of, environment_with_modules
+from vhdkit.storage.process import birth_of, environment_with_modules
 
 if TYPE_CHECKING:
     import subprocess

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import ImageInUseError, JournalError, VhdError
 from vhdkit.job.record import Job, JobState, job_id, share_a_file
 from vhdkit.job.registry import RegistryError
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.machine import is_alive
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:
     from vhdkit.job.registry import Registry

@@ -20,7 +20,7 @@ from vhdkit.job.truth import as_left, stands_in_the_way
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.planning import plan_merge
-from vhdkit.storage.machine import birth_of, this_process, user_name
+from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

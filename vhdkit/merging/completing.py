@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.completion import MergedLeaf
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def completion_of(

@@ -37,13 +37,13 @@ from vhdkit.image.journal_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, 
 from vhdkit.image.records import ClockTime, IdText, Record, Size, decode_object, is_believable
 from vhdkit.image.seen import Seen
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.image.image import Layer
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SUFFIX = ".vhdkit-merged"
 # So many leaves are remembered; the oldest is forgotten first.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vhdkit.image.journal import Journal
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdError]:

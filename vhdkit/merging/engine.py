@@ -55,8 +55,8 @@ from vhdkit.merging.trouble import explained, note_how_it_stands
 from vhdkit.merging.undo import Saver, create_undo, forget_half_made
 from vhdkit.merging.verify import view_digest
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
-from vhdkit.storage.machine import this_process
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.process import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.pace import Cancel, Clock, Progress
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 # The longest reason for stopping that a journal keeps: messages may name long paths.
 _REASON_LENGTH = 4096

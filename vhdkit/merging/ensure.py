@@ -23,7 +23,7 @@ from vhdkit.merging.completion import (
 )
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vhdkit.merging.plan import LayerState, MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vhdkit.image.journal_records import Begin, FileState
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

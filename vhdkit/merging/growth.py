@@ -30,7 +30,7 @@ from vhdkit.image import step
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from vhdkit.format.locator import ParentLocator
     from vhdkit.image.image import Image
     from vhdkit.image.journal_records import GrowthState
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vhdkit.image.image import Image, Layer
     from vhdkit.merging.pace import Clock
-    from vhdkit.storage.seam import Syncing
+    from vhdkit.storage.protocols import Syncing
 
 _STAGING = 4 << 20
 # A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vhdkit.image.journal import JournalWriter
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # However slow the rate, being asked to stop is noticed this soon.
 _NAP = 0.1

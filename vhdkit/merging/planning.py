@@ -31,14 +31,14 @@ from vhdkit.merging.plan import MergePlan
 from vhdkit.merging.resume import is_about, noting_unreadable_journals, with_names
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.image.journal import Journal
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 # Names that files beside an image have while it is changed.

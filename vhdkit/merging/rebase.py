@@ -45,14 +45,14 @@ from vhdkit.image.metadata import Metadata, read_metadata
 from vhdkit.image.step import pending
 from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vhdkit.image.step import Patch
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 _SIZE_MISMATCH = 0xC03A0017

@@ -17,14 +17,14 @@ from vhdkit.chain.locate import Where, find_parent
 from vhdkit.image.image import Image, open_image
 from vhdkit.merging.relink import Relink
 from vhdkit.storage import paths
-from vhdkit.storage.seam import Reach
+from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.chain.chain import Chain
     from vhdkit.errors import Finding
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,12 @@ from vhdkit.image.image import Image, open_image
 from vhdkit.image.reference import moved_windows_path, reference_to
 from vhdkit.image.step import Patch, read_through
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from vhdkit.format.header import DynamicHeader
     from vhdkit.image.reference import ParentReference
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from vhdkit.image.journal import Journal, JournalWriter
     from vhdkit.merging.growth import Growth
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def file_state(layer: Layer, journal: Journal, now: float = 0.0) -> FileState:

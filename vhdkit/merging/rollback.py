@@ -47,7 +47,7 @@ from vhdkit.merging.resume import check_relinks, check_undo, find_source, is_as_
 from vhdkit.merging.undo import forget_second_name
 from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from vhdkit.image.journal_records import Begin
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.image.journal import Journal
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 _PIECE = 4 << 20
 _SIZE_MISMATCH = 0xC03A0017

@@ -13,7 +13,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from vhdkit.image.journal import Journal
     from vhdkit.merging.plan import MergePlan
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 # A journal takes a block of the file system, which is rarely larger, and hardly ever a second.
 _JOURNAL_BYTES = 4096

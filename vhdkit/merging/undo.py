@@ -36,7 +36,7 @@ from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import UndoPlan, missing_blocks
 from vhdkit.merging.relatives import identity_at
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.image.image import Layer
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 _BITMAP_BYTES = 2 << 20
 

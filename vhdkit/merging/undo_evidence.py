@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.image.image import Image, Layer
     from vhdkit.image.journal import Journal
     from vhdkit.merging.evidence import Moves
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 DOUBT = (
     "nothing proves that the undo image holds all that was overwritten: it and the journal were put back as they were"

@@ -24,13 +24,13 @@ from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manife
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.snapshot.settling import Settler
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.scan import ScannedImage
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def adopt(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.chain.scan import ScannedImage
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 class Family:

@@ -38,7 +38,7 @@ from vhdkit.snapshot.marks import mark_of
 from vhdkit.snapshot.removal import sweep
 from vhdkit.snapshot.settling import Settler, effective
 from vhdkit.storage import paths
-from vhdkit.storage.local import LocalFolder
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.settling import Owed
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 T = TypeVar("T")

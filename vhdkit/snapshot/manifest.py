@@ -26,12 +26,12 @@ from vhdkit.image.manifest import MAX_BYTES, Manifest
 from vhdkit.image.relative import RelativePaths
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vhdkit.storage.seam import Folder, Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 SUFFIX = signpost.MANIFEST_SUFFIX
 _LOCK_SUFFIX = ".vhdkit-snapshots.lock"

@@ -15,10 +15,10 @@ from zlib import crc32
 from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.manifest import FileMark, Mark
-from vhdkit.storage.reading import read_bytes
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 _PIECE_BYTES = 1 << 20
 _WHAT = {

@@ -14,7 +14,7 @@ from vhdkit.image.journal import command
 from vhdkit.image.manifest import GUID
 from vhdkit.image.signpost import MANIFEST_SUFFIX, signpost_path, signposts
 from vhdkit.storage import paths
-from vhdkit.storage.machine import this_user
+from vhdkit.storage.process import this_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

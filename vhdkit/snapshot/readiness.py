@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vhdkit.image.image import Image
     from vhdkit.image.manifest import LayerRecord, Manifest, StateFile
     from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.storage.seam import Folder
+    from vhdkit.storage.protocols import Folder
 
 
 def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:

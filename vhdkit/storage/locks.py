@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vhdkit.errors import ImageInUseError
-from vhdkit.storage.holders import OWN, LockLine, file_tag, find_holders
+from vhdkit.storage.lock_holders import OWN, LockLine, file_tag, find_holders
 
 try:
     import fcntl
@@ -261,7 +261,7 @@ def whole_lock() -> FileLock:
     On Linux it does not see what `system_lock` holds, nor qemu: it is there so that it can be tested.
     """
     if sys.platform == "win32":
-        from vhdkit.storage.windows import lock_byte, unlock_byte  # noqa: PLC0415 - loads ctypes, and only there
+        from vhdkit.storage.windows_locks import lock_byte, unlock_byte  # noqa: PLC0415 - loads ctypes, and only there
 
         return WindowsLock(lock_byte, unlock_byte)
     return NoLock() if fcntl is None else WholeLock()

@@ -10,17 +10,17 @@ import warnings
 from itertools import count
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.copying import copy_one_by_one, copy_through_memory
+from vhdkit.storage.file_copy import copy_one_by_one, copy_through_memory
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.locks import OWN, in_use
-from vhdkit.storage.seam import Entry
+from vhdkit.storage.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Reach, Storage, Syncing
 
 
 class MemoryFile:

@@ -18,8 +18,8 @@ from itertools import groupby
 from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from vhdkit.storage.aside import Aside
-from vhdkit.storage.copying import (
+from vhdkit.storage.background_call import Aside
+from vhdkit.storage.file_copy import (
     CALL_BYTES,
     LONG_BYTES,
     LongCopies,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.seam import Storage, Syncing
+    from vhdkit.storage.protocols import Storage, Syncing
 
 
 Parameters = ParamSpec("Parameters")

@@ -1,4 +1,4 @@
-"""Calls that another thread makes: that they are over is known whatever comes between (vhdkit/storage/aside.py)."""
+"""Calls on another thread: that they are over is known whatever comes between (vhdkit/storage/background_call.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhdkit.storage.aside import Aside, end_all
+from vhdkit.storage.background_call import Aside, end_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,12 +18,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from vhdkit.storage import mounts
-from vhdkit.storage.seam import Entry
+from vhdkit.storage.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vhdkit.storage.seam import Reach
+    from vhdkit.storage.protocols import Reach
 
 _Answer = TypeVar("_Answer")
 

@@ -23,7 +23,7 @@ from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhdkit.storage.aside import Aside, end_all
+from vhdkit.storage.background_call import Aside, end_all
 
 try:
     import fcntl
@@ -33,7 +33,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.storage.seam import Storage
+    from vhdkit.storage.protocols import Storage
 
 # Below this none of the others is quicker than a read and a write, and extents shared in so small pieces would leave
 # the file in shreds. Against read and write, direct writes of 64 KiB took 1.8 times as long, of 128 KiB as long, of

@@ -9,9 +9,9 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.file import LocalStorage, PortableStorage, sync_descriptor
-from vhdkit.storage.machine import this_user
-from vhdkit.storage.tree import TreeWalk
+from vhdkit.storage.directory_walk import TreeWalk
+from vhdkit.storage.local_file import LocalStorage, PortableStorage, sync_descriptor
+from vhdkit.storage.process import this_user
 
 try:
     import fcntl
@@ -21,7 +21,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.storage.seam import Entry, Reach, Storage
+    from vhdkit.storage.protocols import Entry, Reach, Storage
 
 
 def _allow_more_files() -> bool:

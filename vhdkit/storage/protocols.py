@@ -307,3 +307,9 @@ class Folder(Protocol):
     def sync(self, directory: str) -> None:
         """Return once every name changed in the directory before is on stable storage."""
         ...
+
+
+def read_bytes(storage: Storage, offset: int, length: int) -> bytes:
+    """Return file bytes, fewer where the file ends; without numpy, for headers and small files."""
+    raw = bytearray(length)
+    return bytes(raw[: storage.read_into(offset, raw)])
