@@ -10,8 +10,8 @@ import pytest
 
 import vhdkit
 from vhdkit.format import unique_id
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import Footer
-from vhdkit.format.layout import FOOTER_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

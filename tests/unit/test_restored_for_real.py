@@ -13,10 +13,10 @@ import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
 from vhdkit.chain.chain import Chain
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable

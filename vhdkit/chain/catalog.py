@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.names import named_paths
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError, VhdError
 from vhdkit.format import unique_id
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType
-from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.image.metadata import Metadata, has_cookie, read_metadata
 from vhdkit.image.step import pending
 from vhdkit.storage import paths

@@ -24,7 +24,6 @@ from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, ope
 from vhdkit.chain.writing import claim_for_writing
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.format import unique_id
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.ended_view import ended_views
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import read_journal, unfinished_merges
@@ -33,7 +32,7 @@ from vhdkit.image.step import pending, step_findings
 from vhdkit.image.write import write_sectors
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -15,10 +15,10 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import VhdError
-from vhdkit.format import bat, bitmap, layout, timestamp
+from vhdkit.format import bat, bitmap, constants, timestamp
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.create import TABLE_OFFSET, creating, new_footer, table_end_for
 from vhdkit.image.extent import Kind
@@ -27,7 +27,7 @@ from vhdkit.image.holes import without_holes
 from vhdkit.image.image import Image, Placement, RawImage
 from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
+from vhdkit.units import SECTOR, as_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +83,7 @@ def convert(
     ) as chain:
         if output_format == "dynamic":
             leaf = chain.leaf
-            block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
+            block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or constants.DEFAULT_BLOCK_SIZE
             return write_dynamic(
                 chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
             )
@@ -163,7 +163,7 @@ def write_dynamic(
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
     entries = np.full(-(-chain.size // block_size), bat.UNALLOCATED, np.uint32)
-    if len(entries) > layout.MAX_TABLE_ENTRIES:
+    if len(entries) > constants.MAX_TABLE_ENTRIES:
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
     header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
     place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
@@ -205,7 +205,7 @@ def _pieces(
     Holes of the files are left out, unless `copied` counts what `dynamic_layout` has counted.
     """
     block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
-    size = min(_PIECE, block_size or layout.DEFAULT_BLOCK_SIZE)
+    size = min(_PIECE, block_size or constants.DEFAULT_BLOCK_SIZE)
     buffer = np.empty(size, np.uint8)
     for start, stop in windows(chain.layers, 0, chain.size):
         found = resolve(chain.layers, start, stop)

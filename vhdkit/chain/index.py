@@ -25,11 +25,11 @@ import numpy as np
 
 from vhdkit.chain.resolve import layer_extents, resolve
 from vhdkit.errors import CorruptImageError, Corruption
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image
 from vhdkit.image.transfer import read_extents
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.stacked import resolve_stacked, stack_of
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.format import bitmap
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind
 from vhdkit.image.image import Image
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

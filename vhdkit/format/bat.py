@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.format.layout import SECTOR
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

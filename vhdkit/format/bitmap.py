@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.format.layout import SECTOR
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
-from vhdkit.format import layout
+from vhdkit.format import constants, layout
 from vhdkit.format.geometry import Geometry
 
 
@@ -45,7 +45,7 @@ class Footer:
     creator_version: int
     creator_host_os: bytes
     features: int = 2
-    version: int = layout.FORMAT_VERSION
+    version: int = constants.FORMAT_VERSION
     saved_state: int = 0
     reserved: bytes = bytes(427)
 
@@ -59,11 +59,11 @@ class Footer:
             UnsupportedImageError: a format version other than 1.x.
 
         """
-        if raw[:8] == layout.POISONED_COOKIE:
+        if raw[:8] == constants.POISONED_COOKIE:
             detail = "the image was disabled by a resize that did not finish; finish it with the tool that began it"
             raise CorruptImageError(Corruption.FOOTER_POISONED, detail, offset=0)
-        if raw[:8] != layout.FOOTER_COOKIE:
-            detail = f"no footer: expected the cookie {layout.FOOTER_COOKIE!r}, found {raw[:8]!r}"
+        if raw[:8] != constants.FOOTER_COOKIE:
+            detail = f"no footer: expected the cookie {constants.FOOTER_COOKIE!r}, found {raw[:8]!r}"
             raise CorruptImageError(Corruption.NOT_A_VHD, detail, offset=0)
         stored, computed = layout.stored_checksum(raw), layout.checksum(raw)
         if verify and stored != computed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vhdkit.format.layout import SECTOR
+from vhdkit.units import SECTOR
 
 _MAX_SECTORS = 65535 * 16 * 255
 _MAX_SECTORS_63 = 65535 * 16 * 63

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
-from vhdkit.format import layout
+from vhdkit.format import constants, layout
 from vhdkit.format.locator import ParentLocator
+from vhdkit.units import SECTOR, round_up
 
-_NO_LOCATORS = (ParentLocator(),) * layout.LOCATOR_COUNT
+_NO_LOCATORS = (ParentLocator(),) * constants.LOCATOR_COUNT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +24,10 @@ class DynamicHeader:
     block_size: int
     parent_unique_id: bytes = bytes(16)
     parent_timestamp: int = 0
-    parent_name_bytes: bytes = bytes(layout.PARENT_NAME_BYTES)
+    parent_name_bytes: bytes = bytes(constants.PARENT_NAME_BYTES)
     locators: tuple[ParentLocator, ...] = _NO_LOCATORS
-    data_offset: int = layout.UNUSED_OFFSET
-    version: int = layout.FORMAT_VERSION
+    data_offset: int = constants.UNUSED_OFFSET
+    version: int = constants.FORMAT_VERSION
     reserved_word: int = 0
     reserved: bytes = bytes(256)
 
@@ -39,8 +40,8 @@ class DynamicHeader:
             UnsupportedImageError: a header version other than 1.x.
 
         """
-        if raw[:8] != layout.HEADER_COOKIE:
-            detail = f"no dynamic header: expected the cookie {layout.HEADER_COOKIE!r}, found {raw[:8]!r}"
+        if raw[:8] != constants.HEADER_COOKIE:
+            detail = f"no dynamic header: expected the cookie {constants.HEADER_COOKIE!r}, found {raw[:8]!r}"
             raise CorruptImageError(Corruption.HEADER_COOKIE, detail, offset=0)
         stored, computed = layout.stored_checksum(raw), layout.checksum(raw)
         if verify and stored != computed:
@@ -66,10 +67,10 @@ class DynamicHeader:
     @property
     def table_bytes(self) -> int:
         """Bytes of the BAT, padding to whole sectors included."""
-        return -(-self.max_table_entries * 4 // layout.SECTOR) * layout.SECTOR
+        return round_up(self.max_table_entries * 4, SECTOR)
 
 
 def encode_parent_name(name: str) -> bytes:
     """Return the 512 bytes of the name field; a name too long for it keeps its beginning."""
-    raw = name.encode("utf-16-be", "surrogatepass")[: layout.PARENT_NAME_BYTES]
-    return raw.ljust(layout.PARENT_NAME_BYTES, b"\0")
+    raw = name.encode("utf-16-be", "surrogatepass")[: constants.PARENT_NAME_BYTES]
+    return raw.ljust(constants.PARENT_NAME_BYTES, b"\0")

@@ -1,4 +1,4 @@
-"""Where every field lies, and the format's constants. The only module that knows construct.
+"""Where every field of the format's records lies. The only module that imports construct.
 
 Reserved areas are plain Bytes and flags plain integers: construct's Padding and FlagsEnum lose bits on the
 way back, and every record here must come out byte for byte as it went in.
@@ -12,32 +12,14 @@ from typing import Any
 
 import construct as c
 
-from vhdkit import units
-
-SECTOR = units.SECTOR
-FOOTER_SIZE = 512
-HEADER_SIZE = 1024
-UNUSED_OFFSET = 0xFFFF_FFFF_FFFF_FFFF
-FORMAT_VERSION = 0x0001_0000
-
-FOOTER_COOKIE = b"conectix"
-POISONED_COOKIE = b"v_poison"
-HEADER_COOKIE = b"cxsparse"
-BATMAP_COOKIE = b"tdbatmap"
-
-LOCATOR_COUNT = 8
-PARENT_NAME_BYTES = 512
-
-# The format's own limit: 2040 GiB, above which the last blocks could lie beyond 32-bit sector numbers.
-MAX_VIRTUAL_SIZE = 2040 << 30
-# A fixed disk has no table and no such limit; positions are signed 64-bit numbers everywhere.
-MAX_FIXED_SIZE = (1 << 62) - SECTOR
-
-DEFAULT_BLOCK_SIZE = 2 << 20
-# Ours: a block this large still has its bitmap read in one go, 64 KiB.
-MAX_BLOCK_SIZE = 256 << 20
-# 2 TiB of 512 KiB blocks, the smallest size that Microsoft tested: 16 MiB of table.
-MAX_TABLE_ENTRIES = 4_194_304
+from vhdkit.format.constants import (
+    FOOTER_COOKIE,
+    FOOTER_SIZE,
+    HEADER_COOKIE,
+    HEADER_SIZE,
+    LOCATOR_COUNT,
+    PARENT_NAME_BYTES,
+)
 
 _CHECKSUM_OFFSETS = {FOOTER_SIZE: 64, HEADER_SIZE: 36}
 

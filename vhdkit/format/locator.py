@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from urllib.parse import quote, unquote
 
-from vhdkit.format.layout import SECTOR
+from vhdkit.units import SECTOR
 
 # A path in UTF-16 cannot be longer.
 MAX_LOCATOR_BYTES = 65536

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.errors import Corruption, Finding, Level
-from vhdkit.format import bat, bitmap, layout
+from vhdkit.format import bat, bitmap, constants, layout
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image.table import Table, holds_data_from
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +136,7 @@ def check_blocks(
 
 
 def _shape(metadata: Metadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> _Shape:
-    size = min(max(metadata.footer.current_size, 0), layout.MAX_VIRTUAL_SIZE)
+    size = min(max(metadata.footer.current_size, 0), constants.MAX_VIRTUAL_SIZE)
     end = metadata.file_size
     is_child = metadata.footer.disk_type is DiskType.DIFFERENCING
     structures = (*metadata.structures, *(metadata.locator_rooms if is_child else ()))
@@ -357,7 +358,7 @@ def _check_batmap(storage: Storage, metadata: Metadata, table: Table, tally: Tal
         return
     fields = layout.parse_batmap(_read(storage, at, SECTOR).tobytes())
     start, room, version = int(fields["data_offset"]), int(fields["sectors"]) * SECTOR, int(fields["version"])
-    blocks = -(-min(metadata.footer.current_size, layout.MAX_VIRTUAL_SIZE) // layout.DEFAULT_BLOCK_SIZE)
+    blocks = -(-min(metadata.footer.current_size, constants.MAX_VIRTUAL_SIZE) // constants.DEFAULT_BLOCK_SIZE)
     length = -(-blocks // (8 * SECTOR)) * SECTOR
     if version not in {0x0001_0001, 0x0001_0002}:
         message = f"blktap's map of full blocks has the unknown version {version:#010x}; blktap passes it over"

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import Corruption, Finding, Level, printable
-from vhdkit.format import layout, timestamp, unique_id
+from vhdkit.format import constants, timestamp, unique_id
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType
 from vhdkit.format.geometry import Geometry
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.image.metadata import LOCATOR_SIZE, LOCATORS_AT, FooterPlace
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +77,7 @@ def _footer_rules(footer: Footer, now: float) -> Iterator[_Rule]:
     features, version, saved = footer.features, footer.version, footer.saved_state
     yield _Rule(features & ~1 != 2, Corruption.FEATURES, 8, f"the features are {features:#x}, expected 0x2 or 0x3")
     yield _Rule(
-        version != layout.FORMAT_VERSION, Corruption.FORMAT_VERSION, 12, f"the format version is {_dotted(version)}"
+        version != constants.FORMAT_VERSION, Corruption.FORMAT_VERSION, 12, f"the format version is {_dotted(version)}"
     )
     stamp = footer.timestamp
     message = f"it says that it was made {timestamp.to_datetime(stamp).isoformat()}, which is still to come"
@@ -129,7 +130,7 @@ def _size_rules(metadata: Metadata) -> Iterator[_Rule]:
     message = f"the file has {file_size} bytes, which is no multiple of {SECTOR}"
     yield _Rule(odd, Corruption.FILE_LENGTH, 0, message)
     if footer.disk_type is DiskType.FIXED:
-        unused = footer.data_offset == layout.UNUSED_OFFSET
+        unused = footer.data_offset == constants.UNUSED_OFFSET
         message = f"the data offset of a fixed disk should be all ones, it is {footer.data_offset:#x}"
         yield _Rule(not unused, Corruption.FIXED_DATA_OFFSET, 16, message)
         extra = metadata.footer_start - size
@@ -139,14 +140,14 @@ def _size_rules(metadata: Metadata) -> Iterator[_Rule]:
 
 def _header_rules(footer: Footer, header: DynamicHeader) -> Iterator[_Rule]:
     version, link, block = header.version, header.data_offset, header.block_size
-    known = version == layout.FORMAT_VERSION
+    known = version == constants.FORMAT_VERSION
     yield _Rule(not known, Corruption.HEADER_VERSION, 24, f"the dynamic header's version is {_dotted(version)}")
-    unused = link == layout.UNUSED_OFFSET
+    unused = link == constants.UNUSED_OFFSET
     message = f"the dynamic header's own data offset should be all ones, it is {link:#x}; it is not followed"
     yield _Rule(not unused, Corruption.HEADER_DATA_OFFSET, 8, message)
     filled = header.reserved_word != 0 or any(header.reserved)
     yield _Rule(filled, Corruption.HEADER_RESERVED, 768, "the dynamic header's reserved bytes are not all zero")
-    valid = SECTOR <= block <= layout.MAX_BLOCK_SIZE and not block & (block - 1)
+    valid = SECTOR <= block <= constants.MAX_BLOCK_SIZE and not block & (block - 1)
     message = f"the block size is {block}; other tools are tested with 2 MiB and 512 KiB"
     yield _Rule(valid and block not in _USUAL_BLOCK_SIZES, Corruption.BLOCK_SIZE_UNUSUAL, 32, message)
     # Not a warning: a BAT made for later growth is in order, and checkers that object are wrong (reference 4.3, B17).

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JournalError, ReadOnlyImageError
-from vhdkit.format import layout, timestamp
+from vhdkit.format import constants, timestamp
+from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.geometry import Geometry
 from vhdkit.format.header import DynamicHeader, encode_parent_name
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import ParentLocator, PlatformCode
 from vhdkit.image.ended_view import ended_view
 from vhdkit.image.file_name import FileFormat, check_file_name
@@ -31,7 +31,7 @@ from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, ceil_div, round_up
+from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,7 +90,7 @@ def create_image(
     if parent is not None:
         with _held_parent(parent, place, accept_ended=accept_ended) as below:
             size = below.size if size is None else size
-            block_size = block_size or below.block_size or layout.DEFAULT_BLOCK_SIZE
+            block_size = block_size or below.block_size or constants.DEFAULT_BLOCK_SIZE
             if size < below.size:
                 raise ValueError(f"a child of {size} bytes is smaller than its parent of {below.size}")
             reference = reference_to(
@@ -112,7 +112,7 @@ def create_image(
             storage.truncate(size)
             storage.write_at(size, footer.to_bytes())
         else:
-            write_empty(storage, footer, block_size or layout.DEFAULT_BLOCK_SIZE, None)
+            write_empty(storage, footer, block_size or constants.DEFAULT_BLOCK_SIZE, None)
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
         ValueError: a size that the format does not allow.
 
     """
-    most = layout.MAX_FIXED_SIZE if kind is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
+    most = constants.MAX_FIXED_SIZE if kind is DiskType.FIXED else constants.MAX_VIRTUAL_SIZE
     if size > most:
         text = f"the size is {size}: expected at most {most} bytes, {most >> 30} GiB"
         raise ValueError(text if kind is DiskType.FIXED else f"{text}; a fixed disk has no such bound")
@@ -201,7 +201,7 @@ def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None
         disk_type=kind,
         current_size=size,
         original_size=size,
-        data_offset=layout.UNUSED_OFFSET if kind is DiskType.FIXED else FOOTER_SIZE,
+        data_offset=constants.UNUSED_OFFSET if kind is DiskType.FIXED else FOOTER_SIZE,
         timestamp=stamp,
         # In memory order, as Windows stores a GUID: its tools then show the text of the one made here.
         unique_id=uuid.uuid4().bytes_le if unique_id is None else unique_id,
@@ -219,11 +219,13 @@ def table_end_for(entry_count: int) -> int:
 
 def write_empty(storage: Storage, footer: Footer, block_size: int, reference: ParentReference | None) -> None:
     """Write a dynamic or differencing image that holds no block into an empty file."""
-    if block_size < SECTOR or block_size > layout.MAX_BLOCK_SIZE or block_size & (block_size - 1):
-        raise ValueError(f"the block size is {block_size}: expected a power of two from 512 to {layout.MAX_BLOCK_SIZE}")
+    if block_size < SECTOR or block_size > constants.MAX_BLOCK_SIZE or block_size & (block_size - 1):
+        raise ValueError(
+            f"the block size is {block_size}: expected a power of two from 512 to {constants.MAX_BLOCK_SIZE}"
+        )
     entries = ceil_div(footer.current_size, block_size)
-    if entries > layout.MAX_TABLE_ENTRIES:
-        raise ValueError(f"{entries} blocks are more than {layout.MAX_TABLE_ENTRIES}; take larger blocks")
+    if entries > constants.MAX_TABLE_ENTRIES:
+        raise ValueError(f"{entries} blocks are more than {constants.MAX_TABLE_ENTRIES}; take larger blocks")
     table_end = table_end_for(entries)
     header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=entries, block_size=block_size)
     end = table_end
@@ -259,7 +261,7 @@ def _with_parent(
             parent_unique_id=reference.unique_id,
             parent_timestamp=reference.timestamp,
             parent_name_bytes=encode_parent_name(reference.name),
-            locators=(*locators, *(ParentLocator(),) * (layout.LOCATOR_COUNT - len(locators))),
+            locators=(*locators, *(ParentLocator(),) * (constants.LOCATOR_COUNT - len(locators))),
         ),
         at,
     )

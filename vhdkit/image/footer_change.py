@@ -16,10 +16,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import step
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,8 +18,8 @@ import numpy as np
 from vhdkit.errors import VhdError
 from vhdkit.format import bat
 from vhdkit.format.bitmap import bitmap_size
+from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.metadata import read_metadata
 from vhdkit.image.step import read_through

@@ -17,8 +17,8 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.errors import CorruptImageError, Corruption, Finding, ReadOnlyImageError, as_finding
 from vhdkit.format import bat, bitmap
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.file_name import note_raw_disk
@@ -28,7 +28,7 @@ from vhdkit.image.step import finish, pending
 from vhdkit.image.table import Placed, Room, Table, check_placement, holds_data_from
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
+from vhdkit.units import SECTOR, as_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -30,7 +30,6 @@ import msgspec
 
 from vhdkit.errors import Corruption, Finding, JournalError
 from vhdkit.format import unique_id
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import records
 from vhdkit.image.journal_records import (
     Begin,
@@ -56,6 +55,7 @@ from vhdkit.image.journal_records import (
 )
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vhdkit.format.layout import HEADER_SIZE, LOCATOR_COUNT, SECTOR
+from vhdkit.format.constants import HEADER_SIZE, LOCATOR_COUNT
 from vhdkit.image.records import (
     ClockTime,
     DigestText,
@@ -26,6 +26,7 @@ from vhdkit.image.records import (
 )
 from vhdkit.image.seen import Seen  # noqa: TC001 - msgspec reads the annotations when it runs
 from vhdkit.image.step import Patch  # noqa: TC001 - the same
+from vhdkit.units import SECTOR
 
 VERSION = 1
 

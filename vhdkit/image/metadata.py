@@ -16,14 +16,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.errors import CorruptImageError, Corruption, Finding, Level, UnsupportedImageError, as_finding
-from vhdkit.format import layout
+from vhdkit.format import constants, layout
+from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.format.header import DynamicHeader
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE, SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator
 from vhdkit.image.journal import command
 from vhdkit.image.misplaced import find_misplaced
 from vhdkit.storage import paths
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +124,7 @@ def has_cookie(storage: Storage) -> bool:
     size = storage.size()
     raw = bytearray(8)
     for offset in (size - FOOTER_SIZE, size - FOOTER_SIZE + 1, 0):
-        if offset >= 0 and storage.read_into(offset, raw) == len(raw) and raw == layout.FOOTER_COOKIE:
+        if offset >= 0 and storage.read_into(offset, raw) == len(raw) and raw == constants.FOOTER_COOKIE:
             return True
     return False
 
@@ -294,7 +295,7 @@ class _Reader:
             inside = self._misplaced()
             if inside is not None:
                 return inside, FooterPlace.INSIDE
-            if self._bytes(0, 8) != layout.FOOTER_COOKIE and self._bytes(FOOTER_SIZE, 8) == layout.HEADER_COOKIE:
+            if self._bytes(0, 8) != constants.FOOTER_COOKIE and self._bytes(FOOTER_SIZE, 8) == constants.HEADER_COOKIE:
                 detail = "both its footers are lost or damaged; the dynamic header behind the first is there"
                 self._fail(Corruption.FOOTERS_LOST, detail, 0)
             self._fail(Corruption.NOT_A_VHD, "not a VHD: neither its end nor its beginning holds a footer")
@@ -321,7 +322,7 @@ class _Reader:
     def _is_plausible_copy(self, footer: Footer) -> bool:
         if footer.disk_type is DiskType.FIXED:
             return False
-        return self._bytes(footer.data_offset, 8) == layout.HEADER_COOKIE
+        return self._bytes(footer.data_offset, 8) == constants.HEADER_COOKIE
 
     def _misplaced(self) -> Footer | None:
         footer = find_misplaced(self.storage)
@@ -373,7 +374,7 @@ class _Reader:
             FooterPlace.INSIDE: size,
         }
         start = self.footer_at = at.get(place, 0)
-        most = layout.MAX_FIXED_SIZE if footer.disk_type is DiskType.FIXED else layout.MAX_VIRTUAL_SIZE
+        most = constants.MAX_FIXED_SIZE if footer.disk_type is DiskType.FIXED else constants.MAX_VIRTUAL_SIZE
         if size <= 0 or size % SECTOR or size > most:
             detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {most}"
             self._wrong(Corruption.DISK_SIZE, detail, start + 48)
@@ -417,16 +418,16 @@ class _Reader:
 
     def _check_table(self, footer: Footer, header: DynamicHeader) -> None:
         block = header.block_size
-        if block < SECTOR or block > layout.MAX_BLOCK_SIZE or block & (block - 1):
-            detail = f"the block size is {block}: expected a power of two from {SECTOR} to {layout.MAX_BLOCK_SIZE}"
+        if block < SECTOR or block > constants.MAX_BLOCK_SIZE or block & (block - 1):
+            detail = f"the block size is {block}: expected a power of two from {SECTOR} to {constants.MAX_BLOCK_SIZE}"
             self._wrong(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
             return  # nothing can be said about blocks
         needed = -(-footer.current_size // block)
         if header.max_table_entries < needed:
             detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
             self._wrong(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
-        if header.max_table_entries > layout.MAX_TABLE_ENTRIES:
-            detail = f"the BAT has {header.max_table_entries} entries, more than {layout.MAX_TABLE_ENTRIES}"
+        if header.max_table_entries > constants.MAX_TABLE_ENTRIES:
+            detail = f"the BAT has {header.max_table_entries} entries, more than {constants.MAX_TABLE_ENTRIES}"
             self._wrong(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
         at = header.table_offset
         header_end = footer.data_offset + HEADER_SIZE
@@ -436,7 +437,7 @@ class _Reader:
         if at + header.max_table_entries * 4 > self.size:
             detail = f"the BAT ends at {at + header.max_table_entries * 4}, the file at {self.size}"
             self._wrong(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
-        self.entry_count = max(0, min(header.max_table_entries, layout.MAX_TABLE_ENTRIES, (self.size - at) // 4))
+        self.entry_count = max(0, min(header.max_table_entries, constants.MAX_TABLE_ENTRIES, (self.size - at) // 4))
 
     def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], _Stretches]:
         """Return the paths that can be read, and the rooms of the locators; some dynamic disks have room too."""
@@ -467,7 +468,7 @@ class _Reader:
         """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""
         at = header.table_offset + header.table_bytes
         raw = self._bytes(at, SECTOR)
-        if footer.creator_application != b"tap\0" or raw[:8] != layout.BATMAP_COOKIE or len(raw) < SECTOR:
+        if footer.creator_application != b"tap\0" or raw[:8] != constants.BATMAP_COOKIE or len(raw) < SECTOR:
             return 0, 0
         fields = layout.parse_batmap(raw)
         if fields["key_hash"] == 1:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.format import layout
+from vhdkit.format import constants, layout
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.layout import FOOTER_SIZE, SECTOR
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage
@@ -58,4 +59,4 @@ def _footer_at(raw: bytes, offset: int) -> Footer | None:
 
 def _sectors_with_cookie(raw: bytes) -> list[int]:
     """Return the offsets of the sectors that begin as a footer does."""
-    return [at for at in range(0, len(raw), SECTOR) if raw.startswith(layout.FOOTER_COOKIE, at)]
+    return [at for at in range(0, len(raw), SECTOR) if raw.startswith(constants.FOOTER_COOKIE, at)]

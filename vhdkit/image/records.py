@@ -21,8 +21,8 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import JournalError
-from vhdkit.format.layout import SECTOR
 from vhdkit.storage.process import this_user
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import CorruptImageError, Corruption, JournalError
-from vhdkit.format.layout import FOOTER_SIZE
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.metadata import FooterPlace

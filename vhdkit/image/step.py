@@ -32,11 +32,12 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import Corruption, Finding, ImageInUseError, Level, VhdError
-from vhdkit.format.layout import LOCATOR_COUNT, SECTOR
+from vhdkit.format.constants import LOCATOR_COUNT
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.records import DigestText, Record, Size, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

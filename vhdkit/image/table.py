@@ -13,8 +13,8 @@ import numpy as np
 
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.format import bat
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.extent import distinct
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,8 +12,8 @@ import numpy as np
 
 from vhdkit.errors import CorruptImageError, Corruption
 from vhdkit.format.bitmap import merge_sectors
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.extent import Extents, Kind, groups
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import Footer
-from vhdkit.format.layout import FOOTER_SIZE
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.format import bat, bitmap
-from vhdkit.format.layout import SECTOR
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

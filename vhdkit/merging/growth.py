@@ -24,13 +24,13 @@ import numpy as np
 
 from vhdkit.format import bat, layout
 from vhdkit.format.geometry import Geometry
-from vhdkit.format.layout import SECTOR
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image import step
 from vhdkit.image.footer_change import write_footers
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

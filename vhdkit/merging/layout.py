@@ -12,9 +12,8 @@ import numpy as np
 
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.errors import MergeError, VhdError
-from vhdkit.format import bitmap, layout
+from vhdkit.format import bitmap, constants
 from vhdkit.format.bat import UNALLOCATED
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.image import Image, Layer, Placement
 from vhdkit.merging.evidence import (
     has_what_sources_hold,
@@ -27,6 +26,7 @@ from vhdkit.merging.evidence import (
 from vhdkit.merging.growth import Growth, plan_growth
 from vhdkit.merging.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.resume import plan_digest
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -250,7 +250,7 @@ def _growth(image: Image, size: int, obstacles: list[VhdError], *, begun: bool) 
         message = "its BAT has entries behind the disk's end, which the larger disk would show; use --to"
         obstacles.append(MergeError(message, path=image.path))
     entries = -(-size // image.block_size)
-    if entries > layout.MAX_TABLE_ENTRIES:
+    if entries > constants.MAX_TABLE_ENTRIES:
         message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"
         obstacles.append(MergeError(message, path=image.path))
         return None

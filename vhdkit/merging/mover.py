@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vhdkit.format import bat, bitmap
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Placement
 from vhdkit.image.transfer import read_exactly, read_extents
 from vhdkit.image.write import link_blocks, set_bits
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

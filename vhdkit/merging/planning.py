@@ -13,10 +13,9 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import dynamic_layout
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
-from vhdkit.format import layout
+from vhdkit.format import constants
 from vhdkit.format.bat import UNALLOCATED
 from vhdkit.format.footer import DiskType
-from vhdkit.format.layout import SECTOR
 from vhdkit.image.claims import Change, obstacles
 from vhdkit.image.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.image.file_name import FileFormat, check_file_name
@@ -32,7 +31,7 @@ from vhdkit.merging.resume import is_about, noting_unreadable_journals, with_nam
 from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,7 +216,7 @@ def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
 def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
     """Plan to write the leaf's view into a new dynamic image; no input changes."""
     leaf = chain.leaf
-    block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or layout.DEFAULT_BLOCK_SIZE
+    block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or constants.DEFAULT_BLOCK_SIZE
     size, added, payload = dynamic_layout(chain, block_size)
     free = folder.free_space(paths.dirname(to))
     in_the_way: list[VhdError] = []

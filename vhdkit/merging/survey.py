@@ -23,7 +23,7 @@ from vhdkit.errors import (
     SiblingsError,
     VhdError,
 )
-from vhdkit.format.layout import FOOTER_SIZE
+from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.image import extent
 from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, Layer, open_image

@@ -24,8 +24,8 @@ import numpy as np
 from vhdkit.chain.resolve import resolve
 from vhdkit.errors import VhdError
 from vhdkit.format import bitmap, timestamp
+from vhdkit.format.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.layout import DEFAULT_BLOCK_SIZE, FOOTER_SIZE, SECTOR
 from vhdkit.image import extent
 from vhdkit.image.create import new_footer, partial_name, write_empty
 from vhdkit.image.extent import Extents, Kind
@@ -37,6 +37,7 @@ from vhdkit.merging.plan import UndoPlan, missing_blocks
 from vhdkit.merging.relatives import identity_at
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -22,11 +22,11 @@ from vhdkit.chain.chain import Chain
 from vhdkit.chain.resolve import windows
 from vhdkit.errors import JournalError
 from vhdkit.format import bitmap
-from vhdkit.format.layout import SECTOR
 from vhdkit.image import extent
 from vhdkit.image.extent import Kind
 from vhdkit.image.journal import command
 from vhdkit.merging.undo import affected, bitmaps_of, without_held
+from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

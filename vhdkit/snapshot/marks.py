@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from vhdkit.format.layout import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.manifest import FileMark, Mark
 from vhdkit.storage.protocols import read_bytes
