@@ -13,8 +13,8 @@ from tests.cutting import JOURNAL, at_first, cut_off, small_checkpoints
 from tests.model import Kind, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, put, vhdkit_view
 from vhdkit.image import records
-from vhdkit.image.create import partial_name
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.new_file import partial_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.format.footer import DiskType
 from vhdkit.format.header import DynamicHeader
 from vhdkit.image import extent
-from vhdkit.image.create import TABLE_OFFSET, creating, new_footer, table_end_for
+from vhdkit.image.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
 from vhdkit.image.extent import Kind
 from vhdkit.image.file_name import FileFormat
 from vhdkit.image.holes import without_holes
@@ -88,7 +88,7 @@ def convert(
                 chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
             )
         file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
-        with creating(place, destination, file_format) as storage:
+        with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
             for start, data in _pieces(chain, progress):
                 _write_nonzero(storage, start, data)
@@ -170,7 +170,7 @@ def write_dynamic(
     bitmap_size = bitmap.bitmap_size(block_size)
     ones = bitmap.full(block_size).tobytes()
     used = 0
-    with creating(folder, path, FileFormat.VHD) as storage:
+    with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
         for start, data in _pieces(chain, progress, copied):
             block = start // block_size

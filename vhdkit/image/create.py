@@ -9,11 +9,9 @@ longer paths later), footer.
 
 from __future__ import annotations
 
-import errno
-import re
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
@@ -29,8 +27,8 @@ from vhdkit.image.file_name import FileFormat, check_file_name
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.reference import ParentReference, reference_to
-from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
 
 if TYPE_CHECKING:
@@ -45,7 +43,6 @@ CREATOR_APPLICATION = b"win "
 CREATOR_VERSION = 0x000A_0000
 CREATOR_HOST_OS = b"Wi2k"
 
-_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial$")
 _PAGE = 4096
 TABLE_OFFSET = FOOTER_SIZE + HEADER_SIZE
 
@@ -101,13 +98,13 @@ def create_image(
                 parent_map={remote: place.real(local) for remote, local in as_text_map(parent_map).items()},
             )
             footer = new_footer(DiskType.DIFFERENCING, size, stamp=stamp, unique_id=unique_id)
-            with creating(place, path, FileFormat.VHD) as storage:
+            with new_image_file(place, path, FileFormat.VHD) as storage:
                 write_empty(storage, footer, block_size, reference)
         return
     if size is None:
         raise ValueError("a size is needed")
     footer = new_footer(kind, size, stamp=stamp, unique_id=unique_id)
-    with creating(place, path, FileFormat.VHD) as storage:
+    with new_image_file(place, path, FileFormat.VHD) as storage:
         if kind is DiskType.FIXED:
             storage.truncate(size)
             storage.write_at(size, footer.to_bytes())
@@ -130,58 +127,18 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[I
         yield parent
 
 
-def partial_name(path: str, token: str) -> str:
-    """Return the name of a file that is being made and shall get the name `path`; `token` is hexadecimal."""
-    return f"{path}.{token[:8]}.partial"
-
-
-def is_partial(path: str) -> bool:
-    """Whether a file was left half made: it is nobody's image, whatever it looks like."""
-    return _PARTIAL.search(path) is not None
-
-
 @contextmanager
-def creating(folder: Folder, path: str, file_format: FileFormat | None) -> Iterator[Storage]:
-    """Lend a new file to write into; give it its name, durably, if the block ends well, and remove it if not.
+def new_image_file(folder: Folder, path: str, file_format: FileFormat) -> Iterator[Storage]:
+    """Create a file for a disk of a format, as `new_file` does, under a name that does not say another format.
 
-    The name must not be that of another format; None is for files that need not be disks.
+    Raises:
+        FileNameError: the suffix is that of another format.
 
-    **Order**: 1 content, sync · 2 name, folder sync. A cut before 2 leaves a file with a temporary name.
     """
-    real = folder.real(path)
-    if folder.exists(path):
-        raise FileExistsError(errno.EEXIST, "the file exists already", path)
-    if file_format is not None:
+    if not folder.exists(path):
         check_file_name(path, file_format)
-    folder.check_directory(paths.dirname(real))
-    temporary = partial_name(real, uuid.uuid4().hex)
-    try:
-        storage = folder.create(temporary)
-        try:
-            yield storage
-            storage.sync()
-            storage.close()
-            folder.publish(temporary, real)
-            folder.sync(paths.dirname(real))
-        except BaseException:
-            storage.close()
-            # An error after the file has its name leaves it with two names, or with the new one.
-            for name in (temporary, real):
-                _remove_if(folder, name, storage.identity)
-            raise
-    except OSError as error:
-        if error.filename == temporary:
-            error.filename = path
-        raise
-
-
-def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
-    """Remove a name if it leads to that file; what keeps it from that leaves the name."""
-    with suppress(OSError):
-        named = folder.open(path)
-        named.close()
-        if named.identity == identity:
-            folder.remove(path)
+    with new_file(folder, path) as storage:
+        yield storage
 
 
 def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None = None) -> Footer:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from vhdkit.image.create import creating, is_partial
 from vhdkit.image.manifest import check_path, held_names, names_of, refuse_repeated_keys
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial, new_file
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def put_up(folder: Folder, path: str, manifest: str) -> bool:
         return False
     take_away(folder, path)
     shown = paths.relpath(manifest, paths.dirname(path)).replace(paths.sep, "/")
-    with creating(folder, path, None) as storage:
+    with new_file(folder, path) as storage:
         storage.write_at(0, (json.dumps({"kind": _KIND, "version": _VERSION, "manifest": shown}) + "\n").encode())
     return True
 

@@ -20,7 +20,6 @@ from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.format.header import DynamicHeader
 from vhdkit.image import ended_view
-from vhdkit.image.create import is_partial
 from vhdkit.image.header_change import is_header_change
 from vhdkit.image.image import Image, Layer, Placement, open_image
 from vhdkit.image.journal import SUFFIX, read_journal
@@ -28,6 +27,7 @@ from vhdkit.image.journal_records import FileState, RelinkState
 from vhdkit.image.seen import Seen
 from vhdkit.merging.relatives import identity_at, leads_to
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

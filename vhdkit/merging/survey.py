@@ -25,7 +25,6 @@ from vhdkit.errors import (
 )
 from vhdkit.format.constants import FOOTER_SIZE
 from vhdkit.image import extent
-from vhdkit.image.create import is_partial
 from vhdkit.image.image import Image, Layer, open_image
 from vhdkit.image.journal import command, read_journal
 from vhdkit.merging.ended_layers import ended_obstacles
@@ -39,6 +38,7 @@ from vhdkit.merging.resume import check_undo, is_about, with_names
 from vhdkit.merging.undo import plan_undo
 from vhdkit.merging.undo_evidence import DOUBT, check_not_older, may_lack_something
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial
 
 if TYPE_CHECKING:
     import numpy as np

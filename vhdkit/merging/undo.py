@@ -27,7 +27,7 @@ from vhdkit.format import bitmap, timestamp
 from vhdkit.format.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.format.footer import DiskType, Footer
 from vhdkit.image import extent
-from vhdkit.image.create import new_footer, partial_name, write_empty
+from vhdkit.image.create import new_footer, write_empty
 from vhdkit.image.extent import Extents, Kind
 from vhdkit.image.image import Image, Placement, open_image
 from vhdkit.image.reference import reference_to
@@ -36,6 +36,7 @@ from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import UndoPlan, missing_blocks
 from vhdkit.merging.relatives import identity_at
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 

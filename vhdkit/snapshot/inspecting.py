@@ -20,7 +20,6 @@ from vhdkit.chain.names import named_paths
 from vhdkit.errors import VhdError
 from vhdkit.format import unique_id
 from vhdkit.image.claims import is_named_for
-from vhdkit.image.create import is_partial
 from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.image.journal import read_journal
 from vhdkit.image.signpost import signposts
@@ -33,6 +32,7 @@ from vhdkit.snapshot.marks import differences, file_mark_at, is_changed_file, ma
 from vhdkit.snapshot.places import is_kept_name
 from vhdkit.snapshot.removal import why_left
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

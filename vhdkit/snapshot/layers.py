@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.image.create import create_image, creating
+from vhdkit.image.create import create_image
 from vhdkit.image.image import Image, open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.image.manifest import LayerRecord, Made, Manifest, StateFile
@@ -21,6 +21,7 @@ from vhdkit.snapshot import changes, places
 from vhdkit.snapshot.marks import differences, file_mark_at, is_alike, is_changed_file, mark_at
 from vhdkit.snapshot.tree import line_of
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def copy_file(file: ManifestFile, source: str, destination: str) -> None:
     storage = file.folder.open(source)
     try:
         storage.lock(exclusive=False)
-        with creating(file.folder, destination, None) as copy:
+        with new_file(file.folder, destination) as copy:
             copy.copy_from(storage, 0, 0, storage.size())
     finally:
         storage.close()

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.image import claims, signpost
-from vhdkit.image.create import is_partial, partial_name
 from vhdkit.image.manifest import MAX_BYTES, Manifest
 from vhdkit.image.relative import RelativePaths
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial, partial_name
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from vhdkit.chain.children import children_of
 from vhdkit.errors import VhdError
 from vhdkit.image.claims import claims_on
-from vhdkit.image.create import is_partial
 from vhdkit.image.image import open_image
 from vhdkit.image.journal import read_journal
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import is_partial
 
 if TYPE_CHECKING:
     from vhdkit.image.image import Image

@@ -1,0 +1,79 @@
+"""Create a file that gets its name only when it is whole and durable.
+
+Until then it has a temporary name beside that: `NAME.01234567.partial`. A run that is killed leaves such a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import uuid
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.storage import paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vhdkit.storage.protocols import Folder, Storage
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{8}\.partial$")
+
+
+def partial_name(path: str, token: str) -> str:
+    """Return the temporary name of a file that will be named `path`; `token` is hexadecimal.
+
+    >>> partial_name("x.vhd", "0123abcdef")
+    'x.vhd.0123abcd.partial'
+    """
+    return f"{path}.{token[:8]}.partial"
+
+
+def is_partial(path: str) -> bool:
+    """Whether a name is that of a file that was left half made: nobody's image, whatever it looks like."""
+    return _PARTIAL.search(path) is not None
+
+
+@contextmanager
+def new_file(folder: Folder, path: str) -> Iterator[Storage]:
+    """Create a file to write into; name it, durably, if the block ends well, and remove it if not.
+
+    **Order**: 1 content, sync · 2 name, folder sync. A cut before 2 leaves a file with a temporary name.
+
+    Raises:
+        FileExistsError: the name is taken.
+
+    """
+    real = folder.real(path)
+    if folder.exists(path):
+        raise FileExistsError(errno.EEXIST, "the file exists already", path)
+    folder.check_directory(paths.dirname(real))
+    temporary = partial_name(real, uuid.uuid4().hex)
+    try:
+        storage = folder.create(temporary)
+        try:
+            yield storage
+            storage.sync()
+            storage.close()
+            folder.publish(temporary, real)
+            folder.sync(paths.dirname(real))
+        except BaseException:
+            storage.close()
+            # An error after the file has its name leaves it with two names, or with the new one.
+            for name in (temporary, real):
+                _remove_if(folder, name, storage.identity)
+            raise
+    except OSError as error:
+        if error.filename == temporary:
+            error.filename = path
+        raise
+
+
+def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
+    """Remove a name if it leads to the file of that identity; an error leaves the name."""
+    with suppress(OSError):
+        named = folder.open(path)
+        named.close()
+        if named.identity == identity:
+            folder.remove(path)
