@@ -31,7 +31,7 @@ from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
 from vhdkit.errors import Corruption, Level, VhdError
 from vhdkit.image import records
-from vhdkit.image.step import Patch
+from vhdkit.image.patch import Patch
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.memory import MemoryFolder

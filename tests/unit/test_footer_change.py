@@ -15,6 +15,7 @@ from vhdkit.errors import Corruption, Level
 from vhdkit.format.footer import Footer
 from vhdkit.image import footer_change, records, step
 from vhdkit.image.image import open_image
+from vhdkit.image.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ RAW: Final = build(SPEC)
 OLD: Final = RAW[:SECTOR]
 NEW: Final = replace(Footer.from_bytes(OLD), current_size=8 * 4096).to_bytes()
 END: Final = len(RAW) - SECTOR
-COPY: Final = step.Patch(offset=0, before=OLD, after=NEW)
-TRAILING: Final = step.Patch(offset=END, before=OLD, after=NEW)
+COPY: Final = Patch(offset=0, before=OLD, after=NEW)
+TRAILING: Final = Patch(offset=END, before=OLD, after=NEW)
 
 
-def cut(raw: bytes, patches: Sequence[step.Patch]) -> MemoryFolder:
+def cut(raw: bytes, patches: Sequence[Patch]) -> MemoryFolder:
     """Return a folder with an image and a step file beside it."""
     record = {"image": "disk.vhd", "patches": [patch.to_record() for patch in patches]}
     return MemoryFolder({PATH: raw, PATH + step.SUFFIX: records.encode([record])})
@@ -75,19 +76,19 @@ def other(at: int, new: bytes) -> bytes:
 
 
 FORGED: Final = [
-    [step.Patch(offset=END - SECTOR, before=OLD, after=NEW), COPY],
-    [step.Patch(offset=512, before=OLD, after=NEW), COPY],
-    [step.Patch(offset=END, before=OLD, after=other(68, b"else")), COPY],
-    [TRAILING, step.Patch(offset=0, before=OLD, after=other(48, bytes(6) + b"\x10\0"))],
-    [TRAILING, step.Patch(offset=0, before=other(68, b"else"), after=NEW)],
-    [TRAILING, step.Patch(offset=0, before=bytes(SECTOR), after=NEW)],
-    [TRAILING, step.Patch(offset=0, before=OLD, after=bytes(SECTOR))],
+    [Patch(offset=END - SECTOR, before=OLD, after=NEW), COPY],
+    [Patch(offset=512, before=OLD, after=NEW), COPY],
+    [Patch(offset=END, before=OLD, after=other(68, b"else")), COPY],
+    [TRAILING, Patch(offset=0, before=OLD, after=other(48, bytes(6) + b"\x10\0"))],
+    [TRAILING, Patch(offset=0, before=other(68, b"else"), after=NEW)],
+    [TRAILING, Patch(offset=0, before=bytes(SECTOR), after=NEW)],
+    [TRAILING, Patch(offset=0, before=OLD, after=bytes(SECTOR))],
 ]
 
 
 @pytest.mark.parametrize("patches", FORGED)
 @pytest.mark.parametrize("is_begun", [True, False])
-def test_a_forged_step_changes_nothing(patches: list[step.Patch], is_begun: bool) -> None:
+def test_a_forged_step_changes_nothing(patches: list[Patch], is_begun: bool) -> None:
     raw = RAW[:END] + (NEW if is_begun else OLD)
     folder = cut(raw, patches)
     vhdkit.check(PATH, folder=folder)
@@ -99,7 +100,7 @@ def test_a_forged_step_changes_nothing(patches: list[step.Patch], is_begun: bool
 def test_a_step_that_makes_another_disk_changes_nothing(disk_type: int) -> None:
     changed = other(60, disk_type.to_bytes(4))
     raw = RAW[:END] + changed
-    patches = [step.Patch(offset=END, before=OLD, after=changed), step.Patch(offset=0, before=OLD, after=changed)]
+    patches = [Patch(offset=END, before=OLD, after=changed), Patch(offset=0, before=OLD, after=changed)]
     folder = cut(raw, patches)
     assert step.pending(folder, keep(folder.open(PATH))) == ()
     assert content(folder) == raw

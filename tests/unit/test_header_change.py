@@ -18,7 +18,7 @@ from tests.unit.test_merge_laws import chain_over, contents, in_memory, put, vhd
 from tests.unit.test_step import AFTER, BEFORE, HEADER, LEAF, PATH, finished, lying, patches, step_file
 from vhdkit.image import records, step
 from vhdkit.image.header_change import rest_digest
-from vhdkit.image.step import Patch
+from vhdkit.image.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

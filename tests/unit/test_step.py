@@ -21,7 +21,7 @@ from tests.unit.test_merge_laws import SpyFolder
 from vhdkit.errors import Corruption, Level
 from vhdkit.image import records, step
 from vhdkit.image.image import open_image
-from vhdkit.image.step import Patch
+from vhdkit.image.patch import Patch
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 

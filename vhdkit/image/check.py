@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vhdkit.errors import Finding
     from vhdkit.image.journal import Journal
     from vhdkit.image.metadata import Examination, Metadata
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Storage
 
 

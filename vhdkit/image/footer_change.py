@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.image.image import Image
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage
 
 
@@ -44,7 +44,7 @@ def write_footers(folder: Folder, image: Image) -> None:
             image.write_at(at, after)
         image.sync()
         return
-    patches = [step.Patch(offset=at, before=raw, after=after) for at, raw in zip(places, before, strict=True)]
+    patches = [Patch(offset=at, before=raw, after=after) for at, raw in zip(places, before, strict=True)]
     step.apply(folder, image.storage, patches)
 
 

@@ -22,7 +22,7 @@ from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.format.header import DynamicHeader
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image.metadata import read_metadata
-from vhdkit.image.step import read_through
+from vhdkit.image.patch import read_through
 from vhdkit.image.table import Room, Table, check_placement
 from vhdkit.storage.protocols import read_bytes
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vhdkit.format.locator import ParentLocator
     from vhdkit.image.metadata import Metadata
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Storage
 
 _PIECE_BYTES = 1 << 20

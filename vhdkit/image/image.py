@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.format.header import DynamicHeader
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage, Syncing
     from vhdkit.units import StrPath
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vhdkit.format.constants import HEADER_SIZE, LOCATOR_COUNT
+from vhdkit.image.patch import HEADER_BYTES, MAX_PATCHES, Patch
 from vhdkit.image.records import (
     ClockTime,
     DigestText,
@@ -25,7 +25,6 @@ from vhdkit.image.records import (
     decode_object,
 )
 from vhdkit.image.seen import Seen  # noqa: TC001 - msgspec reads the annotations when it runs
-from vhdkit.image.step import Patch  # noqa: TC001 - the same
 from vhdkit.units import SECTOR
 
 VERSION = 1
@@ -153,13 +152,13 @@ class RelinkState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A child that is relinked: its path as in `FileState`, and what changes in it, the header last."""
 
     path: PathText
-    patches: Annotated[tuple[Patch, ...], Meta(min_length=1, max_length=LOCATOR_COUNT + 1)]
+    patches: Annotated[tuple[Patch, ...], Meta(min_length=1, max_length=MAX_PATCHES)]
 
     def __post_init__(self) -> None:
         """Refuse what is no relative path, or changes no header."""
         Record.__post_init__(self)
         check_relative_path(self.path)
-        if len(self.patches[-1].after) != HEADER_SIZE:
+        if len(self.patches[-1].after) != HEADER_BYTES:
             raise ValueError("a relinking ends with a header")
 
 

@@ -29,7 +29,7 @@ from vhdkit.units import SECTOR
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Storage
 
 # Longer names are no paths on any system (reference 4.5).

@@ -27,6 +27,7 @@ from vhdkit.format.geometry import Geometry
 from vhdkit.format.locator import MAX_LOCATOR_BYTES
 from vhdkit.image import step
 from vhdkit.image.footer_change import write_footers
+from vhdkit.image.patch import Patch
 from vhdkit.image.table import Table
 from vhdkit.image.write import link_blocks
 from vhdkit.storage.protocols import read_bytes
@@ -214,7 +215,5 @@ def _move_batmap(image: Image, growth: Growth) -> None:
 def _write_header(folder: Folder, image: Image, header: DynamicHeader) -> None:
     after = header.to_bytes()
     at = image.footer.data_offset
-    step.apply(
-        folder, image.storage, [step.Patch(offset=at, before=read_bytes(image.storage, at, len(after)), after=after)]
-    )
+    step.apply(folder, image.storage, [Patch(offset=at, before=read_bytes(image.storage, at, len(after)), after=after)])
     image.header = header

@@ -51,7 +51,7 @@ from vhdkit.units import as_text, as_text_map, as_texts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from vhdkit.image.step import Patch
+    from vhdkit.image.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

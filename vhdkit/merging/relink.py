@@ -18,8 +18,8 @@ from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.image import step
 from vhdkit.image.header_change import locator_room
 from vhdkit.image.image import Image, open_image
+from vhdkit.image.patch import Patch, read_through
 from vhdkit.image.reference import moved_windows_path, reference_to
-from vhdkit.image.step import Patch, read_through
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
 
