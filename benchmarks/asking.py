@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import ROOT, Step, run
 from vhdkit.chain.chain import open_chain
-from vhdkit.image.create import create_image
+from vhdkit.vhd.create import create_image
 
 MIB = 1 << 20
 # A process that asks five times a second, as `job watch` does, and one that is the command itself once a second.

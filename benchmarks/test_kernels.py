@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from vhdkit.format import bat, bitmap
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.transfer import covered
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Extents, Kind
+from vhdkit.vhd import bat
+from vhdkit.vhd.read_extents import covered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def _naive_runs(bitmaps: NDArray[np.uint8], sectors: int) -> tuple[NDArray[np.in
 
 
 def test_runs(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
-    found = benchmark(bitmap.runs, bitmaps, SECTORS)
+    found = benchmark(sector_bitmap.runs, bitmaps, SECTORS)
     assert all((ours == naive).all() for ours, naive in zip(found, _naive_runs(bitmaps, SECTORS), strict=True))
 
 
@@ -57,20 +57,20 @@ def test_set_runs(benchmark: BenchmarkFixture) -> None:
     rows = np.zeros((512, SECTORS // 8), np.uint8)
     row = np.repeat(np.arange(512), 50)
     start = np.tile(np.arange(50) * 80, 512)
-    benchmark(bitmap.set_runs, rows, row, start, start + 8)
-    assert int(bitmap.count(rows, SECTORS).sum()) == 512 * 50 * 8
+    benchmark(sector_bitmap.set_runs, rows, row, start, start + 8)
+    assert int(sector_bitmap.count(rows, SECTORS).sum()) == 512 * 50 * 8
 
 
 def test_count(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
-    total = benchmark(bitmap.count, bitmaps, SECTORS)
+    total = benchmark(sector_bitmap.count, bitmaps, SECTORS)
     assert int(total.sum()) == int(np.unpackbits(bitmaps).sum())
 
 
 def test_classify(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
-    kinds = benchmark(bitmap.classify, bitmaps, SECTORS)
+    kinds = benchmark(sector_bitmap.classify, bitmaps, SECTORS)
     total = np.unpackbits(bitmaps, axis=1).sum(axis=1)
-    assert np.array_equal(kinds == bitmap.Fill.EMPTY, total == 0)
-    assert np.array_equal(kinds == bitmap.Fill.FULL, total == SECTORS)
+    assert np.array_equal(kinds == sector_bitmap.Fill.EMPTY, total == 0)
+    assert np.array_equal(kinds == sector_bitmap.Fill.FULL, total == SECTORS)
 
 
 @pytest.fixture(scope="module")
@@ -87,26 +87,26 @@ def test_union_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uin
     expected = layers[0].copy()
     for layer in layers[1:]:
         expected |= layer
-    assert np.array_equal(benchmark(bitmap.union, layers), expected)
+    assert np.array_equal(benchmark(sector_bitmap.union, layers), expected)
 
 
 def test_difference(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
-    found = benchmark(bitmap.difference, layers[0], layers[1])
+    found = benchmark(sector_bitmap.difference, layers[0], layers[1])
     assert not (found & layers[1]).any()
     assert np.array_equal(found | layers[0] & layers[1], layers[0])
 
 
 def test_ownership_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
-    owned = benchmark(bitmap.ownership, layers)
-    assert np.array_equal(bitmap.union(owned), bitmap.union(layers))
-    assert int(bitmap.count(owned.reshape(-1, SECTORS // 8), SECTORS).sum()) == int(
-        bitmap.count(bitmap.union(layers), SECTORS).sum()
+    owned = benchmark(sector_bitmap.ownership, layers)
+    assert np.array_equal(sector_bitmap.union(owned), sector_bitmap.union(layers))
+    assert int(sector_bitmap.count(owned.reshape(-1, SECTORS // 8), SECTORS).sum()) == int(
+        sector_bitmap.count(sector_bitmap.union(layers), SECTORS).sum()
     )
 
 
 def test_full(benchmark: BenchmarkFixture) -> None:
-    rows = benchmark(bitmap.full, SECTORS * 512, BLOCKS)
-    assert set(bitmap.classify(rows, SECTORS).tolist()) == {bitmap.Fill.FULL}
+    rows = benchmark(sector_bitmap.full, SECTORS * 512, BLOCKS)
+    assert set(sector_bitmap.classify(rows, SECTORS).tolist()) == {sector_bitmap.Fill.FULL}
 
 
 def test_first_overlap_of_a_full_table(benchmark: BenchmarkFixture) -> None:
@@ -120,18 +120,18 @@ def test_first_overlap_of_a_full_table(benchmark: BenchmarkFixture) -> None:
 
 def _layer(seed: int, runs: int) -> Extents:
     edges = np.sort(np.random.default_rng(seed).choice(8_000_000, 2 * runs, replace=False)).astype(np.int64) * 512
-    return extent.filled(edges[0::2], edges[1::2], edges[0::2] + 4096, 0, 8_000_000 * 512, Kind.PARENT)
+    return extents.filled(edges[0::2], edges[1::2], edges[0::2] + 4096, 0, 8_000_000 * 512, Kind.PARENT)
 
 
 def test_overlay_of_100_000_runs(benchmark: BenchmarkFixture) -> None:
     upper, lower = _layer(3, 100_000), _layer(4, 100_000)
-    result = benchmark(extent.overlay, upper, lower)
+    result = benchmark(extents.overlay, upper, lower)
     assert int((result.stop - result.start).sum()) == 8_000_000 * 512
 
 
 def test_split_at_blocks(benchmark: BenchmarkFixture) -> None:
     layer = _layer(5, 100_000)
-    assert benchmark(extent.split, layer, 2 << 20).total == layer.total
+    assert benchmark(extents.split, layer, 2 << 20).total == layer.total
 
 
 def test_covered(benchmark: BenchmarkFixture) -> None:
@@ -176,10 +176,10 @@ def test_bar_of_runs(request: pytest.FixtureRequest, name: str, bar: float) -> N
         rows = np.random.default_rng(7).integers(0, 256, (512, SECTORS // 8), np.uint8)
     else:
         rows = np.full((512, SECTORS // 8), 0xAA, np.uint8)
-    for ours, naive in zip(bitmap.runs(rows, SECTORS), _naive_runs(rows, SECTORS), strict=True):
+    for ours, naive in zip(sector_bitmap.runs(rows, SECTORS), _naive_runs(rows, SECTORS), strict=True):
         assert np.array_equal(ours, naive)
     if _is_timed(request):
-        kernel, rival = _best(lambda: bitmap.runs(rows, SECTORS)), _best(lambda: _naive_runs(rows, SECTORS))
+        kernel, rival = _best(lambda: sector_bitmap.runs(rows, SECTORS)), _best(lambda: _naive_runs(rows, SECTORS))
         _tell(f"runs, {name}", kernel, rival)
         assert rival >= bar * kernel
 
@@ -191,12 +191,14 @@ def test_bar_of_count_and_classify(request: pytest.FixtureRequest) -> None:
     rows[::3], rows[::5] = 0xFF, 0x81
     words = rows.view(np.uint64).ravel()
     expected = np.where(np.arange(len(rows)) % 5 == 0, 2 * SECTORS // 8, SECTORS * (np.arange(len(rows)) % 3 == 0))
-    assert np.array_equal(bitmap.count(rows, SECTORS), expected)
-    kinds = np.where(expected == SECTORS, bitmap.Fill.FULL, np.where(expected > 0, bitmap.Fill.MIXED, 0))
-    assert np.array_equal(bitmap.classify(rows, SECTORS), kinds)
+    assert np.array_equal(sector_bitmap.count(rows, SECTORS), expected)
+    kinds = np.where(expected == SECTORS, sector_bitmap.Fill.FULL, np.where(expected > 0, sector_bitmap.Fill.MIXED, 0))
+    assert np.array_equal(sector_bitmap.classify(rows, SECTORS), kinds)
     if is_timed:
         stream = _best(lambda: np.bitwise_or.reduce(words))
-        took = {call.__name__: _best(partial(call, rows, SECTORS)) for call in (bitmap.count, bitmap.classify)}
+        took = {
+            call.__name__: _best(partial(call, rows, SECTORS)) for call in (sector_bitmap.count, sector_bitmap.classify)
+        }
         for name, kernel in took.items():
             _tell(f"{name}, against one pass", kernel, stream, rows.nbytes)
         # numpy's popcount alone takes 1.4 passes.
@@ -212,10 +214,10 @@ def test_bar_of_merging_sectors(request: pytest.FixtureRequest, length: int) -> 
     def naive() -> None:
         np.copyto(out.reshape(-1, 512), other.reshape(-1, 512), where=wanted[:, None])
 
-    bitmap.merge_sectors(out, other, wanted)
+    sector_bitmap.merge_sectors(out, other, wanted)
     assert np.array_equal(out, expected)
     if _is_timed(request):
-        kernel, rival = _best(lambda: bitmap.merge_sectors(out, other, wanted), 50), _best(naive, 50)
+        kernel, rival = _best(lambda: sector_bitmap.merge_sectors(out, other, wanted), 50), _best(naive, 50)
         _tell(f"merge_sectors, runs of {length}", kernel, rival, int(wanted.sum()) * 512)
         assert rival >= 8 * kernel
 
@@ -230,11 +232,11 @@ def _naive_set_runs(rows: NDArray[np.uint8], row: NDArray[np.int64], start: NDAr
 def test_bar_of_setting_runs(request: pytest.FixtureRequest) -> None:
     row, start = np.repeat(np.arange(512), 50), np.tile(np.arange(50) * 80, 512)
     ours, naive = np.zeros((2, 512, SECTORS // 8), np.uint8)
-    bitmap.set_runs(ours, row, start, start + 1)
+    sector_bitmap.set_runs(ours, row, start, start + 1)
     _naive_set_runs(naive, row, start)
     assert np.array_equal(ours, naive)
     if _is_timed(request):
-        kernel = _best(lambda: bitmap.set_runs(ours, row, start, start + 1))
+        kernel = _best(lambda: sector_bitmap.set_runs(ours, row, start, start + 1))
         rival = _best(lambda: _naive_set_runs(naive, row, start))
         _tell("set_runs, 50 a block", kernel, rival)
         assert rival >= 4 * kernel
@@ -251,9 +253,9 @@ def test_bar_of_owners(request: pytest.FixtureRequest) -> None:
             owner[(np.unpackbits(layer, axis=1) == 1) & (owner < 0)] = number
         return owner
 
-    row, start, stop, owner = bitmap.owners(16, numbered, SECTORS)
+    row, start, stop, owner = sector_bitmap.owners(16, numbered, SECTORS)
     assert np.array_equal(np.repeat(owner, stop - start), naive().ravel())
     assert np.array_equal(row, np.sort(row))
     if _is_timed(request):
-        kernel, rival = _best(lambda: bitmap.owners(16, numbered, SECTORS)), _best(naive)
+        kernel, rival = _best(lambda: sector_bitmap.owners(16, numbered, SECTORS)), _best(naive)
         _tell("owners, ten layers", kernel, rival)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import vhdkit
 from tests.unit.test_merge_laws import CHANGES, Event, SpyFolder
-from vhdkit.image import records
+from vhdkit.journal import records
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.chain.chain import open_chain
-from vhdkit.image.create import create_image
 from vhdkit.snapshot.adopting import adopt
 from vhdkit.snapshot.machine import Machine
+from vhdkit.vhd.create import create_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -103,7 +103,7 @@ def _forget_nothing(forgetting: Any) -> None:
 # The name of a path, the module that decides on it, and what forces it off.
 PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
-    "overlap": ("vhdkit.image.image", _sync_at_once),
+    "overlap": ("vhdkit.vhd.image", _sync_at_once),
     # Long pieces are copied by the kernel.
     "kernel-copy": ("vhdkit.storage.local_file", _copy_through_memory),
     # Long pieces are shared, where the file system can.

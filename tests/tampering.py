@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.image.image import open_image
-from vhdkit.image.write import write_sectors
+from vhdkit.vhd.image import open_image
+from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.export import convert
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.writing import open_image
+    from vhdkit.disk.extents import Extent, Extents, Kind
     from vhdkit.errors import (
         Candidate,
         ChainError,
@@ -55,11 +56,6 @@ if TYPE_CHECKING:
         VerificationError,
         VhdError,
     )
-    from vhdkit.image.create import create_image
-    from vhdkit.image.extent import Extent, Extents, Kind
-    from vhdkit.image.image import Image
-    from vhdkit.image.manifest import Snapshot
-    from vhdkit.image.repair_footers import repair_footers
     from vhdkit.job.control import (
         cancel_job,
         find_job,
@@ -74,6 +70,7 @@ if TYPE_CHECKING:
     from vhdkit.job.record import Job, JobState
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.run import start_merge
+    from vhdkit.journal.manifest import Snapshot
     from vhdkit.merging.engine import MergeResult, merge
     from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.pace import Phase, Progress
@@ -82,6 +79,9 @@ if TYPE_CHECKING:
     from vhdkit.merging.rebase import Rebase, plan_rebase, rebase
     from vhdkit.merging.rollback import drop_undo, rollback
     from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.vhd.create import create_image
+    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.repair_footers import repair_footers
 
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
@@ -114,11 +114,11 @@ _HOMES = {
         "VerificationError",
         "VhdError",
     ),
-    "vhdkit.image.create": ("create_image",),
-    "vhdkit.image.extent": ("Extent", "Extents", "Kind"),
+    "vhdkit.vhd.create": ("create_image",),
+    "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
     "vhdkit.chain.writing": ("open_image",),
-    "vhdkit.image.image": ("Image",),
-    "vhdkit.image.repair_footers": ("repair_footers",),
+    "vhdkit.vhd.image": ("Image",),
+    "vhdkit.vhd.repair_footers": ("repair_footers",),
     "vhdkit.job.control": (
         "cancel_job",
         "find_job",
@@ -141,7 +141,7 @@ _HOMES = {
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
     "vhdkit.merging.planning": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Applied", "Machine"),
-    "vhdkit.image.manifest": ("Snapshot",),
+    "vhdkit.journal.manifest": ("Snapshot",),
 }
 
 __all__ = [

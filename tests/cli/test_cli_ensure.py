@@ -10,7 +10,7 @@ import pytest
 
 import vhdkit
 from tests.cli.running import BASE, LEAF, MIDDLE, environment, program, view_of
-from vhdkit.format.unique_id import guid
+from vhdkit.disk.unique_id import guid
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from tests.model import Kind, Snapshot, write_files
 from tests.plainbuild import build, locator
 from tests.unit.test_merge_laws import chain_over, put
 from tests.unit.test_step import BASE, LEAF, OTHER, mixes, patches, step_file
-from vhdkit.image import step
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.vhd import header_update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     half = list(mixes())[1]
     files = {"base.vhd": build(BASE), "other.vhd": build(OTHER), "leaf.avhd": half, "top.avhd": build(top)}
-    for name, raw in (files | {"leaf.avhd" + step.SUFFIX: step_file(patches())}).items():
+    for name, raw in (files | {"leaf.avhd" + header_update.SUFFIX: step_file(patches())}).items():
         (folder / name).write_bytes(raw)
     aged(folder)
     monkeypatch.chdir(folder)
@@ -88,7 +88,7 @@ def test_a_verb_that_reads_leaves_a_step_that_was_cut_off_as_it_is(
 def test_a_verb_that_writes_finishes_it(arguments: list[str], pending: Path, cli: Callable[..., Outcome]) -> None:
     outcome = cli(*arguments)
     assert outcome.code == 0, outcome
-    assert not (pending / ("leaf.avhd" + step.SUFFIX)).exists()
+    assert not (pending / ("leaf.avhd" + header_update.SUFFIX)).exists()
 
 
 UNFINISHED = {
@@ -115,7 +115,7 @@ def test_a_verb_that_reads_leaves_a_merge_that_was_cut_off_as_it_is(
     folder.mkdir()
     chain = chain_over(Kind.DYNAMIC, put(0, 40, 1), Snapshot(sector_count=20_000), put(100, 9, 2))
     paths = [str(path) for path in write_files(chain, folder)]
-    cut_off(LocalFolder(), paths[0], paths[1], at_first("remove", step.SUFFIX))
+    cut_off(LocalFolder(), paths[0], paths[1], at_first("remove", header_update.SUFFIX))
     aged(folder)
     monkeypatch.chdir(folder)
     before = looked_at(folder)

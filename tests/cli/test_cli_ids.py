@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vhdkit
-from vhdkit.format import unique_id
-from vhdkit.format.constants import FOOTER_SIZE
-from vhdkit.format.footer import Footer
+from vhdkit.disk import unique_id
+from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.footer import Footer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

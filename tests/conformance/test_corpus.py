@@ -11,9 +11,9 @@ from typing import Final
 import pytest
 
 from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, Corruption, ParentRefusedError, UnsupportedImageError, VhdError
-from vhdkit.image.extent import Kind
-from vhdkit.image.image import open_image
+from vhdkit.vhd.image import open_image
 
 PIECE: Final = 8 << 20
 CORPUS: Final = (Path(__file__).resolve().parents[2].parent / "shared" / "corpus").resolve()

@@ -17,8 +17,8 @@ from tests.forging import drawn, forgeries
 from tests.journals.make import after_records, cut, three, two
 from tests.model import Kind, Snapshot
 from tests.unit.test_merge_laws import chain_over, in_memory, put, vhdkit_view
-from vhdkit.image import records
-from vhdkit.image.journal import read_journal
+from vhdkit.journal import records
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from vhdkit.chain import chain as chains
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
 from vhdkit.errors import Corruption, Level, VhdError
-from vhdkit.image import records
-from vhdkit.image.patch import Patch
+from vhdkit.journal import records
+from vhdkit.journal.patch import Patch
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.memory import MemoryFolder

@@ -16,10 +16,10 @@ from tests.crash.disks import Disk
 from tests.crash.programs import UNDO
 from tests.crashfs import CrashFolder
 from vhdkit.chain import resolve
-from vhdkit.format.footer import Footer
-from vhdkit.format.header import DynamicHeader
-from vhdkit.image.journal import journal_path
+from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging import mover
+from vhdkit.vhd.footer import Footer
+from vhdkit.vhd.header import DynamicHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

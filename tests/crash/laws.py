@@ -36,10 +36,10 @@ from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, parsed, plain_view, vhdkit_view
 from tests.crashfs import SECTOR, CrashFolder
 from tests.plainvhd import FormatError, PlainImage
-from vhdkit.image.ended_view import SUFFIX as ENDED
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import SUFFIX as JOURNAL
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
+from vhdkit.vhd.ended_view import SUFFIX as ENDED
+from vhdkit.vhd.header_update import SUFFIX as STEP
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence

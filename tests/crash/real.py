@@ -22,8 +22,8 @@ import numpy as np
 import vhdkit
 from tests.cli.running import environment, program
 from tests.plainvhd import DIFFERENCING, flat, parse
-from vhdkit.image import records
-from vhdkit.image.journal import SUFFIX
+from vhdkit.journal import records
+from vhdkit.journal.merge_journal import SUFFIX
 
 if TYPE_CHECKING:
     import signal

@@ -51,15 +51,15 @@ from tests.crash.readers import images_of, judged, parsed, plain_view
 from tests.crashfs import SECTOR, CrashFolder
 from tests.plainvhd import FormatError, PlainImage, flat
 from vhdkit.errors import VhdError
-from vhdkit.image.journal import read_journal
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import read_journal
+from vhdkit.vhd.header_update import SUFFIX as STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from tests.crash.follow_ups import Done
     from tests.crash.programs import CrashProgram
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
 
 _DIGITS = re.compile(r"(0x)?[0-9a-f]*[0-9][0-9a-f]*(?!\d*\))")
 

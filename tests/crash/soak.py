@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from tests.crash.real import MIB, TOP, UNDO, Running, journal_of, names_in
-from vhdkit.image.journal import SUFFIX
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import SUFFIX
+from vhdkit.vhd.header_update import SUFFIX as STEP
 
 if TYPE_CHECKING:
     import random

@@ -17,7 +17,7 @@ from tests.crash.readers import plain_view
 from tests.crash.survivals import cuts
 from tests.crash.undoing import is_restored
 from tests.crash.walking import How, walk, walk_drop, walk_rollback
-from vhdkit.image.journal import journal_path
+from vhdkit.journal.merge_journal import journal_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder
 from tests.plainvhd import PlainImage
 from vhdkit import Ensured
-from vhdkit.format.unique_id import guid
+from vhdkit.disk.unique_id import guid
 from vhdkit.merging.completion import completion_path
 
 if TYPE_CHECKING:

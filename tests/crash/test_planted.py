@@ -14,12 +14,12 @@ from tests.crash.acts import small_steps, uncut
 from tests.crash.programs import PROGRAMS
 from tests.crash.walking import How, walk
 from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
-from vhdkit.image import step
-from vhdkit.image.image import Image
-from vhdkit.image.journal import SUFFIX as JOURNAL
-from vhdkit.image.journal import JournalWriter
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
+from vhdkit.journal.merge_journal import JournalWriter
 from vhdkit.merging import engine, growth, layout, mover
 from vhdkit.merging.undo import Saver
+from vhdkit.vhd import header_update
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,13 +245,17 @@ def test_a_mark_before_its_checkpoint_is_durable_is_found(
 def test_a_header_changed_before_its_step_file_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # A longer table alone changes one sector of the header, which cannot be halved.
     sync = CrashStorage.sync
-    monkeypatch.setattr(CrashStorage, "sync", lambda self: None if self.path.endswith(step.SUFFIX) else sync(self))
+    monkeypatch.setattr(
+        CrashStorage, "sync", lambda self: None if self.path.endswith(header_update.SUFFIX) else sync(self)
+    )
     assert "/vms/layer" in finding(name)
 
 
 @pytest.mark.parametrize("name", ["relinked dynamic from 1 to 2", "locators make way"])
 def test_a_header_changed_before_its_step_file_has_a_durable_name_is_found(name: str) -> None:
     log = uncut(BY_NAME[name]).log
-    made = [at for at, change in enumerate(log) if isinstance(change, Named) and change.path.endswith(step.SUFFIX)]
+    made = [
+        at for at, change in enumerate(log) if isinstance(change, Named) and change.path.endswith(header_update.SUFFIX)
+    ]
     after = next(at for at in range(made[0], len(log)) if isinstance(log[at], FolderSynced))
     assert "/vms/layer" in finding(name, without=frozenset([after]))

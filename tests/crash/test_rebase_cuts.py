@@ -10,9 +10,9 @@ from tests.crashfs import CrashFolder, Synced
 from tests.histories import content_of, put, view_of
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import VhdError
-from vhdkit.image.create import create_image
-from vhdkit.image.step import SUFFIX
 from vhdkit.merging.rebase import plan_rebase, rebase
+from vhdkit.vhd.create import create_image
+from vhdkit.vhd.header_update import SUFFIX
 
 OLD, NEW, CHILD = "/vms/base.vhd", "/vms/moved to/another folder/base.vhd", "/vms/child.avhd"
 THIRD = "/vms/third/with another name.vhd"

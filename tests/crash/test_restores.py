@@ -14,9 +14,9 @@ from tests.crash.programs import PROGRAMS, UNDO
 from tests.crash.restores import later_moments, merge_moments, singles
 from tests.crash.restoring import BY_NAME as VERBS
 from tests.crash.restoring import How, Tally, tried, walk
-from vhdkit.image.journal import journal_path
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging import layout, rollback, survey
+from vhdkit.vhd.header_update import SUFFIX as STEP
 
 BY_NAME = {program.name: program for program in PROGRAMS}
 # A plain merge; a verified one; a table that grows; a differencing destination; a sibling that is relinked to the undo

@@ -26,9 +26,9 @@ from tests.histories import (
     views_on,
 )
 from vhdkit.errors import SnapshotError, VhdError
-from vhdkit.image.journal import SUFFIX as JOURNAL
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
 from vhdkit.snapshot.adopting import adopt
+from vhdkit.vhd.header_update import SUFFIX as STEP
 
 if TYPE_CHECKING:
     from tests.crash.survivals import Survival

@@ -17,8 +17,8 @@ from tests.crash.acts import drop, run, take_back
 from tests.crash.laws import Rules, at_first, is_done, mixes, opens, reads
 from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, plain_view, vhdkit_view
-from vhdkit.image.journal import journal_path, read_journal
-from vhdkit.image.step import SUFFIX as STEP
+from vhdkit.journal.merge_journal import journal_path, read_journal
+from vhdkit.vhd.header_update import SUFFIX as STEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -22,11 +22,11 @@ from tests.plaincheck import validate
 from tests.plainvhd import FOOTER_CHECKSUM, HEADER_CHECKSUM, FormatError, flat, parse, seal
 from tests.unit.test_merge_laws import chain_over, in_memory, put
 from vhdkit.chain import names
-from vhdkit.format.footer import Footer
-from vhdkit.format.header import DynamicHeader
-from vhdkit.format.locator import decode_locator, encode_locator
-from vhdkit.image.metadata import examine
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.footer import Footer
+from vhdkit.vhd.header import DynamicHeader
+from vhdkit.vhd.locator import decode_locator, encode_locator
+from vhdkit.vhd.metadata import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -290,7 +290,7 @@ def _value(kept: object, choose: Bytes) -> str:
 
 def manifests(raw: bytes) -> None:
     """Read bytes, and changed manifests, as a machine's manifest."""
-    from vhdkit.image.manifest import Manifest  # noqa: PLC0415 - an earlier version, which is fuzzed too, has none
+    from vhdkit.journal.manifest import Manifest  # noqa: PLC0415 - an earlier version, which is fuzzed too, has none
 
     choose = Bytes(raw)
     manifest = _manifest()

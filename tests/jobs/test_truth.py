@@ -17,11 +17,11 @@ import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, lose, make_chain, python, until, view
 from tests.unit.test_job_record import a_job
-from vhdkit.image.image import open_image
 from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.truth import settled
 from vhdkit.storage.process import birth_of, is_alive, this_process
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,16 +22,16 @@ from tests.jobs.test_truth import cut_at
 from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError, VhdError
-from vhdkit.image import journal
 from vhdkit.job.record import Follow, JobState
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.row import encode
 from vhdkit.job.spawn import task_of, work_at
+from vhdkit.journal import merge_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
 
 OLD = (Path(__file__).parent / "registry-0.1.0.sql").read_text()
 FORGED = "0d4b8a3c-1111-4222-8333-444455556666"
@@ -359,7 +359,7 @@ def test_a_search_goes_on_over_a_journal_that_vanishes_meanwhile(vms: Path, monk
     make_chain(vms, "a", 1)
     cut_at(vms, "copying")
     vhdkit.remove_job(vhdkit.jobs()[0].id)
-    read = journal.read_journal
+    read = merge_journal.read_journal
 
     def read_and_remove(folder: object, destination: str) -> Journal | None:
         found = read(folder, destination)  # type: ignore[arg-type] # any folder

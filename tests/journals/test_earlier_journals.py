@@ -14,11 +14,11 @@ import pytest
 import vhdkit
 from tests.journals.make import CUTS, three, two
 from tests.unit.test_merge_laws import vhdkit_view
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
 
 ARCHIVE = Path(__file__).with_name("made-by-dfd6f62.tar.xz")
 OTHERS = ("kept", "dropping", "rollback", "restored", "stopped", "no UTF-8")

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vhdkit.format import bitmap
-from vhdkit.format.bitmap import Fill
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.transfer import covered
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Extents, Kind, intersect
+from vhdkit.disk.sector_bitmap import Fill
+from vhdkit.vhd.read_extents import covered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +80,12 @@ def bitmaps(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
     return array, sectors
 
 
-# format.bitmap
+# disk.sector_bitmap
 
 
 @given(st.integers(0, 19))
 def test_a_bitmap_takes_whole_sectors(power: int) -> None:
-    assert bitmap.bitmap_size(SECTOR << power) == row_bytes(1 << power)
+    assert sector_bitmap.bitmap_size(SECTOR << power) == row_bytes(1 << power)
 
 
 def plain_runs(array: npt.NDArray[np.uint8], sectors: int) -> list[tuple[int, int, int]]:
@@ -108,7 +107,7 @@ def plain_runs(array: npt.NDArray[np.uint8], sectors: int) -> list[tuple[int, in
 def test_runs_are_the_longest_stretches_of_set_bits(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
     array, sectors = drawn
     before = array.copy()
-    found = bitmap.runs(array, sectors)
+    found = sector_bitmap.runs(array, sectors)
     assert [column.dtype for column in found] == [np.dtype(np.int64)] * 3
     assert list(zip(*(column.tolist() for column in found), strict=True)) == plain_runs(array, sectors)
     assert np.array_equal(array, before)
@@ -126,7 +125,7 @@ def test_set_runs_sets_the_bits_of_its_runs_and_no_other(data: st.DataObject) ->
         for sector in range(start, stop):
             set_bit(expected[number], sector)
     row, start_stop = ints([number for number, _ in drawn]), [run for _, run in drawn]
-    bitmap.set_runs(array, row, ints([run[0] for run in start_stop]), ints([run[1] for run in start_stop]))
+    sector_bitmap.set_runs(array, row, ints([run[0] for run in start_stop]), ints([run[1] for run in start_stop]))
     assert [bytes(found) for found in array] == [bytes(wanted) for wanted in expected]
 
 
@@ -135,7 +134,7 @@ def test_set_runs_sets_the_bits_of_its_runs_and_no_other(data: st.DataObject) ->
 def test_set_runs_of_all_runs_changes_nothing(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
     array, sectors = drawn
     before = array.copy()
-    bitmap.set_runs(array, *bitmap.runs(array, sectors))
+    sector_bitmap.set_runs(array, *sector_bitmap.runs(array, sectors))
     assert np.array_equal(array, before)
 
 
@@ -145,7 +144,7 @@ def test_count_counts_the_set_bits_of_the_disk_and_not_the_padding(
     drawn: tuple[npt.NDArray[np.uint8], int],
 ) -> None:
     array, sectors = drawn
-    found = bitmap.count(array, sectors)
+    found = sector_bitmap.count(array, sectors)
     assert found.dtype == np.int64
     assert found.tolist() == [sum(bit(row, sector) for sector in range(sectors)) for row in array.tolist()]
 
@@ -157,8 +156,8 @@ def test_counting_rows_of_any_width_overflows_nowhere(words: int) -> None:
     array = np.full((3, row_bytes(64 * words)), 0xFF, np.uint8)
     array[1] = 0
     array[2, 8 * words - 1] = 0xFE
-    assert bitmap.count(array, 64 * words).tolist() == [64 * words, 0, 64 * words - 1]
-    assert bitmap.classify(array, 64 * words).tolist() == [Fill.FULL, Fill.EMPTY, Fill.MIXED]
+    assert sector_bitmap.count(array, 64 * words).tolist() == [64 * words, 0, 64 * words - 1]
+    assert sector_bitmap.classify(array, 64 * words).tolist() == [Fill.FULL, Fill.EMPTY, Fill.MIXED]
 
 
 @settings(deadline=None)
@@ -168,7 +167,7 @@ def test_full_bitmaps_have_every_sector_set_and_the_padding_clear(power: int, co
     expected = bytearray(row_bytes(sectors))
     for sector in range(sectors):
         set_bit(expected, sector)
-    assert [bytes(row) for row in bitmap.full(SECTOR * sectors, count)] == [bytes(expected)] * count
+    assert [bytes(row) for row in sector_bitmap.full(SECTOR * sectors, count)] == [bytes(expected)] * count
 
 
 @settings(deadline=None)
@@ -179,7 +178,7 @@ def test_classify_tells_empty_from_full_from_mixed(drawn: tuple[npt.NDArray[np.u
     for row in array.tolist():
         found = [bit(row, sector) for sector in range(sectors)]
         expected.append(Fill.FULL if all(found) else Fill.MIXED if any(found) else Fill.EMPTY)
-    assert bitmap.classify(array, sectors).tolist() == expected
+    assert sector_bitmap.classify(array, sectors).tolist() == expected
 
 
 @settings(deadline=None)
@@ -195,12 +194,12 @@ def test_how_the_rows_lie_in_memory_changes_nothing(drawn: tuple[npt.NDArray[np.
     else:
         raw = b"x" + array.tobytes()
         other = np.frombuffer(raw, np.uint8)[1:].reshape(array.shape)
-    assert list(map(list, bitmap.runs(other, sectors))) == list(map(list, bitmap.runs(array, sectors)))
-    assert bitmap.count(other, sectors).tolist() == bitmap.count(array, sectors).tolist()
+    assert list(map(list, sector_bitmap.runs(other, sectors))) == list(map(list, sector_bitmap.runs(array, sectors)))
+    assert sector_bitmap.count(other, sectors).tolist() == sector_bitmap.count(array, sectors).tolist()
     layers = np.stack([other, array])
-    assert np.array_equal(bitmap.ownership(layers[:, ::-1])[:, ::-1], bitmap.ownership(layers))
-    found = bitmap.owners(len(other), [(np.arange(len(other)), other)], sectors)
-    wanted = bitmap.owners(len(other), [(np.arange(len(other)), array)], sectors)
+    assert np.array_equal(sector_bitmap.ownership(layers[:, ::-1])[:, ::-1], sector_bitmap.ownership(layers))
+    found = sector_bitmap.owners(len(other), [(np.arange(len(other)), other)], sectors)
+    wanted = sector_bitmap.owners(len(other), [(np.arange(len(other)), array)], sectors)
     assert list(map(list, found)) == list(map(list, wanted))
 
 
@@ -212,19 +211,19 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answers() -> list[list[int]]:
         again = np.zeros_like(array)
-        runs = bitmap.runs(array, 4095)
-        bitmap.set_runs(again, *runs)
-        owned = bitmap.ownership(layers)
-        columns = [*runs, bitmap.count(array, 4095), again, owned, *bitmap.owners(37, numbered, 4095)]
-        columns += [bitmap.classify(rows, 4095) for rows in (array, array * (np.arange(37) % 3 == 0)[:, None])]
+        runs = sector_bitmap.runs(array, 4095)
+        sector_bitmap.set_runs(again, *runs)
+        owned = sector_bitmap.ownership(layers)
+        columns = [*runs, sector_bitmap.count(array, 4095), again, owned, *sector_bitmap.owners(37, numbered, 4095)]
+        columns += [sector_bitmap.classify(rows, 4095) for rows in (array, array * (np.arange(37) % 3 == 0)[:, None])]
         return [column.ravel().tolist() for column in columns]
 
     once = answers()
-    monkeypatch.setattr(bitmap, "_RUN_SLAB", 2048)
-    monkeypatch.setattr(bitmap, "_COUNT_SLAB", 2048)
+    monkeypatch.setattr(sector_bitmap, "_RUN_SLAB", 2048)
+    monkeypatch.setattr(sector_bitmap, "_COUNT_SLAB", 2048)
     assert answers() == once
     for dense in (0, 65):
-        monkeypatch.setattr(bitmap, "_DENSE", dense)
+        monkeypatch.setattr(sector_bitmap, "_DENSE", dense)
         assert answers() == once
 
 
@@ -241,7 +240,7 @@ def stacks(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
 @given(stacks())
 def test_union_difference_and_ownership_say_it_bit_by_bit(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
     layers, _ = drawn
-    joined, owned = bitmap.union(layers), bitmap.ownership(layers)
+    joined, owned = sector_bitmap.union(layers), sector_bitmap.ownership(layers)
     assert owned.shape == layers.shape
     for place in np.ndindex(*layers.shape[1:]):
         column = layers[(slice(None), *place)].tolist()
@@ -251,7 +250,7 @@ def test_union_difference_and_ownership_say_it_bit_by_bit(drawn: tuple[npt.NDArr
             above |= byte
         assert int(joined[place]) == above
     other = layers[-1]
-    assert bitmap.difference(layers[0], other).tolist() == [
+    assert sector_bitmap.difference(layers[0], other).tolist() == [
         [a & (255 ^ b) for a, b in zip(*pair, strict=True)]
         for pair in zip(layers[0].tolist(), other.tolist(), strict=True)
     ]
@@ -285,7 +284,7 @@ def test_a_sectors_owner_is_the_first_layer_that_has_it(data: st.DataObject, dep
         (ints(held), np.array(found, np.uint8).reshape(len(held), row_bytes(sectors)))
         for held, found in zip(drawn, maps, strict=True)
     ]
-    found = bitmap.owners(row_count, layers, sectors)
+    found = sector_bitmap.owners(row_count, layers, sectors)
     assert [column.dtype for column in found] == [np.dtype(np.int64)] * 4
     expected = plain_owners(row_count, list(zip(drawn, maps, strict=True)), sectors)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
@@ -300,11 +299,11 @@ def test_merging_sectors_takes_the_wanted_ones_and_leaves_the_others(mask: bytes
     expected = [
         (other if wish else out)[at * SECTOR : (at + 1) * SECTOR].tolist() for at, wish in enumerate(wanted.tolist())
     ]
-    bitmap.merge_sectors(out, other, wanted)
+    sector_bitmap.merge_sectors(out, other, wanted)
     assert out.tolist() == [byte for sector in expected for byte in sector]
 
 
-# image.extent
+# disk.extents
 
 
 def sources(extents: Extents) -> list[Source]:
@@ -336,7 +335,7 @@ def data_stretches(draw: st.DrawFn, stop: int) -> list[tuple[int, int, int]]:
 
 def fill(stretches: list[tuple[int, int, int]], first: int, last: int, hole: Kind) -> Extents:
     columns = list(zip(*stretches, strict=True)) if stretches else [(), (), ()]
-    return extent.filled(ints(columns[0]), ints(columns[1]), ints(columns[2]), first, last, hole)
+    return extents.filled(ints(columns[0]), ints(columns[1]), ints(columns[2]), first, last, hole)
 
 
 @settings(deadline=None)
@@ -374,7 +373,7 @@ def test_single_is_one_extent_or_none(within: Stretch, kind: Kind) -> None:
     start, stop = within
     at = 7 if kind is Kind.DATA else -1
     expected = [(start, stop - start, kind, 0, at)] if start < stop else []
-    assert [tuple(item) for item in extent.single(start, stop, kind, at)] == expected
+    assert [tuple(item) for item in extents.single(start, stop, kind, at)] == expected
 
 
 @st.composite
@@ -384,8 +383,8 @@ def layers(draw: st.DrawFn, depth: int, first: int, last: int) -> Extents:
     hole = draw(st.sampled_from([Kind.PARENT, Kind.PARENT, Kind.ZERO]))
     parts = [fill(draw(data_stretches(60)), first, end, hole)]
     if end < last:
-        parts.append(extent.single(end, last, Kind.ZERO))
-    return extent.concatenate(parts).at_depth(depth)
+        parts.append(extents.single(end, last, Kind.ZERO))
+    return extents.concatenate(parts).at_depth(depth)
 
 
 @settings(deadline=None)
@@ -398,7 +397,7 @@ def test_overlay_takes_from_below_what_the_upper_leaves_to_its_parent(
     expected = [
         below if above[0] == Kind.PARENT else above for above, below in zip(sources(upper), sources(lower), strict=True)
     ]
-    found = extent.overlay(upper, lower)
+    found = extents.overlay(upper, lower)
     assert sources(found) == expected
     assert found.start[0] == first
     assert found.total == length
@@ -408,7 +407,7 @@ def test_overlay_takes_from_below_what_the_upper_leaves_to_its_parent(
 @given(st.data())
 def test_overlay_keeps_the_uppers_own_stretches_whole(data: st.DataObject) -> None:
     upper, lower = data.draw(layers(0, 0, 60)), data.draw(layers(1, 0, 60))
-    found = [tuple(item) for item in extent.overlay(upper, lower)]
+    found = [tuple(item) for item in extents.overlay(upper, lower)]
     assert all(tuple(item) in found for item in upper if item.kind is not Kind.PARENT)
 
 
@@ -416,8 +415,8 @@ def test_overlay_keeps_the_uppers_own_stretches_whole(data: st.DataObject) -> No
 @given(st.data())
 def test_overlaying_three_layers_is_associative(data: st.DataObject) -> None:
     top, middle, base = (data.draw(layers(depth, 0, 60)) for depth in range(3))
-    left = extent.overlay(extent.overlay(top, middle), base)
-    right = extent.overlay(top, extent.overlay(middle, base))
+    left = extents.overlay(extents.overlay(top, middle), base)
+    right = extents.overlay(top, extents.overlay(middle, base))
     assert sources(left) == sources(right)
 
 
@@ -441,7 +440,7 @@ def test_split_cuts_at_every_multiple_and_nowhere_else(
     stretches: list[tuple[int, int, int]], hole: Kind, size: int
 ) -> None:
     whole = fill(stretches, 0, 60, hole)
-    found = extent.split(whole, size)
+    found = extents.split(whole, size)
     assert pick(found, EVERYWHERE) == pick(whole, EVERYWHERE)
     cuts = {0, *(cut for cut in range(0, 60, size)), *whole.start.tolist()}
     assert found.start.tolist() == sorted(cuts)
@@ -455,7 +454,7 @@ def test_intersect_keeps_what_lies_in_the_stretches(
     whole = fill(stretches, 0, 60, Kind.PARENT)
     extents = whole.of(Kind.DATA) if only_data else whole
     wanted = [any(start <= position < stop for start, stop, _ in windows) for position in range(60)]
-    found = extent.intersect(extents, ints([item[0] for item in windows]), ints([item[1] for item in windows]))
+    found = intersect(extents, ints([item[0] for item in windows]), ints([item[1] for item in windows]))
     assert pick(found, EVERYWHERE) == pick(extents, wanted)
     pieces = sum(
         item.start < stop and start < item.start + item.length for item in extents for start, stop, _ in windows
@@ -468,7 +467,7 @@ def test_intersect_keeps_what_lies_in_the_stretches(
 def test_clipped_keeps_what_lies_in_the_range(stretches: list[tuple[int, int, int]], within: Stretch) -> None:
     whole = fill(stretches, 0, 60, Kind.ZERO)
     wanted = [within[0] <= position < within[1] for position in range(60)]
-    assert pick(extent.clipped(whole, *within), EVERYWHERE) == pick(whole, wanted)
+    assert pick(extents.clipped(whole, *within), EVERYWHERE) == pick(whole, wanted)
 
 
 def plain_groups(items: list[tuple[int, int, tuple[int, int]]], gap: int) -> list[list[int]]:
@@ -489,7 +488,7 @@ def test_groups_are_neighbours_with_equal_keys_and_small_gaps(
     items = [(start, stop, (at // 250, other >> index & 1)) for index, (start, stop, at) in enumerate(stretches)]
     start, stop = ints([item[0] for item in items]), ints([item[1] for item in items])
     keys = [ints([item[2][0] for item in items]), ints([item[2][1] for item in items])]
-    heads, tails = extent.groups(start, stop, gap, *keys)
+    heads, tails = extents.groups(start, stop, gap, *keys)
     found = [list(range(head, tail)) for head, tail in zip(heads.tolist(), tails.tolist(), strict=True)]
     assert found == plain_groups(items, gap)
 

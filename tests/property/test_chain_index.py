@@ -18,10 +18,10 @@ from tests.strategies import programs
 from vhdkit.chain import index
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.index import ChainIndex
-from vhdkit.image.create import create_image
-from vhdkit.image.image import Image
-from vhdkit.image.write import write_sectors
 from vhdkit.storage.local_file import LocalStorage
+from vhdkit.vhd.create import create_image
+from vhdkit.vhd.image import Image
+from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

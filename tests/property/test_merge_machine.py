@@ -31,14 +31,14 @@ from tests.crashfs import CrashFolder
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, merge_refusal
 from tests.plainvhd import SECTOR
 from tests.strategies import writes
-from vhdkit.image.ended_view import SUFFIX as ENDED_SUFFIX
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
+from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.model import Shape
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
 
 FOLDER: Final = "/vms"
 BLOCKS: Final = (SECTOR, 4096)

@@ -21,8 +21,8 @@ from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, flat, parse
 from tests.strategies import image_specs, programs, writes
 from vhdkit.chain import resolve as resolve_module
 from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.disk import extents
 from vhdkit.errors import ParentNotFoundError, ReadOnlyImageError
-from vhdkit.image import extent
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
@@ -119,11 +119,11 @@ def test_extents_lead_to_the_bytes_of_the_model(program: Program, data: st.DataO
             position += item.length
             expected = view[item.start : position].tobytes()
             held = sources[item.start // SECTOR : -(-position // SECTOR)]
-            if item.kind is extent.Kind.DATA:
+            if item.kind is extents.Kind.DATA:
                 assert raw[item.depth][item.file_offset :][: item.length] == expected
                 assert (held == item.depth).all()
             else:
-                assert item.kind is extent.Kind.ZERO
+                assert item.kind is extents.Kind.ZERO
                 assert expected == bytes(item.length)
                 assert (held == -1).all()
         assert position == max(offset, min(offset + length, chain.size))
@@ -290,8 +290,8 @@ def test_a_short_layer_hides_what_lies_below_its_end_however_it_is_read() -> Non
     with files(model) as paths, open_files(model, paths) as chain:
         assert chain.read(9 * SECTOR, 5 * SECTOR) == model.read(9 * SECTOR, SECTOR) + bytes(4 * SECTOR)
         assert [tuple(item)[:4] for window in chain.extents() for item in window] == [
-            (0, 10 * SECTOR, extent.Kind.DATA, 2),
-            (10 * SECTOR, 20 * SECTOR, extent.Kind.ZERO, 1),
+            (0, 10 * SECTOR, extents.Kind.DATA, 2),
+            (10 * SECTOR, 20 * SECTOR, extents.Kind.ZERO, 1),
         ]
 
 

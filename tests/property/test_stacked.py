@@ -16,12 +16,12 @@ from tests.strategies import programs
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.resolve import resolve
 from vhdkit.chain.stacked import resolve_stacked, stack_of
-from vhdkit.image.extent import Kind as Source
+from vhdkit.disk.extents import Kind as Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.image.extent import Extents
+    from vhdkit.disk.extents import Extents
 
 SECTOR = 512
 

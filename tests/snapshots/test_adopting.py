@@ -19,7 +19,7 @@ import vhdkit
 from tests.cli.running import environment
 from tests.snapshots.machines import SIZE, Kept, contents, letter_of
 from vhdkit.errors import ImageInUseError, SnapshotError
-from vhdkit.image.claims import claims_on
+from vhdkit.journal.claims import claims_on
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local_folder import LocalFolder
 

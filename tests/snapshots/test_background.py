@@ -25,8 +25,8 @@ from vhdkit.snapshot import changes, inspecting
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
-    from vhdkit.image.manifest import Manifest
     from vhdkit.job.record import Job
+    from vhdkit.journal.manifest import Manifest
 
 
 @pytest.fixture

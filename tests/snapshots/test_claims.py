@@ -13,7 +13,7 @@ import pytest
 import vhdkit
 from tests.snapshots.machines import SIZE, Kept, contents
 from vhdkit.errors import MergeCancelled, ReadOnlyImageError, SnapshotError
-from vhdkit.image.claims import Change, claims_on, obstacles
+from vhdkit.journal.claims import Change, claims_on, obstacles
 from vhdkit.merging.rebase import plan_rebase
 from vhdkit.merging.rollback import drop_undo, rollback
 from vhdkit.snapshot.machine import Machine

@@ -17,11 +17,11 @@ import pytest
 from tests.forging import Forgery, drawn, forgeries
 from tests.histories import BASES, Act, Apply, Delete, Take, Write, begin, carry_out, put
 from vhdkit.errors import MergeCancelled, VhdError
-from vhdkit.image.claims import Change, obstacles
-from vhdkit.image.create import create_image
+from vhdkit.journal.claims import Change, obstacles
 from vhdkit.snapshot.adopting import adopt
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.create import create_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

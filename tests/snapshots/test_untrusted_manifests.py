@@ -15,7 +15,7 @@ import pytest
 import vhdkit
 from tests.snapshots.machines import SIZE, Kept, letter_of
 from vhdkit.errors import SnapshotError, VhdError
-from vhdkit.image.manifest import MAX_BYTES, Manifest
+from vhdkit.journal.manifest import MAX_BYTES, Manifest
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage import local_folder
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vhdkit.format import bat
+from vhdkit.vhd import bat
 
 NONE = 0xFFFFFFFF
 tables = st.lists(st.just(NONE) | st.integers(0, NONE), max_size=300)

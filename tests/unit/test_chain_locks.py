@@ -14,8 +14,8 @@ from tests.plainvhd import DIFFERENCING, SECTOR
 from vhdkit.chain.compare import compare
 from vhdkit.chain.export import convert
 from vhdkit.errors import ChainError, ChainLoopError, ImageInUseError
-from vhdkit.image.image import open_image
 from vhdkit.storage.memory import MemoryFile, MemoryFolder, MemoryStorage
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ import vhdkit
 from tests.cutting import CutError, CuttingFolder, at_first
 from tests.forging import drawn
 from vhdkit import Ensured
-from vhdkit.format.unique_id import guid
-from vhdkit.image.journal import read_journal
+from vhdkit.disk.unique_id import guid
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import MOST_LEAVES, completion_path
 from vhdkit.storage.memory import MemoryFolder
 

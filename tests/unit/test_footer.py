@@ -13,8 +13,8 @@ from tests import plainvhd
 from tests.plainbuild import ImageSpec, footer_bytes
 from tests.plainvhd import ALL_ONES, DIFFERENCING, DYNAMIC, FIXED, FOOTER_CHECKSUM, seal
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
-from vhdkit.format.footer import DiskType, Footer
-from vhdkit.format.geometry import Geometry
+from vhdkit.vhd.footer import DiskType, Footer
+from vhdkit.vhd.geometry import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

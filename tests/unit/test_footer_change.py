@@ -12,11 +12,12 @@ from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build
 from tests.plainvhd import DIFFERENCING, FIXED, FOOTER_CHECKSUM, SECTOR, seal
 from vhdkit.errors import Corruption, Level
-from vhdkit.format.footer import Footer
-from vhdkit.image import footer_change, records, step
-from vhdkit.image.image import open_image
-from vhdkit.image.patch import Patch
+from vhdkit.journal import records
+from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd import footer_change, header_update
+from vhdkit.vhd.footer import Footer
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ TRAILING: Final = Patch(offset=END, before=OLD, after=NEW)
 def cut(raw: bytes, patches: Sequence[Patch]) -> MemoryFolder:
     """Return a folder with an image and a step file beside it."""
     record = {"image": "disk.vhd", "patches": [patch.to_record() for patch in patches]}
-    return MemoryFolder({PATH: raw, PATH + step.SUFFIX: records.encode([record])})
+    return MemoryFolder({PATH: raw, PATH + header_update.SUFFIX: records.encode([record])})
 
 
 def content(folder: MemoryFolder) -> bytes:
@@ -61,7 +62,7 @@ def test_a_step_that_was_cut_off_is_read_checked_and_finished(done: int) -> None
 def test_footers_that_are_written_need_no_step_where_they_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = MemoryFolder({PATH: RAW})
     applied = []
-    monkeypatch.setattr(step, "apply", lambda *arguments: applied.append(arguments))
+    monkeypatch.setattr(header_update, "apply", lambda *arguments: applied.append(arguments))
     with open_image(PATH, folder=folder, writable=True) as image:
         footer_change.write_footers(folder, image)
         assert applied == []
@@ -102,5 +103,5 @@ def test_a_step_that_makes_another_disk_changes_nothing(disk_type: int) -> None:
     raw = RAW[:END] + changed
     patches = [Patch(offset=END, before=OLD, after=changed), Patch(offset=0, before=OLD, after=changed)]
     folder = cut(raw, patches)
-    assert step.pending(folder, keep(folder.open(PATH))) == ()
+    assert header_update.pending(folder, keep(folder.open(PATH))) == ()
     assert content(folder) == raw

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import plainvhd
-from vhdkit.format.geometry import Geometry
+from vhdkit.vhd.geometry import Geometry
 
 SECTOR = 512
 LARGEST = 65535 * 16 * 255

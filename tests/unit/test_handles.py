@@ -17,15 +17,15 @@ import pytest
 import vhdkit
 from tests.keeping import keep
 from vhdkit.chain.export import open_raw
-from vhdkit.image.image import Image, RawImage
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.image.journal import read_journal
-from vhdkit.image.step import SUFFIX as STEP_SUFFIX
-from vhdkit.image.step import _record
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
 from vhdkit.merging.completion import read_completions
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
+from vhdkit.vhd.header_update import _record
+from vhdkit.vhd.image import Image, RawImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

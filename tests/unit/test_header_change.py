@@ -16,10 +16,11 @@ from tests.plainbuild import build
 from tests.plainvhd import HEADER_CHECKSUM, SECTOR, seal
 from tests.unit.test_merge_laws import chain_over, contents, in_memory, put, vhdkit_view
 from tests.unit.test_step import AFTER, BEFORE, HEADER, LEAF, PATH, finished, lying, patches, step_file
-from vhdkit.image import records, step
-from vhdkit.image.header_change import rest_digest
-from vhdkit.image.patch import Patch
+from vhdkit.journal import records
+from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd import header_update
+from vhdkit.vhd.header_change import rest_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def test_steps_that_say_less_than_they_do_are_not_believed() -> None:
     changed += [[*data, Patch(offset=HEADER + 512, before=last.before, after=last.after)], [*data, *data, last], data]
     for forged in changed:
         folder = lying(BEFORE, step_file(forged))
-        assert step.pending(folder, keep(folder.open(PATH))) == ()
+        assert header_update.pending(folder, keep(folder.open(PATH))) == ()
         assert not finished(folder)
         assert bytes(folder[PATH].content) == BEFORE
 
@@ -153,7 +154,7 @@ def test_a_step_file_is_written_with_what_the_rest_is() -> None:
 
     folder.__class__ = Keeping
     with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
-        step.apply(folder, image.storage, patches())
+        header_update.apply(folder, image.storage, patches())
     assert seen == [step_of(BEFORE, patches())]
 
 
@@ -169,16 +170,16 @@ def test_the_step_of_a_longer_table_is_not_done_to_a_base_that_was_put_back(has_
     folder, paths = growing()
     expected = vhdkit_view(folder, paths[0])
     backup = bytes(folder[paths[1]].content)
-    cut_off(folder, paths[0], paths[1], at_first("remove", step.SUFFIX))
-    assert folder.exists(paths[1] + step.SUFFIX)
+    cut_off(folder, paths[0], paths[1], at_first("remove", header_update.SUFFIX))
+    assert folder.exists(paths[1] + header_update.SUFFIX)
     folder[paths[1]].content[:] = backup
     if not has_rest:
-        found, _, _ = records.decode(bytes(folder[paths[1] + step.SUFFIX].content))
+        found, _, _ = records.decode(bytes(folder[paths[1] + header_update.SUFFIX].content))
         del found[0]["rest"]
-        folder[paths[1] + step.SUFFIX].content[:] = records.encode(found)
+        folder[paths[1] + header_update.SUFFIX].content[:] = records.encode(found)
     assert vhdkit_view(folder, paths[0]) == expected
     storage = keep(folder.open(paths[1], writable=True))
-    assert not step.finish(folder, storage)
+    assert not header_update.finish(folder, storage)
     storage.close()
     assert bytes(folder[paths[1]].content) == backup
 
@@ -186,7 +187,7 @@ def test_the_step_of_a_longer_table_is_not_done_to_a_base_that_was_put_back(has_
 def test_a_merge_is_finished_that_was_cut_off_while_the_table_grew() -> None:
     folder, paths = growing()
     expected = vhdkit_view(folder, paths[0])
-    cut_off(folder, paths[0], paths[1], at_first("remove", step.SUFFIX))
+    cut_off(folder, paths[0], paths[1], at_first("remove", header_update.SUFFIX))
     before = contents(folder)
     assert vhdkit_view(folder, paths[0]) == expected
     vhdkit.plan_merge(paths[0], folder=folder)

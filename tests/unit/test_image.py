@@ -35,13 +35,13 @@ from tests.plainvhd import (
 )
 from tests.strategies import image_specs
 from tests.through import ThroughStorage
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError, UnsupportedImageError
-from vhdkit.image.create import create_image
-from vhdkit.image.extent import Kind
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.write import write_sectors
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.create import create_image
+from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

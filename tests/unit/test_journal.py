@@ -15,9 +15,9 @@ import vhdkit
 from tests.cutting import JOURNAL, after_marks, at_first, cut_off, rewrite, small_checkpoints
 from tests.model import Kind, Merge, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
-from vhdkit.image import records
-from vhdkit.image.journal import Journal, JournalWriter, journal_path, read_journal
-from vhdkit.image.seen import Seen
+from vhdkit.journal import records
+from vhdkit.journal.file_state import Seen
+from vhdkit.journal.merge_journal import Journal, JournalWriter, journal_path, read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 

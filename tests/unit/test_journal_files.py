@@ -12,7 +12,7 @@ import vhdkit
 from tests.cutting import JOURNAL, at_first, cut_off, small_checkpoints
 from tests.model import Kind, Snapshot, write_files
 from tests.unit.test_merge_laws import chain_over, put, vhdkit_view
-from vhdkit.image import records
+from vhdkit.journal import records
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import partial_name
 

@@ -17,15 +17,15 @@ from tests.forging import dumps, forgeries
 from tests.keeping import keep
 from tests.through import ThroughStorage
 from tests.unit.test_journal import BEGIN, FILE, MERGED, SEEN
-from vhdkit.image import records
-from vhdkit.image.journal import JournalWriter, read_journal
-from vhdkit.image.journal_records import Begin, decode_record
+from vhdkit.journal import records
+from vhdkit.journal.merge_journal import JournalWriter, read_journal
+from vhdkit.journal.merge_records import Begin, decode_record
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Storage
 
 PATCH = {"offset": 512, "b": "AAAA", "a": "AAAB"}

@@ -23,13 +23,13 @@ from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
 from vhdkit.chain.resolve import windows
-from vhdkit.image import extent
-from vhdkit.image.extent import Kind as ExtentKind
-from vhdkit.image.image import Image, open_image
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Kind as ExtentKind
 from vhdkit.merging import layout
 from vhdkit.merging.engine import _Merge
 from vhdkit.merging.mover import Mover
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder, Storage, Syncing
@@ -229,10 +229,10 @@ def chains(draw: st.DrawFn) -> tuple[ModelChain, int, list[int], int | None]:
     """Draw a chain whose sources are alike, how many they are, which layers have bits past the end, and `new_from`."""
     block_size = draw(st.sampled_from([512, 4096, 16384]))
     sectors = draw(st.integers(1, 100))
-    extent = st.integers(0, sectors - 1).flatmap(
+    write = st.integers(0, sectors - 1).flatmap(
         lambda first: st.builds(put, st.just(first), st.integers(1, min(40, sectors - first)), st.integers(0, 255))
     )
-    writes = st.lists(extent, max_size=6)
+    writes = st.lists(write, max_size=6)
     kind = draw(st.sampled_from(GROWING))
     depth = draw(st.integers(1, 4))
     operations: list[Write | Snapshot] = [*draw(writes)]
@@ -401,7 +401,7 @@ def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPa
     folder, paths = in_memory(chain)
     layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
-    zeros = extent.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
+    zeros = extents.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
     mover.move(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)
     assert set(clock.sizes[:-1]) == {BLOCK}
     assert sum(clock.sizes) == 3000 * SECTOR

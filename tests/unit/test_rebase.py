@@ -22,8 +22,8 @@ from vhdkit.errors import (
     ParentMismatchError,
     ReadOnlyImageError,
 )
-from vhdkit.image.image import open_image
 from vhdkit.merging.rebase import Fit
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,12 +25,12 @@ from vhdkit.errors import (
     UnsupportedImageError,
     VhdError,
 )
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import journal_path
+from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.merging.rebase import Fit, plan_rebase, rebase
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

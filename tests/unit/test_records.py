@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.keeping import keep
 from vhdkit.errors import JournalError
-from vhdkit.image import records
+from vhdkit.journal import records
 from vhdkit.storage.memory import MemoryFolder
 
 SECTOR = 512

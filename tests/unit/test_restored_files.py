@@ -25,7 +25,7 @@ from tests.unit.test_merge_laws import (
     plain_view,
     put,
 )
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

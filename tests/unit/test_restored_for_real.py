@@ -13,10 +13,10 @@ import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
 from vhdkit.chain.chain import Chain
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -271,7 +271,7 @@ def test_a_complete_merge_whose_sources_are_kept_is_read_again_when_that_is_aske
     raw = (vms / "d0.vhd").read_bytes()
     (vms / "d0.vhd").write_bytes(raw.replace(b"d3" * 256, bytes(512), 1))
     # A disk that has lost a sector changes no time of the file.
-    monkeypatch.setattr("vhdkit.image.seen.Seen.proves", lambda *_: True)
+    monkeypatch.setattr("vhdkit.journal.file_state.Seen.proves", lambda *_: True)
     plan = vhdkit.plan_merge(str(vms / "d3.avhd"), into=str(vms / "d0.vhd"), keep_sources=True, verify=verify)
     assert plan.resume is (vhdkit.Resume.RESTARTS if verify else vhdkit.Resume.FINISHES)
     vhdkit.merge(plan)

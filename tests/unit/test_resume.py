@@ -12,7 +12,7 @@ from tests.model import Create, Kind, Merge, ModelChain, Snapshot
 from tests.plainvhd import SECTOR
 from tests.tampering import write_behind
 from tests.unit.test_merge_laws import SpyFolder, chain_over, contents, fold, in_memory, plain_view, put
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
 
 KINDS = [Kind.FIXED, Kind.DYNAMIC, Kind.DIFFERENCING]

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.keeping import keep
-from vhdkit.image.seen import Seen
+from vhdkit.journal.file_state import Seen
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 

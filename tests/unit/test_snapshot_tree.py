@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vhdkit.image.manifest import Fold
+from vhdkit.journal.manifest import Fold
 from vhdkit.snapshot.tree import Removal, carried_out, children_of, line_of, owed, waiting
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, SECTOR, parse
 from tests.unit.test_merge_laws import SpyFolder
 from vhdkit.errors import Corruption, Level
-from vhdkit.image import records, step
-from vhdkit.image.image import open_image
-from vhdkit.image.patch import Patch
+from vhdkit.journal import records
+from vhdkit.journal.patch import Patch
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd import header_update
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ RELINKED = replace(
 BEFORE, AFTER = build(LEAF), build(RELINKED)
 HEADER = 512
 PATH = "/vms/leaf.avhd"
-STEP = PATH + step.SUFFIX
+STEP = PATH + header_update.SUFFIX
 
 
 def differing() -> list[int]:
@@ -94,7 +95,7 @@ BEGUN = next(mixes())
 def test_a_step_is_durable_beside_the_image_before_the_image_is_written() -> None:
     folder = SpyFolder(lying(BEFORE))
     storage = keep(folder.open(PATH, writable=True))
-    step.apply(folder, storage, patches())
+    header_update.apply(folder, storage, patches())
     changes = [(event.operation, event.path) for event in folder.changes()]
     writes = [("write", PATH)] * (len(patches()) - 1)
     assert changes == [
@@ -108,12 +109,12 @@ def test_a_step_is_durable_beside_the_image_before_the_image_is_written() -> Non
 def test_what_is_applied_is_what_was_asked_for_and_nothing_is_left() -> None:
     folder = lying(BEFORE)
     with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
-        step.apply(folder, image.storage, patches())
+        header_update.apply(folder, image.storage, patches())
     assert bytes(folder[PATH].content) == AFTER
     assert not folder.exists(STEP)
     back = [patch.reversed for patch in patches()]
     with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
-        step.apply(folder, image.storage, back)
+        header_update.apply(folder, image.storage, back)
     assert bytes(folder[PATH].content) == BEFORE
 
 
@@ -124,7 +125,7 @@ def test_an_earlier_step_that_was_cut_off_is_done_first() -> None:
     with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
         assert image.header is not None
         assert image.header.parent_unique_id == OTHER.unique_id
-        step.apply(folder, image.storage, [patch.reversed for patch in patches()])
+        header_update.apply(folder, image.storage, [patch.reversed for patch in patches()])
     assert bytes(folder[PATH].content) == BEFORE
 
 
@@ -212,7 +213,7 @@ def test_a_step_of_a_layer_in_the_middle_is_read_through_too() -> None:
 def finished(folder: Folder) -> bool:
     storage = folder.open(PATH, writable=True)
     try:
-        return step.finish(folder, storage)
+        return header_update.finish(folder, storage)
     finally:
         storage.close()
 
@@ -235,7 +236,7 @@ def test_a_file_that_somebody_else_changed_is_left_alone(number: int) -> None:
     raw[patch.offset] ^= 0x55
     folder = lying(bytes(raw), step_file(patches()))
     storage = keep(folder.open(PATH))
-    assert step.pending(folder, storage) == ()
+    assert header_update.pending(folder, storage) == ()
     assert not finished(folder)
     assert bytes(folder[PATH].content) == bytes(raw)
 
@@ -265,7 +266,7 @@ GARBAGE: dict[str, bytes] = {
 def test_a_step_file_that_is_none_is_passed_over_and_one_that_was_not_cut_off_is_told_of(
     name: str, tmp_path: Path
 ) -> None:
-    files = {"base.vhd": build(BASE), "leaf.avhd": BEFORE, "leaf.avhd" + step.SUFFIX: GARBAGE[name]}
+    files = {"base.vhd": build(BASE), "leaf.avhd": BEFORE, "leaf.avhd" + header_update.SUFFIX: GARBAGE[name]}
     for file, raw in files.items():
         (tmp_path / file).write_bytes(raw)
     leaf = tmp_path / "leaf.avhd"
@@ -284,7 +285,7 @@ def test_a_step_file_that_is_huge_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "base.vhd").write_bytes(build(BASE))
     leaf = tmp_path / "leaf.avhd"
     leaf.write_bytes(BEFORE)
-    with Path(str(leaf) + step.SUFFIX).open("wb") as file:
+    with Path(str(leaf) + header_update.SUFFIX).open("wb") as file:
         file.truncate(1 << 40)
     with vhdkit.open_chain(str(leaf)) as chain:
         assert chain.layers[1].path == str(tmp_path / "base.vhd")
@@ -293,7 +294,7 @@ def test_a_step_file_that_is_huge_is_ignored(tmp_path: Path) -> None:
 def test_a_step_file_that_is_a_directory_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "base.vhd").write_bytes(build(BASE))
     (tmp_path / "leaf.avhd").write_bytes(BEFORE)
-    Path(str(tmp_path / "leaf.avhd") + step.SUFFIX).mkdir()
+    Path(str(tmp_path / "leaf.avhd") + header_update.SUFFIX).mkdir()
     with vhdkit.open_chain(str(tmp_path / "leaf.avhd")) as chain:
         assert [finding.level for finding in chain.findings] == [Level.WARNING]
 
@@ -323,7 +324,7 @@ def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> No
     for is_writable in (False, True):
         with pytest.raises(vhdkit.ImageInUseError):
             vhdkit.open_chain(PATH, writable=is_writable, folder=folder)
-    step.finish_all(folder, ["/vms"])
+    header_update.finish_all(folder, ["/vms"])
     assert bytes(folder[PATH].content) == BEGUN
     assert folder.exists(STEP)
     holder.close()
@@ -346,7 +347,7 @@ def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
 def test_a_step_file_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
     (tmp_path / "base.vhd").write_bytes(build(BASE))
     (tmp_path / "leaf.avhd").write_bytes(BEFORE)
-    os.mkfifo(str(tmp_path / "leaf.avhd") + step.SUFFIX)
+    os.mkfifo(str(tmp_path / "leaf.avhd") + header_update.SUFFIX)
     with vhdkit.open_image(str(tmp_path / "leaf.avhd"), folder=LocalFolder()) as image:
         assert image.header is not None
         assert image.header.parent_unique_id == BASE.unique_id

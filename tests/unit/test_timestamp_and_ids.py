@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhdkit.format import timestamp, unique_id
+from vhdkit.disk import unique_id
+from vhdkit.vhd import timestamp
 
 EPOCH = 946_684_800
 SAMPLE = bytes(range(16))

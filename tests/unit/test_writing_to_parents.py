@@ -20,9 +20,9 @@ from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, parse
 from tests.unit.test_siblings import Family, chain_of_three
 from vhdkit.errors import Level
-from vhdkit.image.image import open_image as open_alone
-from vhdkit.image.manifest import Made
-from vhdkit.image.write import write_sectors
+from vhdkit.journal.manifest import Made
+from vhdkit.vhd.image import open_image as open_alone
+from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

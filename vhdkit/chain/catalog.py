@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.names import named_paths
+from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError, VhdError
-from vhdkit.format import unique_id
-from vhdkit.format.constants import FOOTER_SIZE
-from vhdkit.format.footer import DiskType
-from vhdkit.image.metadata import Metadata, has_cookie, read_metadata
-from vhdkit.image.step import pending
 from vhdkit.storage import paths
+from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.metadata import Metadata, has_cookie, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

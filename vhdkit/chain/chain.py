@@ -22,24 +22,24 @@ from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
 from vhdkit.chain.writing import claim_for_writing
+from vhdkit.disk import unique_id
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
-from vhdkit.format import unique_id
-from vhdkit.image.ended_view import ended_views
-from vhdkit.image.image import Image, Layer, open_image
-from vhdkit.image.journal import read_journal, unfinished_merges
-from vhdkit.image.metadata import read_metadata
-from vhdkit.image.step import pending, step_findings
-from vhdkit.image.write import write_sectors
+from vhdkit.journal.merge_journal import read_journal, unfinished_merges
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
+from vhdkit.vhd.ended_view import ended_views
+from vhdkit.vhd.header_update import pending, step_findings
+from vhdkit.vhd.image import Image, Layer, open_image
+from vhdkit.vhd.metadata import read_metadata
+from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.image.extent import Extents
+    from vhdkit.disk.extents import Extents
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

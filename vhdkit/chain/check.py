@@ -22,6 +22,7 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.undo_image import undo_image_of
+from vhdkit.disk import unique_id
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -34,26 +35,25 @@ from vhdkit.errors import (
     UnsupportedImageError,
     VhdError,
 )
-from vhdkit.format import unique_id
-from vhdkit.format.footer import DiskType
-from vhdkit.image.check import FileCheck, check_file
-from vhdkit.image.ended_view import ended_view
-from vhdkit.image.image import RawImage
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.image.journal import read_journal, unfinished_merges
-from vhdkit.image.step import pending, step_findings
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal, unfinished_merges
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.vhd.check import FileCheck, check_file
+from vhdkit.vhd.ended_view import ended_view
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.header_update import pending, step_findings
+from vhdkit.vhd.image import RawImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.catalog import Cataloged
-    from vhdkit.image.journal import Journal
-    from vhdkit.image.metadata import Metadata
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
+    from vhdkit.vhd.metadata import Metadata
 
 CLEAN = 0
 NOT_CHECKED = 1

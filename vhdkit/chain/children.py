@@ -20,12 +20,12 @@ from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_ca
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.locate import Where, parent_identity
 from vhdkit.errors import Corruption, Finding, MergeError, VhdError
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.metadata import read_metadata
-from vhdkit.image.step import pending
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
+from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,14 +12,14 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import open_raw
 from vhdkit.chain.resolve import resolve, windows
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, Corruption
-from vhdkit.image import extent
-from vhdkit.image.extent import Kind
-from vhdkit.image.file_name import may_be_raw
-from vhdkit.image.holes import without_holes
-from vhdkit.image.image import Image, RawImage
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
+from vhdkit.vhd.file_name import may_be_raw
+from vhdkit.vhd.holes import without_holes
+from vhdkit.vhd.image import Image, RawImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +117,7 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
     if start >= chain.size:
         return np.empty(0, np.int64)
     data = without_holes(resolve(chain.layers, start, min(stop, chain.size)), chain.layers).of(Kind.DATA)
-    return extent.distinct(extent.split(data, _PIECE).start // _PIECE)
+    return extents.distinct(extents.split(data, _PIECE).start // _PIECE)
 
 
 def _open_view(

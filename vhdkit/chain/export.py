@@ -14,20 +14,20 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.resolve import resolve, windows
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import VhdError
-from vhdkit.format import bat, bitmap, constants, timestamp
-from vhdkit.format.constants import FOOTER_SIZE
-from vhdkit.format.footer import DiskType
-from vhdkit.format.header import DynamicHeader
-from vhdkit.image import extent
-from vhdkit.image.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
-from vhdkit.image.extent import Kind
-from vhdkit.image.file_name import FileFormat
-from vhdkit.image.holes import without_holes
-from vhdkit.image.image import Image, Placement, RawImage
-from vhdkit.image.transfer import read_extents
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
+from vhdkit.vhd import bat, constants, timestamp
+from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
+from vhdkit.vhd.file_name import FileFormat
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.header import DynamicHeader
+from vhdkit.vhd.holes import without_holes
+from vhdkit.vhd.image import Image, Placement, RawImage
+from vhdkit.vhd.read_extents import read_extents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,7 +130,7 @@ def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint3
     for window in chain.extents():
         data = window.of(Kind.DATA)
         payload += data.total
-        found = extent.distinct(extent.split(data, block_size).start // block_size)
+        found = extents.distinct(extents.split(data, block_size).start // block_size)
         # A block that the window's edge cuts is met twice.
         found = found[found > last]
         if len(found):
@@ -167,8 +167,8 @@ def write_dynamic(
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
     header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
     place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
-    bitmap_size = bitmap.bitmap_size(block_size)
-    ones = bitmap.full(block_size).tobytes()
+    bitmap_size = sector_bitmap.bitmap_size(block_size)
+    ones = sector_bitmap.full(block_size).tobytes()
     used = 0
     with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
@@ -209,7 +209,7 @@ def _pieces(
     buffer = np.empty(size, np.uint8)
     for start, stop in windows(chain.layers, 0, chain.size):
         found = resolve(chain.layers, start, stop)
-        pieces = extent.split(without_holes(found, chain.layers) if copied is None else found, size)
+        pieces = extents.split(without_holes(found, chain.layers) if copied is None else found, size)
         pieces = pieces.take(np.isin(pieces.start // size, pieces.of(Kind.DATA).start // size))
         cells, heads = np.unique(pieces.start // size, return_index=True)
         tails = np.append(heads, len(pieces))[1:]

@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vhdkit.chain.resolve import layer_extents, resolve
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import CorruptImageError, Corruption
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.image import Image
-from vhdkit.image.transfer import read_extents
 from vhdkit.units import SECTOR
+from vhdkit.vhd.image import Image
+from vhdkit.vhd.read_extents import read_extents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.image import Layer
+    from vhdkit.vhd.image import Layer
 
 # The bytes of a disk that one map describes. Resolving ten layers takes 0.26 ms for 2 MiB, 0.56 ms for 32 MiB and
 # 1.3 ms for 128 MiB: larger windows would favour sequential reads, smaller ones the first read at a random place.
@@ -109,12 +109,12 @@ class ChainIndex:
             first, last = known.starts[0], known.starts[-1]
             start, stop = max(first, offset), min(last, offset + length)
             parts = [
-                extent.single(first, start, Kind.PARENT),
+                extents.single(first, start, Kind.PARENT),
                 layer_extents(leaf, 0, start, stop),
-                extent.single(stop, last, Kind.PARENT),
+                extents.single(stop, last, Kind.PARENT),
             ]
-            upper = extent.concatenate([part for part in parts if len(part) and part.start[0] < part.stop[0]])
-            self._keep(number, WindowMap(extent.overlay(upper, known.extents(0, len(known.depth)))))
+            upper = extents.concatenate([part for part in parts if len(part) and part.start[0] < part.stop[0]])
+            self._keep(number, WindowMap(extents.overlay(upper, known.extents(0, len(known.depth)))))
 
     def clear(self) -> None:
         """Drop every map: something was written in a way that the index did not follow."""
@@ -189,4 +189,4 @@ class ChainIndex:
             self._read_window(window, high, view[high - position :])
         some = window.extents(first, last)
         out = np.frombuffer(view, np.uint8)[low - position : high - position]
-        read_extents(extent.clipped(some, low, high), self._layers, low, out)
+        read_extents(extents.clipped(some, low, high), self._layers, low, out)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.chain import MAX_LAYERS
 from vhdkit.chain.locate import parent_path
 from vhdkit.errors import ChainError, CorruptImageError, UnsupportedImageError, VhdError
-from vhdkit.format.footer import DiskType
-from vhdkit.image.metadata import examine
-from vhdkit.image.step import pending
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.metadata import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhdkit.chain.locate import Where
     from vhdkit.errors import Finding
-    from vhdkit.image.metadata import Metadata
     from vhdkit.storage.protocols import Storage
+    from vhdkit.vhd.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.disk import unique_id
 from vhdkit.errors import Corruption, Finding
-from vhdkit.format import timestamp, unique_id
-from vhdkit.image.image import Image
 from vhdkit.storage import paths
+from vhdkit.vhd import timestamp
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.image.image import Layer
-    from vhdkit.image.metadata import Metadata
+    from vhdkit.vhd.image import Layer
+    from vhdkit.vhd.metadata import Metadata
 
 
 def compare_link(child: Metadata, parent: Layer) -> Iterator[Finding]:

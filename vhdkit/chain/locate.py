@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 from vhdkit.chain import names
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.names import Clue
+from vhdkit.disk import unique_id
 from vhdkit.errors import (
     Candidate,
     ChainError,
@@ -35,12 +36,11 @@ from vhdkit.errors import (
     ParentRefusedError,
     VhdError,
 )
-from vhdkit.format import unique_id
-from vhdkit.image.image import Image, Layer, RawImage
-from vhdkit.image.journal import command
-from vhdkit.image.metadata import Metadata, read_metadata
-from vhdkit.image.step import pending, step_findings
+from vhdkit.journal.merge_journal import command
 from vhdkit.storage import paths
+from vhdkit.vhd.header_update import pending, step_findings
+from vhdkit.vhd.image import Image, Layer, RawImage
+from vhdkit.vhd.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

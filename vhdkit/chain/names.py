@@ -9,14 +9,14 @@ import ntpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.format.locator import PlatformCode
-from vhdkit.image.reference import is_windows_absolute
 from vhdkit.storage import paths
+from vhdkit.vhd.locator import PlatformCode
+from vhdkit.vhd.parent_reference import is_windows_absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vhdkit.image.metadata import Metadata
+    from vhdkit.vhd.metadata import Metadata
 
 _ORDER = [
     PlatformCode.WINDOWS_RELATIVE,

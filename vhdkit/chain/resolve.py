@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.stacked import resolve_stacked, stack_of
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.image import Image
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Extents, Kind
 from vhdkit.units import SECTOR
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.image.image import Layer
+    from vhdkit.vhd.image import Layer
 
 # Extents of a window are bounded by the sectors that its bitmaps decide about: 128 full blocks of 2 MiB.
 _WINDOW_SECTORS = 524_288
@@ -57,7 +57,7 @@ def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
     for depth, layer in enumerate(layers[done:], done):
         if not (result.kind == Kind.PARENT).any():
             break
-        result = extent.overlay(result, layer_extents(layer, depth, start, stop))
+        result = extents.overlay(result, layer_extents(layer, depth, start, stop))
     return result
 
 
@@ -67,6 +67,6 @@ def layer_extents(layer: Layer, depth: int, start: int, stop: int) -> Extents:
     if start < layer.size:
         parts.append(layer.resolve(start, min(stop, layer.size) - start))
     if stop > layer.size:
-        parts.append(extent.single(max(start, layer.size), stop, Kind.ZERO))
-    whole = parts[0] if len(parts) == 1 else extent.concatenate(parts)
+        parts.append(extents.single(max(start, layer.size), stop, Kind.ZERO))
+    whole = parts[0] if len(parts) == 1 else extents.concatenate(parts)
     return whole.at_depth(depth)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.arguments import checked
 from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
 from vhdkit.chain.undo_image import undo_image_of
-from vhdkit.image.journal import unfinished_merges
+from vhdkit.journal.merge_journal import unfinished_merges
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.undo_image import UndoImage
     from vhdkit.errors import Finding, VhdError
-    from vhdkit.image.metadata import Metadata
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
+    from vhdkit.vhd.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

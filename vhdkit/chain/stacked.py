@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.format import bitmap
-from vhdkit.image import extent
-from vhdkit.image.extent import Kind
-from vhdkit.image.image import Image
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Kind
 from vhdkit.units import SECTOR
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.extent import Extents
-    from vhdkit.image.image import Layer
+    from vhdkit.disk.extents import Extents
+    from vhdkit.vhd.image import Layer
 
 
 def stack_of(layers: Sequence[Layer], stop: int) -> list[Image]:
@@ -59,12 +58,12 @@ def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
         rows = np.searchsorted(blocks, inside)
         bitmaps_at[depth, rows] = at
         layers.append((rows, image.read_bitmaps(at)))
-    row, first, last, owner = bitmap.owners(len(blocks), layers, images[0].sectors_per_block)
+    row, first, last, owner = sector_bitmap.owners(len(blocks), layers, images[0].sectors_per_block)
     held = owner >= 0
     row, first, last, owner = row[held], first[held], last[held], owner[held]
     base = blocks[row] * images[0].block_size
     data = bitmaps_at[owner, row] + images[0].bitmap_size + first * SECTOR
     depths = owner.astype(np.int32)
-    whole = extent.filled(base + first * SECTOR, base + last * SECTOR, data, start, stop, images[-1].hole, depths)
+    whole = extents.filled(base + first * SECTOR, base + last * SECTOR, data, start, stop, images[-1].hole, depths)
     whole.depth[whole.kind != Kind.DATA] = len(images) - 1
     return whole

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:

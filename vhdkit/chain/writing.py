@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from vhdkit.arguments import checked
 from vhdkit.chain.children import find_children
 from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
-from vhdkit.image import image as images
-from vhdkit.image.claims import begun_layers, claims_on
-from vhdkit.image.identity import change_unique_id
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.claims import begun_layers, claims_on
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
+from vhdkit.vhd import image as images
+from vhdkit.vhd.unique_id_change import change_unique_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.image import Image
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
+    from vhdkit.vhd.image import Image
 
 
 @checked

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.format import unique_id
-from vhdkit.format.footer import DiskType
-from vhdkit.format.timestamp import to_datetime
+from vhdkit.disk import unique_id
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.timestamp import to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from vhdkit.chain.lineage import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
     from vhdkit.errors import Finding
-    from vhdkit.format.footer import Footer
-    from vhdkit.format.header import DynamicHeader
-    from vhdkit.image.image import Layer
-    from vhdkit.image.metadata import Metadata
     from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.ensure import EnsuredMerge
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.protocols import Storage
+    from vhdkit.vhd.footer import Footer
+    from vhdkit.vhd.header import DynamicHeader
+    from vhdkit.vhd.image import Layer
+    from vhdkit.vhd.metadata import Metadata
 
 
 def describe_layer(layer: Layer) -> dict[str, Any]:
     """Return what is to say about a layer of a chain."""
-    from vhdkit.image.image import Image
+    from vhdkit.vhd.image import Image
 
     if isinstance(layer, Image):
         return describe(layer.metadata, layer.storage, layer.path)

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
+    from vhdkit.disk.extents import Extent
     from vhdkit.errors import Finding
-    from vhdkit.image.extent import Extent
-    from vhdkit.image.metadata import Metadata
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.metadata import Metadata
 
 # Lines of trees are indented no further than for the longest chain that is opened.
 _MOST_INDENTED = 1024
@@ -47,7 +47,7 @@ _MOST_INDENTED = 1024
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
     from vhdkit.cli.describing import describe_layer, warnings
-    from vhdkit.image.journal import unfinished_merges
+    from vhdkit.journal.merge_journal import unfinished_merges
     from vhdkit.storage.local_folder import LocalFolder
 
     folder = LocalFolder()
@@ -83,7 +83,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
 
 
 def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
-    from vhdkit.image.ended_view import ended_view
+    from vhdkit.vhd.ended_view import ended_view
 
     with folder.open(folder.real(file)) as storage:
         view = ended_view(folder, storage, metadata.footer, metadata.header)
@@ -93,8 +93,8 @@ def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
 def _described(folder: Folder, file: str) -> tuple[Metadata, dict[str, Any], VhdError | None]:
     """Return what an image says about itself, and why that is not all of it if it is damaged."""
     from vhdkit.cli.describing import describe
-    from vhdkit.image.metadata import examine, read_metadata
-    from vhdkit.image.step import pending
+    from vhdkit.vhd.header_update import pending
+    from vhdkit.vhd.metadata import examine, read_metadata
 
     storage = folder.open(folder.real(file))
     try:
@@ -251,7 +251,7 @@ def _image_text(image: ScannedImage) -> str:
 
 
 def _needs(orphan: ScannedImage) -> str:
-    from vhdkit.format.unique_id import NULL, guid
+    from vhdkit.disk.unique_id import NULL, guid
 
     if orphan.parent_id is None or orphan.parent_id == NULL:
         return "needs a raw parent, which --parent must name"

@@ -266,7 +266,7 @@ def _check_names(child: str, to: str | None, undo: str | None) -> None:
     """Refuse names of other formats before anything is opened, or left to the background."""
     if to is None and undo is None:
         return
-    from vhdkit.image.file_name import FileFormat, check_file_name
+    from vhdkit.vhd.file_name import FileFormat, check_file_name
 
     if to is not None:
         with naming_commands(child, to):

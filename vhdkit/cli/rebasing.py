@@ -58,7 +58,7 @@ def rebase(
 
 
 def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
-    from vhdkit.format.unique_id import big_endian, guid
+    from vhdkit.disk.unique_id import big_endian, guid
 
     same_id = result.expected_id == result.found_id
     if as_json:
@@ -107,6 +107,6 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
 
 def time_text(stamp: int) -> str:
     """Return a time stamp of the format, in UTC."""
-    from vhdkit.format.timestamp import to_datetime
+    from vhdkit.vhd.timestamp import to_datetime
 
     return to_datetime(stamp).isoformat()

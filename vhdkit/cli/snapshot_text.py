@@ -11,7 +11,7 @@ from vhdkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from vhdkit.image.manifest import Manifest, Snapshot
+    from vhdkit.journal.manifest import Manifest, Snapshot
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.settling import Owed

@@ -262,7 +262,7 @@ def remove_unreadable_job(job_id: str) -> bool:
 
 def job_of_undo(path: str) -> Job | None:
     """Return the job of the merge that an undo image is kept for, None if the list knows of none, or cannot be had."""
-    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - reads journals, as asking alone does not
+    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - reads journals, as asking alone does not
 
     folder, real = LocalFolder(), Registry.real(path)
     with suppress(RegistryError, VhdError, OSError):

@@ -6,12 +6,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError, printable
-from vhdkit.image.journal import SUFFIX, read_journal
-from vhdkit.image.journal_files import check_names
 from vhdkit.job.record import Job, JobState, Wishes, job_id
 from vhdkit.job.row import encode
 from vhdkit.job.table import leave_out
 from vhdkit.job.truth import settled
+from vhdkit.journal.merge_journal import SUFFIX, read_journal
+from vhdkit.journal.named_files import check_names
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process
@@ -19,16 +19,16 @@ from vhdkit.storage.process import birth_of, this_process
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.image.journal import Journal
     from vhdkit.job.registry import Registry
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
 
 
 def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
     """Add to the list the merges whose journals lie in these folders or below and that it lacks; return them.
 
-    A journal that cannot be read, or is not believed (see `image.journal`), is left out: `vhdkit info` tells of it. One
-    whose numbers no job can have is left out with a warning, and one that vanishes meanwhile without.
+    A journal that cannot be read, or is not believed (see `journal.merge_journal`), is left out; `vhdkit info` shows
+    it. One whose numbers no job can have is left out with a warning, and one that vanishes meanwhile without.
 
     Raises:
         OSError: one of the folders cannot be listed.

@@ -44,7 +44,7 @@ def as_left(job: Job) -> Job:
     if job.wishes.to is not None:
         # A new file is made from the start.
         return job.at(0, job.bytes_total)
-    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - as in _is_complete
 
     folder = LocalFolder()
     try:
@@ -85,7 +85,7 @@ def noted(job: Job, registry: Registry) -> Job:
 
 def is_rolling_back(job: Job) -> bool:
     """Whether a roll-back of it has begun and is not finished."""
-    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - as in _is_complete
 
     try:
         journal = read_journal(LocalFolder(), job.destination)
@@ -96,7 +96,7 @@ def is_rolling_back(job: Job) -> bool:
 
 def is_removing(job: Job) -> bool:
     """Whether its sectors are all merged, and not all of its sources are there any longer."""
-    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - as in _is_complete
+    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - as in _is_complete
 
     folder = LocalFolder()
     try:
@@ -129,7 +129,7 @@ def _is_held(job: Job) -> bool:
 
 def _is_complete(job: Job) -> bool:
     """Whether a job that was cut off had nothing left to do: its journal is gone, or waits for an undo only."""
-    from vhdkit.image.journal import read_journal  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
+    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
 
     folder = LocalFolder()
     has_begun = job.phase or job.state is JobState.RUNNING

@@ -30,20 +30,20 @@ from msgspec.structs import replace
 
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.resolve import resolve
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
-from vhdkit.image.extent import Kind
-from vhdkit.image.image import Image
-from vhdkit.image.journal_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, Samples
-from vhdkit.image.records import ClockTime, IdText, Record, Size, decode_object, is_believable
-from vhdkit.image.seen import Seen
+from vhdkit.journal.file_state import Seen
+from vhdkit.journal.merge_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, Samples
+from vhdkit.journal.records import ClockTime, IdText, Record, Size, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.image.image import Layer
     from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.vhd.image import Layer
 
 SUFFIX = ".vhdkit-merged"
 # So many leaves are remembered; the oldest is forgotten first.

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.locate import Where
 from vhdkit.errors import VhdError
-from vhdkit.image.ended_view import mark_ended, marked_view, remove_marks
-from vhdkit.image.image import Image, open_image
 from vhdkit.merging.relatives import leads_to
 from vhdkit.storage import paths
+from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 

@@ -12,7 +12,7 @@ at every instant:
    with an undo image, what they overwrite is durable there first
  6 bitmaps of blocks that were there, BAT entries of new ones, sync (the same sectors, owned twice)
  7 the disk's new size if it grows, sync; the journal says that the merge is complete, and what is to be relinked
- 8 the children of the topmost source are relinked, each in one step (see `image.step`)
+ 8 the children of the topmost source are relinked, each in one step (see `vhd.header_update`)
  9 the sources are removed, leaf first, folders synced; then the journal, its folder synced. With an undo image both are
    kept until it is dropped
 
@@ -35,10 +35,8 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.export import write_dynamic
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
-from vhdkit.format.bat import UNALLOCATED
-from vhdkit.image.footer_change import write_footers
-from vhdkit.image.journal import JournalWriter, journal_path, read_journal
-from vhdkit.image.seen import Seen
+from vhdkit.journal.file_state import Seen
+from vhdkit.journal.merge_journal import JournalWriter, journal_path, read_journal
 from vhdkit.merging.ended_layers import mark_kept_layers
 from vhdkit.merging.evidence import has_what_sources_hold, may_be_others
 from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
@@ -57,12 +55,14 @@ from vhdkit.merging.verify import view_digest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import this_process
+from vhdkit.vhd.bat import UNALLOCATED
+from vhdkit.vhd.footer_change import write_footers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.image.journal import Journal
-    from vhdkit.image.journal_records import RelinkState
+    from vhdkit.journal.merge_journal import Journal
+    from vhdkit.journal.merge_records import RelinkState
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.pace import Cancel, Clock, Progress
     from vhdkit.merging.plan import MergePlan

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
+from vhdkit.disk import unique_id
 from vhdkit.errors import MergeError
-from vhdkit.format import unique_id
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completing import completion_of
 from vhdkit.merging.completion import (
     Completion,
@@ -25,6 +24,7 @@ from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.chain import Chain
-from vhdkit.format import bat
-from vhdkit.image import extent
-from vhdkit.image.metadata import FooterPlace
+from vhdkit.disk import extents
+from vhdkit.vhd import bat
+from vhdkit.vhd.metadata import FooterPlace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.image.extent import Extents
-    from vhdkit.image.image import Image, Layer, Placement
-    from vhdkit.image.journal import Journal
-    from vhdkit.image.seen import Seen
+    from vhdkit.disk.extents import Extents
+    from vhdkit.journal.file_state import Seen
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.growth import Growth
+    from vhdkit.vhd.image import Image, Layer, Placement
 
     Moves = Iterable[tuple[Extents, Extents, int]]
 
@@ -163,9 +163,9 @@ def _as_large_as(destination: Layer, size: int) -> Iterator[None]:
 
 def _stretches(writes: Extents, wipes: Extents, start: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) of what lies in each piece of the disk, the gaps within it included."""
-    both = extent.concatenate([writes, wipes]) if len(wipes) else writes
-    both = extent.split(extent.clipped(both.take(np.argsort(both.start, kind="stable")), start, stop), _PIECE)
+    both = extents.concatenate([writes, wipes]) if len(wipes) else writes
+    both = extents.split(extents.clipped(both.take(np.argsort(both.start, kind="stable")), start, stop), _PIECE)
     index = both.start // _PIECE
-    for piece in extent.distinct(index).tolist():
+    for piece in extents.distinct(index).tolist():
         first, last = np.searchsorted(index, [piece, piece + 1]).tolist()
         yield int(both.start[first]), int(both.stop[first:last].max())

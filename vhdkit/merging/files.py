@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from vhdkit.chain.chain import Chain
 from vhdkit.errors import MergeError
-from vhdkit.image.ended_view import remove_marks
-from vhdkit.image.image import Image, Layer, RawImage, open_image
-from vhdkit.image.step import finish_all, forget
 from vhdkit.merging.finishing import finishing_plan
 from vhdkit.merging.plan import Resume
 from vhdkit.merging.relatives import Relatives, find_relatives, identity_at
 from vhdkit.merging.relink import check_relink
 from vhdkit.merging.survey import states
 from vhdkit.storage import paths
+from vhdkit.vhd.ended_view import remove_marks
+from vhdkit.vhd.header_update import finish_all, forget
+from vhdkit.vhd.image import Image, Layer, RawImage, open_image
 
 if TYPE_CHECKING:
     from types import TracebackType

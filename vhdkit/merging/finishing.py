@@ -25,8 +25,7 @@ import numpy as np
 from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import Corruption, Finding, JournalError, ReadOnlyImageError, SiblingsError, VhdError
-from vhdkit.image.image import Image, Layer, open_image
-from vhdkit.image.journal import SUFFIX, Journal, command, read_journal
+from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
 from vhdkit.merging.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.layout import moves, target_of
 from vhdkit.merging.plan import LayerState, MergePlan, Resume
@@ -34,11 +33,12 @@ from vhdkit.merging.relatives import Relatives, leads_to
 from vhdkit.merging.relink import Relink, check_relink
 from vhdkit.merging.resume import check_relinks, check_undo, header_digest, is_as_left
 from vhdkit.storage import paths
+from vhdkit.vhd.image import Image, Layer, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhdkit.image.journal_records import Begin, FileState
+    from vhdkit.journal.merge_records import Begin, FileState
     from vhdkit.storage.protocols import Folder
 
 

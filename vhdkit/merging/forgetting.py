@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.image.image import Image
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.image.image import Layer
+    from vhdkit.vhd.image import Layer
 
 # Ten files of 600 MiB are let go of at once when they are removed: done earlier, block by block, it only took the
 # processor from the merge. So it begins with this much of one file; it is also what is left for the end.

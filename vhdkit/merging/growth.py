@@ -5,7 +5,7 @@ locator data and blktap's batmap are written again behind it. Begun again, it co
 by now, and writes all the rest once more: what was read back may not be durable.
 
 **Order**: 1 the blocks' copies, sync (unused space) · 2 their BAT entries, sync (the old places are unused space) ·
-3 locator data at their new places, sync · 4 header with these places, in one step (see `image.step`) · 5 the old batmap
+3 locator data at their new places, sync · 4 header with these places (see `vhd.header_update`) · 5 the old batmap
 invalid, sync, the new one, sync (blktap alone misses it in between), the table's new entries, all unallocated, sync ·
 6 header with the new number of entries, in one step.
 
@@ -22,25 +22,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.format import bat, layout
-from vhdkit.format.geometry import Geometry
-from vhdkit.format.locator import MAX_LOCATOR_BYTES
-from vhdkit.image import step
-from vhdkit.image.footer_change import write_footers
-from vhdkit.image.patch import Patch
-from vhdkit.image.table import Table
-from vhdkit.image.write import link_blocks
+from vhdkit.journal.patch import Patch
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
+from vhdkit.vhd import bat, header_update, structs
+from vhdkit.vhd.bat_window import Table
+from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.geometry import Geometry
+from vhdkit.vhd.locator import MAX_LOCATOR_BYTES
+from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhdkit.format.header import DynamicHeader
-    from vhdkit.format.locator import ParentLocator
-    from vhdkit.image.image import Image
-    from vhdkit.image.journal_records import GrowthState
+    from vhdkit.journal.merge_records import GrowthState
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.header import DynamicHeader
+    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.locator import ParentLocator
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 
@@ -207,7 +206,7 @@ def _move_batmap(image: Image, growth: Growth) -> None:
         image.write_at(image.metadata.batmap[0], bytes(SECTOR))
         image.sync()
     sectors = growth.batmap_bytes // SECTOR - 1
-    header = layout.build_batmap(layout.parse_batmap(old), growth.table_end + SECTOR, sectors)
+    header = structs.build_batmap(structs.parse_batmap(old), growth.table_end + SECTOR, sectors)
     image.write_at(growth.table_end, header + old[len(header) :] + bytes(sectors * SECTOR))
     image.sync()
 
@@ -215,5 +214,7 @@ def _move_batmap(image: Image, growth: Growth) -> None:
 def _write_header(folder: Folder, image: Image, header: DynamicHeader) -> None:
     after = header.to_bytes()
     at = image.footer.data_offset
-    step.apply(folder, image.storage, [Patch(offset=at, before=read_bytes(image.storage, at, len(after)), after=after)])
+    header_update.apply(
+        folder, image.storage, [Patch(offset=at, before=read_bytes(image.storage, at, len(after)), after=after)]
+    )
     image.header = header

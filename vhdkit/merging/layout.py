@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.resolve import resolve, windows
+from vhdkit.disk import sector_bitmap
 from vhdkit.errors import MergeError, VhdError
-from vhdkit.format import bitmap, constants
-from vhdkit.format.bat import UNALLOCATED
-from vhdkit.image.image import Image, Layer, Placement
 from vhdkit.merging.evidence import (
     has_what_sources_hold,
     is_reserved,
@@ -27,6 +25,9 @@ from vhdkit.merging.growth import Growth, plan_growth
 from vhdkit.merging.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.resume import plan_digest
 from vhdkit.units import SECTOR
+from vhdkit.vhd import constants
+from vhdkit.vhd.bat import UNALLOCATED
+from vhdkit.vhd.image import Image, Layer, Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.chain.chain import Chain
-    from vhdkit.image.extent import Extents
-    from vhdkit.image.journal import Journal
+    from vhdkit.disk.extents import Extents
+    from vhdkit.journal.merge_journal import Journal
 
 
 # So many bytes of bitmaps are looked at together, of each layer.
@@ -230,9 +231,9 @@ def _count(sources: list[Image], destination: Image, new_from: int | None) -> tu
         rows = np.zeros((len(touched), destination.bitmap_size), np.uint8)
         for layer, (blocks, at) in zip(sources, found, strict=True):
             rows[np.searchsorted(touched, blocks)] |= layer.read_bitmaps(at)
-        sectors = bitmap.count(rows, size // SECTOR)
+        sectors = sector_bitmap.count(rows, size // SECTOR)
         if touched[-1] == block_count - 1:
-            sectors[-1] = bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // SECTOR)[0]
+            sectors[-1] = sector_bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // SECTOR)[0]
         payload += int(sectors.sum()) * SECTOR
         written = touched[sectors > 0]
         entries = destination.table.entries(first, stop)[written - first]

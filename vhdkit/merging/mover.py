@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhdkit.format import bat, bitmap
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.image import Placement
-from vhdkit.image.transfer import read_exactly, read_extents
-from vhdkit.image.write import link_blocks, set_bits
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Extents, Kind
 from vhdkit.units import SECTOR
+from vhdkit.vhd import bat
+from vhdkit.vhd.image import Placement
+from vhdkit.vhd.read_extents import read_exactly, read_extents
+from vhdkit.vhd.write import link_blocks, set_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.image.image import Image, Layer
     from vhdkit.merging.pace import Clock
     from vhdkit.storage.protocols import Syncing
+    from vhdkit.vhd.image import Image, Layer
 
 _STAGING = 4 << 20
 # A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
@@ -131,8 +131,8 @@ class Mover:
     def move(self, writes: Extents, wipes: Extents, stop: int = 0) -> None:
         """Write the sectors of a window that ends at `stop`; a checkpoint follows whenever enough has gathered."""
         while (cut := self._cut(writes, wipes)) is not None:
-            self._move(extent.clipped(writes, 0, cut), extent.clipped(wipes, 0, cut), cut)
-            writes, wipes = extent.clipped(writes, cut, _END), extent.clipped(wipes, cut, _END)
+            self._move(extents.clipped(writes, 0, cut), extents.clipped(wipes, 0, cut), cut)
+            writes, wipes = extents.clipped(writes, cut, _END), extents.clipped(wipes, cut, _END)
         self._move(writes, wipes, stop)
 
     def _cut(self, writes: Extents, wipes: Extents) -> int | None:
@@ -160,7 +160,7 @@ class Mover:
         if self.destination.is_fixed:
             self._gathers(len(pieces), pieces.total)
             return
-        owned = extent.split(writes, self.destination.block_size)
+        owned = extents.split(writes, self.destination.block_size)
         block = owned.start // self.destination.block_size
         base = block * self.destination.block_size
         self._pending.append((block, (owned.start - base) // SECTOR, (owned.stop - base) // SECTOR))
@@ -280,9 +280,9 @@ class Mover:
             if image.is_differencing:
                 bitmaps = np.zeros((rows.stop - rows.start, image.bitmap_size), np.uint8)
                 local = row[fresh][chosen] - rows.start
-                bitmap.set_runs(bitmaps, local, start[fresh][chosen], stop[fresh][chosen])
+                sector_bitmap.set_runs(bitmaps, local, start[fresh][chosen], stop[fresh][chosen])
             else:
-                bitmaps = bitmap.full(image.block_size, rows.stop - rows.start)
+                bitmaps = sector_bitmap.full(image.block_size, rows.stop - rows.start)
             for index in range(rows.start, rows.stop):
                 if is_new[index]:
                     image.write_at(int(at[index]), bitmaps[index - rows.start].tobytes())
@@ -314,9 +314,9 @@ class Mover:
         if len(wipes):
             writes = _merged(writes, self._held(wipes))
         if image.is_fixed:
-            pieces = extent.split(writes, _STAGING)
+            pieces = extents.split(writes, _STAGING)
             return pieces, pieces.start, np.zeros(len(pieces), np.bool_)
-        pieces = extent.split(writes, min(image.block_size, _STAGING))
+        pieces = extents.split(writes, min(image.block_size, _STAGING))
         block = pieces.start // image.block_size
         blocks, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(blocks)
@@ -328,7 +328,7 @@ class Mover:
         if image.is_fixed:
             return wipes
         blocks, _ = image.allocated(int(wipes.start[0]), int(wipes.stop[-1]))
-        return extent.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
+        return extents.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
 
     @staticmethod
     def _spans(pieces: Extents, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -336,7 +336,7 @@ class Mover:
 
         Of fewer than `_MANY_PIECES` each is a span of its own.
         """
-        heads, tails = extent.groups(pieces.start, pieces.stop, _GAP, at - pieces.start, pieces.start // _STAGING)
+        heads, tails = extents.groups(pieces.start, pieces.stop, _GAP, at - pieces.start, pieces.start // _STAGING)
         is_head = np.repeat(tails - heads < _MANY_PIECES, tails - heads)
         is_head[heads] = True
         heads = np.flatnonzero(is_head)
@@ -394,5 +394,5 @@ def _merged(writes: Extents, wipes: Extents) -> Extents:
     """Return both in the order of the disk; they do not overlap."""
     if not len(wipes):
         return writes
-    both = extent.concatenate([writes, wipes])
+    both = extents.concatenate([writes, wipes])
     return both.take(np.argsort(both.start, kind="stable"))

@@ -15,7 +15,7 @@ from vhdkit.errors import MergeCancelled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.image.journal import JournalWriter
+    from vhdkit.journal.merge_journal import JournalWriter
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.protocols import Storage
 

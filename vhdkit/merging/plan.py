@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.format import bat
-from vhdkit.format.footer import DiskType
-from vhdkit.image import extent
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.image import Image, Placement
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Extents, Kind
 from vhdkit.merging.relatives import Relatives
+from vhdkit.vhd import bat
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.image import Image, Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.errors import Finding, VhdError
-    from vhdkit.image.image import Layer
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.growth import Growth
     from vhdkit.merging.relink import Relink
+    from vhdkit.vhd.image import Layer
 
 
 # Where no block is placed.
@@ -189,23 +189,23 @@ def choose(sources: Extents, target: Target) -> tuple[Extents, Extents]:
     end = int(sources.stop[-1]) if len(sources) else 0
     start = int(sources.start[0]) if len(sources) else 0
     if end > target.size:
-        beyond = extent.single(max(start, target.size), end, Kind.ZERO)
-        inside = [extent.single(start, target.size, Kind.PARENT)] if start < target.size else []
-        sources = extent.overlay(sources, extent.concatenate([*inside, beyond]))
+        beyond = extents.single(max(start, target.size), end, Kind.ZERO)
+        inside = [extents.single(start, target.size, Kind.PARENT)] if start < target.size else []
+        sources = extents.overlay(sources, extents.concatenate([*inside, beyond]))
     writes, zeros = sources.of(Kind.DATA), sources.of(Kind.ZERO)
     if target.disk_type is not DiskType.DIFFERENCING or not len(zeros):
         return writes, zeros
-    hiding = extent.clipped(zeros, 0, target.parent_size)
-    wipes = extent.clipped(zeros, target.parent_size, end)
+    hiding = extents.clipped(zeros, 0, target.parent_size)
+    wipes = extents.clipped(zeros, target.parent_size, end)
     if len(hiding):
-        both = extent.concatenate([writes, hiding])
+        both = extents.concatenate([writes, hiding])
         writes = both.take(np.argsort(both.start, kind="stable"))
     return writes, wipes
 
 
 def missing_blocks(writes: Extents, entries: NDArray[np.uint32], first: int, block_size: int) -> NDArray[np.int64]:
     """Return the blocks (ascending) that the writes touch and the table lacks; `entries` begin with block `first`."""
-    pieces = extent.split(writes, block_size)
-    touched = extent.distinct(pieces.start // block_size)
+    pieces = extents.split(writes, block_size)
+    touched = extents.distinct(pieces.start // block_size)
     missing: NDArray[np.int64] = touched[entries[touched - first] == bat.UNALLOCATED]
     return missing

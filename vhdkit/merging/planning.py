@@ -13,17 +13,10 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.export import dynamic_layout
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
-from vhdkit.format import constants
-from vhdkit.format.bat import UNALLOCATED
-from vhdkit.format.footer import DiskType
-from vhdkit.image.claims import Change, obstacles
-from vhdkit.image.ended_view import SUFFIX as ENDED_SUFFIX
-from vhdkit.image.file_name import FileFormat, check_file_name
-from vhdkit.image.image import Image
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.image.journal import read_journal
-from vhdkit.image.journal_files import check_names
-from vhdkit.image.step import SUFFIX as STEP_SUFFIX
+from vhdkit.journal.claims import Change, obstacles
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
 from vhdkit.merging.finishing import find_complete, finishing_plan, is_complete, is_leftover
 from vhdkit.merging.plan import MergePlan
@@ -32,11 +25,18 @@ from vhdkit.merging.survey import Survey, Wishes, states
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
+from vhdkit.vhd import constants
+from vhdkit.vhd.bat import UNALLOCATED
+from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
+from vhdkit.vhd.file_name import FileFormat, check_file_name
+from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -77,7 +77,7 @@ def plan_merge(
     unless `accept_ended`.
 
     What the snapshots of a machine need is an obstacle. Snapshots' own merges say with `acting_for`, the path of the
-    machine's manifest, for which machine they plan; see `vhdkit.image.claims`.
+    machine's manifest, for which machine they plan; see `vhdkit.journal.claims`.
 
     Raises:
         MergeError: there is nothing to merge into as asked, or nothing to resume.

@@ -4,7 +4,7 @@ Only the child's header and its locators' data change, in one step that a power 
 is compared first and told: ids, sizes, time stamps, and whether the new parent shows what the old one did, as far as
 that one can still be found.
 
-**Order**: that of `image.step`; at every instant the child reads through the old parent or through the new one.
+**Order**: that of `vhd.header_update`; at every instant the child reads through the old parent or through the new one.
 
 **Source**: reference 2.6, 2.8, 2.9.
 """
@@ -23,6 +23,7 @@ from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.link import compare_metadata
 from vhdkit.chain.locate import Where, find_parent
+from vhdkit.disk import unique_id
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -37,21 +38,21 @@ from vhdkit.errors import (
     SnapshotError,
     VhdError,
 )
-from vhdkit.format import timestamp, unique_id
-from vhdkit.image.claims import Claim, claims_on
-from vhdkit.image.image import Image, Layer, RawImage, open_image
-from vhdkit.image.journal import command, read_journal
-from vhdkit.image.metadata import Metadata, read_metadata
-from vhdkit.image.step import pending
+from vhdkit.journal.claims import Claim, claims_on
+from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.vhd import timestamp
+from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.image import Image, Layer, RawImage, open_image
+from vhdkit.vhd.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from vhdkit.image.patch import Patch
+    from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, unseen_findings
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.locate import Where, find_parent
-from vhdkit.image.image import Image, open_image
 from vhdkit.merging.relink import Relink
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Telling a child that its parent is another file now.
 
 Decided first, as bytes before and after: which locators get which data in the room that they have, and the new header.
-Then done, in one step that a power cut cannot halve (see `image.step`).
+Then done, in one step that a power cut cannot halve (see `vhd.header_update`).
 
 **Source**: reference 2.7, 2.8.
 """
@@ -12,21 +12,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import MergeError, ReadOnlyImageError
-from vhdkit.format import timestamp
-from vhdkit.format.header import encode_parent_name
-from vhdkit.format.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
-from vhdkit.image import step
-from vhdkit.image.header_change import locator_room
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.patch import Patch, read_through
-from vhdkit.image.reference import moved_windows_path, reference_to
+from vhdkit.journal.patch import Patch, read_through
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.vhd import header_update, timestamp
+from vhdkit.vhd.header import encode_parent_name
+from vhdkit.vhd.header_change import locator_room
+from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
+from vhdkit.vhd.parent_reference import moved_windows_path, reference_to
 
 if TYPE_CHECKING:
-    from vhdkit.format.header import DynamicHeader
-    from vhdkit.image.reference import ParentReference
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.header import DynamicHeader
+    from vhdkit.vhd.parent_reference import ParentReference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +95,10 @@ def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> N
     """
     check_patches(child, patches)
     if all(read_bytes(child.storage, patch.offset, len(patch.after)) == patch.after for patch in patches):
-        step.forget(folder, child.path)
+        header_update.forget(folder, child.path)
     else:
         child.check_writable()
-        step.apply(folder, child.storage, patches)
+        header_update.apply(folder, child.storage, patches)
 
 
 def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:

@@ -18,16 +18,16 @@ from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.children import parent_of
 from vhdkit.chain.locate import Where
 from vhdkit.errors import JournalError, VhdError
-from vhdkit.format.header import DynamicHeader
-from vhdkit.image import ended_view
-from vhdkit.image.header_change import is_header_change
-from vhdkit.image.image import Image, Layer, Placement, open_image
-from vhdkit.image.journal import SUFFIX, read_journal
-from vhdkit.image.journal_records import FileState, RelinkState
-from vhdkit.image.seen import Seen
+from vhdkit.journal.file_state import Seen
+from vhdkit.journal.merge_journal import SUFFIX, read_journal
+from vhdkit.journal.merge_records import FileState, RelinkState
 from vhdkit.merging.relatives import identity_at, leads_to
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.vhd import ended_view
+from vhdkit.vhd.header import DynamicHeader
+from vhdkit.vhd.header_change import is_header_change
+from vhdkit.vhd.image import Image, Layer, Placement, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhdkit.image.journal import Journal, JournalWriter
+    from vhdkit.journal.merge_journal import Journal, JournalWriter
     from vhdkit.merging.growth import Growth
     from vhdkit.storage.protocols import Folder
 

@@ -25,17 +25,12 @@ from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
 from vhdkit.chain.locate import Where, find_parent
 from vhdkit.chain.resolve import windows
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
-from vhdkit.format import bat
-from vhdkit.format.footer import Footer
-from vhdkit.image.claims import Change, obstacles
-from vhdkit.image.extent import Kind
-from vhdkit.image.footer_change import write_footers
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.journal import JournalWriter, command, read_journal
-from vhdkit.image.journal_files import check_names
-from vhdkit.image.seen import Seen
-from vhdkit.image.step import finish_all, forget
+from vhdkit.journal.claims import Change, obstacles
+from vhdkit.journal.file_state import Seen
+from vhdkit.journal.merge_journal import JournalWriter, command, read_journal
+from vhdkit.journal.named_files import check_names
 from vhdkit.merging.engine import MergeResult, merge
 from vhdkit.merging.files import MergeFiles
 from vhdkit.merging.finishing import check_still_shows, find_complete, finishing_plan
@@ -49,12 +44,17 @@ from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, m
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.vhd import bat
+from vhdkit.vhd.footer import Footer
+from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.header_update import finish_all, forget
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vhdkit.image.journal import Journal
-    from vhdkit.image.journal_records import Begin
+    from vhdkit.journal.merge_journal import Journal
+    from vhdkit.journal.merge_records import Begin
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.protocols import Folder

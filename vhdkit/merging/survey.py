@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.children import children_of
+from vhdkit.disk import extents
 from vhdkit.errors import (
     CorruptImageError,
     Corruption,
@@ -23,10 +24,7 @@ from vhdkit.errors import (
     SiblingsError,
     VhdError,
 )
-from vhdkit.format.constants import FOOTER_SIZE
-from vhdkit.image import extent
-from vhdkit.image.image import Image, Layer, open_image
-from vhdkit.image.journal import command, read_journal
+from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.merging.ended_layers import ended_obstacles
 from vhdkit.merging.finishing import is_spent, removal_obstacles
 from vhdkit.merging.layout import Layout, lay_out, moves, target_of
@@ -39,12 +37,14 @@ from vhdkit.merging.undo import plan_undo
 from vhdkit.merging.undo_evidence import DOUBT, check_not_older, may_lack_something
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.image import Image, Layer, open_image
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
 
 _PIECE = 4 << 20
@@ -434,7 +434,7 @@ def changes_nothing(chain: Chain, depth: int) -> bool:
         return False
     sources, held = Chain(layers), 0
     for writes, wipes, _ in moves(layers, depth, target_of(layers, depth)):
-        both = extent.split(extent.concatenate([writes, wipes]), _PIECE)
+        both = extents.split(extents.concatenate([writes, wipes]), _PIECE)
         held += writes.total
         for here in both:
             if sources.read(here.start, here.length) != destination.read(here.start, here.length):

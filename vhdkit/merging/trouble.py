@@ -7,11 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, MergeError, NotEnoughSpaceError, VhdError
-from vhdkit.image.journal import journal_path
+from vhdkit.journal.merge_journal import journal_path
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from vhdkit.image.journal import Journal
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 

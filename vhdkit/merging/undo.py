@@ -22,16 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.resolve import resolve
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import VhdError
-from vhdkit.format import bitmap, timestamp
-from vhdkit.format.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
-from vhdkit.format.footer import DiskType, Footer
-from vhdkit.image import extent
-from vhdkit.image.create import new_footer, write_empty
-from vhdkit.image.extent import Extents, Kind
-from vhdkit.image.image import Image, Placement, open_image
-from vhdkit.image.reference import reference_to
-from vhdkit.image.write import link_blocks
 from vhdkit.merging.mover import Mover
 from vhdkit.merging.plan import UndoPlan, missing_blocks
 from vhdkit.merging.relatives import identity_at
@@ -39,14 +32,21 @@ from vhdkit.storage import paths
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
+from vhdkit.vhd import timestamp
+from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
+from vhdkit.vhd.create import new_footer, write_empty
+from vhdkit.vhd.footer import DiskType, Footer
+from vhdkit.vhd.image import Image, Placement, open_image
+from vhdkit.vhd.parent_reference import reference_to
+from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.image.image import Layer
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.image import Layer
 
 _BITMAP_BYTES = 2 << 20
 
@@ -83,7 +83,7 @@ def plan_undo(
         entries_end = -(-size_before // block_size) * 4 + 1536
         free = -(-entries_end // 4096) * 4096 + 2 * 4096
         last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
-        size = (last_at + bitmap.bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
+        size = (last_at + sector_bitmap.bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
     before = 0 if existing is None else existing.storage.size()
     return UndoPlan(path=path, unique_id=unique_id, block_size=block_size, blocks=blocks, size=size, size_before=before)
 
@@ -91,9 +91,9 @@ def plan_undo(
 def affected(writes: Extents, wipes: Extents, size: int) -> Extents:
     """Return what of a disk of `size` bytes is about to be overwritten."""
     if not len(wipes):
-        return extent.clipped(writes, 0, size)
-    both = extent.concatenate([writes, wipes])
-    return extent.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
+        return extents.clipped(writes, 0, size)
+    both = extents.concatenate([writes, wipes])
+    return extents.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
 
 
 def without_held(wanted: Extents, undo: Image) -> Extents:
@@ -104,7 +104,7 @@ def without_held(wanted: Extents, undo: Image) -> Extents:
         return wanted
     # The complement of what is held, within the window.
     low, high = np.append(start, held.stop), np.append(held.start, stop)
-    return extent.intersect(wanted, low[low < high], high[low < high])
+    return extents.intersect(wanted, low[low < high], high[low < high])
 
 
 def bitmaps_of(image: Image) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
@@ -242,7 +242,7 @@ class Saver:
             for row, offset in zip(bitmaps, at.tolist(), strict=True):
                 self.image.write_at(offset, row.tobytes())
             link_blocks(self.image, blocks, at)
-            self.held += int(bitmap.count(bitmaps, self.image.sectors_per_block).sum())
+            self.held += int(sector_bitmap.count(bitmaps, self.image.sectors_per_block).sum())
         self.image.sync()
 
     def save(self, writes: Extents, wipes: Extents, end: int) -> None:
@@ -258,7 +258,7 @@ class Saver:
 
     def _save(self, wanted: Extents) -> None:
         start, stop = int(wanted.start[0]), int(wanted.stop[-1])
-        before = extent.intersect(resolve(self.layers, start, stop), wanted.start, wanted.stop)
+        before = extents.intersect(resolve(self.layers, start, stop), wanted.start, wanted.stop)
         self.mover.move(before, before.of(Kind.PARENT))
         self.mover.checkpoint()
         self.image.sync()

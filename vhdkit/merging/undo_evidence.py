@@ -20,22 +20,21 @@ import numpy as np
 
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.resolve import windows
+from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
-from vhdkit.format import bitmap
-from vhdkit.image import extent
-from vhdkit.image.extent import Kind
-from vhdkit.image.journal import command
+from vhdkit.journal.merge_journal import command
 from vhdkit.merging.undo import affected, bitmaps_of, without_held
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.extent import Extents
-    from vhdkit.image.image import Image, Layer
-    from vhdkit.image.journal import Journal
+    from vhdkit.disk.extents import Extents
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.evidence import Moves
     from vhdkit.storage.protocols import Storage
+    from vhdkit.vhd.image import Image, Layer
 
 DOUBT = (
     "nothing proves that the undo image holds all that was overwritten: it and the journal were put back as they were"
@@ -49,7 +48,7 @@ _STEP_SECONDS = 0.005
 
 def held_sectors(undo: Image) -> int:
     """Return how many sectors an undo image holds."""
-    return sum(int(bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
+    return sum(int(sector_bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
 
 
 def check_not_older(journal: Journal, undo: Image) -> int:
@@ -117,7 +116,7 @@ def _may_be_overwritten(missing: Extents, layers: Sequence[Layer], depth: int, *
     start, stop = int(missing.start[0]), int(missing.stop[-1])
     for first, end in windows(layers[depth : depth + 1], start, min(stop, layers[depth].size)):
         owned = layers[depth].resolve(first, end - first).of(Kind.DATA)
-        for part in extent.split(extent.intersect(missing, owned.start, owned.stop), _PIECE):
+        for part in extents.split(extents.intersect(missing, owned.start, owned.stop), _PIECE):
             views = [np.frombuffer(each.read(part.start, part.length), np.uint8) for each in (chain, below)]
             new, now = (view.reshape(-1, SECTOR) for view in views)
             is_same = (new == now).all(axis=1)

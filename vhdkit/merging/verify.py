@@ -10,13 +10,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain
-from vhdkit.image import extent
-from vhdkit.image.extent import Kind
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhdkit.image.image import Layer
+    from vhdkit.vhd.image import Layer
 
 _PIECE = 1 << 20
 
@@ -27,8 +27,8 @@ def view_digest(layers: Sequence[Layer], check: Callable[[], None] = lambda: Non
     total = sha256(chain.size.to_bytes(8))
     last = -1
     for window in chain.extents():
-        pieces = extent.split(window.of(Kind.DATA), _PIECE)
-        for piece in extent.distinct(pieces.start // _PIECE).tolist():
+        pieces = extents.split(window.of(Kind.DATA), _PIECE)
+        for piece in extents.distinct(pieces.start // _PIECE).tolist():
             # A window's edge may lie within a piece, which is then met twice.
             if piece <= last:
                 continue

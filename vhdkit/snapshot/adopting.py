@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.format import timestamp
-from vhdkit.image.ended_view import marked_view
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import read_journal
-from vhdkit.image.manifest import Disk, LayerRecord, Manifest, Snapshot
+from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import layers, places, readiness
 from vhdkit.snapshot.families import Family, find_family, together
 from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
@@ -25,6 +22,9 @@ from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.snapshot.settling import Settler
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.vhd import timestamp
+from vhdkit.vhd.ended_view import marked_view
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

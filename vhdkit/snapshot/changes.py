@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import SnapshotError
-from vhdkit.image.manifest import Folding, LayerRecord, Made, Manifest, Snapshot
+from vhdkit.journal.manifest import Folding, LayerRecord, Made, Manifest, Snapshot
 from vhdkit.snapshot.tree import Removal, owed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from vhdkit.image.manifest import Disk, Fold, Mark
+    from vhdkit.journal.manifest import Disk, Fold, Mark
 
 
 def taken(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord], marks: Sequence[Mark]) -> Manifest:

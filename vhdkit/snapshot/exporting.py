@@ -19,7 +19,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.image.manifest import Manifest, Snapshot
+    from vhdkit.journal.manifest import Manifest, Snapshot
     from vhdkit.snapshot.manifest import ManifestFile
 
 

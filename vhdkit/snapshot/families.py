@@ -12,10 +12,10 @@ from vhdkit.chain.catalog import Catalog, read_catalog
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.scan import arrange
 from vhdkit.errors import SnapshotError
-from vhdkit.image.image import Image
-from vhdkit.image.manifest import GUID
+from vhdkit.journal.manifest import GUID
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,14 +17,12 @@ from msgspec.structs import replace
 
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.names import named_paths
+from vhdkit.disk import unique_id
 from vhdkit.errors import VhdError
-from vhdkit.format import unique_id
-from vhdkit.image.claims import is_named_for
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.image.journal import read_journal
-from vhdkit.image.signpost import signposts
-from vhdkit.image.step import SUFFIX as STEP_SUFFIX
-from vhdkit.image.step import read_step
+from vhdkit.journal.claims import is_named_for
+from vhdkit.journal.manifest_pointer import signposts
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import changes
 from vhdkit.snapshot.layers import touched_by_merges
 from vhdkit.snapshot.manifest import manifests_in
@@ -33,12 +31,14 @@ from vhdkit.snapshot.places import is_kept_name
 from vhdkit.snapshot.removal import why_left
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
+from vhdkit.vhd.header_update import read_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.chain.catalog import Catalog, Cataloged
-    from vhdkit.image.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
+    from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
     from vhdkit.snapshot.manifest import ManifestFile
     from vhdkit.snapshot.settling import Owed
 

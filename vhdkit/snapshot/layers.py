@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.image.create import create_image
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.journal import read_journal
-from vhdkit.image.manifest import LayerRecord, Made, Manifest, StateFile
+from vhdkit.journal.manifest import LayerRecord, Made, Manifest, StateFile
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import changes, places
 from vhdkit.snapshot.marks import differences, file_mark_at, is_alike, is_changed_file, mark_at
 from vhdkit.snapshot.tree import line_of
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import new_file
+from vhdkit.vhd.create import create_image
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from vhdkit.image.manifest import Disk, Snapshot
+    from vhdkit.journal.manifest import Disk, Snapshot
     from vhdkit.snapshot.manifest import ManifestFile
 
 

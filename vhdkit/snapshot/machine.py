@@ -28,8 +28,7 @@ from msgspec.structs import replace
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
-from vhdkit.format import timestamp
-from vhdkit.image.manifest import Snapshot
+from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import changes, exporting, inspecting, layers, readiness, waking
 from vhdkit.snapshot.adopting import adopt
 from vhdkit.snapshot.looks import rested, seen_twice
@@ -40,14 +39,15 @@ from vhdkit.snapshot.settling import Settler, effective
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
+from vhdkit.vhd import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.chain import Chain
-    from vhdkit.image.manifest import Made, Manifest
     from vhdkit.job.handle import MergeJob
     from vhdkit.job.record import Job
+    from vhdkit.journal.manifest import Made, Manifest
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.settling import Owed

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.image import claims, signpost
-from vhdkit.image.manifest import MAX_BYTES, Manifest
-from vhdkit.image.relative import RelativePaths
+from vhdkit.journal import claims, manifest_pointer
+from vhdkit.journal.manifest import MAX_BYTES, Manifest
+from vhdkit.journal.relative_paths import RelativePaths
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial, partial_name
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Folder, Storage
 
-SUFFIX = signpost.MANIFEST_SUFFIX
+SUFFIX = manifest_pointer.MANIFEST_SUFFIX
 _LOCK_SUFFIX = ".vhdkit-snapshots.lock"
 _RUNNING_SUFFIX = ".vhdkit-snapshots.running"
 # An operation holds the lock for as long as a few files take to be made; whoever waits longer waits for a stopped one.
@@ -182,7 +182,7 @@ class ManifestFile:
         self.folder.sync(self.directory)
         if before is not None:
             for path in places.signposts_of(self, before) - wanted:
-                signpost.take_away(self.folder, path)
+                manifest_pointer.take_away(self.folder, path)
 
     def _refuse_changed(self) -> Manifest | None:
         """Return the manifest that is replaced, None if there is none or it cannot be read.
@@ -215,10 +215,10 @@ class ManifestFile:
 
         """
         for path in sorted(places.signposts_of(self, manifest)):
-            signpost.put_up(self.folder, path, self.path)
-            for other in tuple(signpost.signposts(self.folder, paths.dirname(path))):
+            manifest_pointer.put_up(self.folder, path, self.path)
+            for other in tuple(manifest_pointer.signposts(self.folder, paths.dirname(path))):
                 if other.manifest == self.path and other.path != path:
-                    signpost.take_away(self.folder, other.path)
+                    manifest_pointer.take_away(self.folder, other.path)
 
     def forget_partial(self) -> None:
         """Remove what a cut left of it half written; only for who holds the lock."""
@@ -410,5 +410,5 @@ def manifests_with(folder: Folder, directory: str, image: str, named: Iterable[s
 
 def manifests_in(folder: Folder, directory: str, named: Iterable[str] = ()) -> Iterator[ManifestFile]:
     """Yield the manifests in a directory, and those to which its signposts lead, whatever they say."""
-    for path in signpost.manifest_paths(folder, directory):
+    for path in manifest_pointer.manifest_paths(folder, directory):
         yield ManifestFile(folder, path, named)

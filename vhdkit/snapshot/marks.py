@@ -12,10 +12,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from vhdkit.format.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.image.image import Image, open_image
-from vhdkit.image.manifest import FileMark, Mark
+from vhdkit.journal.manifest import FileMark, Mark
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.vhd.image import Image, open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder

@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import SnapshotError
-from vhdkit.image.journal import command
-from vhdkit.image.manifest import GUID
-from vhdkit.image.signpost import MANIFEST_SUFFIX, signpost_path, signposts
+from vhdkit.journal.manifest import GUID
+from vhdkit.journal.manifest_pointer import MANIFEST_SUFFIX, signpost_path, signposts
+from vhdkit.journal.merge_journal import command
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vhdkit.image.manifest import Disk, Manifest
+    from vhdkit.journal.manifest import Disk, Manifest
     from vhdkit.snapshot.manifest import ManifestFile
 
 # No file system that images are kept on has names of more bytes.

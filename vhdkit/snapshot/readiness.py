@@ -6,19 +6,19 @@ import errno
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError, ReadOnlyImageError, SnapshotError
-from vhdkit.image.ended_view import ended_view
-from vhdkit.image.journal import read_journal
-from vhdkit.image.signpost import signpost_path
+from vhdkit.journal.manifest_pointer import signpost_path
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
+from vhdkit.vhd.ended_view import ended_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.image.image import Image
-    from vhdkit.image.manifest import LayerRecord, Manifest, StateFile
+    from vhdkit.journal.manifest import LayerRecord, Manifest, StateFile
     from vhdkit.snapshot.manifest import ManifestFile
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.image import Image
 
 
 def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:

@@ -13,17 +13,17 @@ from msgspec.structs import replace
 
 from vhdkit.chain.children import children_of
 from vhdkit.errors import VhdError
-from vhdkit.image.claims import claims_on
-from vhdkit.image.image import open_image
-from vhdkit.image.journal import read_journal
+from vhdkit.journal.claims import claims_on
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import places
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
-    from vhdkit.image.image import Image
-    from vhdkit.image.manifest import LayerRecord, Made, Manifest
+    from vhdkit.journal.manifest import LayerRecord, Made, Manifest
     from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.vhd.image import Image
 
 _STRANGE_NAME = "its name is none that snapshots give; it is forgotten once the file is moved elsewhere"
 _STRANGE_PLACE = "its folder is not known as this machine's; it is forgotten once the file is moved elsewhere"

@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
-from vhdkit.image.journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.image.journal import read_journal
-from vhdkit.image.step import SUFFIX as STEP_SUFFIX
-from vhdkit.image.step import finish, forget, read_step
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.record import Follow
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, start_merge, wished
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.engine import merge
 from vhdkit.merging.planning import plan_merge
 from vhdkit.snapshot import changes, following, layers, removal, tree
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.storage import paths
+from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
+from vhdkit.vhd.header_update import finish, forget, read_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from vhdkit.image.manifest import Folding, LayerRecord, Manifest
     from vhdkit.job.record import Job
+    from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
     from vhdkit.merging.pace import Cancel, Progress
     from vhdkit.snapshot.manifest import ManifestFile
 

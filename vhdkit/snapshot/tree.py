@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.image.manifest import Fold
+from vhdkit.journal.manifest import Fold
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

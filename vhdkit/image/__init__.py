@@ -1,1 +1,0 @@
-"""One image by itself: reading its structures, resolving ranges, writing sectors, creating files."""

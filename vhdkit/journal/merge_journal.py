@@ -1,0 +1,402 @@
+"""The journal of a merge: a file beside the destination that says what is being merged into it, and how far that is.
+
+It is never needed to read a disk: that reads the same at every instant. It lets a merge that was cut off go on where
+it was, end in the same bytes, and be told of. It is untrusted: what it says counts only for files that are part of the
+chain anyway and are what they were.
+
+Its lines (see `records`): `begin` what is merged, and everything that decides where bytes go · `reserved` the room is
+made · `grown` the table is longer · `saved` up to here the undo image has what will be overwritten · `mark` up to here
+the disk's sectors are durable in the destination · `merged` all of them are, and which children are relinked, byte for
+byte; a `mark` behind it takes that back · `verified` the destination was read and has what the sources hold, which are
+about to be removed as they are now · `names` files have other names since · `doubted` nothing proves that the undo
+image holds all that was overwritten · `sampled` places that the merge changes, for its completion record · `dropping`
+what was kept for an undo goes · `rollback` the undo image is being merged back · `restored` it is, and may go ·
+`stopped` why the merge does not go on.
+A second `begin` starts over: the files had changed.
+
+States of files (`Seen`) are proof only that a file was not touched since, never that it was; see `seen`.
+
+**Source**: reference 3.8; DESIGN 5.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vhdkit.disk import unique_id
+from vhdkit.errors import Corruption, Finding, JournalError
+from vhdkit.journal import records
+from vhdkit.journal.merge_records import (
+    Begin,
+    Doubted,
+    Dropping,
+    FileState,
+    Grown,
+    JournalRecord,
+    Mark,
+    Merged,
+    Names,
+    RelinkState,
+    Reserved,
+    Restored,
+    Rollback,
+    Sample,
+    Sampled,
+    Saved,
+    SizeAndTime,
+    Stopped,
+    Verified,
+    decode_record,
+)
+from vhdkit.storage import paths
+from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vhdkit.journal.file_state import Seen
+    from vhdkit.storage.protocols import Folder, Storage
+
+_STEPS, _STEP_SECONDS = 4, 0.004
+SUFFIX = ".vhdkit-journal"
+_PIECE_BYTES = 1 << 20
+# Records that say one thing.
+_FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Journal:
+    """What a journal says. `relinks` is None until the merge is complete and only names are left to be changed.
+
+    `now` is the file system's time when the last record was written, 0.0 where that was not noted. `undo_seen` is what
+    the undo image looked like when it held `held` sectors; None in journals of earlier versions, as `destination_seen`,
+    the destination when the merge was stopped, complete or rolled back. `verified` are the sources that were about to
+    be removed. `gone` are the sources below the journal's own directory that were not there when it was read.
+    """
+
+    path: str
+    begin: Begin | None = None
+    reserved: bool = False
+    grown: bool = False
+    saved: int = 0
+    held: int = 0
+    undo_seen: Seen | None = None
+    mark: int = 0
+    mark_time: float = 0.0
+    bytes_done: int = 0
+    relinks: tuple[RelinkState, ...] | None = None
+    former_relinks: tuple[RelinkState, ...] = ()
+    destination_after: SizeAndTime | None = None
+    destination_seen: Seen | None = None
+    verified: tuple[FileState, ...] | None = None
+    doubt: str = ""
+    samples: tuple[Sample, ...] = ()
+    dropping: bool = False
+    keep_undo_file: bool = False
+    rolling_back: bool = False
+    restored: bool = False
+    stopped: str = ""
+    destination_stopped: SizeAndTime | None = None
+    now: float = 0.0
+    end: int = 0
+    gone: frozenset[str] = field(default=frozenset(), repr=False)
+    checksum: str = field(default="", repr=False)
+
+    @property
+    def destination(self) -> str:
+        """The file that the journal lies beside."""
+        return self.path.removesuffix(SUFFIX)
+
+    @property
+    def merged(self) -> bool:
+        """Whether everything is durable in the destination."""
+        return self.relinks is not None
+
+    def resolve(self, path: str) -> str:
+        """Return the absolute path of a file that the journal speaks of."""
+        return paths.normpath(paths.join(paths.dirname(self.path), *path.split("/")))
+
+    def undo_command(self, *verb: str) -> str:
+        """Return the command that does something with the undo image."""
+        undo = self.resolve(self.begin.undo) if self.begin is not None else ""
+        place = paths.dirname(self.path)
+        return command(*verb, undo, *(["--search", place] if paths.dirname(undo) != place else []))
+
+    def merge_command(self, search: Iterable[str] = ()) -> str:
+        """Return the command that goes on with the merge; `search` are absolute folders in which its layers lie."""
+        top = self.begin.sources[0] if self.begin is not None else None
+        leaf, place = self.resolve(top.path) if top is not None else "", paths.dirname(self.path)
+        folders = dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])])
+        words = [word for each in folders for word in ("--search", each)]
+        if top is not None and self.samples and not (self.begin is not None and self.begin.undo):
+            # `ensure_merged` began it: finished without the id it would leave no completion record.
+            words += ["--ensure", unique_id.guid(bytes.fromhex(top.unique_id))]
+        return command("merge", leaf, "--into", self.destination, *words)
+
+    def relative(self, path: str) -> str:
+        """Return an absolute path as the journal keeps it."""
+        return paths.relpath(path, paths.dirname(self.path)).replace(paths.sep, "/")
+
+    def add(self, record: JournalRecord) -> None:
+        """Follow one record.
+
+        Raises:
+            ValueError: it does not fit those before it.
+
+        """
+        self.now = record.now
+        match record:
+            case Begin():
+                self._begin_anew(record)
+            case Names():
+                self.begin = self._renamed(record)
+            case Saved() | Mark():
+                self._follow_progress(record)
+            case Merged() | Verified():
+                self._follow_completion(record)
+            case Doubted():
+                self.doubt = record.reason
+            case Sampled():
+                self.samples = record.samples
+            case Restored():
+                self.restored, self.destination_seen = True, record.seen
+            case Dropping():
+                self.dropping, self.keep_undo_file = True, record.keep_file
+            case Stopped():
+                self.stopped, self.destination_stopped = record.reason, record.destination
+                self.destination_seen = record.seen or self.destination_seen
+                return
+            case _:
+                setattr(self, _FLAGS[type(record)], True)
+        self.stopped, self.destination_stopped = "", None
+
+    def _begin_anew(self, record: Begin) -> None:
+        self.begin = record
+        self.reserved = self.grown = False
+        self.former_relinks += self.relinks or ()
+        self.mark, self.bytes_done, self.relinks = 0, 0, None
+        self.dropping, self.verified = False, None
+
+    def _renamed(self, record: Names) -> Begin:
+        begin = self.begin
+        if begin is None or len(record.sources) != len(begin.sources) or bool(record.undo) != bool(begin.undo):
+            raise ValueError("names of other files")
+        named = zip(begin.sources, record.sources, strict=True)
+        sources = tuple(msgspec.structs.replace(state, path=name) for state, name in named)
+        return msgspec.structs.replace(begin, sources=sources, undo=record.undo)
+
+    def _follow_progress(self, record: Saved | Mark) -> None:
+        if isinstance(record, Saved):
+            self.saved, self.held, self.undo_seen = record.offset, record.held, record.undo
+            return
+        self.mark, self.bytes_done, self.mark_time = record.offset, record.bytes, record.mtime
+        self.former_relinks += self.relinks or ()
+        self.relinks = self.verified = None
+
+    def _follow_completion(self, record: Merged | Verified) -> None:
+        self.destination_seen = record.seen
+        if isinstance(record, Verified):
+            self.verified = record.sources
+            return
+        self.relinks, self.destination_after, self.verified = record.relinks, record.destination, record.sources
+        self.undo_seen = record.undo or self.undo_seen
+
+    def say(self) -> str:
+        """Return where the merge is, in words."""
+        if self.begin is None:
+            return "a merge into it was about to begin when it was cut off; nothing was changed"
+        top = paths.basename(self.begin.sources[0].path)
+        name = paths.basename(self.destination)
+        if self.rolling_back:
+            how = self.undo_command("rollback")
+            return f"rolling back the merge of {top} into {name} was not finished; {how} finishes it"
+        if self.merged and self.begin.undo and not self.dropping:
+            how = f"{self.undo_command('undo', 'drop')} makes that final, {self.undo_command('rollback')} takes it back"
+            return f"{top} was merged into {name}, and the sources are kept; {how}"
+        why = f" ({self.stopped})" if self.stopped else ""
+        again, is_top_there = self._again(self.begin)
+        if self.merged:
+            gone = "" if is_top_there else " and is gone"
+            return f"{top} was merged into {name}{gone}{why}; {again} finishes what is left to be done"
+        total = self.begin.payload_bytes
+        percent = 100 * self.bytes_done // total if total else 0
+        who = f"process {self.begin.pid} on {self.begin.host}"
+        how = f"{again} goes on, unless somebody is still at it"
+        if not is_top_there:
+            how = f"{top} is gone, and it cannot go on until that is put back"
+        return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}; {how}"
+
+    def _again(self, begin: Begin) -> tuple[str, bool]:
+        """Return the command that goes on, and whether the topmost source is there.
+
+        Without it a source that is left is named: of that nothing goes which the destination does not show. If none is
+        left the name of the topmost one leads to the journal, and only that goes.
+        """
+        sources = [self.resolve(source.path) for source in begin.sources]
+        there = [path for path in sources if path not in self.gone]
+        if sources[0] in self.gone and there:
+            return command("merge", there[0], "--into", self.destination), False
+        return self.merge_command(), sources[0] not in self.gone
+
+
+def command(*words: str) -> str:
+    """Return a command line as a message shows it.
+
+    >>> command("merge", "a b.avhd")
+    "`vhdkit merge 'a b.avhd'`"
+    """
+    return f"`{shlex.join(['vhdkit', *words])}`"
+
+
+def journal_path(destination: str) -> str:
+    """Return where the journal of merges into a file lies."""
+    return destination + SUFFIX
+
+
+def read_journal(folder: Folder, destination: str) -> Journal | None:
+    """Return the journal beside a file, None if there is none; without `begin` if nothing had begun.
+
+    Raises:
+        JournalError: it is whole, and not a journal as they are written here.
+
+    """
+    path = journal_path(destination)
+    if not folder.exists(path):
+        return None
+    with folder.open(path) as storage, folder.open(destination) as image:
+        if not records.is_believable(storage, image):
+            message = (
+                "it belongs to another user than the image beside it, and is not believed; remove it if it is wrong"
+            )
+            raise JournalError(message, path=path)
+        journal = _read(path, storage)
+    if journal.begin is not None:
+        journal.gone = _gone(journal, journal.begin, folder)
+    return journal
+
+
+def _gone(journal: Journal, begin: Begin, folder: Folder) -> frozenset[str]:
+    # Even asking the system about a path elsewhere can wake an automounter, and a journal is not trusted.
+    sources = [journal.resolve(source.path) for source in begin.sources]
+    own = [path for path in sources if paths.is_below(path, [paths.dirname(journal.path)])]
+    return frozenset(path for path in own if not folder.exists(path))
+
+
+def _read(path: str, storage: Storage) -> Journal:
+    journal = Journal(path=path)
+    for line in records.read_lines(storage):
+        try:
+            record = decode_record(line.text)
+            if journal.begin is None and not isinstance(record, Begin):
+                raise ValueError("it does not begin")
+            journal.add(record)
+        except ValueError as error:
+            message = (
+                f"it is no journal as they are written here ({error}); look at what made it, and move it elsewhere"
+            )
+            raise JournalError(message, path=path) from error
+        journal.end, journal.checksum = line.end, line.checksum
+    return journal
+
+
+def unfinished_merges(folder: Folder, files: Iterable[str]) -> Iterator[Finding]:
+    """Yield a finding for each file into which a merge was begun and not finished."""
+    for path in files:
+        try:
+            journal = read_journal(folder, path)
+        except JournalError as error:
+            message = f"there is a journal of a merge into it that cannot be read: {error.message}"
+        except OSError as error:
+            message = f"there is a journal of a merge into it that cannot be read: {error.strerror}"
+        else:
+            if journal is None:
+                continue
+            message = journal.say()
+        yield Finding(corruption=Corruption.MERGE_UNFINISHED, path=path, message=message)
+
+
+class JournalWriter:
+    """A journal that is being written: each record is durable when `write` returns.
+
+    With `notes_time` each record has the file system's time: whether the journal is the newest shows by that.
+    """
+
+    def __init__(self, storage: Storage, journal: Journal) -> None:
+        self.storage = storage
+        self.journal = journal
+        self.notes_time = False
+        self.is_closed = False
+
+    @classmethod
+    def create(cls, folder: Folder, destination: str) -> JournalWriter:
+        """Begin a journal; one that holds nothing is replaced.
+
+        Raises:
+            FileExistsError: there is one already.
+
+        """
+        path = journal_path(destination)
+        old = read_journal(folder, destination)
+        if old is not None and old.begin is None:
+            folder.remove(path)
+        return cls(folder.create(path, private=True), Journal(path=path))
+
+    @classmethod
+    def append(cls, folder: Folder, journal: Journal) -> JournalWriter:
+        """Go on with a journal that was read, which itself stays what it was: a plan may rest on it.
+
+        What was read may be in memory only, if whoever wrote it was cut off before his sync; it is made durable first.
+        """
+        storage = folder.open(journal.path, writable=True)
+        try:
+            for at in range(0, journal.end, _PIECE_BYTES):
+                storage.write_at(at, read_bytes(storage, at, min(_PIECE_BYTES, journal.end - at)))
+            storage.sync()
+        except BaseException:
+            storage.close()
+            raise
+        return cls(storage, replace(journal))
+
+    def now(self, *, later_than: Storage | None = None) -> float:
+        """Return the time by the clock of the file system: writing where the next record will lie moves the file's.
+
+        What it is to be later than was changed just now: one step of the clock, 4 ms, is waited for, no second.
+        """
+        for _ in range(_STEPS):
+            self.storage.write_at(self.journal.end, bytes(SECTOR))
+            now = self.storage.ctime
+            if later_than is None or now.is_integer() or later_than.ctime < now:
+                break
+            time.sleep(_STEP_SECONDS)
+        return now
+
+    def write(self, kind: str, **fields: object) -> None:
+        """Append a record and make it durable."""
+        self.note(kind, sync=True, **fields)
+
+    def note(self, kind: str, *, sync: bool = False, **fields: object) -> None:
+        """Append a record that nobody depends on: a sync may wait for all that the disk has still to write."""
+        time = {"now": self.now()} if self.notes_time else {}
+        raw = records.encode([{"kind": kind, **fields, **time}], self.journal.checksum)
+        # What could not be read again is not written.
+        record = decode_record(raw[65:].rstrip())
+        if len(raw) > records.MAX_LINE_BYTES:
+            message = f"a record of {len(raw)} bytes is too long for it: too many children would be relinked at once"
+            raise JournalError(message, path=self.journal.path)
+        self.storage.write_at(self.journal.end, raw)
+        if sync:
+            self.storage.sync()
+        self.journal.end += len(raw)
+        self.journal.checksum = raw[:64].decode()
+        self.journal.add(record)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self.is_closed = True
+        self.storage.close()

@@ -1,0 +1,1 @@
+"""The VHD format: its records, and one image by itself - reading, checking, writing, creating."""

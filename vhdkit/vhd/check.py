@@ -1,0 +1,100 @@
+"""Judging one file by every rule of reference 4.1, going on behind whatever is wrong.
+
+Fields and structures are judged where they are read (`metadata.examine`), what is merely odd about them in
+`check_fields`, the blocks in `check_blocks`. How the image belongs to others is `chain.check`'s to say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import CorruptImageError, Corruption, ImageInUseError, Level, as_finding
+from vhdkit.vhd.check_blocks import Leaks, Tally, check_blocks
+from vhdkit.vhd.check_fields import check_fields
+from vhdkit.vhd.image import Image
+from vhdkit.vhd.metadata import examine, repair_advice
+from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.errors import Finding
+    from vhdkit.journal.merge_journal import Journal
+    from vhdkit.journal.patch import Patch
+    from vhdkit.storage.protocols import Storage
+    from vhdkit.vhd.metadata import Examination, Metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileCheck:
+    """What was found in one file; `metadata` is None if it says nothing about itself that can be read."""
+
+    tally: Tally
+    leaks: Leaks
+    metadata: Metadata | None
+
+
+def check_file(
+    storage: Storage, *, deep: bool, now: float, patches: Sequence[Patch] = (), journal: Journal | None = None
+) -> FileCheck:
+    """Judge one file; with `deep` all bitmaps and the data that they say are not there are read too.
+
+    `journal` is that of an unfinished merge into it: what that explains is no error, and no lost space. A lock for
+    reading is asked for, to tell whether another process is writing; `now` is in Unix seconds.
+
+    Raises:
+        OSError: the file cannot be read.
+
+    """
+    tally = Tally(storage.path)
+    try:
+        storage.lock(exclusive=False)
+    except ImageInUseError as error:
+        message = f"another process is writing it: what is told here may be half of a change ({error.message})"
+        tally.add(Corruption.IN_USE, Level.WARNING, message)
+    examined = examine(storage, patches)
+    tally.extend(_explained(storage, examined, journal))
+    leaks = Leaks()
+    if examined.metadata is not None:
+        tally.extend(check_fields(examined.metadata, now))
+        kept = () if journal is None else rooms_of(journal, examined.metadata)
+        try:
+            leaks = check_blocks(storage, examined.metadata, examined.entry_count, tally, deep=deep, kept=kept)
+        except CorruptImageError as error:
+            # The file has become shorter while it was read.
+            tally.extend([as_finding(error, storage.path)])
+        tally.findings[:] = _without_vain_advice(storage, examined.metadata, tally.findings)
+    return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
+
+
+def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yield the findings; none advises to repair footers where `repair_footers` refuses to."""
+    advice = f"; {repair_advice(storage.path)}"
+    is_advised = any(finding.message.endswith(advice) for finding in findings)
+    is_vain = is_advised and not _can_be_read(storage, metadata)
+    for finding in findings:
+        yield replace(finding, message=finding.message.removesuffix(advice)) if is_vain else finding
+
+
+def _can_be_read(storage: Storage, metadata: Metadata) -> bool:
+    try:
+        Image(storage, metadata).check_readable()
+    except CorruptImageError:
+        return False
+    return True
+
+
+def _explained(storage: Storage, examined: Examination, journal: Journal | None) -> Iterator[Finding]:
+    """Yield the findings, those of footers that an unfinished merge explains as warnings."""
+    for finding in examined.findings:
+        if journal is not None and examined.metadata is not None:
+            is_lost = finding.corruption is Corruption.FOOTER_TRAILING_LOST
+            is_apart = finding.corruption is Corruption.FOOTER_COPY_DIFFERS
+            if (is_lost and leaves_footer_lost(journal, examined.metadata)) or (
+                is_apart and leaves_footers_apart(journal, examined.metadata, storage)
+            ):
+                message = "a merge that is not finished left its footers so; the same command again mends that"
+                yield replace(finding, level=Level.WARNING, message=message)
+                continue
+        yield finding

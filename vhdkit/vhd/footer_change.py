@@ -1,0 +1,75 @@
+"""Giving both footers of an image other content, so that a power cut between them can be told from damage.
+
+The footer at the end is what every reader believes; its copy follows. A step file (see `vhd.header_update`) says
+beforehand what both will be. It is believed only where the footer at the end is there already: all that is left to do then is to
+make the copy the same, so that a forged step file can do nothing else. Before that the file has its old pair.
+
+**Order**: 1 step file, sync, folder sync (the old pair) · 2 the footer at the end, sync (a pair that differs, read as
+the new one) · 3 the copy, sync (the new pair) · 4 step file removed, folder sync.
+
+**Source**: reference 1.3; DESIGN P2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import VhdError
+from vhdkit.journal.patch import Patch
+from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
+from vhdkit.vhd import header_update
+from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.footer import DiskType, Footer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.vhd.image import Image
+
+
+def write_footers(folder: Folder, image: Image) -> None:
+    """Write the footer of a dynamic or differencing image that is open for writing, and its copy; see the module.
+
+    Where both are what they will be they are only made durable; where the one at the end is lost there is no pair.
+    """
+    image.check_writable()
+    after = image.footer.to_bytes()
+    places = (image.metadata.footer_start, 0)
+    before = [read_bytes(image.storage, at, FOOTER_SIZE) for at in places]
+    if all(raw == after for raw in before) or len(before[0]) < FOOTER_SIZE:
+        for at in places:
+            image.write_at(at, after)
+        image.sync()
+        return
+    patches = [Patch(offset=at, before=raw, after=after) for at, raw in zip(places, before, strict=True)]
+    header_update.apply(folder, image.storage, patches)
+
+
+def is_of_footers(patches: Sequence[Patch]) -> bool:
+    """Whether a step is one of footers, by its form."""
+    return [len(patch.after) for patch in patches] == [FOOTER_SIZE] * 2 and patches[-1].offset == 0
+
+
+def is_begun(storage: Storage, patches: Sequence[Patch]) -> bool:
+    """Whether a step of footers has written the one at the end."""
+    return read_bytes(storage, patches[0].offset, FOOTER_SIZE) == patches[0].after
+
+
+def is_footer_change(storage: Storage, patches: Sequence[Patch]) -> bool:
+    """Whether a step that has begun does nothing but make the copy what the footer at the file's end is.
+
+    Both are of one image, of which nothing but its size or its id is another.
+    """
+    trailing, copy = patches
+    if trailing.offset % SECTOR or trailing.offset != storage.size() - FOOTER_SIZE or copy.after != trailing.after:
+        return False
+    try:
+        before, after = Footer.from_bytes(copy.before), Footer.from_bytes(copy.after)
+    except VhdError:
+        return False
+    like_after = replace(before, current_size=after.current_size, geometry=after.geometry, unique_id=after.unique_id)
+    is_same = like_after == after
+    return is_same and after.disk_type is not DiskType.FIXED and is_begun(storage, patches)

@@ -1,0 +1,477 @@
+"""Reading what a file says about itself: footer, dynamic header, parent locators. No BAT, no blocks.
+
+The order of trust: the trailing 512 bytes, then the 511 of software before Virtual PC 2004, then the copy at offset
+0, which only dynamic and differencing disks have. On a fixed disk offset 0 is the guest's: a guest could put a
+footer there, so the copy counts only if it says dynamic or differencing and leads to a dynamic header. Where none is
+found, a fixed disk's footer is looked for before the file's end: other tools pad files, or make them longer.
+
+**Source**: reference 1.2 to 1.5, 4.1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NoReturn
+
+from vhdkit.errors import CorruptImageError, Corruption, Finding, Level, UnsupportedImageError, as_finding
+from vhdkit.journal.merge_journal import command
+from vhdkit.storage import paths
+from vhdkit.units import SECTOR
+from vhdkit.vhd import constants, structs
+from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.vhd.footer import DiskType, Footer
+from vhdkit.vhd.header import DynamicHeader
+from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator
+from vhdkit.vhd.misplaced_footer import find_misplaced
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.journal.patch import Patch
+    from vhdkit.storage.protocols import Storage
+
+# Longer names are no paths on any system (reference 4.5).
+_MAX_PATH = 4096
+
+# Where the table of locators begins in the dynamic header, and the bytes of an entry (reference 1.4).
+LOCATORS_AT = 576
+LOCATOR_SIZE = 24
+
+_CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
+
+_Stretches = tuple[tuple[int, int], ...]
+
+_OTHER_FORMATS = {
+    b"vhdxfile": "a VHDX image",
+    b"QFI\xfb": "a qcow2 image",
+    b"KDMV": "a VMDK image",
+    b"# Disk DescriptorFile": "a VMDK descriptor",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+class FooterPlace(StrEnum):
+    """Which of the footers was believed."""
+
+    TRAILING = "trailing"
+    TRAILING_511 = "trailing-511"
+    COPY = "copy"
+    INSIDE = "inside"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParentPath:
+    """A path that a locator or the name field gives; untrusted text."""
+
+    platform_code: bytes
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """What a file says about itself.
+
+    `header` is None for a fixed disk. `structures` are the stretches [start, end) of the file that no block may touch:
+    footer copy, header, BAT, and `batmap`, blktap's map of full blocks ((0, 0) if there is none). A new block should
+    not begin before `reserved_end`, which is behind all of them and behind `locator_rooms`, the stretches that locators
+    have for their data. `copy_ok` says whether the footer copy is what it should be, `tail_is_empty` whether the last
+    sector is zeros.
+    """
+
+    path: str
+    file_size: int
+    footer: Footer
+    footer_place: FooterPlace
+    header: DynamicHeader | None
+    parent_paths: tuple[ParentPath, ...]
+    structures: tuple[tuple[int, int], ...]
+    locator_rooms: tuple[tuple[int, int], ...]
+    reserved_end: int
+    batmap: tuple[int, int]
+    checksum_ok: bool
+    copy_ok: bool
+    tail_is_empty: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def footer_start(self) -> int:
+        """Where the trailing footer begins: nothing else may reach beyond; the file's end if it is lost."""
+        if self.footer_place is FooterPlace.INSIDE:
+            return self.footer.current_size
+        length = {FooterPlace.TRAILING: FOOTER_SIZE, FooterPlace.TRAILING_511: FOOTER_SIZE - 1}
+        return self.file_size - length.get(self.footer_place, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What can be told of a file that may be damaged, and every rule seen broken on the way.
+
+    `metadata` is None without any footer; its header is None for a fixed disk, and if it cannot be read. `entry_count`
+    is how much of the BAT lies in the file, 0 if blocks cannot be told.
+    """
+
+    metadata: Metadata | None
+    entry_count: int
+    findings: tuple[Finding, ...]
+
+
+def has_cookie(storage: Storage) -> bool:
+    """Whether a footer seems to be where one could be: a glance, for telling images from a folder's other files."""
+    size = storage.size()
+    raw = bytearray(8)
+    for offset in (size - FOOTER_SIZE, size - FOOTER_SIZE + 1, 0):
+        if offset >= 0 and storage.read_into(offset, raw) == len(raw) and raw == constants.FOOTER_COOKIE:
+            return True
+    return False
+
+
+def repair_advice(path: str) -> str:
+    """Return what the findings of footers that can be mended end in."""
+    return f"{command('check', '--repair-footers', path)} mends that"
+
+
+def read_metadata(
+    storage: Storage, *, verify: bool = True, verify_header: bool = True, patches: Sequence[Patch] = ()
+) -> Metadata:
+    """Read footer, header and locators.
+
+    With `verify` false wrong checksums are put up with (and told by `checksum_ok`), so that a damaged file can at
+    least be looked at; with `verify_header` false that of the dynamic header alone. `patches` are what a step that was
+    cut off would have written: they are read as if it had.
+
+    Raises:
+        CorruptImageError: a rule without which nothing can be read is broken.
+        UnsupportedImageError: the file is of another format, or of a version that is not known.
+
+    """
+    try:
+        return _Reader(storage, verify=verify, verify_header=verify_header, patches=patches).read()
+    except UnsupportedImageError as error:
+        error.path = error.path or storage.path
+        raise
+
+
+def examine(storage: Storage, patches: Sequence[Patch] = ()) -> Examination:
+    """Read footer, header and locators, going on behind whatever is wrong for as long as anything can be told."""
+    reader = _Reader(storage, verify=True, patches=patches, keep_going=True)
+    try:
+        metadata = reader.read()
+    except (CorruptImageError, UnsupportedImageError) as error:
+        reader.findings.append(as_finding(error, storage.path))
+        return Examination(metadata=None, entry_count=0, findings=tuple(reader.findings))
+    return Examination(metadata=metadata, entry_count=reader.entry_count, findings=metadata.findings)
+
+
+class _Reader:
+    """One pass over one file's structures, gathering what is odd about them.
+
+    With `keep_going` what is wrong is noted, not raised, wherever something behind it can still be read.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        verify: bool,
+        verify_header: bool = True,
+        patches: Sequence[Patch],
+        keep_going: bool = False,
+    ) -> None:
+        self.verify_header = verify_header
+        self.storage = storage
+        self.patches = patches
+        self.verify = verify
+        self.keep_going = keep_going
+        self.footer_at = self.entry_count = 0
+        self.size = storage.size()
+        self.findings: list[Finding] = []
+        self.checksum_ok = True
+        self.copy_ok = True
+
+    def read(self) -> Metadata:
+        footer, place = self._footer()
+        self._check_footer(footer, place)
+        header = None
+        parents: tuple[ParentPath, ...] = ()
+        structures: tuple[tuple[int, int], ...] = ()
+        rooms: tuple[tuple[int, int], ...] = ()
+        reserved_end = 0
+        batmap = (0, 0)
+        if footer.disk_type is not DiskType.FIXED:
+            header = self._header_if_any(footer)
+        if header is not None:
+            self._check_table(footer, header)
+            batmap = self._batmap(footer, header)
+            structures = (
+                (0, FOOTER_SIZE),
+                (footer.data_offset, footer.data_offset + HEADER_SIZE),
+                (header.table_offset, header.table_offset + header.table_bytes),
+                batmap,
+            )
+            parents, rooms = self._locators(footer, header)
+            reserved_end = max(end for _, end in (*structures, *rooms))
+        return Metadata(
+            path=self.storage.path,
+            file_size=self.size,
+            footer=footer,
+            footer_place=place,
+            header=header,
+            parent_paths=parents,
+            structures=structures,
+            locator_rooms=rooms,
+            reserved_end=reserved_end,
+            batmap=batmap,
+            checksum_ok=self.checksum_ok,
+            copy_ok=self.copy_ok,
+            tail_is_empty=self.size % SECTOR == 0 and not any(self._bytes(self.size - SECTOR, SECTOR)),
+            findings=tuple(self.findings),
+        )
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        if offset >= self.size:
+            return b""
+        buffer = bytearray(length)
+        del buffer[self.storage.read_into(offset, buffer) :]
+        for patch in self.patches:
+            start, stop = max(offset, patch.offset), min(offset + len(buffer), patch.offset + len(patch.after))
+            if start < stop:
+                buffer[start - offset : stop - offset] = patch.after[start - patch.offset : stop - patch.offset]
+        return bytes(buffer)
+
+    def _note(
+        self, corruption: Corruption, message: str, offset: int | None = None, level: Level = Level.WARNING
+    ) -> None:
+        finding = Finding(corruption=corruption, path=self.storage.path, message=message, level=level, offset=offset)
+        self.findings.append(finding)
+
+    def _fail(self, corruption: Corruption, detail: str, offset: int | None = None) -> NoReturn:
+        raise CorruptImageError(corruption, detail, path=self.storage.path, offset=offset)
+
+    def _wrong(self, corruption: Corruption, detail: str, offset: int | None = None) -> None:
+        """Fail because of something behind which a check can go on."""
+        if not self.keep_going:
+            self._fail(corruption, detail, offset)
+        self._note(corruption, detail, offset, Level.ERROR)
+
+    def _footer(self) -> tuple[Footer, FooterPlace]:
+        try:
+            return self._first_footer()
+        except CorruptImageError as error:
+            if not self.keep_going or error.corruption is not Corruption.FOOTER_CHECKSUM:
+                raise
+            # No footer is right; the fields of the first may be all the same.
+            self.findings.append(as_finding(error, self.storage.path))
+            self.verify = False
+            return self._first_footer()
+
+    def _first_footer(self) -> tuple[Footer, FooterPlace]:
+        if self.size < FOOTER_SIZE - 1:
+            self._reject_other_formats()
+            self._fail(
+                Corruption.FILE_TOO_SHORT,
+                f"not a VHD: {self.size} bytes are too few for a footer of {FOOTER_SIZE}",
+            )
+        first_error: CorruptImageError | None = None
+        for place, offset, raw in self._footer_places():
+            try:
+                footer = self._parse_footer(raw)
+            except CorruptImageError as error:
+                # The first footer that has a cookie but is wrong tells more than one that is not there.
+                if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
+                    first_error = error.located(self.storage.path, offset)
+                continue
+            if place is FooterPlace.COPY and not self._is_plausible_copy(footer):
+                continue
+            if self.keep_going and first_error is not None and first_error.corruption is Corruption.FOOTER_POISONED:
+                self.findings.append(as_finding(first_error, self.storage.path))
+            self._compare_copy(footer, place, raw)
+            return footer, place
+        self._reject_other_formats()
+        if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
+            inside = self._misplaced()
+            if inside is not None:
+                return inside, FooterPlace.INSIDE
+            if self._bytes(0, 8) != constants.FOOTER_COOKIE and self._bytes(FOOTER_SIZE, 8) == constants.HEADER_COOKIE:
+                detail = "both its footers are lost or damaged; the dynamic header behind the first is there"
+                self._fail(Corruption.FOOTERS_LOST, detail, 0)
+            self._fail(Corruption.NOT_A_VHD, "not a VHD: neither its end nor its beginning holds a footer")
+        raise first_error
+
+    def _footer_places(self) -> list[tuple[FooterPlace, int, bytes]]:
+        places = []
+        if self.size >= FOOTER_SIZE:
+            at = self.size - FOOTER_SIZE
+            places.append((FooterPlace.TRAILING, at, self._bytes(at, FOOTER_SIZE)))
+        if (self.size - (FOOTER_SIZE - 1)) % SECTOR == 0:
+            at = self.size - FOOTER_SIZE + 1
+            places.append((FooterPlace.TRAILING_511, at, self._bytes(at, FOOTER_SIZE - 1) + b"\0"))
+        if self.size >= FOOTER_SIZE + HEADER_SIZE:
+            places.append((FooterPlace.COPY, 0, self._bytes(0, FOOTER_SIZE)))
+        # A file that got shorter since its size was taken ends inside of one.
+        return [item for item in places if len(item[2]) == FOOTER_SIZE]
+
+    def _parse_footer(self, raw: bytes) -> Footer:
+        footer = Footer.from_bytes(raw, verify=self.verify)
+        self.checksum_ok = structs.checksum(raw) == structs.stored_checksum(raw)
+        return footer
+
+    def _is_plausible_copy(self, footer: Footer) -> bool:
+        if footer.disk_type is DiskType.FIXED:
+            return False
+        return self._bytes(footer.data_offset, 8) == constants.HEADER_COOKIE
+
+    def _misplaced(self) -> Footer | None:
+        footer = find_misplaced(self.storage)
+        if footer is not None:
+            at = footer.current_size
+            message = (
+                f"its footer is at {at:#x}, {self.size - at - FOOTER_SIZE} bytes before the end: the file was padded or"
+                f" made longer by another tool, and other readers refuse it; {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_MISPLACED, message, at, Level.ERROR)
+        return footer
+
+    def _mend(self) -> str:
+        return repair_advice(self.storage.path)
+
+    def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
+        if place is FooterPlace.COPY:
+            message = (
+                "the footer at its end is missing or damaged, and other readers refuse the file; the copy at its"
+                f" beginning is used; {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_TRAILING_LOST, message, max(0, self.size - FOOTER_SIZE), Level.ERROR)
+        elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
+            message = (
+                "the footer copy at its beginning differs from the footer at its end; the latter is used;"
+                f" {self._mend()}"
+            )
+            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0, Level.ERROR)
+            self.copy_ok = False
+        if place is FooterPlace.TRAILING_511:
+            message = "the footer has 511 bytes, as before Virtual PC 2004"
+            self._note(Corruption.FOOTER_511_BYTES, message, self.size - FOOTER_SIZE + 1)
+
+    def _reject_other_formats(self) -> None:
+        head = self._bytes(0, 32)
+        for magic, name in _OTHER_FORMATS.items():
+            if head.startswith(magic):
+                raise UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
+        extension = paths.splitext(self.storage.path)[1].lower()
+        if re.fullmatch(r"\.v\d\d", extension):
+            message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"
+            raise UnsupportedImageError(message, path=self.storage.path)
+
+    def _check_footer(self, footer: Footer, place: FooterPlace) -> None:
+        size = footer.current_size
+        at = {
+            FooterPlace.TRAILING: self.size - FOOTER_SIZE,
+            FooterPlace.TRAILING_511: self.size - FOOTER_SIZE + 1,
+            FooterPlace.INSIDE: size,
+        }
+        start = self.footer_at = at.get(place, 0)
+        most = constants.MAX_FIXED_SIZE if footer.disk_type is DiskType.FIXED else constants.MAX_VIRTUAL_SIZE
+        if size <= 0 or size % SECTOR or size > most:
+            detail = f"the disk's size is {size}: expected a multiple of {SECTOR} up to {most}"
+            self._wrong(Corruption.DISK_SIZE, detail, start + 48)
+        if footer.saved_state:
+            message = "the disk belongs to a saved machine state; it is only read"
+            self._note(Corruption.SAVED_STATE, message, start + 84)
+        if footer.disk_type is DiskType.FIXED:
+            length = FOOTER_SIZE - (place is FooterPlace.TRAILING_511)
+            if size > self.size - length:
+                detail = f"the disk has {size} bytes, the file only {self.size - length} before its footer"
+                self._wrong(Corruption.FIXED_DATA_MISSING, detail, start + 48)
+
+    def _header_if_any(self, footer: Footer) -> DynamicHeader | None:
+        try:
+            return self._header(footer)
+        except (CorruptImageError, UnsupportedImageError) as error:
+            if not self.keep_going:
+                raise
+            self.findings.append(as_finding(error, self.storage.path))
+            return None
+
+    def _header(self, footer: Footer) -> DynamicHeader:
+        at = footer.data_offset
+        if at % SECTOR or at < FOOTER_SIZE or at + HEADER_SIZE > self.size:
+            detail = f"the dynamic header should be at {at:#x}, which is not a whole sector inside the file"
+            self._fail(Corruption.HEADER_OFFSET, detail, self.footer_at + 16)
+        raw = self._bytes(at, HEADER_SIZE)
+        try:
+            header = DynamicHeader.from_bytes(raw, verify=(self.verify and self.verify_header) or self.keep_going)
+        except CorruptImageError as error:
+            located = error.located(self.storage.path, at)
+            if not self.keep_going or error.corruption is not Corruption.HEADER_CHECKSUM:
+                if error.corruption is Corruption.HEADER_CHECKSUM and footer.disk_type is DiskType.DIFFERENCING:
+                    mend = command("rebase", self.storage.path, "-b", "PARENT", "--accept-header-checksum")
+                    located.add_note(f"If the path in it was edited by hand, {mend} takes the header as it is.")
+                raise located from None
+            self.findings.append(as_finding(located, self.storage.path))
+            header = DynamicHeader.from_bytes(raw, verify=False)
+        self.checksum_ok &= structs.checksum(raw) == structs.stored_checksum(raw)
+        return header
+
+    def _check_table(self, footer: Footer, header: DynamicHeader) -> None:
+        block = header.block_size
+        if block < SECTOR or block > constants.MAX_BLOCK_SIZE or block & (block - 1):
+            detail = f"the block size is {block}: expected a power of two from {SECTOR} to {constants.MAX_BLOCK_SIZE}"
+            self._wrong(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
+            return  # nothing can be said about blocks
+        needed = -(-footer.current_size // block)
+        if header.max_table_entries < needed:
+            detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
+            self._wrong(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)
+        if header.max_table_entries > constants.MAX_TABLE_ENTRIES:
+            detail = f"the BAT has {header.max_table_entries} entries, more than {constants.MAX_TABLE_ENTRIES}"
+            self._wrong(Corruption.BAT_TOO_LONG, detail, footer.data_offset + 28)
+        at = header.table_offset
+        header_end = footer.data_offset + HEADER_SIZE
+        if at % SECTOR or at < FOOTER_SIZE or (at < header_end and at + header.table_bytes > footer.data_offset):
+            detail = f"the BAT should be at {at:#x}, which is not a sector of its own behind the footer copy"
+            self._wrong(Corruption.BAT_OFFSET, detail, footer.data_offset + 16)
+        if at + header.max_table_entries * 4 > self.size:
+            detail = f"the BAT ends at {at + header.max_table_entries * 4}, the file at {self.size}"
+            self._wrong(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
+        self.entry_count = max(0, min(header.max_table_entries, constants.MAX_TABLE_ENTRIES, (self.size - at) // 4))
+
+    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], _Stretches]:
+        """Return the paths that can be read, and the rooms of the locators; some dynamic disks have room too."""
+        rooms = []
+        found = []
+        for slot, locator in enumerate(header.locators):
+            if not locator.is_used:
+                continue
+            entry_at = footer.data_offset + LOCATORS_AT + slot * LOCATOR_SIZE
+            length, data_end = locator.data_length, locator.data_offset + locator.data_length
+            if not 0 < length <= MAX_LOCATOR_BYTES or locator.data_offset < FOOTER_SIZE or data_end > self.size:
+                message = f"parent locator {slot} points outside of the file or is too long; it is not used"
+                self._note(Corruption.LOCATOR_UNREADABLE, message, entry_at)
+                continue
+            room_end = locator.data_offset + locator.space
+            rooms.append((locator.data_offset, max(data_end, room_end if room_end <= self.size else 0)))
+            text = decode_locator(locator.platform_code, self._bytes(locator.data_offset, length))
+            if footer.disk_type is not DiskType.DIFFERENCING:
+                continue
+            if text is not None and len(text) <= _MAX_PATH:
+                found.append(ParentPath(platform_code=locator.platform_code, text=text))
+            elif self.keep_going and locator.platform_code in _CODES_WITH_TEXT:
+                message = f"parent locator {slot} holds no text that can be a path; it is not used"
+                self._note(Corruption.LOCATOR_TEXT, message, locator.data_offset, Level.INFO)
+        return tuple(found), tuple(rooms)
+
+    def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:
+        """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""
+        at = header.table_offset + header.table_bytes
+        raw = self._bytes(at, SECTOR)
+        if footer.creator_application != b"tap\0" or raw[:8] != constants.BATMAP_COOKIE or len(raw) < SECTOR:
+            return 0, 0
+        fields = structs.parse_batmap(raw)
+        if fields["key_hash"] == 1:
+            raise UnsupportedImageError("the image's blocks are encrypted by blktap", path=self.storage.path)
+        end = max(at + SECTOR, int(fields["data_offset"]) + int(fields["sectors"]) * SECTOR)
+        return at, end if end <= self.size else at + SECTOR
