@@ -115,17 +115,17 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # Many short pieces are copied in one bare loop.
     "many": ("vhdkit.storage.local_file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
-    "together": ("vhdkit.merging.mover", _stage_nothing),
+    "together": ("vhdkit.merging.run.sector_copier", _stage_nothing),
     # A piece far from others is copied file to file; without it everything goes through the staging buffer.
-    "alone": ("vhdkit.merging.mover", _stage_everything),
+    "alone": ("vhdkit.merging.run.sector_copier", _stage_everything),
     # The payload is counted from bits, where all sources are alike.
-    "counting": ("vhdkit.merging.layout", _count_runs),
+    "counting": ("vhdkit.merging.plan.placement", _count_runs),
     # Three layers and more are resolved together, by their bitmaps.
     "stacked": ("vhdkit.chain.resolve", _resolve_one_by_one),
     # A file that was removed is given back while its directory is synced.
     "closing": ("vhdkit.storage.local_file", _close_at_once),
     # What a merge has read of a file that goes is let go of before.
-    "forgetting": ("vhdkit.merging.forgetting", _forget_nothing),
+    "forgetting": ("vhdkit.merging.run.page_cache", _forget_nothing),
 }
 # `together` off is the contrary of `alone` off.
 ALL: Final = tuple(name for name in PATHS if name != "together")

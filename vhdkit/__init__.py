@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain, open_chain
     from vhdkit.chain.check import CheckReport, check
     from vhdkit.chain.compare import Comparison, compare
-    from vhdkit.chain.export import convert
+    from vhdkit.chain.convert import convert
+    from vhdkit.chain.rebase import Rebase, plan_rebase, rebase
     from vhdkit.chain.scan import Scan, ScannedImage, scan
-    from vhdkit.chain.writing import open_image
+    from vhdkit.chain.write_access import open_image
     from vhdkit.disk.extents import Extent, Extents, Kind
     from vhdkit.errors import (
         Candidate,
@@ -71,13 +72,12 @@ if TYPE_CHECKING:
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.run import start_merge
     from vhdkit.journal.manifest import Snapshot
-    from vhdkit.merging.engine import MergeResult, merge
     from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
-    from vhdkit.merging.pace import Phase, Progress
-    from vhdkit.merging.plan import MergePlan, Resume
-    from vhdkit.merging.planning import plan_merge
-    from vhdkit.merging.rebase import Rebase, plan_rebase, rebase
+    from vhdkit.merging.plan.plan import MergePlan, Resume
+    from vhdkit.merging.plan.planner import plan_merge
+    from vhdkit.merging.progress import Phase, Progress
     from vhdkit.merging.rollback import drop_undo, rollback
+    from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.snapshot.machine import Applied, Machine
     from vhdkit.vhd.create import create_image
     from vhdkit.vhd.image import Image
@@ -87,7 +87,7 @@ _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
     "vhdkit.chain.check": ("CheckReport", "check"),
     "vhdkit.chain.compare": ("Comparison", "compare"),
-    "vhdkit.chain.export": ("convert",),
+    "vhdkit.chain.convert": ("convert",),
     "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
     "vhdkit.errors": (
         "Candidate",
@@ -116,7 +116,7 @@ _HOMES = {
     ),
     "vhdkit.vhd.create": ("create_image",),
     "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
-    "vhdkit.chain.writing": ("open_image",),
+    "vhdkit.chain.write_access": ("open_image",),
     "vhdkit.vhd.image": ("Image",),
     "vhdkit.vhd.repair_footers": ("repair_footers",),
     "vhdkit.job.control": (
@@ -133,13 +133,13 @@ _HOMES = {
     "vhdkit.job.record": ("Job", "JobState"),
     "vhdkit.job.registry": ("RegistryError",),
     "vhdkit.job.run": ("start_merge",),
-    "vhdkit.merging.engine": ("MergeResult", "merge"),
+    "vhdkit.merging.run.engine": ("MergeResult", "merge"),
     "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
-    "vhdkit.merging.pace": ("Phase", "Progress"),
-    "vhdkit.merging.plan": ("MergePlan", "Resume"),
-    "vhdkit.merging.rebase": ("Rebase", "plan_rebase", "rebase"),
+    "vhdkit.merging.progress": ("Phase", "Progress"),
+    "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
+    "vhdkit.chain.rebase": ("Rebase", "plan_rebase", "rebase"),
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
-    "vhdkit.merging.planning": ("plan_merge",),
+    "vhdkit.merging.plan.planner": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Applied", "Machine"),
     "vhdkit.journal.manifest": ("Snapshot",),
 }

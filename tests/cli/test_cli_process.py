@@ -125,7 +125,7 @@ def test_a_verb_loads_only_what_it_needs(tmp_path: Path, words: list[str], spare
 
 def test_a_merge_loads_no_machines_where_there_are_none(vms: Path) -> None:
     loaded = loaded_by("merge", "--progress", "none", LEAF, cwd=vms)
-    assert "vhdkit.merging.engine" in loaded
+    assert "vhdkit.merging.run.engine" in loaded
     assert [name for name in ("rich", "numpy.ma", "vhdkit.snapshot.manifest") if name in loaded] == []
 
 

@@ -32,8 +32,8 @@ from vhdkit.chain.check import CheckReport, check
 from vhdkit.errors import Corruption, Level, VhdError
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
-from vhdkit.merging.engine import merge
-from vhdkit.merging.planning import plan_merge
+from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:

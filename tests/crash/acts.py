@@ -17,7 +17,7 @@ from tests.crash.programs import UNDO
 from tests.crashfs import CrashFolder
 from vhdkit.chain import resolve
 from vhdkit.journal.merge_journal import journal_path
-from vhdkit.merging import mover
+from vhdkit.merging.run import sector_copier
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.header import DynamicHeader
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.crash.programs import CrashProgram
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 
 _ID = uuid.UUID(int=0x5EED)
@@ -54,7 +54,7 @@ def small_steps() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(resolve, "_WINDOW_BYTES", 4096))
         for name in ("_FEW_BYTES", "_MANY_BYTES"):
-            stack.enter_context(mock.patch.object(mover, name, 1))
+            stack.enter_context(mock.patch.object(sector_copier, name, 1))
         yield
 
 

@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import vhdkit
+import vhdkit.merging.plan.checks
 import vhdkit.merging.rollback
-import vhdkit.merging.survey
 from tests.cli.running import ROOT, environment
 from vhdkit.cli.main import IN_USE, run
 

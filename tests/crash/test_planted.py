@@ -16,8 +16,9 @@ from tests.crash.walking import How, walk
 from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
 from vhdkit.journal.merge_journal import JournalWriter
-from vhdkit.merging import engine, growth, layout, mover
-from vhdkit.merging.undo import Saver
+from vhdkit.merging.plan import growth, placement
+from vhdkit.merging.plan.undo_image import Saver
+from vhdkit.merging.run import engine, sector_copier
 from vhdkit.vhd import header_update
 from vhdkit.vhd.image import Image
 
@@ -70,7 +71,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
 @pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
 def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # In a dynamic destination it is not one: what is lost reads as zeros, as before.
-    deaf(monkeypatch, mover.Mover, "_begin_checkpoint")
+    deaf(monkeypatch, sector_copier.Mover, "_begin_checkpoint")
     assert "neither old nor new" in finding(name)
 
 
@@ -79,9 +80,9 @@ def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyP
 def test_references_written_before_the_sync_under_way_has_ended_are_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
 
-    def hasty(self: mover.Mover) -> None:
+    def hasty(self: sector_copier.Mover) -> None:
         begin(self)
         under_way = self._under_way
         if under_way is not None:
@@ -89,7 +90,7 @@ def test_references_written_before_the_sync_under_way_has_ended_are_found(
             self._end_checkpoint()
             under_way.syncing.wait()
 
-    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
     assert "neither old nor new" in finding(name)
 
 
@@ -97,10 +98,10 @@ def test_references_written_before_the_sync_under_way_has_ended_are_found(
 def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
     stood: list[object] = []
 
-    def hasty(self: mover.Mover) -> None:
+    def hasty(self: sector_copier.Mover) -> None:
         before, self._under_way = self._under_way, None
         if before is None:
             begin(self)
@@ -113,7 +114,7 @@ def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
         stood.append(meanwhile)
         self._end_checkpoint()
 
-    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
     with small_steps():
         assert "neither old nor new" in finding(name)
     assert any(stood)
@@ -155,16 +156,16 @@ def test_a_journal_removed_before_the_removals_are_durable_is_found() -> None:
 
 @pytest.mark.parametrize("name", ["undo fixed", "undo dynamic"])
 def test_what_is_saved_after_it_was_overwritten_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    save, move = Saver.save, mover.Mover.move
+    save, move = Saver.save, sector_copier.Mover.move
     late: list[tuple[Any, ...]] = []
 
-    def late_move(self: mover.Mover, *arguments: Any) -> None:
+    def late_move(self: sector_copier.Mover, *arguments: Any) -> None:
         move(self, *arguments)
         while late:
             save(*late.pop())
 
     monkeypatch.setattr(Saver, "save", lambda *arguments: late.append(arguments))
-    monkeypatch.setattr(mover.Mover, "move", late_move)
+    monkeypatch.setattr(sector_copier.Mover, "move", late_move)
     assert UNDO_LOST in finding(name)
 
 
@@ -198,25 +199,25 @@ def test_a_word_that_sectors_are_saved_and_is_not_durable_does_no_harm(
 
 
 def mark_before_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = mover.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
 
-    def hasty(self: mover.Mover) -> None:
+    def hasty(self: sector_copier.Mover) -> None:
         self.durable(*self._reached)
         begin(self)
 
-    monkeypatch.setattr(mover.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
 
 
 def mark_before_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = mover.Mover._end_checkpoint  # noqa: SLF001
+    end = sector_copier.Mover._end_checkpoint  # noqa: SLF001
 
-    def hasty(self: mover.Mover) -> None:
+    def hasty(self: sector_copier.Mover) -> None:
         is_one = self._under_way is not None
         end(self)
         if is_one:
             self.durable(*self._linked)
 
-    monkeypatch.setattr(mover.Mover, "_end_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.Mover, "_end_checkpoint", hasty)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +237,8 @@ def test_a_mark_before_its_checkpoint_is_durable_is_found(
     with small_steps():
         # What is below the mark is looked at again, all of it in a merge as small as this: the fault does no harm.
         assert not walk(BY_NAME[name], How(share=0.3)).findings
-        monkeypatch.setattr(layout, "linked_as_planned", lambda *_: True)
-        monkeypatch.setattr(layout, "has_what_sources_hold", lambda *_: True)
+        monkeypatch.setattr(placement, "linked_as_planned", lambda *_: True)
+        monkeypatch.setattr(placement, "has_what_sources_hold", lambda *_: True)
         assert finding(name)
 
 

@@ -9,8 +9,8 @@ from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder, Synced
 from tests.histories import content_of, put, view_of
 from vhdkit.chain.chain import open_chain
+from vhdkit.chain.rebase import plan_rebase, rebase
 from vhdkit.errors import VhdError
-from vhdkit.merging.rebase import plan_rebase, rebase
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.header_update import SUFFIX
 

@@ -15,7 +15,8 @@ from tests.crash.restores import later_moments, merge_moments, singles
 from tests.crash.restoring import BY_NAME as VERBS
 from tests.crash.restoring import How, Tally, tried, walk
 from vhdkit.journal.merge_journal import journal_path
-from vhdkit.merging import layout, rollback, survey
+from vhdkit.merging import rollback
+from vhdkit.merging.plan import checks, placement
 from vhdkit.vhd.header_update import SUFFIX as STEP
 
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -106,7 +107,7 @@ def test_dropping_that_is_refused_changes_no_header() -> None:
 def test_a_destination_that_was_put_back_and_is_believed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     how = How(seed=1, moments=12, restores=12, about="/vms/layer-0.vhd", verbs=frozenset(["same"]), enough=1)
     assert walk(BY_NAME["seams dynamic 4096"], how).findings == []
-    monkeypatch.setattr(layout, "_is_as_journaled", lambda *_: True)
+    monkeypatch.setattr(placement, "_is_as_journaled", lambda *_: True)
     found = walk(BY_NAME["seams dynamic 4096"], how).findings
     assert any("the destination" in finding for finding in found)
 
@@ -115,7 +116,7 @@ def test_an_older_undo_image_that_is_believed_is_found(monkeypatch: pytest.Monke
     verbs = frozenset(["same", "roll-back"])
     how = How(seed=1, moments=6, restores=12, about="/vms/undo.avhd", verbs=verbs, writes=False, enough=1)
     assert walk(BY_NAME["undo dynamic"], how).findings == []
-    for module in (survey, rollback):
+    for module in (checks, rollback):
         monkeypatch.setattr(module, "check_not_older", lambda *_: 0)
         monkeypatch.setattr(module, "may_lack_something", lambda *_: False)
     found = walk(BY_NAME["undo dynamic"], how).findings

@@ -21,7 +21,7 @@ from tests.model import Kind, Snapshot
 from tests.plaincheck import validate
 from tests.plainvhd import FOOTER_CHECKSUM, HEADER_CHECKSUM, FormatError, flat, parse, seal
 from tests.unit.test_merge_laws import chain_over, in_memory, put
-from vhdkit.chain import names
+from vhdkit.chain import parent_paths
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.header import DynamicHeader
@@ -328,8 +328,8 @@ def headers(raw: bytes) -> None:
     with folder.open(path) as storage:
         metadata = examine(storage).metadata
     if metadata is not None:
-        list(names.named_paths(metadata, "/vms"))
-        list(names.base_names(metadata))
+        list(parent_paths.named_paths(metadata, "/vms"))
+        list(parent_paths.base_names(metadata))
     code, data = choose.take(4), choose.take(choose.number(300))
     for each in (code, choose.one_of((b"W2ru", b"W2ku", b"Wi2r", b"Wi2k", b"MacX"))):
         text = decode_locator(each, data)

@@ -23,12 +23,12 @@ from vhdkit.job.record import Job, JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.run import run_merge, wished
 from vhdkit.job.worker import Worker
-from vhdkit.merging.pace import Phase
+from vhdkit.merging.progress import Phase
 from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:
     from vhdkit.job.record import Wishes
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
 
 
 def new_child(leaf: str, parent: str, letter: bytes) -> None:

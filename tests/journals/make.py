@@ -139,7 +139,7 @@ def make(place: Path) -> None:
 def main(archive: str) -> None:
     """Make the archive."""
     small = [mock.patch("vhdkit.chain.chain._WINDOW_BYTES", 4096)]
-    small += [mock.patch(f"vhdkit.merging.mover.{name}", 512) for name in ("_FEW_BYTES", "_MANY_BYTES")]
+    small += [mock.patch(f"vhdkit.merging.run.sector_copier.{name}", 512) for name in ("_FEW_BYTES", "_MANY_BYTES")]
     for patch in small:
         patch.start()
     with tempfile.TemporaryDirectory() as work:

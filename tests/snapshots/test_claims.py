@@ -12,9 +12,9 @@ import pytest
 
 import vhdkit
 from tests.snapshots.machines import SIZE, Kept, contents
+from vhdkit.chain.rebase import plan_rebase
 from vhdkit.errors import MergeCancelled, ReadOnlyImageError, SnapshotError
 from vhdkit.journal.claims import Change, claims_on, obstacles
-from vhdkit.merging.rebase import plan_rebase
 from vhdkit.merging.rollback import drop_undo, rollback
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local_folder import LocalFolder

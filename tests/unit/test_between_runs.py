@@ -72,8 +72,8 @@ def test_a_destination_put_back_after_the_merge_was_complete_keeps_the_leaf(vms:
 def test_a_destination_put_back_between_two_runs_is_merged_from_the_start(
     vms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
-    monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._FEW_BYTES", 1)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._MANY_BYTES", BLOCK)
     # The leaf differs from the base in one sector of what is copied first: no sample may decide about it.
     write(vms / "leaf.avhd", MIB // 2, b"base" * (MIB // 8))
     write(vms / "leaf.avhd", MIB // 2 + 77 * 512, b"precious" * 64)
@@ -140,7 +140,7 @@ def test_an_undo_image_is_not_written_as_if_it_were_any_leaf(vms: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only the superuser gives files away")
 def test_a_journal_of_another_user_is_not_believed(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.mover._STAGING", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", BLOCK)
     cancelled(vms / "leaf.avhd", 3)
     os.chown(vms / "base.vhd.vhdkit-journal", 65534, 65534)
     with pytest.raises(vhdkit.JournalError, match="another user"):
@@ -151,8 +151,8 @@ def test_a_destination_put_back_is_found_out_behind_stretches_where_nothing_was_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", MIB)
-    monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
-    monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._FEW_BYTES", 1)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._MANY_BYTES", BLOCK)
     vhdkit.create_image(str(tmp_path / "base.vhd"), size=8 * MIB, block_size=BLOCK)
     write(tmp_path / "base.vhd", 0, b"base" * (2 * MIB))
     vhdkit.create_image(str(tmp_path / "leaf.avhd"), parent=str(tmp_path / "base.vhd"))

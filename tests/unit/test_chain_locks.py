@@ -12,7 +12,7 @@ from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from vhdkit.chain.compare import compare
-from vhdkit.chain.export import convert
+from vhdkit.chain.convert import convert
 from vhdkit.errors import ChainError, ChainLoopError, ImageInUseError
 from vhdkit.storage.memory import MemoryFile, MemoryFolder, MemoryStorage
 from vhdkit.vhd.image import open_image

@@ -18,7 +18,7 @@ from vhdkit.merging.completion import MOST_LEAVES, completion_path
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
-    from vhdkit.merging.pace import Progress
+    from vhdkit.merging.progress import Progress
 
 MIB = 1 << 20
 BASE, LEAF = "/vms/base.vhd", "/vms/leaf.avhd"

@@ -19,7 +19,7 @@ from tests.model import Kind, Merge, Snapshot, Write
 from tests.plainvhd import bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, chain_over, fold, in_memory, put
 from tests.unit.test_storage import make_place, pattern, read
-from vhdkit.merging.forgetting import Forgetting
+from vhdkit.merging.run.page_cache import Forgetting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_ENOUGH_BYTES", "_LEAST_BLOCK"):
-        monkeypatch.setattr(f"vhdkit.merging.forgetting.{name}", 1)
+        monkeypatch.setattr(f"vhdkit.merging.run.page_cache.{name}", 1)
     small_checkpoints(monkeypatch)
 
 
@@ -89,7 +89,7 @@ def test_what_stays_is_not_forgotten(options: dict[str, Any]) -> None:
 
 @pytest.mark.fast_path("forgetting")
 def test_less_than_enough_is_left_to_the_closing_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.forgetting._ENOUGH_BYTES", 100 * BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.page_cache._ENOUGH_BYTES", 100 * BLOCK)
     folder, paths = in_memory(three_levels([[1, 9, 80, 150]]))
     spy = SpyFolder(folder)
     fold(spy, paths, Merge())

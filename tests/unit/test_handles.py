@@ -16,7 +16,7 @@ import pytest
 
 import vhdkit
 from tests.keeping import keep
-from vhdkit.chain.export import open_raw
+from vhdkit.chain.convert import open_raw
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX

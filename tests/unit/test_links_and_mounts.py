@@ -16,7 +16,7 @@ import pytest
 import vhdkit
 from tests.unit.test_siblings import Family, assert_refused_for, chain_of_three, merged, view
 from vhdkit.chain.catalog import read_catalog
-from vhdkit.merging.relatives import Relatives
+from vhdkit.chain.siblings import Relatives
 from vhdkit.storage import directory_walk, mounts
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
@@ -179,7 +179,7 @@ def test_beyond_the_bound_of_entries_a_warning_names_the_folder(family: Family, 
     for number in range(30):
         (big / f"{number}.txt").write_bytes(b"")
     (family.folder / "far").symlink_to(big)
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=10))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(entries=10))
     assert set(warnings(plan(family))) == {str(big)}
 
 
@@ -189,7 +189,7 @@ def test_the_bound_of_entries_holds_for_links_to_files(family: Family, monkeypat
     for number in range(30):
         (big / f"{number}.txt").write_bytes(b"")
         (family.folder / f"{number:02}.txt").symlink_to(big / f"{number}.txt")
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=28))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(entries=28))
     assert set(warnings(plan(family))) == {str(family.folder / "28.txt"), str(family.folder / "29.txt")}
 
 
@@ -197,7 +197,7 @@ def test_beyond_the_bound_of_seconds_a_warning_names_the_folder(family: Family, 
     chain_of_three(family)
     link = family.folder / "far"
     link.symlink_to(family.folder.parent / "big")
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(seconds=0.0))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(seconds=0.0))
     assert set(warnings(plan(family))) == {str(link)}
 
 
@@ -205,7 +205,7 @@ def test_what_lies_in_the_folders_themselves_is_found_whatever_the_bound(family:
     _, _, base = chain_of_three(family)
     (family.folder / "0").symlink_to(family.folder.parent / "big")
     sibling = family.child("z/y/sib.avhd", base, 4)
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=0, seconds=0.0))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(entries=0, seconds=0.0))
     assert_refused_for(family, {sibling})
 
 
@@ -236,7 +236,7 @@ def test_a_later_search_that_is_cut_at_another_place_is_no_reason_to_refuse(
     child = moved(family.child("x.avhd", c, 4), family.folder.parent / "big")
     expected = view(c)
     entries = iter([100, *[later] * 10])
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=next(entries)))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(entries=next(entries)))
     found = plan(family)
     assert [relink.child for relink in found.relinks] == [str(child)]
     vhdkit.merge(found)
@@ -247,7 +247,7 @@ def test_a_child_that_a_later_search_finds_is_a_reason_to_refuse(family: Family,
     _, _, base = chain_of_three(family)
     sibling = moved(family.child("x.avhd", base, 4), family.folder.parent / "big")
     entries = iter([0, 100, 100])
-    monkeypatch.setattr("vhdkit.merging.relatives.Reach", lambda: Reach(entries=next(entries)))
+    monkeypatch.setattr("vhdkit.chain.siblings.Reach", lambda: Reach(entries=next(entries)))
     found = plan(family)
     assert (found.obstacles, sibling.exists()) == ((), True)
     with pytest.raises(vhdkit.MergeError, match="came or went"):

@@ -955,7 +955,7 @@ def relinked_leaf() -> Case:
 def test_after_a_failed_write_nothing_more_is_written(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the journal gets a word of it; an extension that failed is taken back, and durable before a journal goes."""
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
-        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", SECTOR)
+        monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", SECTOR)
     chain, merge, _ = relinked_leaf()
     folder, paths = in_memory(chain)
     counted = SpyFolder(folder)

@@ -25,9 +25,9 @@ from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, conten
 from vhdkit.chain.resolve import windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind as ExtentKind
-from vhdkit.merging import layout
-from vhdkit.merging.engine import _Merge
-from vhdkit.merging.mover import Mover
+from vhdkit.merging.plan import placement
+from vhdkit.merging.run.engine import _Merge
+from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
 from vhdkit.vhd.image import Image, open_image
 
@@ -246,9 +246,9 @@ def chains(draw: st.DrawFn) -> tuple[ModelChain, int, list[int], int | None]:
 def measured(folder: Folder, top: str, depth: int, new_from: int | None) -> tuple[bool, int, list[int]]:
     """Return whether bits alone decide, the payload, and the blocks that the destination lacks."""
     with vhdkit.open_chain(top, folder=folder) as chain:
-        target = layout.target_of(chain.layers, depth)
-        payload, added = layout._measure(chain, depth, target, new_from)  # noqa: SLF001
-        return layout._alike(chain, depth, target) is not None, payload, added.tolist()  # noqa: SLF001
+        target = placement.target_of(chain.layers, depth)
+        payload, added = placement._measure(chain, depth, target, new_from)  # noqa: SLF001
+        return placement._alike(chain, depth, target) is not None, payload, added.tolist()  # noqa: SLF001
 
 
 @settings(max_examples=300)
@@ -262,9 +262,9 @@ def test_counting_bits_is_looking_at_each_run(
     folder, paths = in_memory(chain, vary)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", window)
-        patch.setattr(layout, "_COUNTED_BYTES", counted * SECTOR)
+        patch.setattr(placement, "_COUNTED_BYTES", counted * SECTOR)
         by_bits = measured(folder, paths[0], depth, new_from)
-        patch.setattr(layout, "_alike", lambda *_: None)
+        patch.setattr(placement, "_alike", lambda *_: None)
         by_runs = measured(folder, paths[0], depth, new_from)
     assert by_bits == (True, *by_runs[1:])
     assert not by_runs[0]
@@ -287,7 +287,7 @@ def test_of_large_blocks_few_bitmaps_are_counted_at_a_time(monkeypatch: pytest.M
 
     monkeypatch.setattr(Image, "read_bitmaps", spied)
     assert vhdkit.plan_merge("/leaf.avhd", folder=folder).payload_bytes == count * SECTOR
-    assert 0 < max(asked) <= layout._COUNTED_BYTES  # noqa: SLF001
+    assert 0 < max(asked) <= placement._COUNTED_BYTES  # noqa: SLF001
 
 
 def test_of_tiny_blocks_few_are_looked_at_together() -> None:
@@ -318,7 +318,7 @@ def test_what_is_not_alike_is_looked_at_run_by_run(kind: Kind, operations: tuple
     folder, paths = in_memory(chain)
     depth = sum(isinstance(each, Snapshot) for each in operations)
     with vhdkit.open_chain(paths[0], folder=folder) as opened:
-        assert layout._alike(opened, depth, layout.target_of(opened.layers, depth)) is None  # noqa: SLF001
+        assert placement._alike(opened, depth, placement.target_of(opened.layers, depth)) is None  # noqa: SLF001
 
 
 def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +344,7 @@ class BatchClock:
     def __init__(self, seconds: float, monkeypatch: pytest.MonkeyPatch, piece: float = 0.0) -> None:
         self.now, self.seconds = 0.0, seconds
         self.sizes: list[int] = []
-        monkeypatch.setattr("vhdkit.merging.mover.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("vhdkit.merging.run.sector_copier.time.monotonic", lambda: self.now)
         copy = MemoryStorage.copy_from
 
         def slowly(storage: MemoryStorage, *arguments: Any) -> None:
@@ -363,7 +363,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
     layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
-    for writes, wipes, stop in layout.moves(layers, 1, layout.target_of(layers, 1)):
+    for writes, wipes, stop in placement.moves(layers, 1, placement.target_of(layers, 1)):
         mover.move(writes, wipes, stop)
     return clock.sizes
 
@@ -371,9 +371,9 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
 @pytest.mark.fast_path("alone")
 def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("_STAGING", BLOCK), ("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
-        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", size)
+        monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", size)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
-        monkeypatch.setattr(f"vhdkit.merging.mover.{name}", 1 << 30)
+        monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", 1 << 30)
     quick = [size // BLOCK for size in copied_in_batches(0.01, monkeypatch)]
     assert quick[:4] == [1, 2, 4, 8]
     assert set(quick[3:-1]) == {8}
@@ -387,7 +387,7 @@ def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.Monke
 def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
     monkeypatch: pytest.MonkeyPatch, piece: float, together: int
 ) -> None:
-    monkeypatch.setattr("vhdkit.merging.mover._STAGING", 2048)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", 2048)
     sizes = copied_in_batches(0.0, monkeypatch, piece)
     assert max(sizes) == together * 2048
     assert sum(sizes) == 3000 * SECTOR
@@ -395,7 +395,7 @@ def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
 
 @pytest.mark.fast_path("alone")
 def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.mover._STAGING", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", BLOCK)
     clock = BatchClock(0.0, monkeypatch)
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)

@@ -12,13 +12,13 @@ import vhdkit
 from tests.model import Kind, ModelChain, Snapshot
 from tests.through import ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
-from vhdkit.merging.pace import Pace, Phase
+from vhdkit.merging.progress import Pace, Phase
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.merging.pace import Progress
+    from vhdkit.merging.progress import Progress
     from vhdkit.storage.protocols import Storage, Syncing
 
 MIB = 1 << 20

@@ -12,6 +12,7 @@ import pytest
 import vhdkit
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING
+from vhdkit.chain.rebase import Fit
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -22,7 +23,6 @@ from vhdkit.errors import (
     ParentMismatchError,
     ReadOnlyImageError,
 )
-from vhdkit.merging.rebase import Fit
 from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:

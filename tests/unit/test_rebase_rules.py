@@ -15,6 +15,7 @@ from tests.through import ThroughFolder, ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder
 from tests.unit.test_step import AFTER, BASE, BEFORE, HEADER, LEAF, OTHER, PATH, STEP, patches, step_file
 from vhdkit.chain.chain import open_chain
+from vhdkit.chain.rebase import Fit, plan_rebase, rebase
 from vhdkit.errors import (
     CorruptImageError,
     ImageInUseError,
@@ -26,9 +27,8 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.journal.merge_journal import journal_path
-from vhdkit.merging.engine import merge
-from vhdkit.merging.planning import plan_merge
-from vhdkit.merging.rebase import Fit, plan_rebase, rebase
+from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.image import open_image
 

@@ -29,8 +29,8 @@ JOURNAL = ".vhdkit-journal"
 
 @pytest.fixture(autouse=True)
 def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.mover._FEW_BYTES", 1)
-    monkeypatch.setattr("vhdkit.merging.mover._MANY_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._FEW_BYTES", 1)
+    monkeypatch.setattr("vhdkit.merging.run.sector_copier._MANY_BYTES", BLOCK)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from tests.through import ThroughFolder, ThroughStorage
-from vhdkit.chain.locate import Where, find_parent, parent_identity
+from vhdkit.chain.parent_search import Where, find_parent, parent_identity
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
 

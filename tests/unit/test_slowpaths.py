@@ -19,12 +19,12 @@ SIGNS = {
     "direct": "not vhdkit.storage.file_copy._DIRECT_FILE_SYSTEMS",
     "at-once": "vhdkit.storage.file_copy._AT_ONCE == 1",
     "many": "vhdkit.storage.local_file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
-    "together": "vhdkit.merging.mover._MANY_PIECES > 1 << 60",
-    "alone": "vhdkit.merging.mover._MANY_PIECES == 1",
-    "counting": "vhdkit.merging.layout._alike() is None",
+    "together": "vhdkit.merging.run.sector_copier._MANY_PIECES > 1 << 60",
+    "alone": "vhdkit.merging.run.sector_copier._MANY_PIECES == 1",
+    "counting": "vhdkit.merging.plan.placement._alike() is None",
     "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
     "closing": "vhdkit.storage.local_file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
-    "forgetting": "vhdkit.merging.forgetting.Forgetting.passed.__module__ == 'tests.slowpaths'",
+    "forgetting": "vhdkit.merging.run.page_cache.Forgetting.passed.__module__ == 'tests.slowpaths'",
 }
 
 

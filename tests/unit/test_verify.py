@@ -10,7 +10,7 @@ import vhdkit
 from tests.cutting import JOURNAL
 from tests.model import Create, Kind, ModelChain, Snapshot
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, in_memory, plain_view, put
-from vhdkit.merging.verify import view_digest
+from vhdkit.merging.run.view_digest import view_digest
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.names import named_paths
+from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError, VhdError
 from vhdkit.storage import paths

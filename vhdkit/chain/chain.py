@@ -17,11 +17,11 @@ from weakref import WeakSet
 from vhdkit.arguments import checked
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.index import ChainIndex
-from vhdkit.chain.link import compare_link
-from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.parent_check import compare_link
+from vhdkit.chain.parent_search import Where, find_parent
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
-from vhdkit.chain.writing import claim_for_writing
+from vhdkit.chain.write_access import claim_for_writing
 from vhdkit.disk import unique_id
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.journal.merge_journal import read_journal, unfinished_merges

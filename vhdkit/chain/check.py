@@ -19,8 +19,8 @@ from vhdkit.arguments import checked
 from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.link import compare_metadata
-from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.parent_check import compare_metadata
+from vhdkit.chain.parent_search import Where, find_parent
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.disk import unique_id
 from vhdkit.errors import (

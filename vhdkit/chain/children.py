@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.locate import Where, parent_identity
+from vhdkit.chain.parent_search import Where, parent_identity
 from vhdkit.errors import Corruption, Finding, MergeError, VhdError
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial

@@ -10,7 +10,7 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
-from vhdkit.chain.export import open_raw
+from vhdkit.chain.convert import open_raw
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import MAX_LAYERS
-from vhdkit.chain.locate import parent_path
+from vhdkit.chain.parent_search import parent_path
 from vhdkit.errors import ChainError, CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending
@@ -15,7 +15,7 @@ from vhdkit.vhd.metadata import examine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.chain.locate import Where
+    from vhdkit.chain.parent_search import Where
     from vhdkit.errors import Finding
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.metadata import Metadata

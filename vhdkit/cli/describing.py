@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from vhdkit.chain.lineage import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
     from vhdkit.errors import Finding
-    from vhdkit.merging.engine import MergeResult
     from vhdkit.merging.ensure import EnsuredMerge
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.run.engine import MergeResult
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.header import DynamicHeader

@@ -160,7 +160,7 @@ def _layer_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options: Any) -> None:
     """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
     from vhdkit.chain.lineage import seen_layers
-    from vhdkit.chain.locate import Where
+    from vhdkit.chain.parent_search import Where
     from vhdkit.cli.describing import describe_seen, warnings
     from vhdkit.storage.local_folder import LocalFolder
 

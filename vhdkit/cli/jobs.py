@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vhdkit.job.record import Job
-    from vhdkit.merging.pace import Progress
+    from vhdkit.merging.progress import Progress
 
 FAILED = 1
 IN_USE = 75

@@ -134,7 +134,7 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
     out = sys.stdout.buffer
     if out.isatty():
         raise click.UsageError("standard output is a terminal; send the disk to a program or a file")
-    from vhdkit.chain.export import write_stream
+    from vhdkit.chain.convert import write_stream
 
     warn_before_reading(source, reading(**options))
     with (

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.engine import MergeResult
-    from vhdkit.merging.pace import Progress
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.progress import Progress
+    from vhdkit.merging.run.engine import MergeResult
 
 _FAILED = 1
 
@@ -307,7 +307,7 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
 
 
 def _resumption(plan: MergePlan) -> str:
-    from vhdkit.merging.plan import Resume
+    from vhdkit.merging.plan.plan import Resume
 
     if plan.resume is Resume.CONTINUES:
         return f"{size_text(plan.bytes_done)} are done, and are not copied again"

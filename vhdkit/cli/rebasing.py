@@ -12,7 +12,7 @@ from vhdkit.cli.output import echo, path_text, print_json, size_text, table
 from vhdkit.errors import printable
 
 if TYPE_CHECKING:
-    from vhdkit.merging.rebase import Rebase
+    from vhdkit.chain.rebase import Rebase
 
 
 @click.command()
@@ -49,7 +49,7 @@ def rebase(
         "parent_map": dict(parent_map),
     }
     if dry_run:
-        from vhdkit.merging.rebase import plan_rebase
+        from vhdkit.chain.rebase import plan_rebase
 
         result = plan_rebase(child, parent, **wishes)
     else:

@@ -15,7 +15,7 @@ from vhdkit.errors import VhdError, printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
-    from vhdkit.merging.pace import Progress
+    from vhdkit.merging.progress import Progress
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.machine import Applied, Machine
 

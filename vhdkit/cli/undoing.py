@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from vhdkit.merging.pace import Progress
+    from vhdkit.merging.progress import Progress
 
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,9 +20,9 @@ from vhdkit.job.truth import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, planned, touched
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.merging.engine import merge
+from vhdkit.merging.plan.checks import states
 from vhdkit.merging.rollback import rollback
-from vhdkit.merging.survey import states
+from vhdkit.merging.run.engine import merge
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.engine import MergeResult
-    from vhdkit.merging.pace import Cancel, Progress
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.merging.run.engine import MergeResult
     from vhdkit.units import StrPath
 
 _LETTING_GO_SECONDS = 1.0

@@ -17,9 +17,9 @@ from vhdkit.job import events
 from vhdkit.job.record import Job, JobState, Wishes
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.truth import as_left, stands_in_the_way
-from vhdkit.merging.engine import MergeResult, merge
-from vhdkit.merging.plan import Resume
-from vhdkit.merging.planning import plan_merge
+from vhdkit.merging.plan.plan import Resume
+from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.pace import Cancel, Progress
-    from vhdkit.merging.plan import LayerState, MergePlan
+    from vhdkit.merging.plan.plan import LayerState, MergePlan
+    from vhdkit.merging.progress import Cancel, Progress
 
 # Being asked something is noticed this soon, and how far it is is written so often, in seconds.
 _LISTEN_SECONDS = 0.2

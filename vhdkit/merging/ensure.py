@@ -12,7 +12,6 @@ from vhdkit.chain.chain import open_chain
 from vhdkit.disk import unique_id
 from vhdkit.errors import MergeError
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.merging.completing import completion_of
 from vhdkit.merging.completion import (
     Completion,
     MergedLeaf,
@@ -20,8 +19,9 @@ from vhdkit.merging.completion import (
     is_shown,
     read_completions,
 )
-from vhdkit.merging.engine import merge
-from vhdkit.merging.planning import plan_merge
+from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.run.completion_record import completion_of
+from vhdkit.merging.run.engine import merge
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
 from vhdkit.vhd.image import open_image
@@ -29,9 +29,9 @@ from vhdkit.vhd.image import open_image
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from vhdkit.merging.engine import MergeResult
-    from vhdkit.merging.pace import Cancel, Progress
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.merging.run.engine import MergeResult
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

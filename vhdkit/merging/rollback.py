@@ -23,7 +23,8 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
-from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
@@ -31,16 +32,15 @@ from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, command, read_journal
 from vhdkit.journal.named_files import check_names
-from vhdkit.merging.engine import MergeResult, merge
-from vhdkit.merging.files import MergeFiles
-from vhdkit.merging.finishing import check_still_shows, find_complete, finishing_plan
-from vhdkit.merging.layout import moves, target_of
-from vhdkit.merging.mover import Mover
-from vhdkit.merging.pace import Pace, Phase
-from vhdkit.merging.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
-from vhdkit.merging.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
-from vhdkit.merging.undo import forget_second_name
-from vhdkit.merging.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
+from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
+from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
+from vhdkit.merging.plan.undo_image import forget_second_name
+from vhdkit.merging.progress import Pace, Phase
+from vhdkit.merging.run.engine import MergeResult, merge
+from vhdkit.merging.run.locked_files import MergeFiles
+from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.merge_records import Begin
-    from vhdkit.merging.pace import Cancel, Progress
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

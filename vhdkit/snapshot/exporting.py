@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
-from vhdkit.chain.export import convert
+from vhdkit.chain.convert import convert
 from vhdkit.errors import SnapshotError
 from vhdkit.snapshot import layers
 from vhdkit.storage import paths

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.chain.catalog import Parents, read_catalog
-from vhdkit.chain.names import named_paths
+from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
 from vhdkit.errors import VhdError
 from vhdkit.journal.claims import is_named_for

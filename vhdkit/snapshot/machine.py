@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
     from vhdkit.job.record import Job
     from vhdkit.journal.manifest import Made, Manifest
-    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.snapshot.inspecting import Remark
     from vhdkit.snapshot.settling import Owed
     from vhdkit.storage.protocols import Folder

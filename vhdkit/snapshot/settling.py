@@ -22,8 +22,8 @@ from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.run import run_merge, start_merge, wished
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.merging.engine import merge
-from vhdkit.merging.planning import plan_merge
+from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.run.engine import merge
 from vhdkit.snapshot import changes, following, layers, removal, tree
 from vhdkit.snapshot.marks import is_relinked_only, mark_at
 from vhdkit.storage import paths
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vhdkit.job.record import Job
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
-    from vhdkit.merging.pace import Cancel, Progress
+    from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.snapshot.manifest import ManifestFile
 
 

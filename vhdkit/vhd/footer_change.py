@@ -1,8 +1,9 @@
 """Giving both footers of an image other content, so that a power cut between them can be told from damage.
 
 The footer at the end is what every reader believes; its copy follows. A step file (see `vhd.header_update`) says
-beforehand what both will be. It is believed only where the footer at the end is there already: all that is left to do then is to
-make the copy the same, so that a forged step file can do nothing else. Before that the file has its old pair.
+beforehand what both will be. It is believed only where the footer at the end is there already: all that is left to do
+then is to make the copy the same, so that a forged step file can do nothing else. Before that the file has its old
+pair.
 
 **Order**: 1 step file, sync, folder sync (the old pair) · 2 the footer at the end, sync (a pair that differs, read as
 the new one) · 3 the copy, sync (the new pair) · 4 step file removed, folder sync.

@@ -13,7 +13,7 @@ import numpy as np
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import sector_bitmap
 from vhdkit.errors import MergeError, VhdError
-from vhdkit.merging.evidence import (
+from vhdkit.merging.plan.evidence import (
     has_what_sources_hold,
     is_reserved,
     is_room_free,
@@ -21,9 +21,9 @@ from vhdkit.merging.evidence import (
     linked_as_planned,
     may_grow,
 )
-from vhdkit.merging.growth import Growth, plan_growth
-from vhdkit.merging.plan import Resume, Target, choose, missing_blocks
-from vhdkit.merging.resume import plan_digest
+from vhdkit.merging.plan.growth import Growth, plan_growth
+from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
+from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED

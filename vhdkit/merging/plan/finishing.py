@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.children import children_of
-from vhdkit.chain.locate import Where
+from vhdkit.chain.parent_search import Where
+from vhdkit.chain.relink import Relink, check_relink
+from vhdkit.chain.siblings import Relatives, leads_to
 from vhdkit.errors import Corruption, Finding, JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
-from vhdkit.merging.evidence import has_what_sources_hold, is_untouched
-from vhdkit.merging.layout import moves, target_of
-from vhdkit.merging.plan import LayerState, MergePlan, Resume
-from vhdkit.merging.relatives import Relatives, leads_to
-from vhdkit.merging.relink import Relink, check_relink
-from vhdkit.merging.resume import check_relinks, check_undo, header_digest, is_as_left
+from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
+from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
+from vhdkit.merging.plan.resume import check_relinks, check_undo, header_digest, is_as_left
 from vhdkit.storage import paths
 from vhdkit.vhd.image import Image, Layer, open_image
 

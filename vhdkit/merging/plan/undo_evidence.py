@@ -24,7 +24,7 @@ from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
 from vhdkit.journal.merge_journal import command
-from vhdkit.merging.undo import affected, bitmaps_of, without_held
+from vhdkit.merging.plan.undo_image import affected, bitmaps_of, without_held
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vhdkit.disk.extents import Extents
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.evidence import Moves
+    from vhdkit.merging.plan.evidence import Moves
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.image import Image, Layer
 

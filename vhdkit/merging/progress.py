@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhdkit.journal.merge_journal import JournalWriter
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Storage
 
 # However slow the rate, being asked to stop is noticed this soon.

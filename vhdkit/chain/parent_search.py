@@ -20,9 +20,9 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from vhdkit.chain import names
+from vhdkit.chain import parent_paths
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.names import Clue
+from vhdkit.chain.parent_paths import Clue
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
     Candidate,
@@ -78,7 +78,7 @@ class Where:
         given = [("parent", self.parent or ""), *(("search", path) for path in self.search)]
         given += [("parent_map", local) for local in self.parent_map.values()]
         for argument, path in given:
-            if not names.can_be_a_path(path):
+            if not parent_paths.can_be_a_path(path):
                 raise ValueError(f"{argument}: no file can be called {path!r}")
 
 
@@ -220,12 +220,12 @@ class _Search:
 
     def _clues(self) -> Iterator[tuple[Clue, list[str]]]:
         metadata = self.child.metadata
-        for local, clue in names.mapped(metadata, self.where.parent_map):
+        for local, clue in parent_paths.mapped(metadata, self.where.parent_map):
             root = self.folder.real(local)
             yield self._below(root, clue, [root]), [root]
-        for clue in names.relative(metadata):
+        for clue in parent_paths.relative(metadata):
             yield self._below(self.directory, clue, self.roots), self.roots
-        for clue in names.base_names(metadata):
+        for clue in parent_paths.base_names(metadata):
             for directory in self.roots:
                 yield self._below(directory, clue, self.roots), self.roots
 
@@ -354,7 +354,7 @@ class _Search:
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
         findings = []
-        expected = {paths.basename(path) for path in names.named_paths(self.child.metadata, "")}
+        expected = {paths.basename(path) for path in parent_paths.named_paths(self.child.metadata, "")}
         if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
             message = f"its parent was found by {clue.origin}: {storage.path}"
             findings.append(self._finding(Corruption.PARENT_FOUND_ELSEWHERE, message))
@@ -399,11 +399,11 @@ class _Search:
         self._reject(clue, f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}")
 
     def _failure(self) -> ChainError:
-        for clue in names.texts(self.child.metadata):
-            if names.is_absolute(clue.path):
+        for clue in parent_paths.texts(self.child.metadata):
+            if parent_paths.is_absolute(clue.path):
                 reason = "an absolute path is not followed; --parent-map FOLDER=LOCAL_FOLDER would allow it"
                 self._reject(clue, reason)
-        for clue in names.unnameable(self.child.metadata):
+        for clue in parent_paths.unnameable(self.child.metadata):
             self._reject(clue, "no file can have this name under the locale's encoding; a locale with UTF-8 has it")
         candidates = tuple(self.candidates)
         path = self.child.path

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.extents import Extents
     from vhdkit.journal.file_state import Seen
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.growth import Growth
+    from vhdkit.merging.plan.growth import Growth
     from vhdkit.vhd.image import Image, Layer, Placement
 
     Moves = Iterable[tuple[Extents, Extents, int]]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.children import children_of
+from vhdkit.chain.relink import Relink, check_relink
+from vhdkit.chain.siblings import Relatives, find_relatives
 from vhdkit.disk import extents
 from vhdkit.errors import (
     CorruptImageError,
@@ -25,16 +27,14 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.journal.merge_journal import command, read_journal
-from vhdkit.merging.ended_layers import ended_obstacles
-from vhdkit.merging.finishing import is_spent, removal_obstacles
-from vhdkit.merging.layout import Layout, lay_out, moves, target_of
-from vhdkit.merging.mover import Mover
-from vhdkit.merging.plan import LayerState, MergePlan, Resume, UndoPlan
-from vhdkit.merging.relatives import Relatives, find_relatives
-from vhdkit.merging.relink import Relink, check_relink
-from vhdkit.merging.resume import check_undo, is_about, with_names
-from vhdkit.merging.undo import plan_undo
-from vhdkit.merging.undo_evidence import DOUBT, check_not_older, may_lack_something
+from vhdkit.merging.plan.ended_layers import ended_obstacles
+from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
+from vhdkit.merging.plan.placement import Layout, lay_out, moves, target_of
+from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume, UndoPlan
+from vhdkit.merging.plan.resume import check_undo, is_about, with_names
+from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
+from vhdkit.merging.plan.undo_image import plan_undo
+from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhdkit.merging.pace import Clock
+    from vhdkit.merging.progress import Clock
     from vhdkit.storage.protocols import Syncing
     from vhdkit.vhd.image import Image, Layer
 

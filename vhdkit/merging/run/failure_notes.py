@@ -12,7 +12,7 @@ from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 
 # A journal takes a block of the file system, which is rarely larger, and hardly ever a second.

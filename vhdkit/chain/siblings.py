@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, unseen_findings
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.locate import Where, find_parent
-from vhdkit.merging.relink import Relink
+from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.relink import Relink
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.image import Image, open_image

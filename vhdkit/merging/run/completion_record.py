@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
-from vhdkit.merging.files import open_planned
-from vhdkit.merging.plan import Resume
+from vhdkit.merging.plan.plan import Resume
+from vhdkit.merging.run.locked_files import open_planned
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.merging.completion import MergedLeaf
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 
 

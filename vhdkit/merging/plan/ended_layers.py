@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.locate import Where
+from vhdkit.chain.parent_search import Where
+from vhdkit.chain.siblings import leads_to
 from vhdkit.errors import VhdError
-from vhdkit.merging.relatives import leads_to
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
 from vhdkit.vhd.image import Image, open_image
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain
-from vhdkit.chain.export import dynamic_layout
+from vhdkit.chain.convert import dynamic_layout
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
-from vhdkit.merging.finishing import find_complete, finishing_plan, is_complete, is_leftover
-from vhdkit.merging.plan import MergePlan
-from vhdkit.merging.resume import is_about, noting_unreadable_journals, with_names
-from vhdkit.merging.survey import Survey, Wishes, states
+from vhdkit.merging.plan.checks import Survey, Wishes, states
+from vhdkit.merging.plan.finishing import find_complete, finishing_plan, is_complete, is_leftover
+from vhdkit.merging.plan.plan import MergePlan
+from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals, with_names
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text, as_text_map, as_texts

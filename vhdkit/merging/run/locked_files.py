@@ -9,12 +9,12 @@ import errno
 from typing import TYPE_CHECKING, Self
 
 from vhdkit.chain.chain import Chain
+from vhdkit.chain.relink import check_relink
+from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
 from vhdkit.errors import MergeError
-from vhdkit.merging.finishing import finishing_plan
-from vhdkit.merging.plan import Resume
-from vhdkit.merging.relatives import Relatives, find_relatives, identity_at
-from vhdkit.merging.relink import check_relink
-from vhdkit.merging.survey import states
+from vhdkit.merging.plan.checks import states
+from vhdkit.merging.plan.finishing import finishing_plan
+from vhdkit.merging.plan.plan import Resume
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import remove_marks
 from vhdkit.vhd.header_update import finish_all, forget
@@ -23,7 +23,7 @@ from vhdkit.vhd.image import Image, Layer, RawImage, open_image
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from vhdkit.merging.plan import LayerState, MergePlan
+    from vhdkit.merging.plan.plan import LayerState, MergePlan
     from vhdkit.storage.protocols import Folder
 
 

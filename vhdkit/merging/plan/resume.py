@@ -16,12 +16,12 @@ import msgspec
 
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.children import parent_of
-from vhdkit.chain.locate import Where
+from vhdkit.chain.parent_search import Where
+from vhdkit.chain.siblings import identity_at, leads_to
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
 from vhdkit.journal.merge_records import FileState, RelinkState
-from vhdkit.merging.relatives import identity_at, leads_to
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd import ended_view
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.journal.merge_journal import Journal, JournalWriter
-    from vhdkit.merging.growth import Growth
+    from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
 
 

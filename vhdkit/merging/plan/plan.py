@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.chain.siblings import Relatives
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.merging.relatives import Relatives
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.image import Image, Placement
@@ -32,10 +32,10 @@ from vhdkit.vhd.image import Image, Placement
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vhdkit.chain.relink import Relink
     from vhdkit.errors import Finding, VhdError
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.growth import Growth
-    from vhdkit.merging.relink import Relink
+    from vhdkit.merging.plan.growth import Growth
     from vhdkit.vhd.image import Layer
 
 

@@ -33,25 +33,25 @@ import msgspec
 import numpy as np
 
 from vhdkit.arguments import checked
-from vhdkit.chain.export import write_dynamic
+from vhdkit.chain.convert import write_dynamic
+from vhdkit.chain.relink import apply_patches, relink_patches
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, journal_path, read_journal
-from vhdkit.merging.ended_layers import mark_kept_layers
-from vhdkit.merging.evidence import has_what_sources_hold, may_be_others
-from vhdkit.merging.files import MergeFiles, check_before_finishing, open_planned, remove_sources
-from vhdkit.merging.finishing import check_still_shows, is_verified
-from vhdkit.merging.forgetting import Forgetting
-from vhdkit.merging.growth import finish, grow_table
-from vhdkit.merging.layout import moves, target_of
-from vhdkit.merging.mover import Mover
-from vhdkit.merging.pace import Marks, Pace, Phase
-from vhdkit.merging.plan import Resume
-from vhdkit.merging.relink import apply_patches, relink_patches
-from vhdkit.merging.resume import file_state, note_names
-from vhdkit.merging.trouble import explained, note_how_it_stands
-from vhdkit.merging.undo import Saver, create_undo, forget_half_made
-from vhdkit.merging.verify import view_digest
+from vhdkit.merging.plan.ended_layers import mark_kept_layers
+from vhdkit.merging.plan.evidence import has_what_sources_hold, may_be_others
+from vhdkit.merging.plan.finishing import check_still_shows, is_verified
+from vhdkit.merging.plan.growth import finish, grow_table
+from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.plan import Resume
+from vhdkit.merging.plan.resume import file_state, note_names
+from vhdkit.merging.plan.undo_image import Saver, create_undo, forget_half_made
+from vhdkit.merging.progress import Marks, Pace, Phase
+from vhdkit.merging.run.failure_notes import explained, note_how_it_stands
+from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
+from vhdkit.merging.run.page_cache import Forgetting
+from vhdkit.merging.run.sector_copier import Mover
+from vhdkit.merging.run.view_digest import view_digest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import this_process
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.merge_records import RelinkState
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.pace import Cancel, Clock, Progress
-    from vhdkit.merging.plan import MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.progress import Cancel, Clock, Progress
     from vhdkit.storage.protocols import Folder
 
 # The longest reason for stopping that a journal keeps: messages may name long paths.
@@ -129,7 +129,7 @@ def merge(
         raise first
     begun = time.monotonic()
     if completion is None and plan.journal is not None and plan.journal.samples:
-        from vhdkit.merging.completing import completion_begun  # noqa: PLC0415 - most merges need none of it
+        from vhdkit.merging.run.completion_record import completion_begun  # noqa: PLC0415 - most merges need none of it
 
         completion = completion_begun(plan, place)
     pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)

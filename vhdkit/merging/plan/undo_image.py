@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.resolve import resolve
+from vhdkit.chain.siblings import identity_at
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import VhdError
-from vhdkit.merging.mover import Mover
-from vhdkit.merging.plan import UndoPlan, missing_blocks
-from vhdkit.merging.relatives import identity_at
+from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
+from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes

@@ -21,8 +21,9 @@ from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.link import compare_metadata
-from vhdkit.chain.locate import Where, find_parent
+from vhdkit.chain.parent_check import compare_metadata
+from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
     ChainError,
@@ -40,7 +41,6 @@ from vhdkit.errors import (
 )
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.journal.merge_journal import command, read_journal
-from vhdkit.merging.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_text_map, as_texts

@@ -1,0 +1,1 @@
+"""Decide what a merge will do, with plain values and arrays: nothing is written."""

@@ -1,0 +1,1 @@
+"""Carry out a plan, in the order of writes that the engine documents."""
