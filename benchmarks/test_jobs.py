@@ -15,9 +15,9 @@ import pytest
 
 from tests.cli.running import environment
 from tests.unit.test_job_record import a_job
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
-from vhdkit.job.row import encode
+from vhdkit.job.registry_row import encode
 
 if TYPE_CHECKING:
     from pathlib import Path

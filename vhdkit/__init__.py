@@ -68,9 +68,9 @@ if TYPE_CHECKING:
         wait_for_job,
     )
     from vhdkit.job.handle import MergeJob
-    from vhdkit.job.record import Job, JobState
+    from vhdkit.job.job import Job, JobState
     from vhdkit.job.registry import RegistryError
-    from vhdkit.job.run import start_merge
+    from vhdkit.job.start import start_merge
     from vhdkit.journal.manifest import Snapshot
     from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.plan.plan import MergePlan, Resume
@@ -130,9 +130,9 @@ _HOMES = {
         "wait_for_job",
     ),
     "vhdkit.job.handle": ("MergeJob",),
-    "vhdkit.job.record": ("Job", "JobState"),
+    "vhdkit.job.job": ("Job", "JobState"),
     "vhdkit.job.registry": ("RegistryError",),
-    "vhdkit.job.run": ("start_merge",),
+    "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
     "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
     "vhdkit.merging.progress": ("Phase", "Progress"),

@@ -7,11 +7,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.errors import VhdError
-from vhdkit.job.record import Follow, JobState
+from vhdkit.job.job import Follow, JobState
 from vhdkit.job.spawn import work_at
 
 if TYPE_CHECKING:
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 # What a cancelled merge ends with at the command line, too.
 _CANCELLED = 130

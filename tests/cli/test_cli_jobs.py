@@ -20,13 +20,13 @@ from tests.cli.running import Outcome, environment, program, spawn
 from tests.jobs.making import make_chain, until, view
 from tests.unit.test_registry import numbered
 from vhdkit.job import cim
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
     Cli = Callable[..., Outcome]
 

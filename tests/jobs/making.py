@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 MIB = 1 << 20
 

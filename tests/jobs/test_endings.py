@@ -16,7 +16,7 @@ import pytest
 import vhdkit
 from tests.cli.running import environment, program
 from tests.jobs.making import HANGS_SECONDS, MIB, make_chain, the_job, until, view
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 

@@ -13,7 +13,7 @@ import pytest
 
 import vhdkit
 from tests.jobs.making import HANGS_SECONDS, make_chain, python, until, view
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 
 if TYPE_CHECKING:
     from pathlib import Path

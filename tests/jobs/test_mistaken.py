@@ -19,15 +19,15 @@ from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError
 from vhdkit.job import events, worker
-from vhdkit.job.record import Job, JobState
+from vhdkit.job.job import Job, JobState
 from vhdkit.job.registry import Registry
-from vhdkit.job.run import run_merge, wished
+from vhdkit.job.start import run_merge, wished
 from vhdkit.job.worker import Worker
 from vhdkit.merging.progress import Phase
 from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:
-    from vhdkit.job.record import Wishes
+    from vhdkit.job.job import Wishes
     from vhdkit.merging.plan.plan import MergePlan
 
 

@@ -17,9 +17,9 @@ import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, lose, make_chain, python, until, view
 from tests.unit.test_job_record import a_job
-from vhdkit.job.record import Job, JobState
+from vhdkit.job.job import Job, JobState
+from vhdkit.job.reconcile import settled
 from vhdkit.job.registry import Registry
-from vhdkit.job.truth import settled
 from vhdkit.storage.process import birth_of, is_alive, this_process
 from vhdkit.vhd.image import open_image
 
@@ -106,7 +106,7 @@ def cut_at(vms: Path, phase: str, undo: str = "", *, name: str = "a_0.avhd", rem
     """Kill a merge as soon as it is in a phase, or in that has removed a file, and return its id."""
     program = """
 import os, signal, sys, vhdkit
-from vhdkit.job.run import run_merge, wished
+from vhdkit.job.start import run_merge, wished
 from vhdkit.storage.local_folder import LocalFolder
 leaf, phase, undo, removed = sys.argv[1:]
 wishes = wished(leaf, undo=undo or None)
@@ -155,7 +155,7 @@ def test_a_job_that_is_killed_once_its_source_is_removed_is_interrupted_and_goes
     before = view(leaf)
     program = """
 import os, signal, sys, vhdkit
-from vhdkit.job.run import run_merge, wished
+from vhdkit.job.start import run_merge, wished
 from vhdkit.storage.local_folder import LocalFolder
 def die(self, path):
     os.unlink(path)
@@ -191,7 +191,7 @@ def test_a_merge_that_was_complete_before_the_list_heard_a_second_word_is_comple
     program = """
 import os, signal, sys, vhdkit
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.run import run_merge, wished
+from vhdkit.job.start import run_merge, wished
 from vhdkit.storage.local_folder import LocalFolder
 put, remove = Registry.put, LocalFolder.remove
 def first(self, job, **how):

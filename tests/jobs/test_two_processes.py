@@ -13,7 +13,7 @@ import vhdkit
 from tests.jobs.making import HANGS_SECONDS, make_chain, python, the_job, until, view
 from vhdkit.errors import JobError, MergeCancelled
 from vhdkit.job import control
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.spawn import task_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 _MERGES = """
 import sys, vhdkit

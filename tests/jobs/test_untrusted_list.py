@@ -22,9 +22,9 @@ from tests.jobs.test_truth import cut_at
 from tests.unit.test_job_record import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError, VhdError
-from vhdkit.job.record import Follow, JobState
+from vhdkit.job.job import Follow, JobState
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.row import encode
+from vhdkit.job.registry_row import encode
 from vhdkit.job.spawn import task_of, work_at
 from vhdkit.journal import merge_journal
 
@@ -366,7 +366,7 @@ def test_a_search_goes_on_over_a_journal_that_vanishes_meanwhile(vms: Path, monk
         os.unlink(f"{destination}.vhdkit-journal")
         return found
 
-    monkeypatch.setattr("vhdkit.job.rebuild.read_journal", read_and_remove)
+    monkeypatch.setattr("vhdkit.job.recover.read_journal", read_and_remove)
     assert vhdkit.jobs(search=[str(vms)]) == ()
 
 

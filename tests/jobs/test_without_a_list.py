@@ -15,7 +15,7 @@ import pytest
 import vhdkit
 from tests.jobs.making import HANGS_SECONDS, lose, make_chain, until, view
 from vhdkit.cli.main import run
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import RegistryError
 
 if TYPE_CHECKING:

@@ -20,12 +20,12 @@ from tests.jobs.making import HANGS_SECONDS, until
 from tests.snapshots.machines import MIB, Kept
 from tests.tampering import write_behind
 from vhdkit.errors import ImageInUseError, SnapshotError
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.snapshot import changes, inspecting
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Manifest
 
 

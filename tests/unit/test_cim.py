@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.unit.test_job_record import a_job
 from vhdkit.job import cim
-from vhdkit.job.record import JobState
-from vhdkit.job.where import FilterError, Where
+from vhdkit.job.job import JobState
+from vhdkit.job.wql import FilterError, Where
 
 RUNNING = a_job(
     state=JobState.RUNNING,

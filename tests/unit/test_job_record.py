@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhdkit.job.record import Follow, Job, JobState, Wishes, job_id, share_a_file
-from vhdkit.job.row import decode, encode
+from vhdkit.job.job import Follow, Job, JobState, Wishes, job_id, share_a_file
+from vhdkit.job.registry_row import decode, encode
 
 GOING = [state for state in JobState if not state.is_finished]
 

@@ -14,14 +14,14 @@ import pytest
 
 from tests.cli.running import environment
 from tests.unit.test_job_record import a_job
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import HISTORY_SECONDS, Registry, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 
 @pytest.fixture

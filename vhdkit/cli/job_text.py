@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import path_text, size_text
 from vhdkit.errors import printable
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 # An id is cut to so many characters where that many tell it from the others.
 _ID_CHARACTERS = 8

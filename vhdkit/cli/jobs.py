@@ -15,7 +15,7 @@ from vhdkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
     from vhdkit.merging.progress import Progress
 
 FAILED = 1
@@ -39,7 +39,7 @@ def job(ctx: click.Context) -> None:
 
 def _warn_of_left_out() -> None:
     """Say which jobs the verb has left out, whose records cannot be read."""
-    from vhdkit.job.table import take_left_out
+    from vhdkit.job.registry_tables import take_left_out
 
     for text in take_left_out():
         with suppress(OSError):
@@ -102,8 +102,8 @@ class _Filter:
 
     def __init__(self, expression: str) -> None:
         from vhdkit.job.cim import of_state
-        from vhdkit.job.record import JobState
-        from vhdkit.job.where import FilterError, Where
+        from vhdkit.job.job import JobState
+        from vhdkit.job.wql import FilterError, Where
 
         try:
             self._where = Where(expression)
@@ -114,7 +114,7 @@ class _Filter:
 
     def of(self, found: Sequence[Job]) -> tuple[Job, ...]:
         from vhdkit.job.cim import properties
-        from vhdkit.job.where import FilterError
+        from vhdkit.job.wql import FilterError
         from vhdkit.storage.process import this_process
 
         now, server = time.time(), this_process()[1]
@@ -193,7 +193,7 @@ def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
 
 def exit_code(ended: Job) -> int:
     """Return what a merge that ended so exits with."""
-    from vhdkit.job.record import JobState
+    from vhdkit.job.job import JobState
 
     if ended.state is JobState.COMPLETED:
         return 0

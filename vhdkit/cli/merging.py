@@ -132,7 +132,7 @@ def _run(
     child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, progress: str | None, as_json: bool
 ) -> tuple[MergePlan, MergeResult]:
     """Merge here and now, showing how far it is."""
-    from vhdkit.job.run import run_merge, wished
+    from vhdkit.job.start import run_merge, wished
 
     asked = wished(child, rate=rate, **wishes)
     with _refusal_told(child, machine):
@@ -173,7 +173,7 @@ def _ensure(
 ) -> None:
     """Merge here and now unless that was done, and print which of it was so."""
     from vhdkit.cli.describing import describe_ensured
-    from vhdkit.job.run import run_merge, wished
+    from vhdkit.job.start import run_merge, wished
     from vhdkit.merging.ensure import ensure
 
     if wishes["parent"] is not None:

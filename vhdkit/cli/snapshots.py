@@ -377,7 +377,7 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
 
 
 def _how_it_goes(job: MergeJob) -> str:
-    from vhdkit.job.record import JobState
+    from vhdkit.job.job import JobState
 
     if job.job.state is JobState.SUSPENDED:
         return f"{job.id} is paused; `vhdkit job resume {job.id}` lets it go on"

@@ -18,7 +18,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 _ASK_SECONDS = 0.25
 

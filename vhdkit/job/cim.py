@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from vhdkit.job.record import Job, JobState, Wishes
+from vhdkit.job.job import Job, JobState, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
-from vhdkit.job.record import Job, JobState
-from vhdkit.job.record import job_id as job_of_journal
+from vhdkit.job.job import Job, JobState
+from vhdkit.job.job import job_id as job_of_journal
+from vhdkit.job.reconcile import is_removing, noted, settled
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import is_removing, noted, settled
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
@@ -56,7 +56,7 @@ def jobs(
     """
     registry = Registry()
     if search:
-        from vhdkit.job.rebuild import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
+        from vhdkit.job.recover import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
 
         add_found(registry, as_texts(search))
     states = (*(_GOING if running or not finished else ()), *(_ENDED if finished or not running else ()))
@@ -207,7 +207,7 @@ def resume_job(job_id: str) -> Job:
         raise JobError(f"the job {job.id} was rolled back; start the merge anew", path=job.destination)
     if not job.state.is_resumable:
         raise JobError(f"the job {job.id} is {job.state.plain}", path=job.destination)
-    from vhdkit.job.run import again  # noqa: PLC0415 - needs all of merging, as asking does not
+    from vhdkit.job.start import again  # noqa: PLC0415 - needs all of merging, as asking does not
 
     return again(job)
 
@@ -235,7 +235,7 @@ def rollback_job(
         raise JobError(f"the job {job.id} was rolled back already", path=job.destination)
     if not job.state.is_finished:
         job = _stopped(job.id)
-    from vhdkit.job.run import take_back  # noqa: PLC0415 - needs all of merging, as asking does not
+    from vhdkit.job.start import take_back  # noqa: PLC0415 - needs all of merging, as asking does not
 
     return take_back(job, progress=progress, cancel=cancel)
 

@@ -16,14 +16,14 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError, printable
-from vhdkit.job.record import JobState
+from vhdkit.job.job import JobState
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 STARTED = 19070
 FINISHED = 19080

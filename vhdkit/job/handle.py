@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JobError, MergeCancelled
-from vhdkit.job.record import Job, JobState
+from vhdkit.job.job import Job, JobState
+from vhdkit.job.reconcile import settled
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import settled
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,8 +21,18 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from vhdkit.errors import ImageInUseError, JobError, printable
-from vhdkit.job.record import Job, JobState
-from vhdkit.job.table import SCHEMA, SHOWN, Row, check_schema, files_of, job_of, jobs_of, number_anew, read_rows
+from vhdkit.job.job import Job, JobState
+from vhdkit.job.registry_tables import (
+    SCHEMA,
+    SHOWN,
+    Row,
+    check_schema,
+    files_of,
+    job_of,
+    jobs_of,
+    number_anew,
+    read_rows,
+)
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.state_folder import check_plain, make_private, set_aside, state_directory
@@ -232,7 +242,7 @@ class Registry:
     # The file
 
     def _row_of(self, job: Job) -> str:
-        from vhdkit.job.row import encode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+        from vhdkit.job.registry_row import encode  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
         try:
             return encode(job)

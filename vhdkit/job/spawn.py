@@ -19,7 +19,7 @@ import msgspec
 from vhdkit.errors import JobError
 from vhdkit.job import events
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.row import decode, encode, parse_once
+from vhdkit.job.registry_row import decode, encode, parse_once
 from vhdkit.job.worker import Worker
 from vhdkit.storage.process import birth_of, environment_with_modules
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 PROGRAM = "vhdkit.background"
 # What asks a job's process to end; Windows has no SIGHUP.

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
 from vhdkit.job import events
-from vhdkit.job.record import Job, JobState, Wishes
+from vhdkit.job.job import Job, JobState, Wishes
+from vhdkit.job.reconcile import as_left, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.truth import as_left, stands_in_the_way
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import MergeResult, merge

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.job.handle import MergeJob
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Made, Manifest
     from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.snapshot.inspecting import Remark

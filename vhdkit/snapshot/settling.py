@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.record import Follow
+from vhdkit.job.job import Follow
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.run import run_merge, start_merge, wished
+from vhdkit.job.start import run_merge, start_merge, wished
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.planner import plan_merge
@@ -33,7 +33,7 @@ from vhdkit.vhd.header_update import finish, forget, read_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
     from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.snapshot.manifest import ManifestFile

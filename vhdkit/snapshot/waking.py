@@ -10,7 +10,7 @@ from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.job.control import cancel_job, jobs
 
 if TYPE_CHECKING:
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 # A merge stops within a second, and its files are free a moment later.
 _PATIENCE_SECONDS = 10.0

@@ -6,10 +6,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError, printable
-from vhdkit.job.record import Job, JobState, Wishes, job_id
-from vhdkit.job.row import encode
-from vhdkit.job.table import leave_out
-from vhdkit.job.truth import settled
+from vhdkit.job.job import Job, JobState, Wishes, job_id
+from vhdkit.job.reconcile import settled
+from vhdkit.job.registry_row import encode
+from vhdkit.job.registry_tables import leave_out
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.storage import paths

@@ -14,7 +14,7 @@ from vhdkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vhdkit.job.record import Job
+    from vhdkit.job.job import Job
 
 SCHEMA = """
     CREATE TABLE IF NOT EXISTS jobs (
@@ -61,7 +61,7 @@ class Row:
             ValueError: it is none.
 
         """
-        from vhdkit.job.row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+        from vhdkit.job.registry_row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
         job = decode(self.record)
         if job.id != self.id or job.state != self.state:
@@ -150,7 +150,7 @@ def take_left_out() -> list[str]:
 
 def job_of(record: object) -> Job | None:
     """Return the job of a row's record, None if it is of none."""
-    from vhdkit.job.row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+    from vhdkit.job.registry_row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
     try:
         return decode(record)

@@ -13,10 +13,10 @@ from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.record import Follow, Job, JobState, Wishes, job_id
+from vhdkit.job.job import Follow, Job, JobState, Wishes, job_id
+from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
-from vhdkit.job.truth import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, planned, touched
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import read_journal

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from vhdkit.job.record import Follow, Job, JobState, Wishes
+from vhdkit.job.job import Follow, Job, JobState, Wishes
 from vhdkit.storage import paths
 
 _ENCODING, _ON_ERROR = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()

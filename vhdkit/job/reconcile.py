@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError, VhdError
-from vhdkit.job.record import Job, JobState, job_id, share_a_file
+from vhdkit.job.job import Job, JobState, job_id, share_a_file
 from vhdkit.job.registry import RegistryError
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import is_alive
