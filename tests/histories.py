@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.chain.chain import open_chain
-from vhdkit.snapshot.adopting import adopt
+from vhdkit.snapshot.adopt import adopt
 from vhdkit.snapshot.machine import Machine
 from vhdkit.vhd.create import create_image
 

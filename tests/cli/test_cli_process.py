@@ -126,7 +126,7 @@ def test_a_verb_loads_only_what_it_needs(tmp_path: Path, words: list[str], spare
 def test_a_merge_loads_no_machines_where_there_are_none(vms: Path) -> None:
     loaded = loaded_by("merge", "--progress", "none", LEAF, cwd=vms)
     assert "vhdkit.merging.run.engine" in loaded
-    assert [name for name in ("rich", "numpy.ma", "vhdkit.snapshot.manifest") if name in loaded] == []
+    assert [name for name in ("rich", "numpy.ma", "vhdkit.snapshot.manifest_file") if name in loaded] == []
 
 
 def test_the_program_starts_no_threads_for_linear_algebra(vms: Path) -> None:

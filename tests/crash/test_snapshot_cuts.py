@@ -27,7 +27,7 @@ from tests.histories import (
 )
 from vhdkit.errors import SnapshotError, VhdError
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
-from vhdkit.snapshot.adopting import adopt
+from vhdkit.snapshot.adopt import adopt
 from vhdkit.vhd.header_update import SUFFIX as STEP
 
 if TYPE_CHECKING:

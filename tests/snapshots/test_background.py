@@ -21,7 +21,7 @@ from tests.snapshots.machines import MIB, Kept
 from tests.tampering import write_behind
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.job import JobState
-from vhdkit.snapshot import changes, inspecting
+from vhdkit.snapshot import check, transitions
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_aga
 
 def test_a_layer_that_a_merge_has_left_unwatched_is_told_of(slow: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where whoever was to settle afterwards was killed.
-    monkeypatch.setattr("vhdkit.snapshot.settling.Settler._follow", None)
+    monkeypatch.setattr("vhdkit.snapshot.deferred_merges.Settler._follow", None)
     begun(slow, 64 * MIB).wait(HANGS_SECONDS)
     (remark,) = slow.machine.check()
     assert (remark.kind, remark.path) == ("unprotected", slow.base)
@@ -246,7 +246,7 @@ def test_a_source_that_is_lost_is_not_taken_for_merged(slow: Kept) -> None:
 
 def test_a_source_that_is_lost_before_its_merge_began_is_not_taken_for_merged(slow: Kept) -> None:
     manifest = slow.machine.file.read()
-    _, foldings = changes.owed_by(manifest)
+    _, foldings = transitions.owed_by(manifest)
     with slow.machine.file.locked():
         slow.machine.file.write(replace(manifest, foldings=foldings))
     source = Path(slow.machine.layers_of("SP1")[0])
@@ -380,7 +380,7 @@ def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatc
     assert len(taken) >= 25, "they wait for each other"
     assert len(kept.images) == len(taken) + 1
     assert kept.machine.check() == ()
-    monkeypatch.setattr("vhdkit.snapshot.manifest._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("vhdkit.snapshot.manifest_file._PATIENCE_SECONDS", 0.5)
     begun_at = time.monotonic()
     with Machine(kept.base).file.locked(), pytest.raises(ImageInUseError, match="another process is changing"):
         kept.machine.take("too long")
@@ -391,17 +391,17 @@ def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatc
 # Looking while something goes on
 
 
-def remark(kind: inspecting.Kind, message: str = "it is odd") -> inspecting.Remark:
-    return inspecting.Remark(kind=kind, path="/vms/xp.vhd", message=message)
+def remark(kind: check.Kind, message: str = "it is odd") -> check.Remark:
+    return check.Remark(kind=kind, path="/vms/xp.vhd", message=message)
 
 
-MISSING, OWED = remark(inspecting.Kind.MISSING), remark(inspecting.Kind.OWED)
-Looks = list[tuple[inspecting.Remark, ...] | OSError]
+MISSING, OWED = remark(check.Kind.MISSING), remark(check.Kind.OWED)
+Looks = list[tuple[check.Remark, ...] | OSError]
 
 
 @pytest.fixture
 def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
-    monkeypatch.setattr("vhdkit.snapshot.looks._BETWEEN_SECONDS", 0)
+    monkeypatch.setattr("vhdkit.snapshot.stable_read._BETWEEN_SECONDS", 0)
     return Kept.made(tmp_path, ["xp.vhd"], size=MIB)
 
 
@@ -417,18 +417,18 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     ],
 )
 def test_damage_is_told_when_it_was_seen_twice(
-    looks: Looks, said: tuple[inspecting.Remark, ...], count: int, idle: Kept, monkeypatch: pytest.MonkeyPatch
+    looks: Looks, said: tuple[check.Remark, ...], count: int, idle: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(looks)
     seen = []
 
-    def inspect(*_: object) -> tuple[inspecting.Remark, ...]:
+    def inspect(*_: object) -> tuple[check.Remark, ...]:
         seen.append(look := next(left))
         if isinstance(look, OSError):
             raise look
         return look
 
-    monkeypatch.setattr(inspecting, "inspect", inspect)
+    monkeypatch.setattr(check, "inspect", inspect)
     assert idle.machine.check() == said
     assert len(seen) == count
 
@@ -436,14 +436,14 @@ def test_damage_is_told_when_it_was_seen_twice(
 def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_is_refused(
     idle: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> tuple[inspecting.Remark, ...]:
+    def fail(*_: object) -> tuple[check.Remark, ...]:
         raise OSError("it is gone")
 
     numbers = iter(range(1000))
-    monkeypatch.setattr(inspecting, "inspect", fail)
+    monkeypatch.setattr(check, "inspect", fail)
     with pytest.raises(OSError, match="it is gone"):
         idle.machine.check()
-    monkeypatch.setattr(inspecting, "inspect", lambda *_: (remark(inspecting.Kind.MISSING, str(next(numbers))),))
+    monkeypatch.setattr(check, "inspect", lambda *_: (remark(check.Kind.MISSING, str(next(numbers))),))
     with pytest.raises(ImageInUseError, match="keep changing"):
         idle.machine.check()
     assert next(numbers) < 100
@@ -474,7 +474,7 @@ def test_a_snapshot_is_never_missing_while_what_is_below_it_is_merged(slow: Kept
         assert all(shown), "a layer is not there"
     job.wait()
     assert the_job().state is JobState.COMPLETED
-    assert said <= {inspecting.Kind.OWED, inspecting.Kind.UNFINISHED, inspecting.Kind.UNPROTECTED}
+    assert said <= {check.Kind.OWED, check.Kind.UNFINISHED, check.Kind.UNPROTECTED}
     slow.machine.settle()
     assert slow.machine.check() == ()
 

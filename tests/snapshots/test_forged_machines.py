@@ -18,7 +18,7 @@ from tests.forging import Forgery, drawn, forgeries
 from tests.histories import BASES, Act, Apply, Delete, Take, Write, begin, carry_out, put
 from vhdkit.errors import MergeCancelled, VhdError
 from vhdkit.journal.claims import Change, obstacles
-from vhdkit.snapshot.adopting import adopt
+from vhdkit.snapshot.adopt import adopt
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.create import create_image

@@ -106,7 +106,7 @@ def fail_on_the_second(monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
             raise error
         real(*arguments, **options)  # type: ignore[arg-type] # as it was called
 
-    monkeypatch.setattr("vhdkit.snapshot.layers.create_image", failing)
+    monkeypatch.setattr("vhdkit.snapshot.new_files.create_image", failing)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -182,7 +182,7 @@ def test_kept_files_that_were_handed_back_go_again_if_nothing_was_applied(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("vhdkit.snapshot.layers.create_image", full)
+        patch.setattr("vhdkit.snapshot.new_files.create_image", full)
         with pytest.raises(OSError, match="space"):
             kept.machine.apply("a", state_to=str(tmp_path / "back"))
     assert contents(tmp_path / "back") == {}

@@ -18,9 +18,9 @@ import vhdkit
 from tests.snapshots.machines import SIZE, Kept, contents
 from vhdkit.errors import ImageInUseError, ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.merging.rollback import drop_undo, rollback
-from vhdkit.snapshot import changes, layers
+from vhdkit.snapshot import new_files, transitions
 from vhdkit.snapshot.machine import Machine
-from vhdkit.snapshot.manifest import ManifestFile
+from vhdkit.snapshot.manifest_file import ManifestFile
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
@@ -108,10 +108,10 @@ def test_a_begun_layer_that_was_written_to_is_kept_and_told_of(kept: Kept, monke
         made(*_, **__)  # type: ignore[arg-type]
         raise SystemExit
 
-    made = layers.make_layers
+    made = new_files.make_layers
     with monkeypatch.context() as patched:
         # As if the process ended here: nothing is swept.
-        patched.setattr("vhdkit.snapshot.layers.make_layers", killed)
+        patched.setattr("vhdkit.snapshot.new_files.make_layers", killed)
         patched.setattr("vhdkit.snapshot.machine.sweep", lambda _, manifest: manifest)
         write = ManifestFile.write
         patched.setattr(ManifestFile, "write", lambda file, manifest: write(file, manifest) if manifest.begun else None)
@@ -137,11 +137,11 @@ def test_a_begun_layer_that_was_not_written_to_goes(kept: Kept) -> None:
     kept.take("A", "a")
     file = kept.machine.file
     manifest = file.read()
-    fresh = layers.named_layers(file, manifest, [manifest.disks[0].active], uuid.uuid4)
+    fresh = new_files.named_layers(file, manifest, [manifest.disks[0].active], uuid.uuid4)
     with file.locked():
         file.read()
-        file.write(replace(manifest, begun=layers.begun_of(fresh)))
-        layers.make_layers(file, fresh, None)
+        file.write(replace(manifest, begun=new_files.begun_of(fresh)))
+        new_files.make_layers(file, fresh, None)
     assert [remark.kind for remark in kept.machine.check()] == ["left over"]
     kept.machine.settle()
     assert kept.machine.check() == ()
@@ -236,13 +236,13 @@ def test_a_lock_that_was_removed_lets_no_two_change_the_snapshots(kept: Kept, mo
     kept.take("A", "a")
 
     def beside(*given: object, **named: object) -> None:
-        monkeypatch.setattr("vhdkit.snapshot.layers.make_layers", made)
+        monkeypatch.setattr("vhdkit.snapshot.new_files.make_layers", made)
         Path(LOCK).unlink()
         kept.machine.take("theirs")
         made(*given, **named)  # type: ignore[arg-type]
 
-    made = layers.make_layers
-    monkeypatch.setattr("vhdkit.snapshot.layers.make_layers", beside)
+    made = new_files.make_layers
+    monkeypatch.setattr("vhdkit.snapshot.new_files.make_layers", beside)
     with pytest.raises(SnapshotError, match="run the same command again"):
         kept.machine.take("mine")
     assert [each.name for each in kept.machine.snapshots] == ["A", "theirs"]
@@ -424,7 +424,7 @@ def test_a_merge_whose_topmost_layer_is_lost_is_refused_and_not_tried_for_ever(k
     active = machine.active[0]
     machine.delete("A")
     manifest = machine.file.read()
-    _, foldings = changes.owed_by(manifest)
+    _, foldings = transitions.owed_by(manifest)
     with machine.file.locked():
         machine.file.write(replace(machine.file.read(), foldings=foldings))
     Path(active).unlink()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vhdkit.journal.manifest import Fold
-from vhdkit.snapshot.tree import Removal, carried_out, children_of, line_of, owed, waiting
+from vhdkit.snapshot.layer_tree import Removal, carried_out, children_of, line_of, owed, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

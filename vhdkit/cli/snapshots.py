@@ -16,7 +16,7 @@ from vhdkit.errors import VhdError, printable
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
     from vhdkit.merging.progress import Progress
-    from vhdkit.snapshot.inspecting import Remark
+    from vhdkit.snapshot.check import Remark
     from vhdkit.snapshot.machine import Applied, Machine
 
 _FAILED = 1
@@ -385,7 +385,7 @@ def _how_it_goes(job: MergeJob) -> str:
 
 
 def _code(remarks: tuple[Remark, ...]) -> int:
-    from vhdkit.snapshot.inspecting import DAMAGES
+    from vhdkit.snapshot.check import DAMAGES
 
     if any(remark.kind in DAMAGES for remark in remarks):
         return _DAMAGED

@@ -2,7 +2,7 @@
 
 Paths are relative to the manifest's folder, with slashes, so that the folder can be moved. The file is untrusted input:
 each record is checked for types, ranges and names, and all of them against each other. What remains to be checked
-where the files lie (folders, links, owners) is `snapshot.places`.
+where the files lie (folders, links, owners) is `snapshot.allowed_folders`.
 
 It is read in this room so that a merge can find out which machine needs a file; see `claims`.
 """

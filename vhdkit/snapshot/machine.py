@@ -29,13 +29,13 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.journal.manifest import Snapshot
-from vhdkit.snapshot import changes, exporting, inspecting, layers, readiness, waking
-from vhdkit.snapshot.adopting import adopt
-from vhdkit.snapshot.looks import rested, seen_twice
-from vhdkit.snapshot.manifest import find_manifest
-from vhdkit.snapshot.marks import mark_of
-from vhdkit.snapshot.removal import sweep
-from vhdkit.snapshot.settling import Settler, effective
+from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
+from vhdkit.snapshot.adopt import adopt
+from vhdkit.snapshot.cleanup import sweep
+from vhdkit.snapshot.deferred_merges import Settler, effective
+from vhdkit.snapshot.fingerprint import mark_of
+from vhdkit.snapshot.manifest_file import find_manifest
+from vhdkit.snapshot.stable_read import rested, seen_twice
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Made, Manifest
     from vhdkit.merging.progress import Cancel, Progress
-    from vhdkit.snapshot.inspecting import Remark
-    from vhdkit.snapshot.settling import Owed
+    from vhdkit.snapshot.check import Remark
+    from vhdkit.snapshot.deferred_merges import Owed
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -171,7 +171,7 @@ class Machine:
         """
         if accept:
             with self._changing() as manifest:
-                self.file.write(inspecting.accepted(self.file, manifest))
+                self.file.write(check.accepted(self.file, manifest))
         folders = as_texts(search)
         # In memory nobody is at work beside.
         return seen_twice(lambda: self._look(folders), self.file.read) if self._is_local else self._look(folders)
@@ -179,7 +179,7 @@ class Machine:
     def _look(self, search: Sequence[str]) -> tuple[Remark, ...]:
         noted = self.file.read()
         manifest = effective(self.file, noted)
-        return inspecting.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
+        return check.inspect(self.file, manifest, noted, self._settler().owed(manifest), search)
 
     @checked
     def export(
@@ -200,7 +200,7 @@ class Machine:
 
         """
         manifest, where = self.manifest, as_text(directory)
-        return exporting.export(self.file, manifest, manifest.find(name), where, chain=chain, progress=progress)
+        return export.export(self.file, manifest, manifest.find(name), where, chain=chain, progress=progress)
 
     @checked
     def make_way(self, *, yield_merges: bool = False) -> tuple[Job, ...]:
@@ -215,7 +215,7 @@ class Machine:
         """
         manifest = self.manifest
         self._check_below(manifest)
-        return waking.make_way(self.active, self.file.search(manifest), yield_merges=yield_merges)
+        return start_gate.make_way(self.active, self.file.search(manifest), yield_merges=yield_merges)
 
     @contextmanager
     @checked
@@ -234,7 +234,7 @@ class Machine:
     def _check_below(self, manifest: Manifest) -> None:
         """Refuse to build on what was changed since it was frozen, as far as that shows at a glance."""
         for disk in manifest.disks:
-            layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, disk.active)[1:], quick=True)
+            new_files.check_frozen(self.file, manifest, disk, new_files.line_to_base(disk, disk.active)[1:], quick=True)
 
     @checked
     def open_chain(self, name: str | None = None, *, disk: int = 0, writable: bool = False) -> Chain:
@@ -269,25 +269,25 @@ class Machine:
         directory, given = as_text(directory), as_texts(state)
         self._name(directory)
         with self._changing() as manifest:
-            changes.check_name(manifest, name)
+            transitions.check_name(manifest, name)
             self._check_below(manifest)
-            readiness.check_no_undo(self.file, manifest)
-            readiness.check_may_freeze(self.file, manifest)
+            layer_checks.check_no_undo(self.file, manifest)
+            layer_checks.check_may_freeze(self.file, manifest)
             snapshot_id = str(self._new_id()).upper()
             actives = tuple(disk.active for disk in manifest.disks)
-            kept = layers.named_state(self.file, manifest, snapshot_id, given)
-            fresh = layers.named_layers(self.file, manifest, actives, self._new_id, directory)
-            readiness.check_new_files(self.file, manifest, fresh, kept, given)
-            with layers.held_actives(self.file, manifest, exclusive=False) as images:
-                readiness.check_views(self.folder, images)
+            kept = new_files.named_state(self.file, manifest, snapshot_id, given)
+            fresh = new_files.named_layers(self.file, manifest, actives, self._new_id, directory)
+            layer_checks.check_new_files(self.file, manifest, fresh, kept, given)
+            with new_files.held_actives(self.file, manifest, exclusive=False) as images:
+                layer_checks.check_views(self.folder, images)
                 for image in images:
                     image.storage.sync()
                 marks = [mark_of(image) for image in images]
                 now = self._clock()
-                made = layers.begun_of(fresh, kept)
+                made = new_files.begun_of(fresh, kept)
                 with self._beginning(manifest, made):
-                    kept = layers.keep_files(self.file, kept, given)
-                    layers.make_layers(self.file, fresh, timestamp.from_unix(now))
+                    kept = new_files.keep_files(self.file, kept, given)
+                    new_files.make_layers(self.file, fresh, timestamp.from_unix(now))
                 snapshot = Snapshot(
                     id=snapshot_id,
                     name=name,
@@ -297,11 +297,11 @@ class Machine:
                     layers=actives,
                     state=kept,
                 )
-                after = changes.taken(manifest, snapshot, fresh, marks)
+                after = transitions.taken(manifest, snapshot, fresh, marks)
                 self._write_made(after, made)
                 for index, (image, layer) in enumerate(zip(images, actives, strict=True)):
                     # A merge that has stopped may have to relink it.
-                    if layer not in changes.busy(after, index):
+                    if layer not in transitions.busy(after, index):
                         self.folder.protect(image.path, is_protected=True)
         return snapshot
 
@@ -340,19 +340,19 @@ class Machine:
             return self._apply(manifest, snapshot, as_text(state_to), directory)
 
     def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:
-        readiness.check_no_undo(self.file, manifest)
-        readiness.check_may_discard(self.file, manifest)
-        fresh = layers.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
-        readiness.check_new_files(self.file, manifest, fresh)
+        layer_checks.check_no_undo(self.file, manifest)
+        layer_checks.check_may_discard(self.file, manifest)
+        fresh = new_files.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
+        layer_checks.check_new_files(self.file, manifest, fresh)
         # What is lost already is discarded by going on from a snapshot.
-        with layers.held_actives(self.file, manifest, exclusive=True, may_miss=True) as images:
+        with new_files.held_actives(self.file, manifest, exclusive=True, may_miss=True) as images:
             for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
-                layers.check_frozen(self.file, manifest, disk, layers.line_to_base(disk, layer))
+                new_files.check_frozen(self.file, manifest, disk, new_files.line_to_base(disk, layer))
             with self._handed_back(snapshot, state_to) as state:
-                made = layers.begun_of(fresh)
+                made = new_files.begun_of(fresh)
                 with self._beginning(manifest, made):
-                    layers.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
-                after = changes.applied(manifest, snapshot, fresh)
+                    new_files.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
+                after = transitions.applied(manifest, snapshot, fresh)
                 discarded = tuple((image.path, image.storage.allocated_size) for image in images)
                 self._write_made(after, made)
         self._settler().clear(after)
@@ -371,8 +371,8 @@ class Machine:
         """
         with self._changing() as manifest:
             snapshot = manifest.find(name)
-            gone = changes.subtree(manifest, snapshot) if subtree else (snapshot,)
-            after = changes.deleted(manifest, {each.id for each in gone})
+            gone = transitions.subtree(manifest, snapshot) if subtree else (snapshot,)
+            after = transitions.deleted(manifest, {each.id for each in gone})
             self.file.write(after)
             self._settler().clear(after)
         return gone
@@ -383,8 +383,8 @@ class Machine:
         with self._changing() as manifest:
             snapshot = manifest.find(name)
             if new_name != snapshot.name:
-                changes.check_name(manifest, new_name)
-            after = changes.renamed(manifest, snapshot, new_name, note)
+                transitions.check_name(manifest, new_name)
+            after = transitions.renamed(manifest, snapshot, new_name, note)
             self.file.write(after)
         found = after.by_id(snapshot.id)
         return found if found is not None else snapshot
@@ -482,14 +482,14 @@ class Machine:
     @contextmanager
     def _handed_back(self, snapshot: Snapshot, state_to: str | None) -> Iterator[tuple[str, ...]]:
         """Lend the files that are kept with a snapshot, or copies of them, which go again if the block fails."""
-        kept = layers.check_kept(self.file, snapshot)
+        kept = new_files.check_kept(self.file, snapshot)
         if state_to is None:
             yield kept
             return
         where = self.folder.real(state_to)
         self.folder.make_directory(where)
         copies = {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
-        with layers.copied_files(self.file, copies) as made:
+        with new_files.copied_files(self.file, copies) as made:
             yield made
 
     def _settler(self) -> Settler:

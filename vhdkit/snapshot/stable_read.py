@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from vhdkit.errors import ImageInUseError, VhdError
-from vhdkit.snapshot.inspecting import may_pass
+from vhdkit.snapshot.check import may_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.snapshot.inspecting import Remark
+    from vhdkit.snapshot.check import Remark
 
 State = TypeVar("State")
 Answer = TypeVar("Answer")

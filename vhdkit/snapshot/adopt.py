@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import layers, places, readiness
-from vhdkit.snapshot.families import Family, find_family, together
-from vhdkit.snapshot.manifest import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
-from vhdkit.snapshot.marks import is_relinked_only, mark_at
-from vhdkit.snapshot.settling import Settler
+from vhdkit.snapshot import allowed_folders, layer_checks, new_files
+from vhdkit.snapshot.deferred_merges import Settler
+from vhdkit.snapshot.disk_tree import Family, find_family, together
+from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
+from vhdkit.snapshot.manifest_file import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd import timestamp
@@ -74,7 +74,7 @@ def adopt(
         for family in families:
             _refuse_unfinished(place, family)
         made = _manifest(file, families, machine, directory, new_id, before)
-        with layers.held_actives(file, made, exclusive=True), _held_leaves(file, made, before):
+        with new_files.held_actives(file, made, exclusive=True), _held_leaves(file, made, before):
             marked = _marked(file, made, before)
             if marked != earlier:
                 file.write(marked)
@@ -93,13 +93,13 @@ def _check_names(file: ManifestFile, families: Sequence[Family], directory: str 
         SnapshotError, ReadOnlyImageError: they are.
 
     """
-    readiness.check_may_replace(file)
+    layer_checks.check_may_replace(file)
     folders = {paths.dirname(image.path) for family in families for image in family.images}
     folders |= {file.folder.real(directory)} if directory is not None else set()
     longest = uuid.UUID(int=0)
-    readiness.check_signpost_names(file, str(longest), sorted(folders - {file.directory}))
+    layer_checks.check_signpost_names(file, str(longest), sorted(folders - {file.directory}))
     stems = {paths.splitext(paths.basename(family.root.path))[0] for family in families}
-    places.check_new_names([paths.join(file.directory, f"{stem}_{longest}.avhd") for stem in stems])
+    allowed_folders.check_new_names([paths.join(file.directory, f"{stem}_{longest}.avhd") for stem in stems])
 
 
 def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[Family]:

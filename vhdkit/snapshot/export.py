@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.convert import convert
 from vhdkit.errors import SnapshotError
-from vhdkit.snapshot import layers
+from vhdkit.snapshot import new_files
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhdkit.journal.manifest import Manifest, Snapshot
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
 
 
 def export(
@@ -43,9 +43,9 @@ def export(
 
     """
     where = file.folder.real(directory)
-    kept = {*layers.check_kept(file, snapshot)}
+    kept = {*new_files.check_kept(file, snapshot)}
     for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
-        layers.check_frozen(file, manifest, disk, layers.line_to_base(disk, layer))
+        new_files.check_frozen(file, manifest, disk, new_files.line_to_base(disk, layer))
     planned = _planned(file, manifest, snapshot, where, chain=chain)
     file.folder.make_directory(where)
     for _, target in planned:
@@ -57,7 +57,7 @@ def export(
     try:
         for source, target in planned:
             if chain or source in kept:
-                layers.copy_file(file, source, target)
+                new_files.copy_file(file, source, target)
             else:
                 convert(source, target, search=file.search(manifest), progress=progress, folder=file.folder)
             written.append(target)
@@ -86,7 +86,7 @@ def _planned(
         if not chain:
             planned.append((file.absolute(layer), paths.join(place, f"{disk.stem}.vhd")))
             continue
-        line = map(file.absolute, layers.line_to_base(disk, layer))
+        line = map(file.absolute, new_files.line_to_base(disk, layer))
         planned += [(path, paths.join(place, paths.basename(path))) for path in line]
     planned += [(file.absolute(state.path), paths.join(where, state.name)) for state in snapshot.state]
     counts = Counter(target for _, target in planned)
@@ -101,5 +101,5 @@ def _check_chains(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, wh
     for disk, layer, place in zip(manifest.disks, snapshot.layers, _places(manifest, where), strict=True):
         leaf = paths.join(place, paths.basename(file.absolute(layer)))
         with open_chain(leaf, folder=file.folder) as opened:
-            if len(opened.layers) != len(layers.line_to_base(disk, layer)):
+            if len(opened.layers) != len(new_files.line_to_base(disk, layer)):
                 raise SnapshotError("what was exported does not open as the chain that it was", path=leaf)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vhdkit.journal.manifest import Disk, Manifest
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
 
 # No file system that images are kept on has names of more bytes.
 _NAME_BYTES = 255

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from vhdkit.errors import SnapshotError
 from vhdkit.journal.manifest import Folding, LayerRecord, Made, Manifest, Snapshot
-from vhdkit.snapshot.tree import Removal, owed
+from vhdkit.snapshot.layer_tree import Removal, owed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.journal.manifest import LayerRecord, Made, Manifest, StateFile
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import changes, places
-from vhdkit.snapshot.marks import differences, file_mark_at, is_alike, is_changed_file, mark_at
-from vhdkit.snapshot.tree import line_of
+from vhdkit.snapshot import allowed_folders, transitions
+from vhdkit.snapshot.fingerprint import differences, file_mark_at, is_alike, is_changed_file, mark_at
+from vhdkit.snapshot.layer_tree import line_of
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import new_file
 from vhdkit.vhd.create import create_image
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from vhdkit.journal.manifest import Disk, Snapshot
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
 
 
 def named_layers(
@@ -51,7 +51,7 @@ def named_layers(
             guid = str(new_id()).upper()
         named.add(disk.stem)
         name = f"{disk.stem}_{guid}.avhd"
-        where = places.check_room_for(file, disk) if directory is None else file.folder.real(directory)
+        where = allowed_folders.check_room_for(file, disk) if directory is None else file.folder.real(directory)
         path = file.relative(paths.join(where, name))
         fresh.append(LayerRecord(path=path, parent=parent, unique_id=new_id().bytes_le.hex()))
     return tuple(fresh)
@@ -71,7 +71,7 @@ def named_state(
         name = paths.basename(source)
         if name in kept:
             raise SnapshotError(f"two files called {name} cannot be kept with one snapshot", path=source)
-        place = places.check_room_for(file, manifest.disks[0])
+        place = allowed_folders.check_room_for(file, manifest.disks[0])
         where = paths.join(place, f"{manifest.disks[0].stem}_{snapshot_id}_{name}")
         kept[name] = StateFile(name=name, path=file.relative(where))
     return tuple(kept.values())
@@ -109,7 +109,7 @@ def check_kept(file: ManifestFile, snapshot: Snapshot) -> tuple[str, ...]:
     """
     for state in snapshot.state:
         path = file.absolute(state.path)
-        if not places.is_own(file, path):
+        if not allowed_folders.is_own(file, path):
             message = "it is said to be kept with the snapshot, in a folder that is not known as this machine's"
             raise SnapshotError(f"{message}; it is not handed out", path=path)
         if not file.folder.exists(path):
@@ -247,7 +247,7 @@ def touched_by_merges(file: ManifestFile, manifest: Manifest, disk: int) -> froz
     for folding in manifest.foldings:
         if folding.disk != disk:
             continue
-        reach = changes.reach(manifest.disks[disk], folding.fold)
+        reach = transitions.reach(manifest.disks[disk], folding.fold)
         try:
             journal = read_journal(file.folder, file.absolute(folding.fold.destination))
         except (VhdError, OSError):

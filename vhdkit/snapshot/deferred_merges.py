@@ -24,8 +24,8 @@ from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
-from vhdkit.snapshot import changes, following, layers, removal, tree
-from vhdkit.snapshot.marks import is_relinked_only, mark_at
+from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transitions
+from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.storage import paths
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 from vhdkit.vhd.header_update import finish, forget, read_step
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
     from vhdkit.merging.progress import Cancel, Progress
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Owed:
 def effective(file: ManifestFile, manifest: Manifest) -> Manifest:
     """Return what a manifest means now: a merge whose topmost source is gone is complete."""
     for folding in _complete_ones(file, manifest):
-        manifest = changes.folded(manifest, folding)
+        manifest = transitions.folded(manifest, folding)
         disk = manifest.disks[folding.disk]
         # Those that were relinked have another header than was noted, which whoever changes something next notes.
         layers_now = tuple(
@@ -109,17 +109,17 @@ class Settler:
 
     def owed(self, manifest: Manifest) -> Owed:
         """Return what is owed, with what keeps it."""
-        removals, foldings = changes.owed_by(manifest)
+        removals, foldings = transitions.owed_by(manifest)
         waiting = (
             self.file.absolute(path)
             for index, disk in enumerate(manifest.disks)
-            for path in tree.waiting(disk.parents, manifest.needed(index))
+            for path in layer_tree.waiting(disk.parents, manifest.needed(index))
         )
         return Owed(
             removals=tuple(
                 (
                     self.file.absolute(each.layer),
-                    removal.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
+                    cleanup.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
                 )
                 for index, each in removals
             ),
@@ -133,7 +133,7 @@ class Settler:
     def holder(self, manifest: Manifest, *, exclusive: bool = True) -> ImageInUseError | None:
         """Return the error that holding the machine's active layers gives, None if nobody else holds them."""
         try:
-            with layers.held_actives(self.file, manifest, exclusive=exclusive, may_miss=True):
+            with new_files.held_actives(self.file, manifest, exclusive=exclusive, may_miss=True):
                 return None
         except ImageInUseError as error:
             return error
@@ -150,7 +150,7 @@ class Settler:
         before = manifest
         for folding in _complete_ones(self.file, manifest):
             manifest = self._complete(manifest, folding)
-        manifest = removal.sweep(self.file, manifest)
+        manifest = cleanup.sweep(self.file, manifest)
         if manifest != before:
             self.file.write(manifest)
         else:
@@ -198,7 +198,7 @@ class Settler:
         """Note a merge whose topmost source is gone, and finish it if a cut left it short of its end."""
         # Only names are left to be changed: that takes no time, and nothing can be built on half of it.
         self.merge(manifest, folding)
-        after = changes.folded(manifest, folding)
+        after = transitions.folded(manifest, folding)
         disk = after.disks[folding.disk]
         # What another merge is being done into is noted when that is done.
         busy = {after.disks[folding.disk].active, *(each.fold.destination for each in after.foldings)}
@@ -221,7 +221,7 @@ class Settler:
     def _protect(self, manifest: Manifest) -> None:
         """Mark frozen layers read-only, but for those that a merge writes to."""
         for index, disk in enumerate(manifest.disks):
-            busy = changes.busy(manifest, index)
+            busy = transitions.busy(manifest, index)
             for layer in disk.layers:
                 path = self.file.absolute(layer.path)
                 is_frozen = layer.mark is not None and layer.path not in busy
@@ -238,17 +238,17 @@ class Settler:
 
     def clear(self, manifest: Manifest) -> Manifest:
         """Remove the layers that nobody needs, as far as nothing else reads through them; return what is known then."""
-        removals, _ = changes.owed_by(manifest)
+        removals, _ = transitions.owed_by(manifest)
         after = manifest
         for index, each in removals:
             record = manifest.disks[index].layer(each.layer)
-            if record.path in after.disks[index].children or removal.why_kept(self.file, manifest, record):
+            if record.path in after.disks[index].children or cleanup.why_kept(self.file, manifest, record):
                 continue
-            after = changes.removed(after, index, record.path)
+            after = transitions.removed(after, index, record.path)
             # Each before the one below it: only then has that one no children on the disk.
             self.file.write(after)
-            after = removal.sweep(self.file, after)
-        after = removal.sweep(self.file, after)
+            after = cleanup.sweep(self.file, after)
+        after = cleanup.sweep(self.file, after)
         if after != manifest:
             self.file.write(after)
         return after
@@ -265,7 +265,7 @@ class Settler:
 
         """
         manifest = self.clear(manifest)
-        _, foldings = changes.owed_by(manifest)
+        _, foldings = transitions.owed_by(manifest)
         if not foldings:
             return ()
         holder = self.holder(manifest)
@@ -273,7 +273,7 @@ class Settler:
             holder.add_note("What is owed is merged when it is off: `vhdkit snapshot settle`.")
             raise holder
         noted = manifest.foldings
-        touched = [layers.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
+        touched = [new_files.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
         known = set(noted)
         sound, troubles = [], []
         for each in foldings:
@@ -303,8 +303,8 @@ class Settler:
         if disk.active in folding.fold.layers and not self.folder.exists(active):
             message = "it is what the machine writes to, and is not there: put it back, or go on from a snapshot with"
             raise SnapshotError(f"{message} `vhdkit snapshot apply`", path=active)
-        below = sorted(changes.reach(disk, folding.fold) - {disk.active})
-        layers.check_frozen(self.file, manifest, disk, below, touched=touched)
+        below = sorted(transitions.reach(disk, folding.fold) - {disk.active})
+        new_files.check_frozen(self.file, manifest, disk, below, touched=touched)
 
     def _feasible(self, manifest: Manifest, folding: Folding) -> Folding:
         """Return a merge as it is to be told of as begun, if it has no obstacles.
@@ -328,7 +328,7 @@ class Settler:
 
     def _unprotect(self, manifest: Manifest, folding: Folding) -> None:
         """Let the files of a merge be written."""
-        for path in changes.reach(manifest.disks[folding.disk], folding.fold):
+        for path in transitions.reach(manifest.disks[folding.disk], folding.fold):
             where = self.file.absolute(path)
             if self.folder.exists(where) and not self.folder.may_write(where):
                 self.folder.protect(where, is_protected=False)
@@ -357,7 +357,7 @@ class Settler:
         while is_left():
             running = self._running(into)
             if running is not None:
-                following.follow(running, progress=progress, cancel=cancel)
+                job_follower.follow(running, progress=progress, cancel=cancel)
                 continue
             try:
                 plan = plan_merge(top, into=into, search=search, folder=self.folder)

@@ -23,7 +23,7 @@ from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.journal import claims, manifest_pointer
 from vhdkit.journal.manifest import MAX_BYTES, Manifest
 from vhdkit.journal.relative_paths import RelativePaths
-from vhdkit.snapshot import places
+from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial, partial_name
 from vhdkit.storage.protocols import read_bytes
@@ -107,8 +107,8 @@ class ManifestFile:
             owner = storage.owner
         finally:
             storage.close()
-        places.check_owner(self, manifest, owner)
-        places.check_folders(self, manifest)
+        allowed_folders.check_owner(self, manifest, owner)
+        allowed_folders.check_folders(self, manifest)
         return manifest
 
     def _parse(self, storage: Storage) -> Manifest:
@@ -163,7 +163,7 @@ class ManifestFile:
         """
         raw = manifest.to_json()
         before = self._refuse_changed()
-        wanted = places.signposts_of(self, manifest)
+        wanted = allowed_folders.signposts_of(self, manifest)
         self.put_up_signposts(manifest)
         temporary = partial_name(self.path, uuid.uuid4().hex)
         storage = self.folder.create(temporary)
@@ -181,7 +181,7 @@ class ManifestFile:
         self._raw, self._parsed = raw, manifest
         self.folder.sync(self.directory)
         if before is not None:
-            for path in places.signposts_of(self, before) - wanted:
+            for path in allowed_folders.signposts_of(self, before) - wanted:
                 manifest_pointer.take_away(self.folder, path)
 
     def _refuse_changed(self) -> Manifest | None:
@@ -214,7 +214,7 @@ class ManifestFile:
             OSError: a folder takes none.
 
         """
-        for path in sorted(places.signposts_of(self, manifest)):
+        for path in sorted(allowed_folders.signposts_of(self, manifest)):
             manifest_pointer.put_up(self.folder, path, self.path)
             for other in tuple(manifest_pointer.signposts(self.folder, paths.dirname(path))):
                 if other.manifest == self.path and other.path != path:

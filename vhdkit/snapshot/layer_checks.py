@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import JournalError, ReadOnlyImageError, SnapshotError
 from vhdkit.journal.manifest_pointer import signpost_path
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import places
+from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import ended_view
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.journal.manifest import LayerRecord, Manifest, StateFile
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
     from vhdkit.storage.protocols import Folder
     from vhdkit.vhd.image import Image
 
@@ -77,7 +77,7 @@ def check_new_files(
 
     """
     made = [file.absolute(path) for path in (*(each.path for each in fresh), *(each.path for each in kept))]
-    places.check_new_names(made)
+    allowed_folders.check_new_names(made)
     directories = dict.fromkeys(map(paths.dirname, made))
     check_signpost_names(file, manifest.id, [each for each in directories if each != file.directory])
     for path in made:
@@ -152,4 +152,4 @@ def check_signpost_names(file: ManifestFile, machine_id: str, directories: Seque
 
     """
     stem = paths.basename(file.path).split(".vhdkit-snapshots", maxsplit=1)[0]
-    places.check_new_names([file.path, *(signpost_path(each, stem, machine_id) for each in directories)])
+    allowed_folders.check_new_names([file.path, *(signpost_path(each, stem, machine_id) for each in directories)])

@@ -23,12 +23,12 @@ from vhdkit.journal.claims import is_named_for
 from vhdkit.journal.manifest_pointer import signposts
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import changes
-from vhdkit.snapshot.layers import touched_by_merges
-from vhdkit.snapshot.manifest import manifests_in
-from vhdkit.snapshot.marks import differences, file_mark_at, is_changed_file, mark_at, parent_id_at
-from vhdkit.snapshot.places import is_kept_name
-from vhdkit.snapshot.removal import why_left
+from vhdkit.snapshot import transitions
+from vhdkit.snapshot.allowed_folders import is_kept_name
+from vhdkit.snapshot.cleanup import why_left
+from vhdkit.snapshot.fingerprint import differences, file_mark_at, is_changed_file, mark_at, parent_id_at
+from vhdkit.snapshot.manifest_file import manifests_in
+from vhdkit.snapshot.new_files import touched_by_merges
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.catalog import Catalog, Cataloged
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
-    from vhdkit.snapshot.manifest import ManifestFile
-    from vhdkit.snapshot.settling import Owed
+    from vhdkit.snapshot.deferred_merges import Owed
+    from vhdkit.snapshot.manifest_file import ManifestFile
 
 
 class Kind(StrEnum):
@@ -121,7 +121,7 @@ def _accepted_file(file: ManifestFile, kept: StateFile) -> StateFile:
 
 def _of_layers(file: ManifestFile, manifest: Manifest, index: int) -> Iterator[Remark]:
     disk = manifest.disks[index]
-    busy = changes.busy(manifest, index)
+    busy = transitions.busy(manifest, index)
     touched = touched_by_merges(file, manifest, index)
     for layer in disk.layers:
         path = file.absolute(layer.path)

@@ -15,14 +15,14 @@ from vhdkit.chain.children import children_of
 from vhdkit.errors import VhdError
 from vhdkit.journal.claims import claims_on
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import places
+from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
     from vhdkit.journal.manifest import LayerRecord, Made, Manifest
-    from vhdkit.snapshot.manifest import ManifestFile
+    from vhdkit.snapshot.manifest_file import ManifestFile
     from vhdkit.vhd.image import Image
 
 _STRANGE_NAME = "its name is none that snapshots give; it is forgotten once the file is moved elsewhere"
@@ -55,9 +55,9 @@ def why_left(file: ManifestFile, manifest: Manifest, made: Made) -> str:
 def _why_kept_file_stays(file: ManifestFile, manifest: Manifest, path: str) -> str:
     if not file.folder.exists(path):
         return ""
-    if not places.is_kept_name(manifest, path):
+    if not allowed_folders.is_kept_name(manifest, path):
         return _STRANGE_NAME
-    if not places.is_own(file, path):
+    if not allowed_folders.is_own(file, path):
         return _STRANGE_PLACE
     return ""
 
@@ -78,9 +78,9 @@ def _why_kept(file: ManifestFile, manifest: Manifest, path: str, unique_id: str,
 def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_id: str) -> str:
     if image.unique_id.hex() != unique_id:
         return "another image has its name"
-    if not places.is_layer_name(manifest, image.path) or not image.is_differencing:
+    if not allowed_folders.is_layer_name(manifest, image.path) or not image.is_differencing:
         return _STRANGE_NAME
-    return "" if places.is_own(file, image.path) else _STRANGE_PLACE
+    return "" if allowed_folders.is_own(file, image.path) else _STRANGE_PLACE
 
 
 def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
@@ -132,7 +132,11 @@ def _is_gone(file: ManifestFile, manifest: Manifest, each: Made) -> bool:
 
 def _is_image_of_its_own(file: ManifestFile, manifest: Manifest, path: str, each: Made) -> bool:
     """Whether a file stays for good: it was never this machine's to remove, or is an orphan, of which `check` tells."""
-    if not each.unique_id or not places.is_layer_name(manifest, path) or not places.is_own(file, path):
+    if (
+        not each.unique_id
+        or not allowed_folders.is_layer_name(manifest, path)
+        or not allowed_folders.is_own(file, path)
+    ):
         return True
     with open_image(path, follow_links=False, folder=file.folder) as image:
         is_other = image.unique_id.hex() != each.unique_id
@@ -141,8 +145,12 @@ def _is_image_of_its_own(file: ManifestFile, manifest: Manifest, path: str, each
 
 def _remove_half_made(file: ManifestFile, manifest: Manifest, path: str, each: Made) -> None:
     """Remove what has a temporary name of a file that was being made; others may be making theirs beside it."""
-    is_ours = places.is_layer_name(manifest, path) if each.unique_id else places.is_kept_name(manifest, path)
-    if not is_ours or not places.is_own(file, path):
+    is_ours = (
+        allowed_folders.is_layer_name(manifest, path)
+        if each.unique_id
+        else allowed_folders.is_kept_name(manifest, path)
+    )
+    if not is_ours or not allowed_folders.is_own(file, path):
         return
     directory = paths.dirname(path)
     for name in file.folder.names(directory):
