@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.histories import begin, put
-from vhdkit.cli.snapshot_text import describe_machine
+from vhdkit.cli.snapshot_view import describe_machine
 from vhdkit.errors import VhdError
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.memory import MemoryFolder

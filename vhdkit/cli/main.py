@@ -15,16 +15,16 @@ from typing import NoReturn
 
 import click
 
-from vhdkit.cli.checking import check
-from vhdkit.cli.inspecting import chain, info, map_, scan
-from vhdkit.cli.jobs import job
-from vhdkit.cli.making import compare, convert, create
-from vhdkit.cli.merging import merge
+from vhdkit.cli.check import check
+from vhdkit.cli.create import compare, convert, create
+from vhdkit.cli.info import chain, info, map_, scan
+from vhdkit.cli.job import job
+from vhdkit.cli.merge import merge
 from vhdkit.cli.output import echo
-from vhdkit.cli.rebasing import rebase
-from vhdkit.cli.snapshots import snapshot
-from vhdkit.cli.stopping import ending_signals
-from vhdkit.cli.undoing import rollback, undo
+from vhdkit.cli.rebase import rebase
+from vhdkit.cli.signals import ending_signals
+from vhdkit.cli.snapshot import snapshot
+from vhdkit.cli.undo import rollback, undo
 from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError, printable
 
 FAILED = 1

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vhdkit.cli.job_text import describe_job, duration
+from vhdkit.cli.job_view import describe_job, duration
 from vhdkit.cli.output import echo
 from vhdkit.errors import printable
 from vhdkit.job.control import Follower, find_job, jobs

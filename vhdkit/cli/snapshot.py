@@ -71,7 +71,7 @@ def take(name: str, disk: str, *, note: str, state: tuple[str, ...], directory: 
     machine = _machine(disk)
     taken = machine.take(name, note=note, state=state, directory=directory)
     if as_json:
-        from vhdkit.cli.snapshot_text import describe_snapshot
+        from vhdkit.cli.snapshot_view import describe_snapshot
 
         print_json(describe_snapshot(machine, machine.manifest, taken) | {"active": list(machine.active)})
         return
@@ -92,7 +92,7 @@ def list_(disk: str, *, as_json: bool) -> None:
 @json_option
 def show(name: str, disk: str, *, as_json: bool) -> None:
     """Show one snapshot: its layers, sizes, note and kept files."""
-    from vhdkit.cli.snapshot_text import describe_snapshot
+    from vhdkit.cli.snapshot_view import describe_snapshot
 
     machine = _machine(disk)
     record = machine.steadily(lambda manifest: describe_snapshot(machine, manifest, manifest.find(name)))
@@ -156,7 +156,7 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
 
     Where what the machine writes to is merged down, it goes on in another file from then on; which one is said.
     """
-    from vhdkit.cli.snapshot_text import describe_owed
+    from vhdkit.cli.snapshot_view import describe_owed
 
     machine = _machine(disk)
     active = machine.active
@@ -221,7 +221,7 @@ def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) ->
 
     Exit codes: 0 nothing, 1 could not check, 2 a layer was changed or is missing, 3 something is owed or left over.
     """
-    from vhdkit.cli.snapshot_text import describe_remark, print_remarks
+    from vhdkit.cli.snapshot_view import describe_remark, print_remarks
 
     remarks = _machine(disk).check(search=search, accept=accept)
     if as_json:
@@ -244,7 +244,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
 
     Exits 75 while the machine runs: what is owed waits until it is off.
     """
-    from vhdkit.cli.snapshot_text import describe_owed
+    from vhdkit.cli.snapshot_view import describe_owed
 
     machine = _machine(disk)
     if not wait:
@@ -254,7 +254,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
         else:
             _print_started(machine, started, "")
         return 0
-    from vhdkit.cli.stopping import stopping
+    from vhdkit.cli.signals import stopping
 
     with progress_shown(progress, "settling") as advance, stopping() as cancel:
 
@@ -265,7 +265,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
     if as_json:
         print_json({"jobs": [], "owed": describe_owed(owed)})
         return 0
-    from vhdkit.cli.snapshot_text import print_owed
+    from vhdkit.cli.snapshot_view import print_owed
 
     if owed.is_nothing:
         echo("nothing is owed")
@@ -302,7 +302,7 @@ def _run(words: list[str]) -> int:
     import signal
     import subprocess
 
-    from vhdkit.cli.stopping import ending_signals
+    from vhdkit.cli.signals import ending_signals
 
     try:
         process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
@@ -332,7 +332,7 @@ def _machine(disk: str) -> Machine:
 
 
 def _show(machine: Machine, *, as_json: bool) -> None:
-    from vhdkit.cli.snapshot_text import describe_machine, print_machine
+    from vhdkit.cli.snapshot_view import describe_machine, print_machine
 
     if as_json:
         print_json(describe_machine(machine))
@@ -362,7 +362,7 @@ def _started(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, ...], 
 
 
 def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str) -> None:
-    from vhdkit.cli.snapshot_text import print_owed
+    from vhdkit.cli.snapshot_view import print_owed
 
     for job in jobs:
         echo(f"merge: {_how_it_goes(job)}")

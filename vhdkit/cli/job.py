@@ -125,7 +125,7 @@ class _Filter:
 
 
 def _print_list(found: Sequence[Job], style: str | None, *, as_json: bool) -> None:
-    from vhdkit.cli.job_text import describe_job, job_table
+    from vhdkit.cli.job_view import describe_job, job_table
 
     if as_json:
         print_json([describe_job(each) for each in found])
@@ -150,7 +150,7 @@ def _cim(found: Sequence[Job]) -> str:
 @json_option
 def show(ids: tuple[str, ...], *, style: str | None, as_json: bool) -> None:
     """Show all that is known of jobs."""
-    from vhdkit.cli.job_text import describe_job, job_rows
+    from vhdkit.cli.job_view import describe_job, job_rows
     from vhdkit.job.control import find_job
 
     if as_json and style:
@@ -207,7 +207,7 @@ def exit_code(ended: Job) -> int:
 @progress_option
 def watch(ids: tuple[str, ...], *, progress: str | None) -> None:
     """Show live how jobs go on, all that have not ended unless told; they go on when you stop watching."""
-    from vhdkit.cli.watching import watch as watch_jobs
+    from vhdkit.cli.job_watch import watch as watch_jobs
 
     watch_jobs(ids, progress)
 
@@ -248,7 +248,7 @@ def resume(ids: tuple[str, ...], *, as_json: bool) -> None:
 @json_option
 def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
     """Take back the merge of a job that was begun with --undo; one that is going on is stopped first."""
-    from vhdkit.cli.stopping import stopping
+    from vhdkit.cli.signals import stopping
     from vhdkit.job.control import rollback_job
 
     with progress_shown(progress, "rolling back") as advance, stopping() as stop:
@@ -296,7 +296,7 @@ def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, d
 
 
 def _print_states(found: Sequence[Job], *, as_json: bool, before: str = "") -> None:
-    from vhdkit.cli.job_text import describe_job, job_line
+    from vhdkit.cli.job_view import describe_job, job_line
 
     if as_json:
         print_json([describe_job(each) for each in found])

@@ -9,7 +9,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, table
-from vhdkit.cli.stopping import stopping
+from vhdkit.cli.signals import stopping
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import vhdkit
 from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
-from vhdkit.cli.stopping import stopping
+from vhdkit.cli.signals import stopping
 from vhdkit.errors import VhdError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _ensure(
     as_json: bool,
 ) -> None:
     """Merge here and now unless that was done, and print which of it was so."""
-    from vhdkit.cli.describing import describe_ensured
+    from vhdkit.cli.json_records import describe_ensured
     from vhdkit.job.start import run_merge, wished
     from vhdkit.merging.ensure import ensure
 
@@ -233,7 +233,7 @@ def _start(
     if started.unlisted:
         echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
     if as_json:
-        from vhdkit.cli.job_text import describe_job
+        from vhdkit.cli.job_view import describe_job
 
         print_json(describe_job(started.job))
         return
@@ -276,7 +276,7 @@ def _check_names(child: str, to: str | None, undo: str | None) -> None:
 
 
 def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
-    from vhdkit.cli.describing import describe_plan
+    from vhdkit.cli.json_records import describe_plan
 
     if as_json:
         print_json(describe_plan(plan))
@@ -317,7 +317,7 @@ def _resumption(plan: MergePlan) -> str:
 
 
 def _print_result(plan: MergePlan, result: MergeResult, *, as_json: bool) -> None:
-    from vhdkit.cli.describing import describe_result, warnings
+    from vhdkit.cli.json_records import describe_result, warnings
 
     if as_json:
         print_json(describe_result(result) | {"warnings": warnings(plan.findings)})

@@ -46,7 +46,7 @@ _MOST_INDENTED = 1024
 @json_option
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
-    from vhdkit.cli.describing import describe_layer, warnings
+    from vhdkit.cli.json_records import describe_layer, warnings
     from vhdkit.journal.merge_journal import unfinished_merges
     from vhdkit.storage.local_folder import LocalFolder
 
@@ -92,7 +92,7 @@ def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
 
 def _described(folder: Folder, file: str) -> tuple[Metadata, dict[str, Any], VhdError | None]:
     """Return what an image says about itself, and why that is not all of it if it is damaged."""
-    from vhdkit.cli.describing import describe
+    from vhdkit.cli.json_records import describe
     from vhdkit.vhd.header_update import pending
     from vhdkit.vhd.metadata import examine, read_metadata
 
@@ -133,7 +133,7 @@ def _print_info(record: dict[str, Any]) -> None:
 @json_option
 def chain(file: str, *, as_json: bool, **options: Any) -> None:
     """Show an image's layers, leaf first, every link verified."""
-    from vhdkit.cli.describing import describe_layer, warnings
+    from vhdkit.cli.json_records import describe_layer, warnings
 
     try:
         with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
@@ -161,7 +161,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
     """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
     from vhdkit.chain.lineage import seen_layers
     from vhdkit.chain.parent_search import Where
-    from vhdkit.cli.describing import describe_seen, warnings
+    from vhdkit.cli.json_records import describe_seen, warnings
     from vhdkit.storage.local_folder import LocalFolder
 
     layers: list[dict[str, Any]] = []
@@ -196,7 +196,7 @@ def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:
     That is bases with everything that reads through them, orphans with the id that they look for, files that share an
     id, and files that should be images and cannot be read.
     """
-    from vhdkit.cli.describing import describe_scan
+    from vhdkit.cli.json_records import describe_scan
 
     found = vhdkit.scan(directory, search=search)
     record = describe_scan(found)
