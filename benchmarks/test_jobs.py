@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.running import environment
-from tests.unit.test_job_record import a_job
+from tests.unit.test_job import a_job
 from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
 from vhdkit.job.registry_row import encode

@@ -11,8 +11,8 @@ import pytest
 from tests.cutting import at_first, cut_off
 from tests.model import Kind, Snapshot, write_files
 from tests.plainbuild import build, locator
+from tests.unit.test_header_update import BASE, LEAF, OTHER, mixes, patches, step_file
 from tests.unit.test_merge_laws import chain_over, put
-from tests.unit.test_step import BASE, LEAF, OTHER, mixes, patches, step_file
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd import header_update
 

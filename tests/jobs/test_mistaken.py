@@ -15,7 +15,7 @@ import pytest
 
 import vhdkit
 from tests.jobs.making import HANGS_SECONDS, MIB, make_chain, the_job, until, view
-from tests.unit.test_job_record import a_job
+from tests.unit.test_job import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError
 from vhdkit.job import events, worker

@@ -18,8 +18,8 @@ import vhdkit
 from tests.cli.running import snapshot
 from tests.forging import Forgery, drawn, forgeries
 from tests.jobs.making import make_chain, view
-from tests.jobs.test_truth import cut_at
-from tests.unit.test_job_record import a_job
+from tests.jobs.test_reconcile import cut_at
+from tests.unit.test_job import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError, VhdError
 from vhdkit.job.job import Follow, JobState

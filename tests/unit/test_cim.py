@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_job_record import a_job
+from tests.unit.test_job import a_job
 from vhdkit.job import cim
 from vhdkit.job.job import JobState
 from vhdkit.job.wql import FilterError, Where

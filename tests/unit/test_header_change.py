@@ -14,8 +14,8 @@ from tests.keeping import keep
 from tests.model import Kind, Snapshot
 from tests.plainbuild import build
 from tests.plainvhd import HEADER_CHECKSUM, SECTOR, seal
+from tests.unit.test_header_update import AFTER, BEFORE, HEADER, LEAF, PATH, finished, lying, patches, step_file
 from tests.unit.test_merge_laws import chain_over, contents, in_memory, put, vhdkit_view
-from tests.unit.test_step import AFTER, BEFORE, HEADER, LEAF, PATH, finished, lying, patches, step_file
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder

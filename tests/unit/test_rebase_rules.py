@@ -12,8 +12,8 @@ from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import SECTOR
 from tests.through import ThroughFolder, ThroughStorage
+from tests.unit.test_header_update import AFTER, BASE, BEFORE, HEADER, LEAF, OTHER, PATH, STEP, patches, step_file
 from tests.unit.test_merge_laws import Event, SpyFolder
-from tests.unit.test_step import AFTER, BASE, BEFORE, HEADER, LEAF, OTHER, PATH, STEP, patches, step_file
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.rebase import Fit, plan_rebase, rebase
 from vhdkit.errors import (

@@ -16,7 +16,7 @@ from tests.cutting import JOURNAL
 from tests.forging import dumps, forgeries
 from tests.keeping import keep
 from tests.through import ThroughStorage
-from tests.unit.test_journal import BEGIN, FILE, MERGED, SEEN
+from tests.unit.test_merge_journal import BEGIN, FILE, MERGED, SEEN
 from vhdkit.journal import records
 from vhdkit.journal.merge_journal import JournalWriter, read_journal
 from vhdkit.journal.merge_records import Begin, decode_record

@@ -16,7 +16,7 @@ import pytest
 import vhdkit
 from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, lose, make_chain, python, until, view
-from tests.unit.test_job_record import a_job
+from tests.unit.test_job import a_job
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.reconcile import settled
 from vhdkit.job.registry import Registry
