@@ -111,7 +111,7 @@ class Machine:
     ) -> Machine:
         """Begin to keep snapshots of a machine with these disks, or bring what is known of it up to date.
 
-        Each disk is named by any of its images; see `adopting.adopt`.
+        Each disk is named by any of its images; see `adopt.adopt`.
         """
         path = adopt(
             as_texts(disks), machine=machine, directory=as_text(directory), search=as_texts(search), folder=folder
