@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
     from vhdkit.storage.protocols import Folder
 
-# Said again by `manifest_pointer`, which is loaded only where there is a file of such a name: most merges have none near.
+# Repeated by `manifest_pointer`, which is loaded only where a file of such a name lies: most merges have none near.
 _SUFFIXES = (".vhdkit-snapshots.json", ".vhdkit-snapshots.at")
 
 

@@ -1,8 +1,8 @@
 """Remove files that nobody needs any longer: layers, kept files, and what an operation that was cut off has made.
 
 A manifest is untrusted, and what it calls doomed need not be. A file goes only if it lies where the machine's files do
-(see `allowed_folders`), has a name and an id as this machine's files get them, is no link, and no other image or machine needs
-it. A layer that an operation had only begun goes only while nothing was written to it.
+(see `allowed_folders`), has a name and an id as this machine's files get them, is no link, and no other image or
+machine needs it. A layer that an operation had only begun goes only while nothing was written to it.
 """
 
 from __future__ import annotations
