@@ -332,6 +332,25 @@ def test_a_step_that_somebody_is_at_is_left_alone_and_the_file_is_in_use() -> No
         assert bytes(folder[PATH].content) == AFTER
 
 
+@pytest.mark.parametrize("step", [step_file(patches()), b"cut off"], ids=["whole", "torn"])
+def test_other_users_step_files_are_neither_followed_nor_removed(step: bytes) -> None:
+    folder = lying(BEGUN, step)
+    folder[STEP].owner = 12345
+    header_update.finish_all(folder, ["/vms"])
+    assert bytes(folder[PATH].content) == BEGUN
+    assert bytes(folder[STEP].content) == step
+
+
+def test_steps_of_images_that_are_marked_read_only_stay_though_the_superuser_could_write(tmp_path: Path) -> None:
+    image, step = tmp_path / "leaf.avhd", tmp_path / f"leaf.avhd{header_update.SUFFIX}"
+    image.write_bytes(BEGUN)
+    step.write_bytes(step_file(patches()))
+    image.chmod(0o444)
+    header_update.finish_all(LocalFolder(), [str(tmp_path)])
+    assert image.read_bytes() == BEGUN
+    assert step.exists()
+
+
 def test_it_is_read_through_where_a_reader_holds_the_file() -> None:
     folder = lying(BEGUN, step_file(patches()))
     reader = keep(folder.open(PATH))

@@ -196,6 +196,12 @@ def step_findings(folder: Folder, storage: Storage) -> tuple[Finding, ...]:
     return () if step is None else (step.finding(storage.path),)
 
 
+def _is_ours(folder: Folder, path: str) -> bool:
+    """Whether the step file beside an image may speak of it; another user's is neither believed nor removed."""
+    with folder.open(path + SUFFIX) as step, folder.open(path) as image:
+        return is_believable(step, image)
+
+
 def _record(folder: Folder, path: str) -> StepRecord | None:
     """Return what a step file says, None if it was cut off before it was whole, or is another user's."""
     with folder.open(path + SUFFIX) as step, folder.open(path) as image:
@@ -238,6 +244,9 @@ def finish_all(folder: Folder, directories: Iterable[str]) -> None:
 
 
 def _finish_at(folder: Folder, path: str) -> None:
+    # The superuser could open what is marked read-only: a layer that others read through, say.
+    if not folder.may_write(path):
+        return
     try:
         storage = folder.open(path, writable=True)
     except OSError as error:
@@ -246,8 +255,10 @@ def _finish_at(folder: Folder, path: str) -> None:
         raise
     try:
         storage.lock(exclusive=True)
+        if storage.is_protected:
+            return  # since the look above
         finish(folder, storage)
-        if folder.exists(path + SUFFIX) and read_step(folder, storage) is None:
+        if folder.exists(path + SUFFIX) and _is_ours(folder, path) and read_step(folder, storage) is None:
             forget(folder, path)
     finally:
         storage.close()
