@@ -226,7 +226,8 @@ def test_a_parent_with_another_id_is_said_to_be_there_and_can_be_read(cli: Cli, 
         message = cli("chain", "child.vhd", *options).refused()
         assert message.startswith(f"vhdkit: {folder / 'child.vhd'}: {folder / 'base.vhd'} is there")
         assert "another id" in message
-        assert "vhdkit rebase" in message
+        assert "--ignore-id-mismatch" not in message
+        assert "lost" in message
         assert "verbs that only read have --accept-id-mismatch" in message
     assert cli("check", "--chain", "child.vhd").code == 2
     done = cli("chain", "child.vhd", "--accept-id-mismatch")
@@ -238,8 +239,6 @@ def test_a_parent_with_another_id_is_said_to_be_there_and_can_be_read(cli: Cli, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(ValueError, match="only be read"):
         vhdkit.open_chain("child.vhd", writable=True, accept_id_mismatch=True)
-    command = message[message.index("`vhdkit rebase") :].split("`")[1]
-    assert f"-b '{folder / 'base.vhd'}'" in command
     assert cli("rebase", "child.vhd", "-b", "base.vhd", "--ignore-id-mismatch").code == 0
     assert shows(cli, folder, "child.vhd") == view(CHILD, BASE)
 

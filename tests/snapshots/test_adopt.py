@@ -749,13 +749,16 @@ def lose_parent(of: str, *, called: str = "lost.vhd", size: int = SIZE) -> None:
     Path(called).unlink()
 
 
-def test_an_orphan_without_its_parent_is_told_of_with_the_rebase_that_mends_it(kept: Kept) -> None:
+def test_an_orphan_without_its_parent_is_told_of_with_a_rebase_that_only_compares(kept: Kept) -> None:
     kept.write("a")
     lose_parent("xp_stray.avhd")
     (remark,) = kept.machine.check()
     assert "by its name it belongs to this machine" in remark.message
     (rebase,) = remark.commands
+    before = Path("xp_stray.avhd").read_bytes()
     run(rebase)
+    assert Path("xp_stray.avhd").read_bytes() == before
+    run(rebase.removesuffix(" --dry-run"))
     assert letter_of("xp_stray.avhd") == "a"
     (remark,) = kept.machine.check()
     assert "fits above xp.vhd" in remark.message

@@ -121,6 +121,7 @@ def test_another_id_is_refused_with_both_and_taken_if_it_is_to_be_ignored(vms: P
     assert (vms / "child.avhd").read_bytes() == child
     result = vhdkit.rebase("child.avhd", "new.vhd", ignore_id_mismatch=True)
     assert result.fits is Fit.UNKNOWN
+    assert any("nothing proves" in remark for remark in result.remarks)
     assert parents("child.avhd") == ["new.vhd"]
     assert view("child.avhd") == before
 

@@ -36,7 +36,6 @@ from vhdkit.errors import (
     ParentRefusedError,
     VhdError,
 )
-from vhdkit.journal.merge_journal import command
 from vhdkit.storage import paths
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.image import Image, Layer, RawImage
@@ -432,13 +431,17 @@ class _Search:
         return f"choose with {option}" if self.where.takes_parent else "move the others out of the folders looked into"
 
     def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
-        """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced."""
+        """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced.
+
+        Nothing shows which of the two it is, so no command is advised that would make the child read through the file.
+        """
         named = "the parent given" if clue.origin == _EXPLICIT else "where its parent should be"
-        mend = command("rebase", self.child.path, "-b", clue.path, "--ignore-id-mismatch")
         return ParentMismatchError(
             f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
-            f" {unique_id.guid(self.wanted)}. If it is the parent, {mend} makes it so; the verbs that only read have"
-            f" --accept-id-mismatch to read through it. If not, find the right file and add {self._more_places}",
+            f" {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since: what the"
+            " child showed is lost then, unless the parent is put back as it was. The verbs that only read have"
+            " --accept-id-mismatch to show the child through it. If the parent lies elsewhere, add"
+            f" {self._more_places}",
             path=self.child.path,
             expected=self.wanted,
             found=found,

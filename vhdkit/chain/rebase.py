@@ -294,10 +294,8 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
     claims = _check_claims(child, found, where)
     if found != header.parent_unique_id and not ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
-    remarks = _remarks(child, parent)
-    if new.is_cut_off:
-        remarks.append(f"what {parent.path} itself reads through is not found")
     fits, difference = _compared(old, new, where)
+    remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == header.parent_unique_id)
     if fits is Fit.NO:
         remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
     if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != header.parent_unique_id):
@@ -345,7 +343,10 @@ def _check_difference(
         raise _not_its_parent(child, claim)
     message = f"{before}, through which it reads, and {parent.path} show other data, first at byte {at}"
     if not is_ignored:
-        raise ChainError(f"{message}; --ignore-id-mismatch takes the other all the same", path=child.path)
+        raise ChainError(
+            f"{message}; --ignore-id-mismatch takes the other all the same, and the child shows other data then",
+            path=child.path,
+        )
     return message
 
 
@@ -429,20 +430,25 @@ def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> Paren
     message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
     message += f", which {old_path} has" if old_path else ""
     return ParentMismatchError(
-        f"{message}; --ignore-id-mismatch takes it all the same, if it is known to be the parent",
+        f"{message}. Only if it is known to show what the parent showed when the child was made,"
+        " --ignore-id-mismatch takes it all the same; otherwise what the child shows is lost",
         path=child.path,
         expected=expected,
         found=found,
     )
 
 
-def _remarks(child: Image, parent: Layer) -> list[str]:
+def _remarks(child: Image, parent: Layer, new: _Lineage, *, is_proven: bool) -> list[str]:
     metadata = parent.metadata if isinstance(parent, Image) else None
     mtime = parent.storage.mtime
     odd = compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime)
     remarks = [finding.message for finding in odd]
     if not child.metadata.checksum_ok:
         remarks.append("the checksum of its header was wrong, and the header is taken as it is")
+    if new.is_cut_off:
+        remarks.append(f"what {parent.path} itself reads through is not found")
+    if not is_proven:
+        remarks.append(f"nothing proves that {parent.path} shows what its parent did when it was made")
     return remarks
 
 

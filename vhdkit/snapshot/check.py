@@ -386,9 +386,11 @@ def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog
     if any(paths.basename(image.path).startswith(f"{disk.stem}_") for disk in manifest.disks):
         message += "; by its name it belongs to this machine"
     fitting = _may_be_parents(image, catalog, known)
-    commands = tuple(_command("rebase", image.path, "-b", path, "--ignore-id-mismatch") for path in fitting)
+    commands = tuple(
+        _command("rebase", image.path, "-b", path, "--ignore-id-mismatch", "--dry-run") for path in fitting
+    )
     if fitting:
-        message += "; these have its size, and `rebase --dry-run` compares them with what it was made on"
+        message += "; layers of its size can be compared with it, and only one known to be its parent may become that"
     return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=commands)
 
 
