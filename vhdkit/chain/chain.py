@@ -18,16 +18,17 @@ from vhdkit.arguments import checked
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.index import ChainIndex
 from vhdkit.chain.parent_check import compare_link
-from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
 from vhdkit.chain.write_access import claim_for_writing
 from vhdkit.disk import unique_id
 from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
 from vhdkit.journal.merge_journal import read_journal, unfinished_merges
+from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
+from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd.ended_view import ended_views
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.image import Image, Layer, open_image
@@ -91,16 +92,16 @@ def open_chain(
     if writable and accept_id_mismatch:
         raise ValueError("a chain whose parent has another id can only be read: rebase the image first")
     place = folder or LocalFolder()
-    where = Where(
-        folder=place,
-        search=as_texts(search),
-        parent_map=as_text_map(parent_map),
-        parent=as_text(parent),
-        lock=lock,
-        accept_id_mismatch=accept_id_mismatch,
-        index=FolderIndex(place),
-    )
-    exclusive = writable if lock else None
+    policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
+    parents = ParentSearch(folder=place, policy=policy, lock=lock)
+    return open_chain_with(as_text(path), parents, writable=writable, break_children=break_children)
+
+
+def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False, break_children: bool = False) -> Chain:
+    """Open an image and everything below it by a search for parents; the rest is as in `open_chain`."""
+    place = parents.folder
+    parents = replace(parents, index=parents.index or FolderIndex(place))
+    exclusive = writable if parents.lock else None
     leaf = open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=place)
     layers: list[Layer] = [leaf]
     try:
@@ -108,13 +109,13 @@ def open_chain(
             _check_leaf(leaf)
         findings = (
             *step_findings(place, leaf.storage),
-            *_open_parents(layers, where),
+            *_open_parents(layers, parents),
             *unfinished_merges(place, [layer.path for layer in layers]),
             *ended_views(place, [layer for layer in layers if isinstance(layer, Image)]),
         )
         if writable:
             _refuse_undo_image(layers, place)
-            findings += claim_for_writing(leaf, place, where.search, break_children=break_children)
+            findings += claim_for_writing(leaf, place, parents.policy.search, break_children=break_children)
             leaf.finish_step(place)
     except BaseException:
         for layer in layers:
@@ -139,11 +140,11 @@ def _check_leaf(leaf: Image) -> None:
     leaf.check_sound()
 
 
-def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
+def _open_parents(layers: list[Layer], parents: ParentSearch) -> tuple[Finding, ...]:
     """Append the layers below the leaf; return what was odd about any of them."""
     child = layers[0]
     findings: list[Finding] = []
-    explicit_used = where.parent is None
+    explicit_used = parents.policy.parent is None
     identities = {child.storage.identity}
     while isinstance(child, Image):
         findings += child.findings
@@ -151,8 +152,7 @@ def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
             break
         if len(layers) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
-        explicit = None if explicit_used else where.parent
-        found = find_parent(child, replace(where, parent=explicit), identities)
+        found = find_parent(child, parents.without_named_parent() if explicit_used else parents, identities)
         findings += found.findings
         findings += compare_link(child.metadata, found.layer)
         explicit_used |= found.was_explicit
@@ -160,17 +160,17 @@ def _open_parents(layers: list[Layer], where: Where) -> tuple[Finding, ...]:
         identities.add(found.layer.storage.identity)
         child = found.layer
     if not explicit_used:
-        _refuse_unused(layers[0], where)
+        _refuse_unused(layers[0], parents)
     return tuple(findings)
 
 
-def _refuse_unused(leaf: Layer, where: Where) -> None:
+def _refuse_unused(leaf: Layer, parents: ParentSearch) -> None:
     """A parent given in so many words that fits nowhere is an error, even where another would do."""
     if not isinstance(leaf, Image) or leaf.header is None or not leaf.is_differencing:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
-    storage = where.folder.open(where.folder.real(where.parent or ""))
+    storage = parents.folder.open(parents.folder.real(parents.policy.parent or ""))
     with Layer(storage, 0, ""):
-        found = read_metadata(storage, patches=pending(where.folder, storage)).footer.unique_id
+        found = read_metadata(storage, patches=pending(parents.folder, storage)).footer.unique_id
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
         f" looks for; the image's parent has {unique_id.guid(leaf.header.parent_unique_id)}",

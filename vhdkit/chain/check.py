@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_check import compare_metadata
-from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
@@ -37,9 +37,10 @@ from vhdkit.errors import (
 )
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal, unfinished_merges
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.units import as_text
 from vhdkit.vhd.check import FileCheck, check_file
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.footer import DiskType
@@ -136,15 +137,12 @@ def check(
 
     """
     place = folder or LocalFolder()
-    where = Where(
+    parents = ParentSearch(
         folder=place,
-        search=as_texts(search),
-        parent_map=as_text_map(parent_map),
-        parent=as_text(parent),
-        accept_id_mismatch=accept_id_mismatch,
+        policy=ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch),
         index=FolderIndex(place),
     )
-    checker = _Checker(where, deep=deep, now=time.time() if now is None else now)
+    checker = _Checker(parents, deep=deep, now=time.time() if now is None else now)
     checker.check_leaf(place.real(as_text(path)))
     if chain:
         checker.check_below()
@@ -166,17 +164,17 @@ class _Checked:
 class _Checker:
     """One check: the files so far, leaf first, and what was found in and between them."""
 
-    def __init__(self, where: Where, *, deep: bool, now: float) -> None:
-        self.where = where
+    def __init__(self, parents: ParentSearch, *, deep: bool, now: float) -> None:
+        self.parents = parents
         self.deep = deep
         self.now = now
         self.layers: list[_Checked] = []
         self.files: list[FileCheck] = []
         self.findings: list[Finding] = []
-        self.parent_unused = where.parent is not None
+        self.parent_unused = parents.policy.parent is not None
 
     def check_leaf(self, path: str) -> None:
-        storage = self.where.folder.open(path)
+        storage = self.parents.folder.open(path)
         try:
             self._check_storage(storage)
         finally:
@@ -200,14 +198,14 @@ class _Checker:
             own = metadata.header.parent_unique_id == metadata.footer.unique_id
             self.findings += (item for item in odd if not (own and item.corruption is Corruption.PARENT_ID_IS_OWN))
         if self.parent_unused:
-            message = f"the parent given, {self.where.parent}, is none that any layer looks for"
+            message = f"the parent given, {self.parents.policy.parent}, is none that any layer looks for"
             self._note(Corruption.PARENT_ID_DIFFERS, self.layers[0].path, message, Level.ERROR)
 
     def _check_parent(self, child: _Checked, metadata: Metadata) -> bool:
         """Find, check and append the parent of a layer; return whether there is a link to it."""
-        where = self.where if self.parent_unused else replace(self.where, parent=None)
+        parents = self.parents if self.parent_unused else self.parents.without_named_parent()
         try:
-            found = find_parent(_Link(child.path, metadata), where, {layer.identity for layer in self.layers})
+            found = find_parent(_Link(child.path, metadata), parents, {layer.identity for layer in self.layers})
         except ChainError as error:
             rule = _rule_of(error)
             self._note(rule, child.path, "\n  ".join([error.message, *map(str, error.candidates)]), Level.ERROR)
@@ -231,17 +229,19 @@ class _Checker:
         if not error.path or error.path in known:
             return False
         self.check_leaf(error.path)
-        self.parent_unused = self.parent_unused and error.path != self.where.folder.real(self.where.parent or "")
+        self.parent_unused = self.parent_unused and error.path != self.parents.folder.real(
+            self.parents.policy.parent or ""
+        )
         return self.layers[-1].metadata is not None
 
     def _check_storage(self, storage: Storage, *, is_raw: bool = False) -> None:
         metadata = None
         size = storage.size()
-        self.findings += unfinished_merges(self.where.folder, [storage.path])
+        self.findings += unfinished_merges(self.parents.folder, [storage.path])
         if not is_raw:
-            self.findings += step_findings(self.where.folder, storage)
-            patches = pending(self.where.folder, storage)
-            journal = _journal(self.where.folder, storage.path)
+            self.findings += step_findings(self.parents.folder, storage)
+            patches = pending(self.parents.folder, storage)
+            journal = _journal(self.parents.folder, storage.path)
             checked = check_file(storage, deep=self.deep, now=self.now, patches=patches, journal=journal)
             self.files.append(checked)
             metadata = checked.metadata
@@ -259,7 +259,7 @@ class _Checker:
         """Tell of a layer that a merge went past, and which no longer shows what it did."""
         if metadata is None:
             return
-        view = ended_view(self.where.folder, storage, metadata.footer, metadata.header)
+        view = ended_view(self.parents.folder, storage, metadata.footer, metadata.header)
         if view is not None:
             ids = {layer.metadata.footer.unique_id for layer in self.layers if layer.metadata is not None}
             self.findings.append(view.finding(is_hidden=view.leaf_id in ids))
@@ -267,7 +267,7 @@ class _Checker:
     def check_relatives(self) -> None:
         """Tell who else reads through the files of the chain, and what else has the ids of its files."""
         directories = dict.fromkeys(paths.dirname(layer.path) for layer in self.layers)
-        catalog = read_catalog(self.where.folder, directories, deep=False)
+        catalog = read_catalog(self.parents.folder, directories, deep=False)
         own = {layer.identity: layer for layer in self.layers}
         children: dict[tuple[int, int], list[Cataloged]] = {}
         by_id: dict[bytes, dict[tuple[int, int], str]] = {}
@@ -289,7 +289,7 @@ class _Checker:
 
     def _check_children(self, layer: _Checked, others: list[Cataloged]) -> None:
         """Tell which images read through a layer besides the one above it, and which is only an undo image."""
-        undo = undo_image_of(self.where.folder, layer.path) if others else None
+        undo = undo_image_of(self.parents.folder, layer.path) if others else None
         names = []
         for other in others:
             if undo is not None and undo.is_it(other):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.parent_search import Where, parent_identity
+from vhdkit.chain.parent_search import ParentSearch, parent_identity
 from vhdkit.errors import Corruption, Finding, MergeError, VhdError
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
@@ -55,7 +56,7 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
         if isinstance(error, OSError):
             message = f"it cannot be read, so that it cannot be told whether it needs {image.path}; make it readable"
             raise MergeError(f"{message}, or move it elsewhere", path=path) from error
-    where = Where(folder=folder, search=(*search, directory), index=FolderIndex(folder))
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, directory)), index=FolderIndex(folder))
     own = image.storage.identity
     found = {path: child.parent_id for path, child in catalog.images.items() if child.identity != own}
     found |= {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}
@@ -63,7 +64,7 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
         paths=tuple(
             path
             for path, parent_id in found.items()
-            if parent_id == image.unique_id and parent_of(catalog.images.get(path, path), where) in {None, own}
+            if parent_id == image.unique_id and parent_of(catalog.images.get(path, path), parents) in {None, own}
         ),
         findings=unseen_findings(reach),
     )
@@ -105,13 +106,13 @@ def unseen_findings(reach: Reach) -> tuple[Finding, ...]:
     )
 
 
-def parent_of(child: Cataloged | str, where: Where) -> tuple[int, int] | None:
+def parent_of(child: Cataloged | str, parents: ParentSearch) -> tuple[int, int] | None:
     """Return the identity of the file that an image reads through, None if that cannot be found out."""
     try:
         if isinstance(child, str):
-            with open_image(child, folder=where.folder) as image:
-                return parent_identity(image, where, {image.storage.identity})
-        return parent_identity(child, where, {child.identity})
+            with open_image(child, folder=parents.folder) as image:
+                return parent_identity(image, parents, {image.storage.identity})
+        return parent_identity(child, parents, {child.identity})
     except (VhdError, OSError):
         return None
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import open_raw
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.file_name import may_be_raw
@@ -22,7 +23,7 @@ from vhdkit.vhd.holes import without_holes
 from vhdkit.vhd.image import Image, RawImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -77,17 +78,11 @@ def compare(
     if not {format_a, format_b} <= {None, "vhd", "raw"}:
         raise ValueError(f"the formats are {format_a!r} and {format_b!r}: expected vhd or raw")
     place = folder or LocalFolder()
-    open_vhd = partial(
-        open_chain,
-        search=search,
-        parent_map=parent_map,
-        accept_id_mismatch=accept_id_mismatch,
-        lock=lock,
-        folder=place,
-    )
+    policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
+    parents = ParentSearch(folder=place, policy=policy, lock=lock)
     with (
-        _open_view(as_text(path_a), format_a, partial(open_vhd, parent=parent), place, lock=lock) as a,
-        _open_view(as_text(path_b), format_b, open_vhd, place, lock=lock) as b,
+        _open_view(as_text(path_a), format_a, parents) as a,
+        _open_view(as_text(path_b), format_b, parents.without_named_parent()) as b,
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)
@@ -120,21 +115,19 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
     return extents.distinct(extents.split(data, _PIECE).start // _PIECE)
 
 
-def _open_view(
-    path: str, file_format: str | None, open_vhd: Callable[[str], Chain], folder: Folder, *, lock: bool
-) -> Chain:
+def _open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chain:
     if file_format == "raw":
-        return open_raw(path, folder, lock=lock)
+        return open_raw(path, parents.folder, lock=parents.lock)
     try:
-        return open_vhd(path)
+        return open_chain_with(path, parents)
     except CorruptImageError as error:
         if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
             raise
-        if error.path != folder.real(path) or file_format == "vhd":
+        if error.path != parents.folder.real(path) or file_format == "vhd":
             raise
         if not may_be_raw(path):
             raise
-    return open_raw(path, folder, lock=lock)
+    return open_raw(path, parents.folder, lock=parents.lock)
 
 
 def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import VhdError
+from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd import bat, constants, timestamp
@@ -72,15 +74,8 @@ def convert(
     if output_format not in {"raw", "fixed", "dynamic"}:
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
     place, destination = folder or LocalFolder(), as_text(destination)
-    with open_chain(
-        source,
-        search=search,
-        parent_map=parent_map,
-        parent=parent,
-        accept_id_mismatch=accept_id_mismatch,
-        lock=lock,
-        folder=place,
-    ) as chain:
+    policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
+    with open_chain_with(as_text(source), ParentSearch(folder=place, policy=policy, lock=lock)) as chain:
         if output_format == "dynamic":
             leaf = chain.leaf
             block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or constants.DEFAULT_BLOCK_SIZE

@@ -15,7 +15,7 @@ from vhdkit.vhd.metadata import examine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.chain.parent_search import Where
+    from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.errors import Finding
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.metadata import Metadata
@@ -41,7 +41,7 @@ class _Child:
     metadata: Metadata
 
 
-def seen_layers(path: str, where: Where) -> Iterator[SeenLayer]:
+def seen_layers(path: str, parents: ParentSearch) -> Iterator[SeenLayer]:
     """Yield the layers from a leaf down for as long as parents can be found; no table is read, nobody asked for a lock.
 
     Raises:
@@ -50,25 +50,25 @@ def seen_layers(path: str, where: Where) -> Iterator[SeenLayer]:
 
     """
     known: set[tuple[int, int]] = set()
-    at: str | None = where.folder.real(path)
+    at: str | None = parents.folder.real(path)
     while at is not None:
         if len(known) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=path)
-        storage = where.folder.open(at)
+        storage = parents.folder.open(at)
         try:
             known.add(storage.identity)
-            examined = examine(storage, pending(where.folder, storage))
+            examined = examine(storage, pending(parents.folder, storage))
             yield SeenLayer(storage=storage, metadata=examined.metadata, findings=examined.findings)
-            at = _below(at, examined.metadata, where, known)
+            at = _below(at, examined.metadata, parents, known)
         finally:
             storage.close()
 
 
-def _below(path: str, metadata: Metadata | None, where: Where, known: set[tuple[int, int]]) -> str | None:
+def _below(path: str, metadata: Metadata | None, parents: ParentSearch, known: set[tuple[int, int]]) -> str | None:
     if metadata is None or metadata.header is None or metadata.footer.disk_type is not DiskType.DIFFERENCING:
         return None
     try:
-        return parent_path(_Child(path, metadata), where, known)
+        return parent_path(_Child(path, metadata), parents, known)
     except (CorruptImageError, UnsupportedImageError) as error:
         return error.path or None
     except ChainError as error:

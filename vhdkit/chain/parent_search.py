@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import shlex
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.chain import parent_paths
@@ -36,13 +36,14 @@ from vhdkit.errors import (
     ParentRefusedError,
     VhdError,
 )
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.image import Image, Layer, RawImage
 from vhdkit.vhd.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator
 
     from vhdkit.storage.protocols import Folder, Storage
 
@@ -54,31 +55,32 @@ _AMBIGUOUS = "has the right id, and so have others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Where parents may be looked for: the caller's permissions, with paths as the folder understands them.
+class ParentSearch:
+    """The search for parents in a folder, as far as a policy allows, with paths as the folder understands them.
 
     With `lock` the parent that is found is held, shared; what is only looked at on the way never is. With
-    `accept_id_mismatch` the file that the child names, or `parent`, is taken though its id is another, if none has the
-    right one: for reading only. With `takes_parent` false the caller has no `parent` to give, and no message names it.
-    Searches that follow one another share an `index`, so that each folder is read once.
+    `takes_parent` false the caller has no parent to name, and no message asks for one. Searches that follow one another
+    share an `index`, so that each folder is read once.
     """
 
     folder: Folder
-    search: tuple[str, ...] = ()
-    parent_map: Mapping[str, str] = field(default_factory=dict)
-    parent: str | None = None
+    policy: ParentPolicy = field(default_factory=ParentPolicy)
     lock: bool = False
-    accept_id_mismatch: bool = False
     takes_parent: bool = True
     index: FolderIndex | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot name a file before anything is opened."""
-        given = [("parent", self.parent or ""), *(("search", path) for path in self.search)]
-        given += [("parent_map", local) for local in self.parent_map.values()]
+        policy = self.policy
+        given = [("parent", policy.parent or ""), *(("search", path) for path in policy.search)]
+        given += [("parent_map", local) for local in policy.parent_map.values()]
         for argument, path in given:
             if not parent_paths.can_be_a_path(path):
                 raise ValueError(f"{argument}: no file can be called {path!r}")
+
+    def without_named_parent(self) -> ParentSearch:
+        """Return the search of a layer whose parent the caller has not named."""
+        return replace(self, policy=replace(self.policy, parent=None))
 
 
 class Child(Protocol):
@@ -104,7 +106,7 @@ class Found:
     was_explicit: bool
 
 
-def find_parent(child: Child, where: Where, above: Collection[tuple[int, int]]) -> Found:
+def find_parent(child: Child, parents: ParentSearch, above: Collection[tuple[int, int]]) -> Found:
     """Open the parent of a differencing image; `above` are the identities of the chain's files so far.
 
     Raises:
@@ -114,30 +116,32 @@ def find_parent(child: Child, where: Where, above: Collection[tuple[int, int]]) 
         ImageInUseError: the parent was found, is to be locked, and somebody writes to it.
 
     """
-    return _Search(child, where, above).run()
+    return _Search(child, parents, above).run()
 
 
-def parent_identity(child: Child, where: Where, above: Collection[tuple[int, int]]) -> tuple[int, int]:
+def parent_identity(child: Child, parents: ParentSearch, above: Collection[tuple[int, int]]) -> tuple[int, int]:
     """Return which file is an image's parent: what `find_parent` opens and why not, without reading its table."""
-    with _Search(child, where, above, glance=True).run().layer as layer:
+    with _Search(child, parents, above, glance=True).run().layer as layer:
         return layer.storage.identity
 
 
-def parent_path(child: Child, where: Where, above: Collection[tuple[int, int]]) -> str:
+def parent_path(child: Child, parents: ParentSearch, above: Collection[tuple[int, int]]) -> str:
     """Return where an image's parent is, as `parent_identity`."""
-    with _Search(child, where, above, glance=True).run().layer as layer:
+    with _Search(child, parents, above, glance=True).run().layer as layer:
         return layer.path
 
 
 class _Search:
     """One search: it gathers the candidates that were not taken. With `glance` the parent's table is not read."""
 
-    def __init__(self, child: Child, where: Where, above: Collection[tuple[int, int]], *, glance: bool = False) -> None:
+    def __init__(
+        self, child: Child, parents: ParentSearch, above: Collection[tuple[int, int]], *, glance: bool = False
+    ) -> None:
         self.glance = glance
         self.child = child
-        self.where = where
-        self.folder = where.folder
-        self.index = where.index or FolderIndex(where.folder)
+        self.parents = parents
+        self.folder = parents.folder
+        self.index = parents.index or FolderIndex(parents.folder)
         self.above = above
         self.directory = paths.dirname(self.folder.real(child.path))
         self.candidates: list[Candidate] = []
@@ -148,7 +152,7 @@ class _Search:
         self.unreadable: VhdError | None = None
         header = child.metadata.header
         self.wanted = header.parent_unique_id if header is not None else unique_id.NULL
-        self.searched = [self.folder.real(path) for path in where.search]
+        self.searched = [self.folder.real(path) for path in parents.policy.search]
         self.roots = [self.directory, *self.searched]
 
     def run(self) -> Found:
@@ -165,7 +169,7 @@ class _Search:
             parent = self._by_id()
             if parent is not None:
                 return self._found(*parent, Clue(parent[0].path, _BY_ID))
-        if self.where.accept_id_mismatch and self.mismatched is not None:
+        if self.parents.policy.accept_id_mismatch and self.mismatched is not None:
             return self._accepted(*self.mismatched)
         raise self.unreadable or self._failure()
 
@@ -187,9 +191,9 @@ class _Search:
 
     def _explicit(self) -> Found | None:
         """Return the parent that the caller named, if it is this image's."""
-        if self.where.parent is None:
+        if self.parents.policy.parent is None:
             return None
-        clue = Clue(self.folder.real(self.where.parent), _EXPLICIT)
+        clue = Clue(self.folder.real(self.parents.policy.parent), _EXPLICIT)
         storage = self.folder.open(clue.path)
         try:
             metadata = self._metadata_or_raw(storage)
@@ -219,7 +223,7 @@ class _Search:
 
     def _clues(self) -> Iterator[tuple[Clue, list[str]]]:
         metadata = self.child.metadata
-        for local, clue in parent_paths.mapped(metadata, self.where.parent_map):
+        for local, clue in parent_paths.mapped(metadata, self.parents.policy.parent_map):
             root = self.folder.real(local)
             yield self._below(root, clue, [root]), [root]
         for clue in parent_paths.relative(metadata):
@@ -370,7 +374,7 @@ class _Search:
     def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Layer:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
         self._refuse_loop(storage)
-        if self.where.lock:
+        if self.parents.lock:
             storage.lock(exclusive=False)
             if metadata is not None:
                 metadata = read_metadata(storage, patches=pending(self.folder, storage))
@@ -425,10 +429,12 @@ class _Search:
 
     @property
     def _more_places(self) -> str:
-        return "--search FOLDER or --parent FILE" if self.where.takes_parent else "--search FOLDER"
+        return "--search FOLDER or --parent FILE" if self.parents.takes_parent else "--search FOLDER"
 
     def _choose(self, option: str) -> str:
-        return f"choose with {option}" if self.where.takes_parent else "move the others out of the folders looked into"
+        return (
+            f"choose with {option}" if self.parents.takes_parent else "move the others out of the folders looked into"
+        )
 
     def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
         """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced.

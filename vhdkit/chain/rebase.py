@@ -22,7 +22,7 @@ from vhdkit.chain.children import children_of
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_check import compare_metadata
-from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
@@ -41,9 +41,10 @@ from vhdkit.errors import (
 )
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.journal.merge_journal import command, read_journal
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.units import as_text
 from vhdkit.vhd import timestamp
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import Image, Layer, RawImage, open_image
@@ -134,12 +135,12 @@ def plan_rebase(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=as_texts(search), parent_map=as_text_map(parent_map))
+    parents = ParentSearch(folder=place, policy=ParentPolicy.of(search, parent_map))
     with (
         open_image(child, verify_header=not accept_header_checksum, exclusive=False, folder=place) as image,
         _new_parent(as_text(parent), image, place) as below,
     ):
-        return _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
+        return _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch)
 
 
 @checked
@@ -163,9 +164,9 @@ def rebase(
 
     """
     place = folder or LocalFolder()
-    where = Where(folder=place, search=as_texts(search), parent_map=as_text_map(parent_map), lock=True)
+    parents = ParentSearch(folder=place, policy=ParentPolicy.of(search, parent_map), lock=True)
     own = place.real(as_text(child))
-    with _thawed(own, place, where.search) as is_thawed:
+    with _thawed(own, place, parents.policy.search) as is_thawed:
         if is_thawed:
             # What is refused is refused while the layer is still marked.
             plan = plan_rebase(
@@ -183,14 +184,16 @@ def rebase(
         return _rebased(
             own,
             as_text(parent),
-            where,
+            parents,
             ignore_id_mismatch=ignore_id_mismatch,
             accept_header_checksum=accept_header_checksum,
         )
 
 
-def _rebased(own: str, parent: str, where: Where, *, ignore_id_mismatch: bool, accept_header_checksum: bool) -> Rebase:
-    place = where.folder
+def _rebased(
+    own: str, parent: str, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_header_checksum: bool
+) -> Rebase:
+    place = parents.folder
     # One that may not be written is still compared: perhaps nothing is to be written.
     writable = place.exists(own) and place.may_write(own)
     with (
@@ -204,7 +207,7 @@ def _rebased(own: str, parent: str, where: Where, *, ignore_id_mismatch: bool, a
         ) as image,
         _new_parent(parent, image, place) as below,
     ):
-        plan = _planned(image, below, where, ignore_id_mismatch=ignore_id_mismatch)
+        plan = _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch)
         if not plan.changes_nothing:
             image.storage.lock(exclusive=True)
             # Until then others were let in.
@@ -231,7 +234,7 @@ def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]
             folder.protect(child, is_protected=True)
 
 
-def _check_claims(child: Image, found: bytes, where: Where) -> tuple[Claim, ...]:
+def _check_claims(child: Image, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
     """Refuse to let a machine's layer read through another image than its snapshots say; return what claims it.
 
     A parent of the same id that shows the same, as far as both can be read, was only moved or renamed.
@@ -240,7 +243,7 @@ def _check_claims(child: Image, found: bytes, where: Where) -> tuple[Claim, ...]
         SnapshotError: it is another.
 
     """
-    claims = claims_on(where.folder, [child.path], where.search)
+    claims = claims_on(parents.folder, [child.path], parents.policy.search)
     for claim in claims:
         if claim.parent_id != found.hex():
             raise _not_its_parent(child, claim)
@@ -276,33 +279,33 @@ def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
         raise
 
 
-def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: bool) -> Rebase:
+def _planned(child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mismatch: bool) -> Rebase:
     header = child.header
     if header is None or not child.is_differencing:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
     found = parent.unique_id if isinstance(parent, Image) else unique_id.NULL
-    old, new = _lineage(child, where), _lineage(parent, where)
+    old, new = _lineage(child, parents), _lineage(parent, parents)
     if child.storage.identity in new.identities:
         message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
         raise ChainLoopError(message, path=child.path)
-    _check_free(child, parent, where.folder)
+    _check_free(child, parent, parents.folder)
     for path in (*old.paths[1:], *new.paths[1:]):
-        _check_merged(child, path, where.folder)
+        _check_merged(child, path, parents.folder)
     if found != header.parent_unique_id:
         _check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
-    claims = _check_claims(child, found, where)
+    claims = _check_claims(child, found, parents)
     if found != header.parent_unique_id and not ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
-    fits, difference = _compared(old, new, where)
+    fits, difference = _compared(old, new, parents)
     remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == header.parent_unique_id)
     if fits is Fit.NO:
         remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
     if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != header.parent_unique_id):
-        _check_children(child, where)
+        _check_children(child, parents)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
-    remarks += _found_by(child, parent, patches, where.folder)
+    remarks += _found_by(child, parent, patches, parents.folder)
     remarks += [_what_claims_it(claim) for claim in claims]
     result = Rebase(
         child=child.path,
@@ -325,7 +328,7 @@ def _planned(child: Image, parent: Layer, where: Where, *, ignore_id_mismatch: b
     )
     is_frozen = any(not claim.is_active for claim in claims)
     if not result.changes_nothing and not is_frozen:
-        check_may_relink(where.folder, child.path)
+        check_may_relink(parents.folder, child.path)
     return result
 
 
@@ -350,14 +353,14 @@ def _check_difference(
     return message
 
 
-def _check_children(child: Image, where: Where) -> None:
+def _check_children(child: Image, parents: ParentSearch) -> None:
     """Refuse while images read through the child that would show other data, as far as is known.
 
     Raises:
         SiblingsError: there are some.
 
     """
-    children = children_of(child, where.folder, where.search)
+    children = children_of(child, parents.folder, parents.policy.search)
     if children:
         message = (
             f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"
@@ -376,10 +379,10 @@ class _Lineage:
     is_cut_off: bool
 
 
-def _lineage(first: Layer, where: Where) -> _Lineage:
+def _lineage(first: Layer, parents: ParentSearch) -> _Lineage:
     found, identities = [first.path], [first.storage.identity]
     layer, is_cut_off = first, False
-    quiet = replace(where, lock=False, index=FolderIndex(where.folder))
+    quiet = replace(parents, lock=False, index=FolderIndex(parents.folder))
     while isinstance(layer, Image) and layer.is_differencing:
         try:
             below = find_parent(layer, quiet, set(identities)).layer
@@ -452,7 +455,7 @@ def _remarks(child: Image, parent: Layer, new: _Lineage, *, is_proven: bool) -> 
     return remarks
 
 
-def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | None]:
+def _compared(old: _Lineage, new: _Lineage, parents: ParentSearch) -> tuple[Fit, int | None]:
     """Read both parents, if the old one is there and is another file."""
     if len(old.paths) == 1:
         return Fit.UNKNOWN, None
@@ -462,9 +465,9 @@ def _compared(old: _Lineage, new: _Lineage, where: Where) -> tuple[Fit, int | No
         result = compare(
             old.paths[1],
             new.paths[0],
-            search=where.search,
-            parent_map=where.parent_map,
-            folder=where.folder,
+            search=parents.policy.search,
+            parent_map=parents.policy.parent_map,
+            folder=parents.folder,
         )
     except ImageInUseError as error:
         error.add_note("What the child reads now can be compared with the new parent when nobody writes to either.")
@@ -490,7 +493,9 @@ def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Fol
 
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
         try:
-            with find_parent(rebased, Where(folder=folder, search=search), {child.storage.identity}).layer as layer:
+            with find_parent(
+                rebased, ParentSearch(folder=folder, policy=ParentPolicy(search=search)), {child.storage.identity}
+            ).layer as layer:
                 return layer.storage.identity, layer.path
         except (VhdError, OSError):
             return None

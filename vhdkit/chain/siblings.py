@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, unseen_findings
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.image import Image, open_image
@@ -75,12 +76,14 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
     }
     for path in catalog.unreadable:
         children[path] = parent_id_of_damaged(folder, path)
-    where = Where(folder=folder, search=(*search, *directories), index=FolderIndex(folder))
+    parents = ParentSearch(
+        folder=folder, policy=ParentPolicy(search=(*search, *directories)), index=FolderIndex(folder)
+    )
     of_destination, of_sources, relinks = [], [], []
     for path, parent_id in children.items():
         if parent_id not in ids:
             continue
-        parent = parent_of(catalog.images.get(path, path), where)
+        parent = parent_of(catalog.images.get(path, path), parents)
         if parent == top.storage.identity:
             relinks.append(
                 Relink(
@@ -113,7 +116,7 @@ def identity_at(path: str, folder: Folder) -> tuple[int, int] | None:
     return storage.identity
 
 
-def leads_to(path: str, wanted: tuple[int, int], where: Where) -> bool:
+def leads_to(path: str, wanted: tuple[int, int], parents: ParentSearch) -> bool:
     """Whether an image reads through a file at any depth; what lies below that file need not be there.
 
     Raises:
@@ -121,13 +124,13 @@ def leads_to(path: str, wanted: tuple[int, int], where: Where) -> bool:
 
     """
     above: set[tuple[int, int]] = set()
-    where = replace(where, index=where.index or FolderIndex(where.folder))
+    parents = replace(parents, index=parents.index or FolderIndex(parents.folder))
     while True:
-        with open_image(path, folder=where.folder) as image:
+        with open_image(path, folder=parents.folder) as image:
             if not image.is_differencing:
                 return False
             above.add(image.storage.identity)
-            with find_parent(image, where, above).layer as parent:
+            with find_parent(image, parents, above).layer as parent:
                 if parent.storage.identity == wanted:
                     return True
                 if not isinstance(parent, Image):

@@ -160,14 +160,16 @@ def _layer_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options: Any) -> None:
     """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
     from vhdkit.chain.lineage import seen_layers
-    from vhdkit.chain.parent_search import Where
+    from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.cli.json_records import describe_seen, warnings
+    from vhdkit.options import ParentPolicy
     from vhdkit.storage.local_folder import LocalFolder
 
     layers: list[dict[str, Any]] = []
     findings: list[Finding] = []
     with suppress(VhdError, OSError):  # the error says it already
-        for layer in seen_layers(file, Where(folder=LocalFolder(), **where(**options))):
+        parents = ParentSearch(folder=LocalFolder(), policy=ParentPolicy.of(**where(**options)))
+        for layer in seen_layers(file, parents):
             layers.append(describe_seen(layer))
             findings += layer.findings
     if as_json:

@@ -23,7 +23,7 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
-from vhdkit.chain.parent_search import Where, find_parent
+from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
@@ -41,9 +41,10 @@ from vhdkit.merging.progress import Pace, Phase
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
 from vhdkit.merging.run.sector_copier import Mover
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
+from vhdkit.units import as_text
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.footer_change import write_footers
@@ -82,13 +83,14 @@ def drop_undo(
 
     """
     place = folder or LocalFolder()
-    path, folders = as_text(path), as_texts(search)
-    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map), takes_parent=False)
+    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
+    folders = policy.search
+    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
     journal = None if place.exists(path) else find_complete(place, path, folders)
     if journal is None:
-        _, journal = _undone(path, where)
+        _, journal = _undone(path, parents)
     else:
-        check_names(journal, place, _named_directories(path, where))
+        check_names(journal, place, _named_directories(path, parents))
     if not journal.merged or journal.rolling_back:
         raise JournalError(f"it cannot be dropped: {journal.say()}", path=path)
     if place.exists(path) and not journal.dropping:
@@ -176,16 +178,17 @@ def rollback(
 
     """
     place = folder or LocalFolder()
-    path, folders = as_text(path), as_texts(search)
-    where = Where(folder=place, search=folders, parent_map=as_text_map(parent_map), takes_parent=False)
+    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
+    folders = policy.search
+    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
     if not place.exists(path):
         journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:
-            check_names(journal, place, _named_directories(path, where))
+            check_names(journal, place, _named_directories(path, parents))
             _check_as_restored(journal, place)
             _forget(place, journal)
             return ()
-    destination, journal = _undone(path, where)
+    destination, journal = _undone(path, parents)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
     change = Change(destination=destination, others=(place.real(path), *relinked))
     _refuse_claimed(journal, place, folders, change)
@@ -216,24 +219,24 @@ def _refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], c
             raise obstacle
 
 
-def _undone(path: str, where: Where) -> tuple[str, Journal]:
+def _undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
     """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
-    with noting_unreadable_journals(where.folder, path, where.search):
-        opened = open_image(path, folder=where.folder)
+    with noting_unreadable_journals(parents.folder, path, parents.policy.search):
+        opened = open_image(path, folder=parents.folder)
     with opened as undo:
         if not undo.is_differencing:
             raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
-        with find_parent(undo, where, {undo.storage.identity}).layer as below:
-            journal = read_journal(where.folder, below.path)
+        with find_parent(undo, parents, {undo.storage.identity}).layer as below:
+            journal = read_journal(parents.folder, below.path)
             if journal is None or journal.begin is None or journal.begin.undo_id != undo.unique_id.hex():
                 raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
-            check_names(journal, where.folder, _named_directories(path, where))
+            check_names(journal, parents.folder, _named_directories(path, parents))
             return below.path, journal
 
 
-def _named_directories(path: str, where: Where) -> tuple[str, ...]:
+def _named_directories(path: str, parents: ParentSearch) -> tuple[str, ...]:
     """Return where a roll-back may find files: beside the undo image, and where the caller says."""
-    return (paths.dirname(where.folder.real(path)), *where.search, *where.parent_map.values())
+    return (paths.dirname(parents.folder.real(path)), *parents.policy.folders)
 
 
 def _unchanged(journal: Journal, folder: Folder) -> Journal:

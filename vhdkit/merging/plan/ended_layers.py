@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.parent_search import Where
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import leads_to
 from vhdkit.errors import VhdError
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
 from vhdkit.vhd.image import Image, open_image
@@ -45,10 +46,10 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Image, fold
         return
     remove_marks(folder, destination.storage, destination.unique_id)
     leaf_id = bytes.fromhex(begin.sources[0].unique_id)
-    where = Where(folder=folder, search=(*plan.search, paths.dirname(journal.path)))
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*plan.search, paths.dirname(journal.path))))
     for state in begin.sources[1:]:
         path = journal.resolve(state.path)
-        if path in plan.removals or not _is_between(path, state.unique_id, destination, where):
+        if path in plan.removals or not _is_between(path, state.unique_id, destination, parents):
             continue
         with open_image(path, folder=folder) as image:
             if not folder.may_write(paths.dirname(path)):
@@ -61,14 +62,14 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Image, fold
                     raise
 
 
-def _is_between(path: str, unique_id: str, destination: Image, where: Where) -> bool:
+def _is_between(path: str, unique_id: str, destination: Image, parents: ParentSearch) -> bool:
     """Whether a source is still there, and reads through the destination."""
-    if not where.folder.exists(path):
+    if not parents.folder.exists(path):
         return False
     try:
-        with open_image(path, folder=where.folder) as image:
+        with open_image(path, folder=parents.folder) as image:
             if image.unique_id.hex() != unique_id:
                 return False
-        return leads_to(path, destination.storage.identity, where)
+        return leads_to(path, destination.storage.identity, parents)
     except (VhdError, OSError):
         return False

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.children import children_of
-from vhdkit.chain.parent_search import Where
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, leads_to
 from vhdkit.errors import Corruption, Finding, JournalError, ReadOnlyImageError, SiblingsError, VhdError
@@ -32,6 +32,7 @@ from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import moves, target_of
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.plan.resume import check_relinks, check_undo, header_digest, is_as_left
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.image import Image, Layer, open_image
 
@@ -238,8 +239,8 @@ def _what_is_left(
     journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
 ) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
-    where = Where(folder=folder, search=(*search, paths.dirname(journal.path)))
-    own = [(source, path) for source, path in there if _leads_to(path, destination, where)]
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
+    own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
     opened: list[Image] = []
     try:
         for _, path in own:
@@ -256,9 +257,9 @@ def _what_is_left(
             image.close()
 
 
-def _leads_to(path: str, destination: Image, where: Where) -> bool:
+def _leads_to(path: str, destination: Image, parents: ParentSearch) -> bool:
     try:
-        return leads_to(path, destination.storage.identity, where)
+        return leads_to(path, destination.storage.identity, parents)
     except (VhdError, OSError):
         return False
 

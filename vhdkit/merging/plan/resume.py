@@ -16,12 +16,13 @@ import msgspec
 
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.children import parent_of
-from vhdkit.chain.parent_search import Where
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import identity_at, leads_to
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
 from vhdkit.journal.merge_records import FileState, RelinkState
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd import ended_view
@@ -152,7 +153,7 @@ def find_source(
 
     """
     path = journal.resolve(source.path)
-    where = Where(folder=folder, search=(*search, paths.dirname(journal.path)))
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
     if not folder.exists(path):
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path)])
         images = read_catalog(folder, list(near), deep=False).images.values()
@@ -162,7 +163,7 @@ def find_source(
             return None
         path = found[0]
     try:
-        is_ours = leads_to(path, destination, where)
+        is_ours = leads_to(path, destination, parents)
         with open_image(path, folder=folder) as image:
             is_ours = is_ours and image.unique_id.hex() == source.unique_id
     except (VhdError, OSError) as error:
@@ -180,9 +181,9 @@ def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder
 
     """
     begin = journal.begin
-    where = Where(folder=folder, search=(*search, paths.dirname(destination.path)))
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(destination.path))))
     wanted = destination.storage.identity
-    if begin is None or undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, where) != wanted:
+    if begin is None or undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, parents) != wanted:
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
@@ -195,13 +196,15 @@ def check_relinks(journal: Journal, destination: Image, folder: Folder, search: 
     """
     begin = journal.begin
     family = [journal.destination, *(journal.resolve(source.path) for source in (begin.sources[:1] if begin else ()))]
-    where = Where(folder=folder, search=(*search, *dict.fromkeys(map(paths.dirname, family))))
+    parents = ParentSearch(
+        folder=folder, policy=ParentPolicy(search=(*search, *dict.fromkeys(map(paths.dirname, family))))
+    )
     identities = {identity_at(path, folder) for path in family} - {None}
     for relink in (*journal.former_relinks, *(journal.relinks or ())):
         path = journal.resolve(relink.path)
         if not folder.exists(path):
             continue
-        if parent_of(path, where) not in identities:
+        if parent_of(path, parents) not in identities:
             message = f"it names {path}, which reads through another file, or through none that is found"
             raise JournalError(message, path=journal.path)
         with open_image(path, folder=folder) as child:
