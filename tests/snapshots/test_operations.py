@@ -381,6 +381,23 @@ def test_a_merge_is_not_begun_with_a_layer_that_was_changed(kept: Kept) -> None:
     assert kept.all_shown() == {"b": "b", "now": "c"}
 
 
+def test_an_image_in_a_layers_place_is_not_accepted_as_that_layer(kept: Kept) -> None:
+    kept.take("a", "a")
+    kept.take("b", "b")
+    kept.machine.apply("a")
+    layer = Path(kept.machine.layers_of("b")[0])
+    before = Path(kept.machine.file.path).read_bytes()
+    away = layer.rename(kept.folder.parent / layer.name)
+    vhdkit.create_image(str(layer), parent="xp.vhd")
+    (remark,) = kept.machine.check(accept=True)
+    assert (remark.kind, remark.path, remark.commands) == ("changed", str(layer), ())
+    assert "another image has taken its place" in remark.message
+    assert Path(kept.machine.file.path).read_bytes() == before
+    away.replace(layer)
+    assert kept.machine.check() == ()
+    assert kept.shows("b") == "b"
+
+
 def test_a_layer_that_may_be_written_is_told_of_and_protected_again(kept: Kept) -> None:
     kept.take("a")
     (kept.folder / "xp.vhd").chmod(0o644)

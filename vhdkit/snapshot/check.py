@@ -96,7 +96,10 @@ def may_pass(remarks: Sequence[Remark]) -> bool:
 
 
 def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
-    """Return the manifest with what its frozen layers are like now: somebody has looked, and takes them so."""
+    """Return the manifest with what its frozen layers are like now: somebody has looked, and takes them so.
+
+    An image of another id is no layer that was changed; it is not taken for one, and stays a remark.
+    """
     for index, disk in enumerate(manifest.disks):
         layers = []
         for layer in disk.layers:
@@ -104,7 +107,7 @@ def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
                 layers.append(layer)
                 continue
             mark, found = mark_at(file.folder, file.absolute(layer.path))
-            layers.append(replace(layer, mark=mark, unique_id=found))
+            layers.append(replace(layer, mark=mark) if found == layer.unique_id else layer)
         manifest = manifest.with_disk(index, replace(disk, layers=tuple(layers)))
     snapshots = (
         replace(each, state=tuple(_accepted_file(file, kept) for kept in each.state)) for each in manifest.snapshots
@@ -169,8 +172,10 @@ def _of_layer(
         yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(_command("check", path),))
         return
     if found != layer.unique_id:
-        message = f"it is {whose}, and another image has taken its place (its id is {found}, was {layer.unique_id})"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+        ids = [unique_id.guid(bytes.fromhex(each)) for each in (found, layer.unique_id)]
+        message = f"it is {whose}, and another image has taken its place (its id is {ids[0]}, was {ids[1]}):"
+        message += " move that image elsewhere, and put the layer back"
+        yield Remark(kind=Kind.CHANGED, path=path, message=message)
         return
     below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
     if not is_touched and parent_id_at(file.folder, path) != below:
