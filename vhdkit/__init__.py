@@ -33,17 +33,13 @@ if TYPE_CHECKING:
     from vhdkit.chain.write_access import open_image
     from vhdkit.disk.extents import Extent, Extents, Kind
     from vhdkit.errors import (
-        Candidate,
         ChainError,
         ChainLoopError,
         CorruptImageError,
-        Corruption,
         FileNameError,
-        Finding,
         ImageInUseError,
         JobError,
         JournalError,
-        Level,
         MergeCancelled,
         MergeError,
         NotEnoughSpaceError,
@@ -57,6 +53,7 @@ if TYPE_CHECKING:
         VerificationError,
         VhdError,
     )
+    from vhdkit.findings import Candidate, Finding, Level
     from vhdkit.job.control import (
         cancel_job,
         find_job,
@@ -79,6 +76,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.rollback import drop_undo, rollback
     from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
     from vhdkit.vhd.image import Image
     from vhdkit.vhd.repair_footers import repair_footers
@@ -90,17 +88,13 @@ _HOMES = {
     "vhdkit.chain.convert": ("convert",),
     "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
     "vhdkit.errors": (
-        "Candidate",
         "ChainError",
         "ChainLoopError",
         "CorruptImageError",
-        "Corruption",
         "FileNameError",
-        "Finding",
         "ImageInUseError",
         "JobError",
         "JournalError",
-        "Level",
         "MergeCancelled",
         "MergeError",
         "NotEnoughSpaceError",
@@ -114,6 +108,8 @@ _HOMES = {
         "VerificationError",
         "VhdError",
     ),
+    "vhdkit.findings": ("Candidate", "Finding", "Level"),
+    "vhdkit.vhd.corruption": ("Corruption",),
     "vhdkit.vhd.create": ("create_image",),
     "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
     "vhdkit.chain.write_access": ("open_image",),

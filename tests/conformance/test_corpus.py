@@ -12,7 +12,8 @@ import pytest
 
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.disk.extents import Kind
-from vhdkit.errors import CorruptImageError, Corruption, ParentRefusedError, UnsupportedImageError, VhdError
+from vhdkit.errors import CorruptImageError, ParentRefusedError, UnsupportedImageError, VhdError
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import open_image
 
 PIECE: Final = 8 << 20

@@ -29,12 +29,14 @@ from tests.plainvhd import (
 from vhdkit.chain import chain as chains
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
-from vhdkit.errors import Corruption, Level, VhdError
+from vhdkit.errors import VhdError
+from vhdkit.findings import Level, Rule
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -294,7 +296,7 @@ def checked(leaf: bytes, **options: Any) -> CheckReport:
     return check("/vms/leaf.vhd", folder=MemoryFolder({"/vms/leaf.vhd": leaf}), now=NOW, **options)
 
 
-def kinds(report: CheckReport) -> set[Corruption]:
+def kinds(report: CheckReport) -> set[Rule]:
     return {finding.corruption for finding in report.findings}
 
 

@@ -21,7 +21,6 @@ from vhdkit.errors import (
     ChainError,
     ChainLoopError,
     CorruptImageError,
-    Corruption,
     ParentMismatchError,
     ParentNotFoundError,
     ReadOnlyImageError,
@@ -30,12 +29,14 @@ from vhdkit.errors import (
 )
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream
+    from vhdkit.findings import Rule
     from vhdkit.storage.protocols import Storage
 
     Stream = ChainStream | BufferedReader | BufferedStream
@@ -301,7 +302,7 @@ def test_closing_twice_is_closing_once(three: Path) -> None:
 # What is odd and no reason to refuse
 
 
-def findings(leaf: Path) -> list[tuple[Corruption, str]]:
+def findings(leaf: Path) -> list[tuple[Rule, str]]:
     with open_chain(str(leaf)) as chain:
         return [(finding.corruption, str(finding)) for finding in chain.findings]
 

@@ -11,11 +11,12 @@ import vhdkit
 from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build
 from tests.plainvhd import DIFFERENCING, FIXED, FOOTER_CHECKSUM, SECTOR, seal
-from vhdkit.errors import Corruption, Level
+from vhdkit.findings import Level
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import footer_change, header_update
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.image import open_image
 

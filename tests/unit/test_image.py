@@ -36,9 +36,10 @@ from tests.plainvhd import (
 from tests.strategies import image_specs
 from tests.through import ThroughStorage
 from vhdkit.disk.extents import Kind
-from vhdkit.errors import CorruptImageError, Corruption, ReadOnlyImageError, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, ReadOnlyImageError, UnsupportedImageError
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.image import Image, open_image
 from vhdkit.vhd.write import write_sectors

@@ -15,9 +15,10 @@ import pytest
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR, ZERO_ID
 from vhdkit.chain.chain import open_chain
-from vhdkit.errors import ChainError, Corruption, ParentMismatchError, ParentNotFoundError, ParentRefusedError
+from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from tests.plainbuild import ImageSpec, build
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, parse
 from tests.unit.test_siblings import Family, chain_of_three
-from vhdkit.errors import Level
+from vhdkit.findings import Level
 from vhdkit.journal.manifest import Made
 from vhdkit.vhd.image import open_image as open_alone
 from vhdkit.vhd.write import write_sectors

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
-from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError, VhdError
+from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.storage import paths
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import Metadata, has_cookie, read_metadata

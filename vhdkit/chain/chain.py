@@ -21,10 +21,12 @@ from vhdkit.chain.parent_check import compare_link
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
+from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.chain.write_access import claim_for_writing
 from vhdkit.disk import unique_id
-from vhdkit.errors import ChainError, Finding, ParentMismatchError, ReadOnlyImageError
-from vhdkit.journal.merge_journal import read_journal, unfinished_merges
+from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
+from vhdkit.findings import Finding
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vhdkit.disk.extents import Extents
+    from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

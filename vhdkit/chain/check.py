@@ -22,26 +22,26 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_check import compare_metadata
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.undo_image import undo_image_of
+from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
     CorruptImageError,
-    Corruption,
-    Finding,
-    Level,
     ParentMismatchError,
     ParentRefusedError,
     UnsupportedImageError,
     VhdError,
 )
+from vhdkit.findings import Finding, Level, Rule
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.journal.merge_journal import read_journal, unfinished_merges
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.check import FileCheck, check_file
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending, step_findings
@@ -85,7 +85,7 @@ class CheckReport:
 
     paths: tuple[str, ...]
     findings: tuple[Finding, ...]
-    counts: Mapping[tuple[Corruption, Level], int]
+    counts: Mapping[tuple[Rule, Level], int]
     leaks: int
     leaked_bytes: int
 

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
-from vhdkit.errors import Corruption, Finding, MergeError, VhdError
+from vhdkit.errors import MergeError, VhdError
+from vhdkit.findings import Finding
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import Image, open_image
 from vhdkit.vhd.metadata import read_metadata

@@ -14,10 +14,11 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
-from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.errors import CorruptImageError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.file_name import may_be_raw
 from vhdkit.vhd.holes import without_holes
 from vhdkit.vhd.image import Image, RawImage

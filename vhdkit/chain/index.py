@@ -26,8 +26,9 @@ import numpy as np
 from vhdkit.chain.resolve import layer_extents, resolve
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.errors import CorruptImageError
 from vhdkit.units import SECTOR
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import Image
 from vhdkit.vhd.read_extents import read_extents
 

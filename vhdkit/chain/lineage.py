@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhdkit.chain.parent_search import ParentSearch
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.metadata import Metadata
 

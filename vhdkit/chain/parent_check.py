@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.disk import unique_id
-from vhdkit.errors import Corruption, Finding
+from vhdkit.findings import Finding
 from vhdkit.storage import paths
 from vhdkit.vhd import timestamp
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import Image
 
 if TYPE_CHECKING:

@@ -25,19 +25,18 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_paths import Clue
 from vhdkit.disk import unique_id
 from vhdkit.errors import (
-    Candidate,
     ChainError,
     ChainLoopError,
     CorruptImageError,
-    Corruption,
-    Finding,
     ParentMismatchError,
     ParentNotFoundError,
     ParentRefusedError,
     VhdError,
 )
+from vhdkit.findings import Candidate, Finding
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.image import Image, Layer, RawImage
 from vhdkit.vhd.metadata import Metadata, read_metadata

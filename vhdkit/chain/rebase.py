@@ -29,7 +29,6 @@ from vhdkit.errors import (
     ChainError,
     ChainLoopError,
     CorruptImageError,
-    Corruption,
     ImageInUseError,
     JournalError,
     MergeError,
@@ -46,6 +45,7 @@ from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd import timestamp
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import Image, Layer, RawImage, open_image
 from vhdkit.vhd.metadata import Metadata, read_metadata

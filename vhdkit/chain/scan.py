@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.arguments import checked
 from vhdkit.chain.catalog import Catalog, Cataloged, Parents, read_catalog
 from vhdkit.chain.undo_image import undo_image_of
-from vhdkit.journal.merge_journal import unfinished_merges
+from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.undo_image import UndoImage
-    from vhdkit.errors import Finding, VhdError
+    from vhdkit.errors import VhdError
+    from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
     from vhdkit.vhd.metadata import Metadata

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.chain.chain import Chain
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
 
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.chain.children import find_children
-from vhdkit.errors import Corruption, Finding, JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
+from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
+from vhdkit.findings import Finding
 from vhdkit.journal.claims import begun_layers, claims_on
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 from vhdkit.vhd import image as images
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.unique_id_change import change_unique_id
 
 if TYPE_CHECKING:

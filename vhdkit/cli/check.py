@@ -9,11 +9,12 @@ import click
 import vhdkit
 from vhdkit.cli.options import accept_option, chain_options, json_option, where
 from vhdkit.cli.output import echo, path_text, print_json
-from vhdkit.errors import CorruptImageError, Level, printable
+from vhdkit.errors import CorruptImageError
+from vhdkit.findings import Level, printable
 
 if TYPE_CHECKING:
     from vhdkit.chain.check import CheckReport
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
 
 
 @click.command()

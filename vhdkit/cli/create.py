@@ -20,7 +20,8 @@ from vhdkit.cli.options import (
     reading,
 )
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn_before_reading
-from vhdkit.errors import CorruptImageError, Corruption, FileNameError, ImageInUseError, VhdError
+from vhdkit.errors import CorruptImageError, FileNameError, ImageInUseError, VhdError
+from vhdkit.vhd.corruption import Corruption
 
 _DIFFERENT = 1
 _NOT_COMPARED = 2

@@ -15,14 +15,9 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, accept_option, chain_options, force_share_option, json_option, reading, where
 from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, warn
-from vhdkit.errors import (
-    CorruptImageError,
-    Corruption,
-    UnsupportedImageError,
-    VhdError,
-    as_finding,
-    printable,
-)
+from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.findings import printable
+from vhdkit.vhd.corruption import Corruption, as_finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +25,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.disk.extents import Extent
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
     from vhdkit.vhd.metadata import Metadata
 
@@ -46,8 +41,8 @@ _MOST_INDENTED = 1024
 @json_option
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
+    from vhdkit.chain.unfinished_merges import unfinished_merges
     from vhdkit.cli.json_records import describe_layer, warnings
-    from vhdkit.journal.merge_journal import unfinished_merges
     from vhdkit.storage.local_folder import LocalFolder
 
     folder = LocalFolder()

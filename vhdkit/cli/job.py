@@ -10,7 +10,7 @@ import click
 
 from vhdkit.cli.options import FOLDER, json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import path_text, size_text
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 from vhdkit.job.job import JobState
 
 if TYPE_CHECKING:

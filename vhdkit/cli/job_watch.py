@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.cli.job_view import describe_job, duration
 from vhdkit.cli.output import echo
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 from vhdkit.job.control import Follower, find_job, jobs
 from vhdkit.job.registry import RegistryError
 from vhdkit.storage import paths

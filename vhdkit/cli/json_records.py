@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.lineage import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
     from vhdkit.merging.ensure import EnsuredMerge
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult

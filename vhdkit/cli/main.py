@@ -25,7 +25,8 @@ from vhdkit.cli.rebase import rebase
 from vhdkit.cli.signals import ending_signals
 from vhdkit.cli.snapshot import snapshot
 from vhdkit.cli.undo import rollback, undo
-from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError, printable
+from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError
+from vhdkit.findings import printable
 
 FAILED = 1
 USAGE = 64

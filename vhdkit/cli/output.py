@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
-from vhdkit.errors import Corruption, Level, printable
+from vhdkit.findings import Level, printable
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
 
 
 # What says that an earlier run of something was cut off.

@@ -9,7 +9,7 @@ import click
 import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
 from vhdkit.cli.output import echo, path_text, print_json, size_text, table
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.chain.rebase import Rebase

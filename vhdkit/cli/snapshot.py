@@ -11,7 +11,8 @@ import click
 from vhdkit.cli.new_files import NewFile
 from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table
-from vhdkit.errors import VhdError, printable
+from vhdkit.errors import VhdError
+from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import echo, path_text
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection

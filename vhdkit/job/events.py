@@ -15,7 +15,8 @@ import sys
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import VhdError, printable
+from vhdkit.errors import VhdError
+from vhdkit.findings import printable
 from vhdkit.job.job import JobState
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import ImageInUseError, JournalError, printable
+from vhdkit.errors import ImageInUseError, JournalError
+from vhdkit.findings import printable
 from vhdkit.job.job import Job, JobState, Wishes, job_id
 from vhdkit.job.reconcile import settled
 from vhdkit.job.registry_row import encode

@@ -20,7 +20,8 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from vhdkit.errors import ImageInUseError, JobError, printable
+from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.findings import printable
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.registry_tables import (
     SCHEMA,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import printable
+from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

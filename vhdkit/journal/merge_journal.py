@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vhdkit.disk import unique_id
-from vhdkit.errors import Corruption, Finding, JournalError
+from vhdkit.errors import JournalError
 from vhdkit.journal import records
 from vhdkit.journal.merge_records import (
     Begin,
@@ -58,7 +58,7 @@ from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from vhdkit.journal.file_state import Seen
     from vhdkit.storage.protocols import Folder, Storage
@@ -303,22 +303,6 @@ def _read(path: str, storage: Storage) -> Journal:
             raise JournalError(message, path=path) from error
         journal.end, journal.checksum = line.end, line.checksum
     return journal
-
-
-def unfinished_merges(folder: Folder, files: Iterable[str]) -> Iterator[Finding]:
-    """Yield a finding for each file into which a merge was begun and not finished."""
-    for path in files:
-        try:
-            journal = read_journal(folder, path)
-        except JournalError as error:
-            message = f"there is a journal of a merge into it that cannot be read: {error.message}"
-        except OSError as error:
-            message = f"there is a journal of a merge into it that cannot be read: {error.strerror}"
-        else:
-            if journal is None:
-                continue
-            message = journal.say()
-        yield Finding(corruption=Corruption.MERGE_UNFINISHED, path=path, message=message)
 
 
 class JournalWriter:

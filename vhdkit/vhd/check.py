@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import CorruptImageError, Corruption, ImageInUseError, Level, as_finding
+from vhdkit.errors import CorruptImageError, ImageInUseError
+from vhdkit.findings import Level
 from vhdkit.vhd.check_blocks import Leaks, Tally, check_blocks
 from vhdkit.vhd.check_fields import check_fields
+from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.image import Image
 from vhdkit.vhd.metadata import examine, repair_advice
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
@@ -19,7 +21,7 @@ from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.errors import Finding
+    from vhdkit.findings import Finding
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Storage

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.disk import sector_bitmap
-from vhdkit.errors import Corruption, Finding, Level
+from vhdkit.findings import Finding, Level
 from vhdkit.units import SECTOR
 from vhdkit.vhd import bat, constants, structs
 from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 
 if TYPE_CHECKING:

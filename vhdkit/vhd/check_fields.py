@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.disk import unique_id
-from vhdkit.errors import Corruption, Finding, Level, printable
+from vhdkit.findings import Finding, Level, printable
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants, timestamp
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode

@@ -10,9 +10,10 @@ import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import CorruptImageError, Corruption, FileNameError
+from vhdkit.errors import CorruptImageError, FileNameError
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage

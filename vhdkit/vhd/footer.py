@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
-from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.vhd import constants, structs
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.geometry import Geometry
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from vhdkit.errors import CorruptImageError, Corruption, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import constants, structs
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.locator import ParentLocator
 
 _NO_LOCATORS = (ParentLocator(),) * constants.LOCATOR_COUNT

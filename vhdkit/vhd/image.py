@@ -17,7 +17,8 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.errors import CorruptImageError, Corruption, Finding, ReadOnlyImageError, as_finding
+from vhdkit.errors import CorruptImageError, ReadOnlyImageError
+from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import command
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
@@ -25,6 +26,7 @@ from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd import bat
 from vhdkit.vhd.bat_window import Placed, Room, Table, check_placement, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.file_name import note_raw_disk
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.header_update import finish, pending

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NoReturn
 
-from vhdkit.errors import CorruptImageError, Corruption, Finding, Level, UnsupportedImageError, as_finding
+from vhdkit.errors import CorruptImageError, UnsupportedImageError
+from vhdkit.findings import Finding, Level
 from vhdkit.journal.merge_journal import command
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
+from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator

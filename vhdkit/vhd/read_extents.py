@@ -12,8 +12,9 @@ import numpy as np
 
 from vhdkit.disk.extents import Extents, Kind, groups
 from vhdkit.disk.sector_bitmap import merge_sectors
-from vhdkit.errors import CorruptImageError, Corruption
+from vhdkit.errors import CorruptImageError
 from vhdkit.units import SECTOR
+from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

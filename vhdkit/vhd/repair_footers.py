@@ -14,12 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.errors import CorruptImageError, Corruption, JournalError
+from vhdkit.errors import CorruptImageError, JournalError
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import as_text
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import Image, open_image
 from vhdkit.vhd.metadata import FooterPlace
 

@@ -17,8 +17,6 @@ from vhdkit.chain.siblings import Relatives, find_relatives
 from vhdkit.disk import extents
 from vhdkit.errors import (
     CorruptImageError,
-    Corruption,
-    Finding,
     JournalError,
     MergeError,
     NotEnoughSpaceError,
@@ -26,6 +24,7 @@ from vhdkit.errors import (
     SiblingsError,
     VhdError,
 )
+from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
@@ -38,6 +37,7 @@ from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import Image, Layer, open_image
 
 if TYPE_CHECKING:

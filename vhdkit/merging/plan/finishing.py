@@ -26,7 +26,8 @@ from vhdkit.chain.children import children_of
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, leads_to
-from vhdkit.errors import Corruption, Finding, JournalError, ReadOnlyImageError, SiblingsError, VhdError
+from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
+from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import moves, target_of
@@ -34,6 +35,7 @@ from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.plan.resume import check_relinks, check_undo, header_digest, is_as_left
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
+from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.image import Image, Layer, open_image
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.chain.relink import Relink
-    from vhdkit.errors import Finding, VhdError
+    from vhdkit.errors import VhdError
+    from vhdkit.findings import Finding
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.growth import Growth
     from vhdkit.vhd.image import Layer
