@@ -12,6 +12,7 @@ import pytest
 import vhdkit
 from tests.cutting import at_first, cut_off
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
+from vhdkit.chain.rebase import plan_rebase
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
@@ -54,6 +55,28 @@ def test_layers_between_are_marked_and_the_leaf_is_not(vms: Path) -> None:
 def test_a_child_is_made_of_it_where_that_is_accepted(vms: Path) -> None:
     child_of(vms / "d2.avhd", accept_ended=True)
     assert view(vms / "child.avhd") == view(vms / "d2.avhd")
+
+
+def test_no_image_is_told_that_it_is_its_parent_unless_that_is_accepted(vms: Path) -> None:
+    child_of(vms / "d0.vhd")
+    before = (vms / "child.avhd").read_bytes()
+    for act in (vhdkit.rebase, plan_rebase):
+        with pytest.raises(vhdkit.JournalError, match=rf"view has ended.*d2\.avhd{MARK}"):
+            act(str(vms / "child.avhd"), str(vms / "d2.avhd"), ignore_id_mismatch=True)
+    assert (vms / "child.avhd").read_bytes() == before
+    vhdkit.rebase(str(vms / "child.avhd"), str(vms / "d2.avhd"), ignore_id_mismatch=True, accept_ended=True)
+    assert view(vms / "child.avhd") == view(vms / "d2.avhd")
+
+
+def test_what_was_merged_past_it_is_told_where_it_lies_now(vms: Path) -> None:
+    expected = view(vms / "d3.avhd")
+    (vms / "moved").mkdir()
+    for name in ("d2.avhd", f"d2.avhd{MARK}"):
+        os.rename(vms / name, vms / "moved" / name)
+    vhdkit.rebase(str(vms / "d3.avhd"), str(vms / "moved" / "d2.avhd"))
+    assert vhdkit.rebase(str(vms / "d3.avhd"), str(vms / "moved" / "d2.avhd")).changes_nothing
+    with vhdkit.open_chain(str(vms / "d3.avhd"), search=[str(vms)]) as chain:
+        assert chain.read(0, chain.size) == expected
 
 
 def test_it_is_neither_merged_nor_merged_into_unless_that_is_accepted(vms: Path) -> None:

@@ -46,6 +46,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd import timestamp
 from vhdkit.vhd.corruption import Corruption
+from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import Image, Layer, RawImage, open_image
 from vhdkit.vhd.metadata import Metadata, read_metadata
@@ -110,6 +111,7 @@ def plan_rebase(
     *,
     ignore_id_mismatch: bool = False,
     accept_header_checksum: bool = False,
+    accept_ended: bool = False,
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     folder: Folder | None = None,
@@ -117,9 +119,10 @@ def plan_rebase(
     """Compare a child with the file that shall be its parent, and return what would be written; nothing is.
 
     With `accept_header_checksum` the child's header is taken as it is though its checksum is wrong, if all else in it
-    can be true, as after an edit by hand; what is written has the right one. The old parent is looked for as
-    `open_chain` does, also in `search`, to be compared with the new one. A header that was being changed when that was
-    cut off is read as if it were done.
+    can be true, as after an edit by hand; what is written has the right one. A layer that was kept when a merge went
+    past it no longer shows what it did, and is refused as a parent unless `accept_ended`. The old parent is looked for
+    as `open_chain` does, also in `search`, to be compared with the new one. A header that was being changed when that
+    was cut off is read as if it were done.
 
     Raises:
         ParentMismatchError: the id is not the one that the child looks for, and that is not to be ignored.
@@ -128,7 +131,7 @@ def plan_rebase(
         MergeError: the parent has another id and a larger disk, or the new path does not fit into the child's locator.
         SnapshotError: the child is a layer of a machine, and its snapshots need it above another image.
         SiblingsError: images read through the child, and would not show what they do.
-        JournalError: a merge of one of them is not finished.
+        JournalError: a merge of one of them is not finished, or the view of the parent has ended.
         ReadOnlyImageError: one of them belongs to a saved machine state, or the child may not be written.
         ImageInUseError: somebody writes to one of them.
         CorruptImageError, UnsupportedImageError, OSError: one of them cannot be read.
@@ -140,7 +143,7 @@ def plan_rebase(
         open_image(child, verify_header=not accept_header_checksum, exclusive=False, folder=place) as image,
         _new_parent(as_text(parent), image, place) as below,
     ):
-        return _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch)
+        return _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch, accept_ended=accept_ended)
 
 
 @checked
@@ -150,6 +153,7 @@ def rebase(
     *,
     ignore_id_mismatch: bool = False,
     accept_header_checksum: bool = False,
+    accept_ended: bool = False,
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     folder: Folder | None = None,
@@ -174,6 +178,7 @@ def rebase(
                 parent,
                 ignore_id_mismatch=ignore_id_mismatch,
                 accept_header_checksum=accept_header_checksum,
+                accept_ended=accept_ended,
                 search=search,
                 parent_map=parent_map,
                 folder=place,
@@ -187,11 +192,18 @@ def rebase(
             parents,
             ignore_id_mismatch=ignore_id_mismatch,
             accept_header_checksum=accept_header_checksum,
+            accept_ended=accept_ended,
         )
 
 
 def _rebased(
-    own: str, parent: str, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_header_checksum: bool
+    own: str,
+    parent: str,
+    parents: ParentSearch,
+    *,
+    ignore_id_mismatch: bool,
+    accept_header_checksum: bool,
+    accept_ended: bool,
 ) -> Rebase:
     place = parents.folder
     # One that may not be written is still compared: perhaps nothing is to be written.
@@ -207,7 +219,7 @@ def _rebased(
         ) as image,
         _new_parent(parent, image, place) as below,
     ):
-        plan = _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch)
+        plan = _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch, accept_ended=accept_ended)
         if not plan.changes_nothing:
             image.storage.lock(exclusive=True)
             # Until then others were let in.
@@ -279,7 +291,9 @@ def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
         raise
 
 
-def _planned(child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mismatch: bool) -> Rebase:
+def _planned(
+    child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_ended: bool
+) -> Rebase:
     header = child.header
     if header is None or not child.is_differencing:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
@@ -298,6 +312,7 @@ def _planned(child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mi
     if found != header.parent_unique_id and not ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
     fits, difference = _compared(old, new, parents)
+    _check_not_ended(child, parent, parents.folder, is_accepted=accept_ended or fits is Fit.YES)
     remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == header.parent_unique_id)
     if fits is Fit.NO:
         remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
@@ -330,6 +345,20 @@ def _planned(child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mi
     if not result.changes_nothing and not is_frozen:
         check_may_relink(parents.folder, child.path)
     return result
+
+
+def _check_not_ended(child: Image, parent: Layer, folder: Folder, *, is_accepted: bool) -> None:
+    """Refuse a parent that a merge went past, unless the child is what was merged, which hides the rest.
+
+    Raises:
+        JournalError: its view has ended.
+
+    """
+    if is_accepted or not isinstance(parent, Image):
+        return
+    view = ended_view(folder, parent.storage, parent.footer, parent.header)
+    if view is not None and view.leaf_id != child.unique_id:
+        raise view.refusal(f"it cannot become the parent of {child.path} unless that is accepted (--accept-ended)")
 
 
 def _check_difference(

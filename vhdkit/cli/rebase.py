@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-header-checksum", is_flag=True, help="Take CHILD's header though its checksum is wrong; write it right."
 )
+@click.option("--accept-ended", is_flag=True, help="Take a parent that a merge went past, as it reads now.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for the old parent in DIR too.")
 @click.option("--parent-map", multiple=True, type=FolderMap(), help="Take paths in images below FOLDER as below LOCAL.")
 @click.option("--dry-run", is_flag=True, help="Compare, and say what would be done; write nothing.")
@@ -32,6 +33,7 @@ def rebase(
     parent: str,
     ignore_id_mismatch: bool,
     accept_header_checksum: bool,
+    accept_ended: bool,
     search: tuple[str, ...],
     parent_map: tuple[tuple[str, str], ...],
     dry_run: bool,
@@ -45,6 +47,7 @@ def rebase(
     wishes: dict[str, Any] = {
         "ignore_id_mismatch": ignore_id_mismatch,
         "accept_header_checksum": accept_header_checksum,
+        "accept_ended": accept_ended,
         "search": search,
         "parent_map": dict(parent_map),
     }
