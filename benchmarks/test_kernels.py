@@ -11,8 +11,8 @@ import pytest
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.read_extents import covered
 from vhdkit.vhd import bat
-from vhdkit.vhd.read_extents import covered
 
 if TYPE_CHECKING:
     from collections.abc import Callable

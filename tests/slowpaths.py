@@ -45,7 +45,7 @@ def _sync_at_once(image: Any) -> None:
         layer.sync()
         return Ended(time.monotonic() - begun)
 
-    image.Layer.begin_sync = begin_sync
+    image.FileImage.begin_sync = begin_sync
 
 
 def _copy_through_memory(file: Any) -> None:
@@ -103,7 +103,7 @@ def _forget_nothing(forgetting: Any) -> None:
 # The name of a path, the module that decides on it, and what forces it off.
 PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # The disk takes one checkpoint while the next is copied; without it each is synced before anything else is done.
-    "overlap": ("vhdkit.vhd.image", _sync_at_once),
+    "overlap": ("vhdkit.disk.file_image", _sync_at_once),
     # Long pieces are copied by the kernel.
     "kernel-copy": ("vhdkit.storage.local_file", _copy_through_memory),
     # Long pieces are shared, where the file system can.

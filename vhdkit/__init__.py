@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.write_access import open_image
     from vhdkit.disk.extents import Extent, Extents, Kind
+    from vhdkit.disk.image import Image
     from vhdkit.errors import (
         ChainError,
         ChainLoopError,
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.machine import Applied, Machine
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
-    from vhdkit.vhd.image import Image
     from vhdkit.vhd.repair_footers import repair_footers
 
 _HOMES = {
@@ -113,7 +113,7 @@ _HOMES = {
     "vhdkit.vhd.create": ("create_image",),
     "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
     "vhdkit.chain.write_access": ("open_image",),
-    "vhdkit.vhd.image": ("Image",),
+    "vhdkit.disk.image": ("Image",),
     "vhdkit.vhd.repair_footers": ("repair_footers",),
     "vhdkit.job.control": (
         "cancel_job",

@@ -94,7 +94,7 @@ def test_a_real_image_reads_as_its_maker_reads_it(path: str) -> None:
     row = MANIFEST[path]
     with open_chain(str(CORPUS / path), search=[str(CORPUS)]) as chain:
         assert chain.size == int(row["current_size"])
-        assert chain.leaf.label == row["type"]
+        assert chain.leaf.kind == row["type"]
         layers = [path]
         while MANIFEST[layers[-1]]["parent_present"]:
             layers.append(MANIFEST[layers[-1]]["parent_present"])
@@ -142,7 +142,7 @@ def test_what_cannot_be_read_is_refused_for_the_right_reason(path: str) -> None:
 def test_a_raw_parent_is_read_if_it_is_named(corpus: Path) -> None:
     child, parent = corpus / "vhdutil-made/child-of-raw.vhd", corpus / "vhdutil-made/rawparent.img"
     with open_chain(str(child), parent=str(parent)) as chain:
-        assert [layer.label for layer in chain.layers] == ["differencing", "raw"]
+        assert [layer.kind for layer in chain.layers] == ["differencing", "raw"]
         assert digest(chain) == CHILD_OF_RAW
 
 

@@ -20,7 +20,7 @@ from vhdkit.merging.plan import growth, placement
 from vhdkit.merging.plan.undo_image import Saver
 from vhdkit.merging.run import engine, sector_copier
 from vhdkit.vhd import header_update
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,8 +52,8 @@ class NoSyncing:
 def no_image_synced() -> Iterator[None]:
     """Let no image be synced, neither at once nor begun."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image, "sync", lambda _: None)
-        patch.setattr(Image, "begin_sync", lambda _: NoSyncing())
+        patch.setattr(VhdImage, "sync", lambda _: None)
+        patch.setattr(VhdImage, "begin_sync", lambda _: NoSyncing())
         yield
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind, intersect
+from vhdkit.disk.read_extents import covered
 from vhdkit.disk.sector_bitmap import Fill
-from vhdkit.vhd.read_extents import covered
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from vhdkit.disk.file_image import FileImage
     from vhdkit.storage.protocols import Storage
 
 KERNEL = 256 << 10
@@ -295,13 +296,13 @@ def test_without_a_thread_it_is_synced_at_once(kind: str, error: int, monkeypatc
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Iterator[vhdkit.Image]:
+def image(tmp_path: Path) -> Iterator[FileImage]:
     vhdkit.create_image(str(tmp_path / "a.vhd"), size=1 << 20)
     with vhdkit.open_image(str(tmp_path / "a.vhd"), writable=True) as image:
         yield image
 
 
-WAYS: dict[str, Callable[[vhdkit.Image], object]] = {
+WAYS: dict[str, Callable[[FileImage], object]] = {
     "write": lambda image: image.write_at(0, b"x"),
     "copy": lambda image: image.copy_from(image, 0, 512, 1),
     "copy many": lambda image: image.copy_many_from(image, [0], [512], [1]),
@@ -312,7 +313,7 @@ WAYS: dict[str, Callable[[vhdkit.Image], object]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sync_that_failed_ends_all_writing_of_an_image(
-    image: vhdkit.Image, way: str, monkeypatch: pytest.MonkeyPatch
+    image: FileImage, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsync = Held(monkeypatch, errno.EIO)
     fsync.let_go.set()
@@ -324,7 +325,7 @@ def test_a_sync_that_failed_ends_all_writing_of_an_image(
     assert len(fsync.calls) == 1
 
 
-def test_copying_many_that_failed_ends_all_writing_of_an_image(image: vhdkit.Image) -> None:
+def test_copying_many_that_failed_ends_all_writing_of_an_image(image: FileImage) -> None:
     with pytest.raises(OSError, match="ended while"):
         image.copy_many_from(image, [1 << 30], [0], [512])
     with pytest.raises(vhdkit.ReadOnlyImageError, match="an earlier write failed"):

@@ -17,6 +17,7 @@ import pytest
 import vhdkit
 from tests.keeping import keep
 from vhdkit.chain.convert import open_raw
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
@@ -25,7 +26,6 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 from vhdkit.vhd.header_update import _record
-from vhdkit.vhd.image import Image, RawImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.vhd.image import VhdImage
 
 SIZE = 4 << 20
 
@@ -55,7 +56,7 @@ def storage_of(place: Folder) -> Storage:
     return place.open(place.real("base.vhd"), writable=True)
 
 
-def image_of(place: Folder) -> Image:
+def image_of(place: Folder) -> VhdImage:
     return vhdkit.open_image("leaf.avhd", writable=True, folder=place)
 
 
@@ -95,6 +96,8 @@ ARGUMENTS: dict[str, Any] = {
     "source_offsets": [0],
     "offsets": np.array([0], np.int64),
     "lengths": [512],
+    "blocks": np.array([0], np.int64),
+    "rest": memoryview(bytearray(512)),
 }
 
 
@@ -240,7 +243,7 @@ def test_open_things_say_what_they_are(place: Folder) -> None:
     chain = chain_of(place)
     leaf = place.real("leaf.avhd")
     assert repr(chain) == f"<Chain {leaf!r}: 2 layers, {SIZE} bytes>"
-    assert repr(chain.leaf) == f"<Image {leaf!r}: differencing, {SIZE} bytes>"
+    assert repr(chain.leaf) == f"<VhdImage {leaf!r}: differencing, {SIZE} bytes>"
     assert repr(leaf) in repr(chain.leaf.storage)
     chain.close()
     assert repr(chain).endswith("bytes (closed)>")

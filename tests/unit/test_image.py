@@ -41,7 +41,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.create import create_image
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ DISK = ImageSpec(size=32 * SECTOR, block_size=BLOCK, sectors={0: b"a" * SECTOR, 
 FLAT = ImageSpec(disk_type=FIXED, size=9 * SECTOR, sectors={3: b"c" * SECTOR})
 
 
-def opened(raw: bytes, *, writable: bool = False, path: str = PATH) -> Image:
+def opened(raw: bytes, *, writable: bool = False, path: str = PATH) -> VhdImage:
     return keep(open_image(path, writable=writable, folder=MemoryFolder({path: raw})))
 
 

@@ -29,7 +29,7 @@ from vhdkit.merging.plan import placement
 from vhdkit.merging.run.engine import _Merge
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder, Storage, Syncing
@@ -156,7 +156,7 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
     assert tally.disks > 50
 
 
-def lone_mover(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[Mover, Image]:
+def lone_mover(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[Mover, VhdImage]:
     image = open_image(path, writable=True, folder=folder)
     return Mover([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
 
@@ -179,19 +179,19 @@ def test_a_checkpoint_of_nothing_writes_and_syncs_nothing(kind: Kind) -> None:
 def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int, int]] = []
     begun = 0
-    make, begin = Mover.__init__, Image.begin_sync
+    make, begin = Mover.__init__, VhdImage.begin_sync
 
     def making(self: Mover, layers: Any, destination: Any, added: Any, report: Any, durable: Any, **named: Any) -> None:
         make(self, layers, destination, added, report, lambda *mark: told.append((*mark, begun)), **named)
         del durable
 
-    def counting(self: Image) -> Syncing:
+    def counting(self: VhdImage) -> Syncing:
         nonlocal begun
         begun += 1
         return begin(self)
 
     monkeypatch.setattr(Mover, "__init__", making)
-    monkeypatch.setattr(Image, "begin_sync", counting)
+    monkeypatch.setattr(VhdImage, "begin_sync", counting)
     folder, paths = in_memory(cut_blocks(kind))
     plan, _ = fold(folder, paths, Merge())
     assert len(told) > 5
@@ -278,14 +278,14 @@ def test_of_large_blocks_few_bitmaps_are_counted_at_a_time(monkeypatch: pytest.M
     with vhdkit.open_chain("/leaf.avhd", writable=True, folder=folder) as chain:
         for at in range(count):
             chain.write(at * block, b"x" * SECTOR)
-    read, asked = Image.read_bitmaps, []
+    read, asked = VhdImage.read_bitmaps, []
 
-    def spied(image: Image, at: Any) -> Any:
+    def spied(image: VhdImage, at: Any) -> Any:
         rows = read(image, at)
         asked.append(rows.nbytes)
         return rows
 
-    monkeypatch.setattr(Image, "read_bitmaps", spied)
+    monkeypatch.setattr(VhdImage, "read_bitmaps", spied)
     assert vhdkit.plan_merge("/leaf.avhd", folder=folder).payload_bytes == count * SECTOR
     assert 0 < max(asked) <= placement._COUNTED_BYTES  # noqa: SLF001
 
@@ -297,7 +297,7 @@ def test_of_tiny_blocks_few_are_looked_at_together() -> None:
     with vhdkit.open_chain("/base.vhd", writable=True, folder=folder) as chain:
         chain.write(0, b"x" * SECTOR * count)
         (layer,) = chain.layers
-        assert isinstance(layer, Image)
+        assert isinstance(layer, VhdImage)
         bitmaps = [len(layer.allocated(*window)[0]) * 512 for window in windows(chain.layers, 0, chain.size)]
     assert sum(bitmaps) == count * 512
     assert max(bitmaps) <= 4 << 20

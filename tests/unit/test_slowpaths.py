@@ -13,7 +13,7 @@ from tests.slowpaths import ALL, PATHS, VARIABLE, chosen
 ROOT = Path(__file__).resolve().parents[2]
 # What tells that a path is off.
 SIGNS = {
-    "overlap": "vhdkit.vhd.image.Layer.begin_sync.__module__ == 'tests.slowpaths'",
+    "overlap": "vhdkit.disk.file_image.FileImage.begin_sync.__module__ == 'tests.slowpaths'",
     "kernel-copy": "vhdkit.storage.local_file.copy_in_kernel.__module__ == 'tests.slowpaths'",
     "share": "vhdkit.storage.file_copy.LongCopies._share.__module__ == 'tests.slowpaths'",
     "direct": "not vhdkit.storage.file_copy._DIRECT_FILE_SYSTEMS",

@@ -33,7 +33,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd.ended_view import ended_views
 from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.image import Image, Layer, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import read_metadata
 from vhdkit.vhd.write import write_sectors
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -106,7 +107,7 @@ def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False,
     parents = replace(parents, index=parents.index or FolderIndex(place))
     exclusive = writable if parents.lock else None
     leaf = open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=place)
-    layers: list[Layer] = [leaf]
+    layers: list[Image] = [leaf]
     try:
         if writable:
             _check_leaf(leaf)
@@ -114,7 +115,7 @@ def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False,
             *step_findings(place, leaf.storage),
             *_open_parents(layers, parents),
             *unfinished_merges(place, [layer.path for layer in layers]),
-            *ended_views(place, [layer for layer in layers if isinstance(layer, Image)]),
+            *ended_views(place, [layer for layer in layers if isinstance(layer, VhdImage)]),
         )
         if writable:
             _refuse_undo_image(layers, place)
@@ -127,29 +128,29 @@ def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False,
     return Chain(layers, findings)
 
 
-def _refuse_undo_image(layers: Sequence[Layer], folder: Folder) -> None:
+def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
     """An undo image must stay what the merge has made it."""
     leaf, below = layers[0], layers[1:2]
     journal = read_journal(folder, below[0].path) if below else None
-    if journal is None or journal.begin is None or journal.dropping or not isinstance(leaf, Image):
+    if journal is None or journal.begin is None or journal.dropping or not isinstance(leaf, VhdImage):
         return
     if journal.begin.undo_id == leaf.unique_id.hex():
         raise ReadOnlyImageError(f"it is kept for taking back a merge: {journal.say()}", path=leaf.path)
 
 
-def _check_leaf(leaf: Image) -> None:
+def _check_leaf(leaf: VhdImage) -> None:
     if leaf.footer.saved_state:
         raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=leaf.path)
     leaf.check_sound()
 
 
-def _open_parents(layers: list[Layer], parents: ParentSearch) -> tuple[Finding, ...]:
+def _open_parents(layers: list[Image], parents: ParentSearch) -> tuple[Finding, ...]:
     """Append the layers below the leaf; return what was odd about any of them."""
     child = layers[0]
     findings: list[Finding] = []
     explicit_used = parents.policy.parent is None
     identities = {child.storage.identity}
-    while isinstance(child, Image):
+    while isinstance(child, VhdImage):
         findings += child.findings
         if not child.is_differencing:
             break
@@ -167,12 +168,12 @@ def _open_parents(layers: list[Layer], parents: ParentSearch) -> tuple[Finding, 
     return tuple(findings)
 
 
-def _refuse_unused(leaf: Layer, parents: ParentSearch) -> None:
+def _refuse_unused(leaf: Image, parents: ParentSearch) -> None:
     """A parent given in so many words that fits nowhere is an error, even where another would do."""
-    if not isinstance(leaf, Image) or leaf.header is None or not leaf.is_differencing:
+    if not isinstance(leaf, VhdImage) or leaf.header is None or not leaf.is_differencing:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
     storage = parents.folder.open(parents.folder.real(parents.policy.parent or ""))
-    with Layer(storage, 0, ""):
+    with storage:
         found = read_metadata(storage, patches=pending(parents.folder, storage)).footer.unique_id
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
@@ -192,7 +193,7 @@ class Chain(Handle):
 
     handle_kind = "chain"
 
-    def __init__(self, layers: Sequence[Layer], findings: tuple[Finding, ...] = ()) -> None:
+    def __init__(self, layers: Sequence[Image], findings: tuple[Finding, ...] = ()) -> None:
         self.layers = tuple(layers)
         self.findings = findings
         self.size = self.layers[0].size
@@ -207,7 +208,7 @@ class Chain(Handle):
         return f"<Chain {self.path!r}: {len(self.layers)} layers, {self.size} bytes{closed}>"
 
     @property
-    def leaf(self) -> Layer:
+    def leaf(self) -> Image:
         """The topmost layer."""
         return self.layers[0]
 
@@ -240,8 +241,7 @@ class Chain(Handle):
         """
         self.check_open()
         for layer in self.layers:
-            if isinstance(layer, Image):
-                layer.check_readable()
+            layer.check_readable()
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extents]:
         """Return an iterator over where the bytes of a range come from, in order, by windows; no kind is PARENT."""
@@ -294,7 +294,7 @@ class Chain(Handle):
 
         """
         self.check_open()
-        if not isinstance(self.leaf, Image):
+        if not isinstance(self.leaf, VhdImage):
             raise ReadOnlyImageError("raw files are not written", path=self.path)
         view = memoryview(data).cast("B")
         if offset < 0 or offset + len(view) > self.size:

@@ -24,6 +24,7 @@ from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.disk import unique_id
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -45,7 +46,6 @@ from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.image import RawImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -27,7 +27,7 @@ from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import read_metadata
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Children:
     findings: tuple[Finding, ...]
 
 
-def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> Children:
+def find_children(image: VhdImage, folder: Folder, search: Sequence[str] = ()) -> Children:
     """Return the images that read through one: of those that it cannot be told of, all that look for its id.
 
     Raises:
@@ -72,7 +72,7 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
     )
 
 
-def children_of(image: Image, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
+def children_of(image: VhdImage, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
     """Return the paths that `find_children` finds.
 
     Raises:

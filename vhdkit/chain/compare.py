@@ -14,14 +14,15 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
+from vhdkit.disk.holes import without_holes
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import CorruptImageError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.file_name import may_be_raw
-from vhdkit.vhd.holes import without_holes
-from vhdkit.vhd.image import Image, RawImage
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,7 +134,7 @@ def _open_view(path: str, file_format: str | None, parents: ParentSearch) -> Cha
 
 def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:
     """Refuse to compare an image with a file of no bytes, which reads as zeros: most likely it was cut off."""
-    if file_format is None and isinstance(other.leaf, Image) and not isinstance(view.leaf, Image):
+    if file_format is None and isinstance(other.leaf, VhdImage) and not isinstance(view.leaf, VhdImage):
         storage = view.leaf.storage
         if not storage.size():
             raise CorruptImageError(Corruption.FILE_TOO_SHORT, "the file is empty", path=storage.path)

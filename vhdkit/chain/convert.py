@@ -17,6 +17,9 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
+from vhdkit.disk.holes import without_holes
+from vhdkit.disk.raw_image import RawImage
+from vhdkit.disk.read_extents import read_extents
 from vhdkit.errors import VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
@@ -27,9 +30,7 @@ from vhdkit.vhd.create import TABLE_OFFSET, new_footer, new_image_file, table_en
 from vhdkit.vhd.file_name import FileFormat
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header import DynamicHeader
-from vhdkit.vhd.holes import without_holes
-from vhdkit.vhd.image import Image, Placement, RawImage
-from vhdkit.vhd.read_extents import read_extents
+from vhdkit.vhd.image import Placement, VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,7 +79,7 @@ def convert(
     with open_chain_with(as_text(source), ParentSearch(folder=place, policy=policy, lock=lock)) as chain:
         if output_format == "dynamic":
             leaf = chain.leaf
-            block_size = (leaf.block_size if isinstance(leaf, Image) else 0) or constants.DEFAULT_BLOCK_SIZE
+            block_size = (leaf.block_size if isinstance(leaf, VhdImage) else 0) or constants.DEFAULT_BLOCK_SIZE
             return write_dynamic(
                 chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
             )
@@ -199,7 +200,7 @@ def _pieces(
 
     Holes of the files are left out, unless `copied` counts what `dynamic_layout` has counted.
     """
-    block_size = chain.leaf.block_size if isinstance(chain.leaf, Image) else 0
+    block_size = chain.leaf.block_size if isinstance(chain.leaf, VhdImage) else 0
     size = min(_PIECE, block_size or constants.DEFAULT_BLOCK_SIZE)
     buffer = np.empty(size, np.uint8)
     for start, stop in windows(chain.layers, 0, chain.size):

@@ -6,7 +6,7 @@ A read takes three steps, and none of them depends on the number of layers:
  2. the stretch that holds the position, by bisection of the map's starts
  3. one positioned read from the stretch's file into the caller's buffer
 
-A range of few stretches is read stretch by stretch. A range of many is read as arrays (see `image.transfer`), which
+A range of few stretches is read stretch by stretch. A range of many is read as arrays (see `disk.read_extents`), which
 goes over small gaps instead of making one call for each stretch. Maps hold positions only, never payload.
 
 A map is valid as long as no layer is written. Only layers that were opened for writing can be: each counts its
@@ -26,16 +26,13 @@ import numpy as np
 from vhdkit.chain.resolve import layer_extents, resolve
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.errors import CorruptImageError
+from vhdkit.disk.read_extents import read_extents
 from vhdkit.units import SECTOR
-from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import Image
-from vhdkit.vhd.read_extents import read_extents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 # The bytes of a disk that one map describes. Resolving ten layers takes 0.26 ms for 2 MiB, 0.56 ms for 32 MiB and
 # 1.3 ms for 128 MiB: larger windows would favour sequential reads, smaller ones the first read at a random place.
@@ -77,13 +74,13 @@ class WindowMap:
 class ChainIndex:
     """The maps of the layers of one chain, leaf first; the least recently used is dropped when memory is short."""
 
-    def __init__(self, layers: Sequence[Layer], max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, layers: Sequence[Image], max_bytes: int = MAX_BYTES) -> None:
         self._layers = tuple(layers)
         self._size = self._layers[0].size
         self._max_bytes = max_bytes
         self._byte_count = 0
         self._maps: OrderedDict[int, WindowMap] = OrderedDict()
-        self._changing = tuple(layer for layer in layers if isinstance(layer, Image) and layer.storage.writable)
+        self._changing = tuple(layer for layer in layers if layer.storage.writable)
         self._changes = self._change_count()
 
     def read_into(self, offset: int, view: memoryview) -> None:
@@ -173,12 +170,8 @@ class ChainIndex:
         layer = self._layers[depth]
         offset = position + window.delta[index]
         got = layer.storage.read_into(offset, view)
-        if got == len(view):
-            return
-        if isinstance(layer, Image):
-            detail = f"the file ends at {offset + got:#x}, inside the data of a block"
-            raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=layer.path, offset=offset + got)
-        view[got:] = bytes(len(view) - got)
+        if got < len(view):
+            layer.fill_past_end(offset + got, view[got:])
 
     def _read_arrays(self, window: WindowMap, first: int, last: int, position: int, view: memoryview) -> None:
         """Read many stretches; the parts of sectors at either end are read by themselves."""

@@ -12,18 +12,18 @@ from vhdkit.findings import Finding
 from vhdkit.storage import paths
 from vhdkit.vhd import timestamp
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
     from vhdkit.vhd.metadata import Metadata
 
 
-def compare_link(child: Metadata, parent: Layer) -> Iterator[Finding]:
+def compare_link(child: Metadata, parent: Image) -> Iterator[Finding]:
     """Yield what does not fit, each said of the child."""
-    metadata = parent.metadata if isinstance(parent, Image) else None
+    metadata = parent.metadata if isinstance(parent, VhdImage) else None
     yield from compare_metadata(child, metadata, path=parent.path, size=parent.size, mtime=parent.storage.mtime)
 
 

@@ -24,6 +24,9 @@ from vhdkit.chain import parent_paths
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_paths import Clue
 from vhdkit.disk import unique_id
+from vhdkit.disk.file_image import FileImage
+from vhdkit.disk.image import DiskKind
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -38,12 +41,13 @@ from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.image import Image, Layer, RawImage
+from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder, Storage
 
 _BY_ID = "unique id"
@@ -100,7 +104,7 @@ class Child(Protocol):
 class Found:
     """A parent, and what was odd about the way to it."""
 
-    layer: Layer
+    layer: Image
     findings: tuple[Finding, ...]
     was_explicit: bool
 
@@ -370,7 +374,7 @@ class _Search:
             storage.close()
             raise
 
-    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Layer:
+    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Image:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
         self._refuse_loop(storage)
         if self.parents.lock:
@@ -380,9 +384,9 @@ class _Search:
                 if metadata.footer.unique_id != expected:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
         if self.glance:
-            return Layer(storage, 0, "")
+            return FileImage(storage, 0, DiskKind.RAW)
         findings += step_findings(self.folder, storage)
-        return RawImage(storage) if metadata is None else Image(storage, metadata)
+        return RawImage(storage) if metadata is None else VhdImage(storage, metadata)
 
     def _refuse_loop(self, storage: Storage) -> None:
         if storage.identity in self.above:

@@ -25,6 +25,7 @@ from vhdkit.chain.parent_check import compare_metadata
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.disk import unique_id
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -48,12 +49,13 @@ from vhdkit.vhd import timestamp
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.image import Image, Layer, RawImage, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -246,7 +248,7 @@ def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]
             folder.protect(child, is_protected=True)
 
 
-def _check_claims(child: Image, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
+def _check_claims(child: VhdImage, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
     """Refuse to let a machine's layer read through another image than its snapshots say; return what claims it.
 
     A parent of the same id that shows the same, as far as both can be read, was only moved or renamed.
@@ -267,12 +269,12 @@ def _what_claims_it(claim: Claim) -> str:
     return f"it is {claim.text()}; {how} lets the snapshots know where its parent lies"
 
 
-def _not_its_parent(child: Image, claim: Claim) -> SnapshotError:
+def _not_its_parent(child: VhdImage, claim: Claim) -> SnapshotError:
     message = f"it is {claim.text()}, which would show something else through another parent"
     return SnapshotError(message, path=child.path)
 
 
-def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
+def _new_parent(path: str, child: VhdImage, folder: Folder) -> Image:
     """Open what shall be the parent, held against whoever would write to it."""
     try:
         return open_image(path, exclusive=False, folder=folder)
@@ -292,12 +294,12 @@ def _new_parent(path: str, child: Image, folder: Folder) -> Layer:
 
 
 def _planned(
-    child: Image, parent: Layer, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_ended: bool
+    child: VhdImage, parent: Image, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_ended: bool
 ) -> Rebase:
     header = child.header
     if header is None or not child.is_differencing:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
-    found = parent.unique_id if isinstance(parent, Image) else unique_id.NULL
+    found = parent.unique_id if isinstance(parent, VhdImage) else unique_id.NULL
     old, new = _lineage(child, parents), _lineage(parent, parents)
     if child.storage.identity in new.identities:
         message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
@@ -331,9 +333,9 @@ def _planned(
         child_size=child.size,
         parent_size=parent.size,
         child_block_size=header.block_size,
-        parent_block_size=parent.block_size if isinstance(parent, Image) else 0,
+        parent_block_size=parent.block_size if isinstance(parent, VhdImage) else 0,
         remembered_stamp=header.parent_timestamp,
-        made_stamp=parent.footer.timestamp if isinstance(parent, Image) else None,
+        made_stamp=parent.footer.timestamp if isinstance(parent, VhdImage) else None,
         changed_stamp=timestamp.from_unix(parent.storage.mtime),
         fits=fits,
         difference=difference,
@@ -347,14 +349,14 @@ def _planned(
     return result
 
 
-def _check_not_ended(child: Image, parent: Layer, folder: Folder, *, is_accepted: bool) -> None:
+def _check_not_ended(child: VhdImage, parent: Image, folder: Folder, *, is_accepted: bool) -> None:
     """Refuse a parent that a merge went past, unless the child is what was merged, which hides the rest.
 
     Raises:
         JournalError: its view has ended.
 
     """
-    if is_accepted or not isinstance(parent, Image):
+    if is_accepted or not isinstance(parent, VhdImage):
         return
     view = ended_view(folder, parent.storage, parent.footer, parent.header)
     if view is not None and view.leaf_id != child.unique_id:
@@ -362,7 +364,7 @@ def _check_not_ended(child: Image, parent: Layer, folder: Folder, *, is_accepted
 
 
 def _check_difference(
-    child: Image, parent: Layer, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
+    child: VhdImage, parent: Image, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
 ) -> str:
     """Return what is to be said of a parent that shows other data.
 
@@ -382,7 +384,7 @@ def _check_difference(
     return message
 
 
-def _check_children(child: Image, parents: ParentSearch) -> None:
+def _check_children(child: VhdImage, parents: ParentSearch) -> None:
     """Refuse while images read through the child that would show other data, as far as is known.
 
     Raises:
@@ -408,11 +410,11 @@ class _Lineage:
     is_cut_off: bool
 
 
-def _lineage(first: Layer, parents: ParentSearch) -> _Lineage:
+def _lineage(first: Image, parents: ParentSearch) -> _Lineage:
     found, identities = [first.path], [first.storage.identity]
     layer, is_cut_off = first, False
     quiet = replace(parents, lock=False, index=FolderIndex(parents.folder))
-    while isinstance(layer, Image) and layer.is_differencing:
+    while isinstance(layer, VhdImage) and layer.is_differencing:
         try:
             below = find_parent(layer, quiet, set(identities)).layer
         except (VhdError, OSError):
@@ -430,14 +432,14 @@ def _lineage(first: Layer, parents: ParentSearch) -> _Lineage:
     return _Lineage(paths=tuple(found), identities=tuple(identities), is_cut_off=is_cut_off)
 
 
-def _check_free(child: Image, parent: Layer, folder: Folder) -> None:
+def _check_free(child: VhdImage, parent: Image, folder: Folder) -> None:
     for image in (child, parent):
-        if isinstance(image, Image) and image.footer.saved_state:
+        if isinstance(image, VhdImage) and image.footer.saved_state:
             raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=image.path)
         _check_merged(child, image.path, folder)
 
 
-def _check_merged(child: Image, path: str, folder: Folder) -> None:
+def _check_merged(child: VhdImage, path: str, folder: Folder) -> None:
     """Refuse while a merge is not finished: it counts on the child's header, and ends the views of what lies between.
 
     Raises:
@@ -449,14 +451,14 @@ def _check_merged(child: Image, path: str, folder: Folder) -> None:
         raise JournalError(f"its parent cannot change now: {journal.say()}", path=child.path)
 
 
-def _check_size(child: Image, parent: Layer) -> None:
+def _check_size(child: VhdImage, parent: Image) -> None:
     """Refuse a larger parent with another id; one with the right id was made larger since, and is read as before."""
     if child.size < parent.size:
         message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
         raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
 
 
-def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> ParentMismatchError:
+def _mismatch(child: VhdImage, parent: Image, found: bytes, old_path: str) -> ParentMismatchError:
     header = child.header
     expected = header.parent_unique_id if header is not None else unique_id.NULL
     message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
@@ -470,8 +472,8 @@ def _mismatch(child: Image, parent: Layer, found: bytes, old_path: str) -> Paren
     )
 
 
-def _remarks(child: Image, parent: Layer, new: _Lineage, *, is_proven: bool) -> list[str]:
-    metadata = parent.metadata if isinstance(parent, Image) else None
+def _remarks(child: VhdImage, parent: Image, new: _Lineage, *, is_proven: bool) -> list[str]:
+    metadata = parent.metadata if isinstance(parent, VhdImage) else None
     mtime = parent.storage.mtime
     odd = compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime)
     remarks = [finding.message for finding in odd]
@@ -514,9 +516,9 @@ class _Rebased:
     metadata: Metadata
 
 
-def _found_by(child: Image, parent: Layer, patches: Sequence[Patch], folder: Folder) -> list[str]:
+def _found_by(child: VhdImage, parent: Image, patches: Sequence[Patch], folder: Folder) -> list[str]:
     """Return what readers have to be told to find the parent again, by looking for it as they will."""
-    if not isinstance(parent, Image):
+    if not isinstance(parent, VhdImage):
         return [f"a raw parent is read only where it is named: --parent {shlex.quote(parent.path)} names it"]
     rebased = _Rebased(child.path, read_metadata(child.storage, patches=patches))
 

@@ -18,7 +18,7 @@ from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd import header_update, timestamp
 from vhdkit.vhd.header import encode_parent_name
 from vhdkit.vhd.header_change import locator_room
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.vhd.parent_reference import moved_windows_path, reference_to
 
@@ -66,7 +66,7 @@ def check_may_relink(folder: Folder, path: str) -> None:
         raise ReadOnlyImageError(message, path=path)
 
 
-def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tuple[Patch, ...]:
+def relink_patches(child: VhdImage, relink: Relink, *, parent_mtime: float) -> tuple[Patch, ...]:
     """Return what changes in an open child, the header last."""
     header, data = _rewritten(child, relink, stamp=timestamp.from_unix(parent_mtime))
     changes = [*data, (child.footer.data_offset, header.to_bytes())]
@@ -75,7 +75,7 @@ def relink_patches(child: Image, relink: Relink, *, parent_mtime: float) -> tupl
     return tuple(Patch(offset=at, before=old, after=new) for old, (at, new) in zip(before, changes, strict=True))
 
 
-def check_patches(child: Image, patches: tuple[Patch, ...]) -> None:
+def check_patches(child: VhdImage, patches: tuple[Patch, ...]) -> None:
     """Refuse a child that was changed otherwise.
 
     Raises:
@@ -86,7 +86,7 @@ def check_patches(child: Image, patches: tuple[Patch, ...]) -> None:
         raise MergeError("its header was changed since it was to be relinked; it is left alone", path=child.path)
 
 
-def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> None:
+def apply_patches(folder: Folder, child: VhdImage, patches: tuple[Patch, ...]) -> None:
     """Relink an open, writable child; one that is relinked already is left as it is.
 
     Raises:
@@ -101,7 +101,7 @@ def apply_patches(folder: Folder, child: Image, patches: tuple[Patch, ...]) -> N
         header_update.apply(folder, child.storage, patches)
 
 
-def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:
+def _rewritten(child: VhdImage, relink: Relink, *, stamp: int) -> tuple[DynamicHeader, list[tuple[int, bytes]]]:
     """Return the new header and the locator data to write, as (file offset, bytes)."""
     header = child.header
     if header is None:
@@ -123,7 +123,7 @@ def _rewritten(child: Image, relink: Relink, *, stamp: int) -> tuple[DynamicHead
     return changed, data
 
 
-def _reference(child: Image, relink: Relink, stamp: int) -> ParentReference:
+def _reference(child: VhdImage, relink: Relink, stamp: int) -> ParentReference:
     texts = {path.platform_code: path.text for path in child.metadata.parent_paths}
     old = texts.get(PlatformCode.WINDOWS_ABSOLUTE) or texts.get(PlatformCode.WINDOWS_ABSOLUTE_8BIT) or ""
     return reference_to(
@@ -135,7 +135,7 @@ def _reference(child: Image, relink: Relink, stamp: int) -> ParentReference:
     )
 
 
-def _new_locator(child: Image, locator: ParentLocator, reference: ParentReference) -> tuple[ParentLocator, bytes]:
+def _new_locator(child: VhdImage, locator: ParentLocator, reference: ParentReference) -> tuple[ParentLocator, bytes]:
     """Return the entry and its data; one that cannot hold the new path is emptied rather than left to mislead."""
     if not locator.is_used:
         return locator, b""

@@ -12,12 +12,12 @@ from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.units import SECTOR
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 # Extents of a window are bounded by the sectors that its bitmaps decide about: 128 full blocks of 2 MiB.
 _WINDOW_SECTORS = 524_288
@@ -28,9 +28,9 @@ _WINDOW_BLOCKS = 16384
 _STACKED = 3
 
 
-def windows(layers: Sequence[Layer], offset: int, stop: int) -> Iterator[tuple[int, int]]:
+def windows(layers: Sequence[Image], offset: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
-    blocks = [layer.block_size for layer in layers if isinstance(layer, Image) and layer.block_size]
+    blocks = [layer.block_size for layer in layers if isinstance(layer, VhdImage) and layer.block_size]
     largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
     smallest = min(largest, SECTOR * 4096)
     length = largest
@@ -43,11 +43,11 @@ def windows(layers: Sequence[Layer], offset: int, stop: int) -> Iterator[tuple[i
         offset = end
 
 
-def _mapped(layers: Sequence[Layer], offset: int, stop: int) -> int:
+def _mapped(layers: Sequence[Image], offset: int, stop: int) -> int:
     return sum(layer.mapped_sectors(offset, min(stop, layer.size)) for layer in layers if offset < layer.size)
 
 
-def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
+def resolve(layers: Sequence[Image], start: int, stop: int) -> Extents:
     """Return where a window's bytes come from; PARENT where the last of the layers leaves them to its own."""
     stack = stack_of(layers, stop)
     if len(stack) >= _STACKED:
@@ -61,7 +61,7 @@ def resolve(layers: Sequence[Layer], start: int, stop: int) -> Extents:
     return result
 
 
-def layer_extents(layer: Layer, depth: int, start: int, stop: int) -> Extents:
+def layer_extents(layer: Image, depth: int, start: int, stop: int) -> Extents:
     """Return one layer's answer; what lies behind its end is zeros, not its parent's."""
     parts = []
     if start < layer.size:

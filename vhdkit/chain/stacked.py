@@ -14,23 +14,23 @@ import numpy as np
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.units import SECTOR
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.disk.extents import Extents
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 
-def stack_of(layers: Sequence[Layer], stop: int) -> list[Image]:
+def stack_of(layers: Sequence[Image], stop: int) -> list[VhdImage]:
     """Return the layers from the leaf down that `resolve_stacked` can take together, for a window that ends at `stop`.
 
     They have blocks of one size, none ends before the window, and all but the last are differencing.
     """
-    stack: list[Image] = []
+    stack: list[VhdImage] = []
     for layer in layers:
-        if not isinstance(layer, Image) or layer.is_fixed or layer.size < stop:
+        if not isinstance(layer, VhdImage) or layer.is_fixed or layer.size < stop:
             break
         if stack and layer.block_size != stack[0].block_size:
             break
@@ -40,7 +40,7 @@ def stack_of(layers: Sequence[Layer], stop: int) -> list[Image]:
     return stack
 
 
-def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
+def resolve_stacked(images: Sequence[VhdImage], start: int, stop: int) -> Extents:
     """Return where a window's bytes come from in layers as `stack_of` finds them, leaf first; depths count from 0.
 
     What none of them holds is of the last layer's depth: PARENT, or ZERO if that is a dynamic disk. Reads tables and

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 
 @checked
@@ -41,7 +41,7 @@ def open_image(
     search: Sequence[StrPath] = (),
     break_children: bool = False,
     folder: Folder | None = None,
-) -> Image:
+) -> VhdImage:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write. A
@@ -75,7 +75,7 @@ def open_image(
 
 
 def claim_for_writing(
-    image: Image, folder: Folder, search: Sequence[str], *, break_children: bool
+    image: VhdImage, folder: Folder, search: Sequence[str], *, break_children: bool
 ) -> tuple[Finding, ...]:
     """Refuse an image that others read through; with `break_children` give it another id if there are such.
 
@@ -111,7 +111,7 @@ def claim_for_writing(
     return (*findings, Finding(corruption=Corruption.SIBLINGS, path=image.path, message=message))
 
 
-def _begun(image: Image, children: Sequence[str], folder: Folder) -> set[str]:
+def _begun(image: VhdImage, children: Sequence[str], folder: Folder) -> set[str]:
     """Return the children that a machine's operation had begun to make when it was cut off, and that hold nothing.
 
     The machine goes on in the layer that it had, and its next operation removes them.
@@ -129,7 +129,7 @@ def _begun(image: Image, children: Sequence[str], folder: Folder) -> set[str]:
     return found
 
 
-def _check_may_break(image: Image, folder: Folder) -> None:
+def _check_may_break(image: VhdImage, folder: Folder) -> None:
     journal = read_journal(folder, image.path)
     if journal is not None:
         raise JournalError(f"what reads through it cannot be broken now: {journal.say()}", path=image.path)
@@ -139,7 +139,7 @@ def _check_may_break(image: Image, folder: Folder) -> None:
         raise ReadOnlyImageError(message, path=image.path)
 
 
-def _refusal(image: Image, children: tuple[str, ...]) -> SiblingsError:
+def _refusal(image: VhdImage, children: tuple[str, ...]) -> SiblingsError:
     message = (
         f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}."
         " Write to a new child of it instead (vhdkit create NEWFILE --parent FILE); or turn each of them into an image"

@@ -77,7 +77,7 @@ def create(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     with vhdkit.open_image(file) as image:
-        label, size, file_size = image.label, image.size, image.storage.size()
+        label, size, file_size = image.kind, image.size, image.storage.size()
     if as_json:
         print_json({"filename": file, "disk-type": label, "virtual-size": size, "file-size": file_size})
     else:

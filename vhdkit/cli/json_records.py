@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.lineage import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
+    from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
     from vhdkit.merging.ensure import EnsuredMerge
     from vhdkit.merging.plan.plan import MergePlan
@@ -20,15 +21,14 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.header import DynamicHeader
-    from vhdkit.vhd.image import Layer
     from vhdkit.vhd.metadata import Metadata
 
 
-def describe_layer(layer: Layer) -> dict[str, Any]:
+def describe_layer(layer: Image) -> dict[str, Any]:
     """Return what is to say about a layer of a chain."""
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
-    if isinstance(layer, Image):
+    if isinstance(layer, VhdImage):
         return describe(layer.metadata, layer.storage, layer.path)
     return {
         "filename": layer.path,

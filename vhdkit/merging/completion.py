@@ -37,13 +37,13 @@ from vhdkit.journal.merge_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, 
 from vhdkit.journal.records import ClockTime, IdText, Record, Size, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder, Storage
-    from vhdkit.vhd.image import Layer
 
 SUFFIX = ".vhdkit-merged"
 # So many leaves are remembered; the oldest is forgotten first.
@@ -116,7 +116,7 @@ class Completion:
     samples: tuple[Sample, ...]
     earlier: tuple[MergedLeaf, ...]
 
-    def write(self, folder: Folder, destination: Image) -> None:
+    def write(self, folder: Folder, destination: VhdImage) -> None:
         """Write the record durably, in place of the one that is there.
 
         **Order**: 1 the whole record in a file of another name, synced (a cut leaves that, and the next run replaces
@@ -139,7 +139,7 @@ class Completion:
         folder.replace(partial, path)
         folder.sync(paths.dirname(path))
 
-    def _record(self, destination: Image, seen: Seen, now: float) -> dict[str, object]:
+    def _record(self, destination: VhdImage, seen: Seen, now: float) -> dict[str, object]:
         new = MergedLeaf(
             leaf_id=self.leaf_id,
             leaf=self.leaf,
@@ -155,10 +155,10 @@ class Completion:
         return {"version": 1, "merges": [msgspec.to_builtins(each) for each in (*earlier, new)][-MOST_LEAVES:]}
 
 
-def is_shown(entry: MergedLeaf, destination: Sequence[Layer]) -> bool:
+def is_shown(entry: MergedLeaf, destination: Sequence[Image]) -> bool:
     """Whether a destination, given with the layers below it, shows that a leaf was merged into it."""
     image = destination[0]
-    if not isinstance(image, Image) or image.unique_id.hex() != entry.base_id or image.size < entry.virtual_size:
+    if not isinstance(image, VhdImage) or image.unique_id.hex() != entry.base_id or image.size < entry.virtual_size:
         return False
     chain = Chain(destination)
     found = [(_digest(chain, sample.offset, sample.length), sample) for sample in entry.samples]
@@ -174,7 +174,7 @@ def is_untouched(seen: Seen, storage: Storage) -> bool:
     return seen.ctime > 0 and replace(seen, now=0.0) == Seen.of(storage, 0.0)
 
 
-def samples_of(layers: Sequence[Layer], depth: int, known: Sequence[Sample]) -> tuple[Sample, ...]:
+def samples_of(layers: Sequence[Image], depth: int, known: Sequence[Sample]) -> tuple[Sample, ...]:
     """Return the samples of a merge of `layers[:depth]`, those that an earlier run of it took (`known`) among them."""
     kept = list(_renewed(known, Chain(layers)))
     taken = {sample.offset for sample in kept}
@@ -197,7 +197,7 @@ def _renewed(samples: Sequence[Sample], after: Chain) -> Iterator[Sample]:
             yield replace(sample, after=digest)
 
 
-def take_samples(layers: Sequence[Layer], depth: int) -> tuple[Sample, ...]:
+def take_samples(layers: Sequence[Image], depth: int) -> tuple[Sample, ...]:
     """Return places in the disk that the merge of `layers[:depth]` will change, the last ones among them.
 
     A merge goes upwards: a destination in which the last place is as before is one of before, or of half-way.
@@ -213,9 +213,9 @@ def take_samples(layers: Sequence[Layer], depth: int) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: sample.offset))
 
 
-def _candidates(sources: Sequence[Layer], size: int) -> Iterator[tuple[int, int]]:
+def _candidates(sources: Sequence[Image], size: int) -> Iterator[tuple[int, int]]:
     """Yield (offset, length) of places where a source holds sectors: in its last blocks, then in some spread evenly."""
-    images = [layer for layer in sources if isinstance(layer, Image) and not layer.is_fixed]
+    images = [layer for layer in sources if isinstance(layer, VhdImage) and not layer.is_fixed]
     step = max((image.block_size for image in images), default=0)
     if not step:
         return

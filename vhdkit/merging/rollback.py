@@ -49,7 +49,7 @@ from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.footer_change import write_footers
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -279,8 +279,8 @@ class _Rollback:
         self.journal = journal
         self.begin: Begin = self._begin(journal)
         self.restored = False
-        self._open: list[Image] = []
-        self.sources: list[Image] = []
+        self._open: list[VhdImage] = []
+        self.sources: list[VhdImage] = []
         try:
             self.undo = self._locked(names[0], writable=False)
             self.destination = self._locked(names[1], writable=True)
@@ -324,12 +324,12 @@ class _Rollback:
             raise JournalError(f"it cannot be rolled back: {journal.say()}", path=journal.destination)
         return journal.begin
 
-    def _locked(self, path: str, *, writable: bool = True) -> Image:
+    def _locked(self, path: str, *, writable: bool = True) -> VhdImage:
         image = open_image(path, writable=writable, exclusive=True, finish_step=False, folder=self.folder)
         self._open.append(image)
         return image
 
-    def _child(self, path: str) -> Image:
+    def _child(self, path: str) -> VhdImage:
         path = self.journal.resolve(path)
         if not self.folder.exists(path):
             message = f"{path} was relinked by the merge, and is gone or has another name; put it back first"
@@ -399,7 +399,7 @@ class _Rollback:
         for child, patches in self.relinked:
             check_patches(child, patches)
 
-    def _sibling(self, path: str) -> tuple[Image, Relink]:
+    def _sibling(self, path: str) -> tuple[VhdImage, Relink]:
         relink = Relink(
             child=path,
             old_parent=self.undo.path,

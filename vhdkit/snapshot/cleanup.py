@@ -23,7 +23,7 @@ from vhdkit.vhd.image import open_image
 if TYPE_CHECKING:
     from vhdkit.journal.manifest import LayerRecord, Made, Manifest
     from vhdkit.snapshot.manifest_file import ManifestFile
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 _STRANGE_NAME = "its name is none that snapshots give; it is forgotten once the file is moved elsewhere"
 _STRANGE_PLACE = "its folder is not known as this machine's; it is forgotten once the file is moved elsewhere"
@@ -75,7 +75,7 @@ def _why_kept(file: ManifestFile, manifest: Manifest, path: str, unique_id: str,
         return str(error.message)
 
 
-def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_id: str) -> str:
+def _why_not_ours(file: ManifestFile, manifest: Manifest, image: VhdImage, unique_id: str) -> str:
     if image.unique_id.hex() != unique_id:
         return "another image has its name"
     if not allowed_folders.is_layer_name(manifest, image.path) or not image.is_differencing:
@@ -83,7 +83,7 @@ def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_i
     return "" if allowed_folders.is_own(file, image.path) else _STRANGE_PLACE
 
 
-def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
+def _why_needed(file: ManifestFile, manifest: Manifest, image: VhdImage) -> str:
     if read_journal(file.folder, image.path) is not None:
         return "a merge into it is not finished"
     others = [claim for claim in claims_on(file.folder, [image.path]) if claim.manifest_path != file.path]
@@ -93,7 +93,7 @@ def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
     return f"other images read through it: {', '.join(known)}" if known else ""
 
 
-def _has_data(image: Image) -> bool:
+def _has_data(image: VhdImage) -> bool:
     return any(len(blocks) for blocks, _ in image.windows())
 
 

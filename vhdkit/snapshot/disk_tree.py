@@ -15,7 +15,7 @@ from vhdkit.errors import SnapshotError
 from vhdkit.journal.manifest import GUID
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def find_family(folder: Folder, disk: str, search: tuple[str, ...]) -> Family:
     real = folder.real(disk)
     with open_chain(real, search=search, lock=False, folder=folder) as chain:
         for layer in chain.layers:
-            if not isinstance(layer, Image):
+            if not isinstance(layer, VhdImage):
                 message = "the chain ends in a raw file, which keeps no snapshots; convert it"
                 raise SnapshotError(message, path=layer.path)
             # Snapshots of a disk that nobody can read are worth nothing.

@@ -15,7 +15,7 @@ from zlib import crc32
 from vhdkit.journal.manifest import FileMark, Mark
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
@@ -30,7 +30,7 @@ _WHAT = {
 }
 
 
-def mark_of(image: Image) -> Mark:
+def mark_of(image: VhdImage) -> Mark:
     """Return what an open image's file is like."""
     storage, header = image.storage, image.header
     table = b""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.manifest import LayerRecord, Manifest, StateFile
     from vhdkit.snapshot.manifest_file import ManifestFile
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 
 def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
@@ -48,7 +48,7 @@ def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
                 raise SnapshotError(f"end that first: {journal.say()}", path=where)
 
 
-def check_views(folder: Folder, actives: Sequence[Image]) -> None:
+def check_views(folder: Folder, actives: Sequence[VhdImage]) -> None:
     """Refuse to freeze a layer that a merge went past: it no longer shows what it did.
 
     Raises:

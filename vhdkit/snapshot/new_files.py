@@ -21,7 +21,7 @@ from vhdkit.snapshot.layer_tree import line_of
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import new_file
 from vhdkit.vhd.create import create_image
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,7 +167,7 @@ def begun_of(fresh: Sequence[LayerRecord], kept: Sequence[StateFile] = ()) -> tu
 @contextmanager
 def held_actives(
     file: ManifestFile, manifest: Manifest, *, exclusive: bool, may_miss: bool = False
-) -> Iterator[tuple[Image, ...]]:
+) -> Iterator[tuple[VhdImage, ...]]:
     """Lend the layers that the machine writes to, held: nobody starts it meanwhile.
 
     With `may_miss` those that are not there are left out.

@@ -27,7 +27,7 @@ from vhdkit.vhd.file_name import FileFormat, check_file_name
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.locator import ParentLocator, PlatformCode
 from vhdkit.vhd.parent_reference import ParentReference, reference_to
 
@@ -113,7 +113,7 @@ def create_image(
 
 
 @contextmanager
-def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[Image]:
+def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[VhdImage]:
     """Lend the parent of a child that is made, held so that nobody writes to it meanwhile."""
     with open_image(path, exclusive=False, folder=folder) as parent:
         if parent.footer.saved_state:

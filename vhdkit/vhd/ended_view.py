@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.header import DynamicHeader
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 SUFFIX = ".vhdkit-ended"
 _MOST_BYTES = 4096
@@ -149,7 +149,7 @@ def ended_view(folder: Folder, storage: Storage, footer: Footer, header: Dynamic
     return view
 
 
-def ended_views(folder: Folder, images: Sequence[Image]) -> Iterator[Finding]:
+def ended_views(folder: Folder, images: Sequence[VhdImage]) -> Iterator[Finding]:
     """Yield a finding for each layer of a chain, leaf first, whose view has ended.
 
     Of a layer that a merge under way has come past, what reads through its topmost source knows from the journal.
@@ -178,7 +178,7 @@ def _has_journal(folder: Folder, path: str, names: Mapping[str, Sequence[str]]) 
     return folder.exists(journal) if listed is None else paths.basename(journal) in listed
 
 
-def mark_ended(folder: Folder, image: Image, *, leaf_id: bytes, destination_id: bytes) -> None:
+def mark_ended(folder: Folder, image: VhdImage, *, leaf_id: bytes, destination_id: bytes) -> None:
     """Write durably beside a layer that its view has ended; see the module for the order."""
     path = image.path + SUFFIX
     partial = f"{path}.partial"

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.storage.protocols import Folder, Storage
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 
-def write_footers(folder: Folder, image: Image) -> None:
+def write_footers(folder: Folder, image: VhdImage) -> None:
     """Write the footer of a dynamic or differencing image that is open for writing, and its copy; see the module.
 
     Where both are what they will be they are only made durable; where the one at the end is lost there is no pair.

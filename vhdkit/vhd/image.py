@@ -1,14 +1,12 @@
 """An open image: what it holds of a range, and the changes that one image alone can make.
 
-An `Image` is one of the few mutable things here: it owns a storage, and when it is writable it knows where the
+A `VhdImage` is one of the few mutable things here: it owns a storage, and when it is writable it knows where the
 next block goes. It never looks for a parent; `chain` does that.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +15,11 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.file_image import FileImage
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError
 from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import command
-from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd import bat
@@ -33,12 +32,12 @@ from vhdkit.vhd.header_update import finish, pending
 from vhdkit.vhd.metadata import FooterPlace, Metadata, read_metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from vhdkit.journal.patch import Patch
-    from vhdkit.storage.protocols import Folder, Storage, Syncing
+    from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
     from vhdkit.vhd.header import DynamicHeader
 
@@ -72,158 +71,23 @@ class Placement(NamedTuple):
         return self.first + ranks * self.stride
 
 
-class Layer(Handle):
-    """What a chain is made of: an image, or a raw file at its bottom."""
-
-    handle_kind = "image"
-
-    def __init__(self, storage: Storage, size: int, label: str) -> None:
-        self.storage = storage
-        self.size = size
-        self.label = label
-        self.broken: OSError | None = None
-        # A change of its header that was cut off, by which it is read.
-        self.step_patches: tuple[Patch, ...] = ()
-        # How often the file was written: what was resolved from its tables before is out of date.
-        self.change_count = 0
-
-    def __repr__(self) -> str:
-        """Return the path, the kind of image, its size, and whether it is closed."""
-        closed = " (closed)" if self._closed else ""
-        return f"<{type(self).__name__} {self.path!r}: {self.label}, {self.size} bytes{closed}>"
-
-    @property
-    def path(self) -> str:
-        """Where the file is."""
-        return self.storage.path
-
-    def resolve(self, offset: int, length: int) -> Extents:
-        """Return where each byte of a range inside the disk comes from."""
-        self.check_open()
-        return extents.single(offset, offset + length, Kind.DATA, offset)
-
-    def mapped_sectors(self, offset: int, stop: int) -> int:
-        """Return the sectors of a range that bitmaps decide about: a bound for the extents in it."""
-        self.check_open()
-        del offset, stop
-        return 0
-
-    def write_at(self, offset: int, data: bytes | memoryview) -> None:
-        """Write file bytes; after the first failure of a write or sync nothing more is written."""
-        with self._changing():
-            self.storage.write_at(offset, data)
-
-    def copy_from(self, source: Layer, source_offset: int, offset: int, length: int) -> None:
-        """Copy file bytes of another layer, or of this one; as `write_at` about failures."""
-        with self._changing():
-            self.storage.copy_from(source.storage, source_offset, offset, length)
-
-    def copy_many_from(
-        self,
-        source: Layer,
-        source_offsets: Sequence[int],
-        offsets: Sequence[int],
-        lengths: Sequence[int],
-        until: float = math.inf,
-    ) -> int:
-        """Copy many pieces of another layer's file, at least one and none after `until`, and return how many.
-
-        As `write_at` about failures.
-        """
-        with self._changing():
-            return self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths, until)
-
-    def begin_sync(self) -> Syncing:
-        """Begin to make durable what was written so far; what is written meanwhile waits for another sync."""
-        with self._changing():
-            return _LayerSyncing(self, self.storage.begin_sync())
-
-    def sync(self) -> None:
-        """Make what was written durable; a failed sync may have lost it, so it ends all writing."""
-        with self._changing():
-            self.storage.sync()
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Refuse what may not be written, and remember what failed."""
-        self.check_writable()
-        self.change_count += 1
-        try:
-            yield
-        except OSError as error:
-            self.broken = error
-            raise
-
-    def check_writable(self) -> None:
-        """Refuse to write to what was opened for reading, or failed before.
-
-        Raises:
-            ReadOnlyImageError: either is so, or a change of its header is to be finished first.
-            ValueError: it is closed.
-
-        """
-        self.check_open()
-        if self.broken is not None:
-            message = f"an earlier write failed ({self.broken}); open the image anew to go on"
-            raise ReadOnlyImageError(message, path=self.path)
-        if not self.storage.writable:
-            raise ReadOnlyImageError("it was opened for reading only", path=self.path)
-        if self.step_patches:
-            message = "a change of its header was cut off, and is to be finished before anything else is written"
-            raise ReadOnlyImageError(message, path=self.path)
-
-    def begin_close(self) -> None:
-        """Begin to give the file back, which is of no use from now on; `close` waits for it."""
-        self._closed = True
-        self.storage.begin_close()
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._closed = True
-        self.storage.close()
-
-
-class _LayerSyncing:
-    """A sync of a layer's file; if it fails, that ends all writing."""
-
-    def __init__(self, layer: Layer, inner: Syncing) -> None:
-        self._layer = layer
-        self._inner = inner
-
-    def is_done(self) -> bool:
-        return self._inner.is_done()
-
-    def wait(self) -> float:
-        try:
-            return self._inner.wait()
-        except OSError as error:
-            self._layer.broken = error
-            raise
-
-
-class RawImage(Layer):
-    """A file that is nothing but a disk's content; its last sector may be cut, and reads as if it were whole."""
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage, -(-storage.size() // SECTOR) * SECTOR, "raw")
-
-
-class Image(Layer):
+class VhdImage(FileImage):
     """A fixed, dynamic or differencing VHD. Sizes and offsets are in bytes."""
 
     def __init__(self, storage: Storage, metadata: Metadata) -> None:
         footer = metadata.footer
-        super().__init__(storage, footer.current_size, footer.disk_type.label)
+        super().__init__(storage, footer.current_size, DiskKind(footer.disk_type.label), metadata.findings)
         self.metadata = metadata
         self.footer: Footer = footer
         self.header: DynamicHeader | None = metadata.header
         self.unique_id = footer.unique_id
         self.disk_type = footer.disk_type
-        self.findings = metadata.findings
+        # A change of its header that was cut off, by which it is read.
+        self.step_patches: tuple[Patch, ...] = ()
         self.data_end = self.size
         self.placed = Placed(end=self.size, farthest=-1, stray=0, unreadable=None, doubtful=None)
         self.floor = metadata.reserved_end
-        self.block_size = self.bitmap_size = self.sectors_per_block = 0
+        self.bitmap_size = self.sectors_per_block = 0
         if self.header is not None:
             self.block_size = self.header.block_size
             self.bitmap_size = sector_bitmap.bitmap_size(self.block_size)
@@ -325,12 +189,33 @@ class Image(Layer):
         A clear bit means zeros in a dynamic disk and the parent in a differencing one. Reads tables and bitmaps only.
         """
         if self.is_fixed:
-            return super().resolve(offset, length)
+            self.check_open()
+            return extents.single(offset, offset + length, Kind.DATA, offset)
         blocks, at = self.allocated(offset, offset + length)
         row, start, stop = sector_bitmap.runs(self.read_bitmaps(at), self.sectors_per_block)
         base = blocks[row] * self.block_size
         data = at[row] + self.bitmap_size + start * SECTOR
         return extents.filled(base + start * SECTOR, base + stop * SECTOR, data, offset, offset + length, self.hole)
+
+    def fill_past_end(self, offset: int, rest: memoryview) -> None:
+        """Refuse to make up what the file lacks of a block."""
+        self.check_open()
+        del rest
+        detail = f"the file ends at {offset:#x}, inside the data of a block"
+        raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=self.path, offset=offset)
+
+    def check_writable(self) -> None:
+        """Refuse to write to what was opened for reading, or failed before.
+
+        Raises:
+            ReadOnlyImageError: either is so, or a change of its header is to be finished first.
+            ValueError: it is closed.
+
+        """
+        super().check_writable()
+        if self.step_patches:
+            message = "a change of its header was cut off, and is to be finished before anything else is written"
+            raise ReadOnlyImageError(message, path=self.path)
 
     def allocated(self, offset: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the allocated blocks that touch a range: their indices and their bitmaps' file offsets.
@@ -383,6 +268,12 @@ class Image(Layer):
         entries = self.table.entries(first, min(stop, self.table.entry_count))
         usable = self._room().is_usable(bat.offsets(entries[bat.allocated(entries)]))
         return int(usable.sum()), int((~usable).sum())
+
+    def assign(self, blocks: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+        """Write the BAT entries of blocks (ascending), whose bitmaps lie at the offsets."""
+        with self._changing():
+            self.table.assign(blocks, (offsets // SECTOR).astype(np.uint32))
+        self.data_end = max(self.data_end, int(offsets.max()) + self.block_span)
 
     def placement(self, count: int) -> Placement:
         """Return where the bitmaps of the next `count` new blocks will lie.
@@ -482,7 +373,7 @@ def open_image(
     finish_step: bool = True,
     follow_links: bool = True,
     folder: Folder | None = None,
-) -> Image:
+) -> VhdImage:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
 
     With `verify_header` false that of the dynamic header alone is.
@@ -512,7 +403,7 @@ def open_image(
             raise _read_only(place, path)
         patches = pending(place, storage)
         metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
-        image = Image(storage, metadata)
+        image = VhdImage(storage, metadata)
         image.step_patches = patches
         if writable and finish_step:
             image.finish_step(place)

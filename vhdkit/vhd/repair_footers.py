@@ -21,7 +21,7 @@ from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import as_text
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import FooterPlace
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
         return _repair(image)
 
 
-def _repair(image: Image) -> str:
+def _repair(image: VhdImage) -> str:
     metadata = image.metadata
     if metadata.footer_place is FooterPlace.INSIDE:
         return _end_behind_footer(image)
@@ -74,7 +74,7 @@ def _repair(image: Image) -> str:
     return ""
 
 
-def _end_behind_footer(image: Image) -> str:
+def _end_behind_footer(image: VhdImage) -> str:
     end, stop = image.size + FOOTER_SIZE, image.metadata.file_size
     for at in range(end, stop, _PIECE_BYTES):
         length = min(_PIECE_BYTES, stop - at)

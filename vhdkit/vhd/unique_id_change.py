@@ -15,10 +15,10 @@ from vhdkit.vhd.footer_change import write_footers
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 
-def change_unique_id(folder: Folder, image: Image, unique_id: bytes) -> None:
+def change_unique_id(folder: Folder, image: VhdImage, unique_id: bytes) -> None:
     """Give an image that is open for writing and held exclusively another id, durably.
 
     **Order**: of a fixed disk the footer, one sector, sync (a cut leaves one id or the other) · of others the pair

@@ -23,10 +23,10 @@ from vhdkit.vhd import bat
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.image import Image
+    from vhdkit.vhd.image import VhdImage
 
 
-def write_sectors(image: Image, offset: int, data: bytes | memoryview, *, sync: bool = False) -> None:
+def write_sectors(image: VhdImage, offset: int, data: bytes | memoryview, *, sync: bool = False) -> None:
     """Write whole sectors at a byte offset of the disk.
 
     Raises:
@@ -46,7 +46,7 @@ def write_sectors(image: Image, offset: int, data: bytes | memoryview, *, sync: 
         _write_blocks(image, offset, view, sync=sync)
 
 
-def _write_blocks(image: Image, offset: int, view: memoryview, *, sync: bool) -> None:
+def _write_blocks(image: VhdImage, offset: int, view: memoryview, *, sync: bool) -> None:
     size = image.block_size
     blocks = np.arange(offset // size, -(-(offset + len(view)) // size), dtype=np.int64)
     entries = image.table.entries(int(blocks[0]), int(blocks[-1]) + 1).copy()
@@ -70,7 +70,7 @@ def _write_blocks(image: Image, offset: int, view: memoryview, *, sync: bool) ->
     _barrier(image, sync=sync)
 
 
-def begin_blocks(image: Image, at: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
+def begin_blocks(image: VhdImage, at: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
     """Write the bitmaps of new blocks of which sectors [start, stop) are written; nothing refers to them yet."""
     for offset, first, last in zip(at.tolist(), start.tolist(), stop.tolist(), strict=True):
         row = sector_bitmap.full(image.block_size)
@@ -81,7 +81,7 @@ def begin_blocks(image: Image, at: NDArray[np.int64], start: NDArray[np.int64], 
 
 
 def set_bits(
-    image: Image,
+    image: VhdImage,
     at: NDArray[np.int64],
     row: NDArray[np.int64],
     start: NDArray[np.int64],
@@ -100,17 +100,11 @@ def set_bits(
         image.write_at(int(at[index]), bitmaps[index].tobytes())
 
 
-def link_blocks(image: Image, blocks: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+def link_blocks(image: VhdImage, blocks: NDArray[np.int64], at: NDArray[np.int64]) -> None:
     """Write the BAT entries of new blocks (ascending): from here on the disk has them."""
-    image.change_count += 1
-    try:
-        image.table.assign(blocks, (at // SECTOR).astype(np.uint32))
-    except OSError as error:
-        image.broken = error
-        raise
-    image.data_end = max(image.data_end, int(at.max()) + image.block_span)
+    image.assign(blocks, at)
 
 
-def _barrier(image: Image, *, sync: bool) -> None:
+def _barrier(image: VhdImage, *, sync: bool) -> None:
     if sync:
         image.sync()

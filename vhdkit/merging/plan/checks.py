@@ -15,6 +15,7 @@ from vhdkit.chain.children import children_of
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives
 from vhdkit.disk import extents
+from vhdkit.disk.image import Image
 from vhdkit.errors import (
     CorruptImageError,
     JournalError,
@@ -38,12 +39,13 @@ from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import Image, Layer, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
 
@@ -82,13 +84,13 @@ class Survey:
         self.wishes = wishes
         self.target = target_of(chain.layers, depth)
         self.sources = chain.layers[:depth]
-        self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
+        self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
         self.destination = self.images[-1]
         self.obstacles: list[VhdError] = []
         self.spent = ""
         self.journal = self._usable(journal)
         self.undo_id = self._undo_id(journal)
-        self.undo_image: Image | None = None
+        self.undo_image: VhdImage | None = None
         self.undo_holds_sectors = False
 
     def plan(self) -> MergePlan:
@@ -173,7 +175,7 @@ class Survey:
             return None
         return with_names(journal, self.sources)
 
-    def _refuse_journal(self, layer: Layer) -> None:
+    def _refuse_journal(self, layer: Image) -> None:
         try:
             other = read_journal(self.folder, layer.path)
         except JournalError as error:

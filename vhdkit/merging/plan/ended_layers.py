@@ -11,7 +11,7 @@ from vhdkit.errors import VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
-from vhdkit.vhd.image import Image, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
 
 
-def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdError]:
+def ended_obstacles(images: Sequence[VhdImage], folder: Folder) -> Iterator[VhdError]:
     """Yield what stands in the way of merging images, leaf first, into the last of them: their views have ended.
 
     A source below the topmost one of the merge that ended its view is hidden by that, as it was then: no obstacle.
@@ -36,7 +36,7 @@ def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdErro
         above.add(image.unique_id)
 
 
-def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Image, folder: Folder) -> None:
+def mark_kept_layers(plan: MergePlan, journal: Journal, destination: VhdImage, folder: Folder) -> None:
     """Mark the layers between that stay, and take a mark of the destination away: it shows what the topmost one did.
 
     The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
@@ -62,7 +62,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Image, fold
                     raise
 
 
-def _is_between(path: str, unique_id: str, destination: Image, parents: ParentSearch) -> bool:
+def _is_between(path: str, unique_id: str, destination: VhdImage, parents: ParentSearch) -> bool:
     """Whether a source is still there, and reads through the destination."""
     if not parents.folder.exists(path):
         return False

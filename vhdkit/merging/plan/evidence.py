@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import Image
     from vhdkit.journal.file_state import Seen
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.growth import Growth
-    from vhdkit.vhd.image import Image, Layer, Placement
+    from vhdkit.vhd.image import Placement, VhdImage
 
     Moves = Iterable[tuple[Extents, Extents, int]]
 
@@ -37,7 +38,7 @@ _PIECE = 4 << 20
 _ENTRIES = 1 << 14
 
 
-def is_untouched(journal: Journal, sources: Sequence[Layer], destination: Layer) -> bool:
+def is_untouched(journal: Journal, sources: Sequence[Image], destination: Image) -> bool:
     """Whether neither sources nor destination were touched since the run that stopped, or ended, looked at them."""
     seen = journal.destination_seen
     if seen is None or not seen.proves(destination.storage):
@@ -46,7 +47,7 @@ def is_untouched(journal: Journal, sources: Sequence[Layer], destination: Layer)
     return bool(states) and all(state.proves(layer.storage) for state, layer in zip(states, sources, strict=True))
 
 
-def may_be_others(journal: Journal, sources: Sequence[Layer]) -> bool:
+def may_be_others(journal: Journal, sources: Sequence[Image]) -> bool:
     """Whether a source may have been put back since the merge began; where there is no clock, times are believed."""
     states = _states_of(journal, sources)
     return not states or not all(
@@ -55,21 +56,21 @@ def may_be_others(journal: Journal, sources: Sequence[Layer]) -> bool:
     )
 
 
-def _states_of(journal: Journal, sources: Sequence[Layer]) -> list[Seen]:
+def _states_of(journal: Journal, sources: Sequence[Image]) -> list[Seen]:
     """Return what the sources looked like when the merge began, nothing if that is not known of each."""
     begin = journal.begin
     states = [state.seen for state in begin.sources if state.seen is not None] if begin is not None else []
     return states if len(states) == len(sources) else []
 
 
-def is_reserved(destination: Image, file_end: int) -> bool:
+def is_reserved(destination: VhdImage, file_end: int) -> bool:
     """Whether the file has the size and the footer that making room leaves it with."""
     metadata = destination.metadata
     is_ended = metadata.footer_place is FooterPlace.TRAILING and metadata.footer_start == file_end
     return destination.is_fixed or is_ended
 
 
-def may_grow(destination: Image, growth: Growth, places: NDArray[np.int64], *, grown: bool) -> bool:
+def may_grow(destination: VhdImage, growth: Growth, places: NDArray[np.int64], *, grown: bool) -> bool:
     """Whether a table may be made longer as planned: it is as it was before, as it is to be, or on the way.
 
     If it is said to be `grown`, all of it must be done. No block may lie in the way but those that are to be moved, and
@@ -91,7 +92,7 @@ def may_grow(destination: Image, growth: Growth, places: NDArray[np.int64], *, g
     return True
 
 
-def linked_as_planned(destination: Image, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:
+def linked_as_planned(destination: VhdImage, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:
     """Whether the added blocks lie where they were to be, those below `mark` certainly, the others if at all.
 
     A block that was added otherwise since would share its place with one that is still to come.
@@ -109,7 +110,7 @@ def linked_as_planned(destination: Image, added: NDArray[np.uint32], place: Plac
     return True
 
 
-def is_room_free(destination: Image, own: NDArray[np.int64], first: int) -> bool:
+def is_room_free(destination: VhdImage, own: NDArray[np.int64], first: int) -> bool:
     """Whether no block lies where the merge's were to be, from the file's offset `first` on, but its own.
 
     Another program that writes to the destination puts its blocks there as well: behind the last one that it finds.
@@ -125,7 +126,7 @@ def is_room_free(destination: Image, own: NDArray[np.int64], first: int) -> bool
 
 
 def has_what_sources_hold(
-    layers: Sequence[Layer],
+    layers: Sequence[Image],
     depth: int,
     moves: Moves,
     stop: int | None = None,
@@ -152,7 +153,7 @@ def has_what_sources_hold(
 
 
 @contextmanager
-def _as_large_as(destination: Layer, size: int) -> Iterator[None]:
+def _as_large_as(destination: Image, size: int) -> Iterator[None]:
     before = destination.size
     destination.size = max(size, before)
     try:

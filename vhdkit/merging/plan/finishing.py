@@ -26,6 +26,7 @@ from vhdkit.chain.children import children_of
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, leads_to
+from vhdkit.disk.image import Image
 from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
@@ -36,11 +37,12 @@ from vhdkit.merging.plan.resume import check_relinks, check_undo, header_digest,
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import Image, Layer, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_records import Begin, FileState
     from vhdkit.storage.protocols import Folder
 
@@ -79,7 +81,7 @@ def find_complete(folder: Folder, path: str, search: Sequence[str]) -> Journal |
     return None
 
 
-def is_complete(journal: Journal, layers: Sequence[Layer], depth: int, *, keep_sources: bool, verify: bool) -> bool:
+def is_complete(journal: Journal, layers: Sequence[Image], depth: int, *, keep_sources: bool, verify: bool) -> bool:
     """Whether the destination has all that the sources hold, which are there: both are read.
 
     Where no source goes, and unless it is to `verify`, it is enough that no file was touched since they were merged.
@@ -99,13 +101,13 @@ def _keeps(journal: Journal, *, keep_sources: bool) -> bool:
     return begin is None or keep_sources or begin.keep_sources or (bool(begin.undo) and not journal.dropping)
 
 
-def is_leftover(journal: Journal, sources: Sequence[Layer], folder: Folder) -> bool:
+def is_leftover(journal: Journal, sources: Sequence[Image], folder: Folder) -> bool:
     """Whether sources are some of those of a complete merge whose topmost one is gone: they are not to be merged."""
     begin = journal.begin
     if begin is None or not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
         return False
     ids = {source.unique_id for source in begin.sources[1:]}
-    mine = [layer.unique_id.hex() for layer in sources if isinstance(layer, Image)]
+    mine = [layer.unique_id.hex() for layer in sources if isinstance(layer, VhdImage)]
     return set(mine) <= ids and not _is_there(journal, begin.sources[0], folder)
 
 
@@ -225,7 +227,7 @@ def _ended(path: str, destination: str) -> Finding:
     return Finding(corruption=Corruption.VIEW_ENDED, path=path, message=message)
 
 
-def _check_complete(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def _check_complete(journal: Journal, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
     """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
     begin = journal.begin
     if begin is None or destination.unique_id.hex() != begin.destination.unique_id:
@@ -238,12 +240,12 @@ def _check_complete(journal: Journal, destination: Image, folder: Folder, search
 
 
 def _what_is_left(
-    journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
+    journal: Journal, begin: Begin, destination: VhdImage, folder: Folder, search: Sequence[str], *, only_shown: bool
 ) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
     own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
-    opened: list[Image] = []
+    opened: list[VhdImage] = []
     try:
         for _, path in own:
             opened.append(open_image(path, folder=folder))
@@ -259,7 +261,7 @@ def _what_is_left(
             image.close()
 
 
-def _leads_to(path: str, destination: Image, parents: ParentSearch) -> bool:
+def _leads_to(path: str, destination: VhdImage, parents: ParentSearch) -> bool:
     try:
         return leads_to(path, destination.storage.identity, parents)
     except (VhdError, OSError):
@@ -267,7 +269,7 @@ def _leads_to(path: str, destination: Image, parents: ParentSearch) -> bool:
 
 
 def _without_the_topmost(
-    journal: Journal, destination: Image, opened: Sequence[Image], left: Left, *, only_shown: bool
+    journal: Journal, destination: VhdImage, opened: Sequence[VhdImage], left: Left, *, only_shown: bool
 ) -> Left:
     """Return which sources may go, though not all are there any more; see the module."""
     known = () if only_shown else journal.verified or ()
@@ -295,28 +297,28 @@ def _cannot_be_told(journal: Journal, left: Left) -> str:
     )
 
 
-def _is_as_left(journal: Journal, destination: Image) -> bool:
+def _is_as_left(journal: Journal, destination: VhdImage) -> bool:
     seen, after = journal.destination_seen, journal.destination_after
     if seen is None:
         return after is not None and is_as_left(after, destination)
     return seen.proves(destination.storage) or seen.fits(destination.storage)
 
 
-def _is_as_verified(image: Image, state: FileState | None) -> bool:
+def _is_as_verified(image: VhdImage, state: FileState | None) -> bool:
     if state is None or state.seen is None:
         return False
     seen, storage = state.seen, image.storage
     return seen.proves(storage) or (seen.fits(storage) and header_digest(image) == state.header)
 
 
-def is_verified(journal: Journal, plan: MergePlan, layers: Sequence[Layer]) -> bool:
+def is_verified(journal: Journal, plan: MergePlan, layers: Sequence[Image]) -> bool:
     """Whether a journal has the states already of all that is to be removed."""
     verified = {journal.resolve(state.path): state for state in journal.verified or ()}
-    going = [layer for layer in layers if layer.path in plan.removals and isinstance(layer, Image)]
+    going = [layer for layer in layers if layer.path in plan.removals and isinstance(layer, VhdImage)]
     return all(_is_as_verified(image, verified.get(image.path)) for image in going)
 
 
-def _shows_all(opened: Sequence[Image], destination: Image) -> bool:
+def _shows_all(opened: Sequence[VhdImage], destination: VhdImage) -> bool:
     """Whether the destination shows what the sources that are left hold, one over the other."""
     layers = (*opened, destination)
     if any(image.size > destination.size for image in opened):
@@ -324,7 +326,7 @@ def _shows_all(opened: Sequence[Image], destination: Image) -> bool:
     return has_what_sources_hold(layers, len(opened), moves(layers, len(opened), target_of(layers, len(opened))))
 
 
-def check_still_shows(plan: MergePlan, layers: Sequence[Layer], check: Callable[[], None] = lambda: None) -> None:
+def check_still_shows(plan: MergePlan, layers: Sequence[Image], check: Callable[[], None] = lambda: None) -> None:
     """Read a destination whose sources are about to go, and hold it against what they hold.
 
     Raises:

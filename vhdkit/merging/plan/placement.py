@@ -27,7 +27,7 @@ from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
-from vhdkit.vhd.image import Image, Layer, Placement
+from vhdkit.vhd.image import Placement, VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
 
 
@@ -66,7 +67,7 @@ class Layout:
 
 
 def moves(
-    layers: Sequence[Layer], depth: int, target: Target, start: int = 0
+    layers: Sequence[Image], depth: int, target: Target, start: int = 0
 ) -> Iterator[tuple[Extents, Extents, int]]:
     """Yield (writes, wipes, end of the window) of the merge of `layers[:depth]`, a window of the disk at a time."""
     sources = layers[:depth]
@@ -74,10 +75,10 @@ def moves(
         yield *choose(resolve(sources, first, stop), target), stop
 
 
-def target_of(layers: Sequence[Layer], depth: int, size: int | None = None) -> Target:
+def target_of(layers: Sequence[Image], depth: int, size: int | None = None) -> Target:
     """Return what choosing sectors needs to know of the destination at that depth; `size` is its disk's before."""
     destination = layers[depth]
-    if not isinstance(destination, Image):
+    if not isinstance(destination, VhdImage):
         raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
     below = layers[depth + 1].size if depth + 1 < len(layers) else 0
     size = destination.size if size is None else size
@@ -109,7 +110,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
     behind it is copied from them as they are now.
     """
     begin, destination, sources = journal.begin, chain.layers[depth], chain.layers[:depth]
-    if begin is None or journal.merged or not isinstance(destination, Image):
+    if begin is None or journal.merged or not isinstance(destination, VhdImage):
         return None
     place = Placement(begin.first, begin.stride)
     payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
@@ -134,7 +135,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
 
 
 def _is_as_journaled(
-    destination: Image, journal: Journal, place: Placement, added: NDArray[np.uint32], growth: Growth | None
+    destination: VhdImage, journal: Journal, place: Placement, added: NDArray[np.uint32], growth: Growth | None
 ) -> bool:
     """Whether the destination's size, footer and table are what `reserved`, `grown` and the mark promise."""
     begin = journal.begin
@@ -152,7 +153,7 @@ def _is_as_journaled(
 
 def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:
     destination = chain.layers[depth]
-    if not isinstance(destination, Image):
+    if not isinstance(destination, VhdImage):
         raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
     payload, added = _measure(chain, depth, target)
     growth = _growth(destination, chain.size, obstacles, begun=begun)
@@ -183,7 +184,7 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
     for writes, _, _ in moves(chain.layers, depth, target):
         payload += writes.total
-        if not isinstance(destination, Image) or destination.is_fixed or not len(writes):
+        if not isinstance(destination, VhdImage) or destination.is_fixed or not len(writes):
             continue
         size = destination.block_size
         first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
@@ -199,12 +200,12 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     return payload, np.concatenate(added)
 
 
-def _alike(chain: Chain, depth: int, target: Target) -> tuple[list[Image], Image] | None:
+def _alike(chain: Chain, depth: int, target: Target) -> tuple[list[VhdImage], VhdImage] | None:
     """Return the sources and the destination if what is merged is just what any source has a set bit for.
 
     That is so if all have blocks of one size, and no source or destination is shorter than the leaf.
     """
-    *sources, destination = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, Image)]
+    *sources, destination = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
     size = destination.block_size
     if len(sources) < depth or not size or target.size < chain.size or chain.size % SECTOR:
         return None
@@ -213,7 +214,7 @@ def _alike(chain: Chain, depth: int, target: Target) -> tuple[list[Image], Image
     return sources, destination
 
 
-def _count(sources: list[Image], destination: Image, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
+def _count(sources: list[VhdImage], destination: VhdImage, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
     """Do what `_measure` does from the bits alone, without a look at each run of them: thirty times quicker."""
     disk, size = sources[0].size, destination.block_size
     block_count = -(-disk // size)
@@ -242,7 +243,7 @@ def _count(sources: list[Image], destination: Image, new_from: int | None) -> tu
     return payload, np.concatenate(added)
 
 
-def _growth(image: Image, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
+def _growth(image: VhdImage, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
     if size <= image.size or image.is_fixed:
         return None
     usable, unusable = image.entries_beyond(size)

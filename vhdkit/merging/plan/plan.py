@@ -27,17 +27,17 @@ from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import DiskType
-from vhdkit.vhd.image import Image, Placement
+from vhdkit.vhd.image import Placement, VhdImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.chain.relink import Relink
+    from vhdkit.disk.image import Image
     from vhdkit.errors import VhdError
     from vhdkit.findings import Finding
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.growth import Growth
-    from vhdkit.vhd.image import Layer
 
 
 # Where no block is placed.
@@ -56,12 +56,12 @@ class LayerState:
     ctime: float
 
     @classmethod
-    def of(cls, layer: Layer) -> LayerState:
+    def of(cls, layer: Image) -> LayerState:
         """Return the state of an open layer."""
         return cls(
             path=layer.path,
             identity=layer.storage.identity,
-            unique_id=layer.unique_id if isinstance(layer, Image) else b"",
+            unique_id=layer.unique_id if isinstance(layer, VhdImage) else b"",
             file_size=layer.storage.size(),
             mtime=layer.storage.mtime,
             ctime=layer.storage.ctime,

@@ -28,7 +28,7 @@ from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd import ended_view
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.header_change import is_header_change
-from vhdkit.vhd.image import Image, Layer, Placement, open_image
+from vhdkit.vhd.image import Placement, VhdImage, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal, JournalWriter
     from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
 
 
-def file_state(layer: Layer, journal: Journal, now: float = 0.0) -> FileState:
+def file_state(layer: Image, journal: Journal, now: float = 0.0) -> FileState:
     """Return what a journal keeps of a file at a time; a raw one has no id and no header."""
     return FileState(
         path=journal.relative(layer.path),
-        unique_id=layer.unique_id.hex() if isinstance(layer, Image) else "",
+        unique_id=layer.unique_id.hex() if isinstance(layer, VhdImage) else "",
         header=header_digest(layer),
         size=layer.storage.size(),
         mtime=layer.storage.mtime,
@@ -53,30 +54,30 @@ def file_state(layer: Layer, journal: Journal, now: float = 0.0) -> FileState:
     )
 
 
-def header_digest(image: Layer) -> str:
+def header_digest(image: Image) -> str:
     """Return the digest of an image's footer and dynamic header."""
-    if not isinstance(image, Image):
+    if not isinstance(image, VhdImage):
         return ""
     return ended_view.header_digest(image.footer, image.header)
 
 
-def is_about(journal: Journal, sources: Sequence[Layer], destination: Layer) -> bool:
+def is_about(journal: Journal, sources: Sequence[Image], destination: Image) -> bool:
     """Whether a journal speaks of a merge of these files: the same ids and headers, in the same order."""
     begin = journal.begin
-    if begin is None or not isinstance(destination, Image) or len(begin.sources) != len(sources):
+    if begin is None or not isinstance(destination, VhdImage) or len(begin.sources) != len(sources):
         return False
-    now = [(layer.unique_id.hex(), header_digest(layer)) for layer in sources if isinstance(layer, Image)]
+    now = [(layer.unique_id.hex(), header_digest(layer)) for layer in sources if isinstance(layer, VhdImage)]
     then = [(state.unique_id, state.header) for state in begin.sources]
     return now == then and begin.destination.unique_id == destination.unique_id.hex()
 
 
-def is_as_left(left: tuple[int, float], destination: Layer) -> bool:
+def is_as_left(left: tuple[int, float], destination: Image) -> bool:
     """Whether the destination has the size and time of change that a journal says it was left with."""
     size, mtime = left
     return destination.storage.size() == size and same_time(destination.storage.mtime, mtime)
 
 
-def with_names(journal: Journal, sources: Sequence[Layer], undo: str = "") -> Journal:
+def with_names(journal: Journal, sources: Sequence[Image], undo: str = "") -> Journal:
     """Return a journal of a merge of these sources as it reads with the names that they, and the undo image, have now.
 
     A source that was renamed since is the one that it speaks of, by its id; what goes on later must find it.
@@ -100,8 +101,8 @@ def note_names(writer: JournalWriter, written: Journal | None) -> JournalWriter:
 
 
 def plan_digest(
-    sources: Sequence[Layer],
-    destination: Image,
+    sources: Sequence[Image],
+    destination: VhdImage,
     place: Placement,
     growth: Growth | None,
     added: NDArray[np.uint32],
@@ -109,7 +110,7 @@ def plan_digest(
 ) -> str:
     """Return the digest of everything that decides which bytes go where."""
     facts = [
-        [header_digest(layer) for layer in sources if isinstance(layer, Image)],
+        [header_digest(layer) for layer in sources if isinstance(layer, VhdImage)],
         [destination.unique_id.hex(), destination.block_size, *place, *sizes],
         growth.to_record() if growth is not None else None,
     ]
@@ -173,7 +174,7 @@ def find_source(
     return path
 
 
-def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def check_undo(journal: Journal, undo: VhdImage, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
     """Refuse an undo image that is not the one that the journal speaks of, or not of this destination.
 
     Raises:
@@ -187,7 +188,7 @@ def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
-def check_relinks(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def check_relinks(journal: Journal, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
     """Refuse relinks of files that are not children in this chain, or that would change more than the parent.
 
     Raises:
@@ -213,7 +214,7 @@ def check_relinks(journal: Journal, destination: Image, folder: Folder, search: 
                 raise JournalError(message, path=journal.path)
 
 
-def _is_relinking(relink: RelinkState, child: Image, destination: Image) -> bool:
+def _is_relinking(relink: RelinkState, child: VhdImage, destination: VhdImage) -> bool:
     if child.header is None:
         return False
     try:

@@ -36,7 +36,7 @@ from vhdkit.vhd import timestamp
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.vhd.create import new_footer, write_empty
 from vhdkit.vhd.footer import DiskType, Footer
-from vhdkit.vhd.image import Image, Placement, open_image
+from vhdkit.vhd.image import Placement, VhdImage, open_image
 from vhdkit.vhd.parent_reference import reference_to
 from vhdkit.vhd.write import link_blocks
 
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.image import Layer
 
 _BITMAP_BYTES = 2 << 20
 
@@ -54,10 +54,10 @@ _BITMAP_BYTES = 2 << 20
 def plan_undo(
     path: str,
     unique_id: bytes,
-    destination: Image,
+    destination: VhdImage,
     size_before: int,
     moves: Iterable[tuple[Extents, Extents, int]],
-    existing: Image | None,
+    existing: VhdImage | None,
 ) -> UndoPlan:
     """Return what the undo image will take; `existing` is what an earlier run has made of it."""
     block_size = destination.block_size or DEFAULT_BLOCK_SIZE
@@ -96,7 +96,7 @@ def affected(writes: Extents, wipes: Extents, size: int) -> Extents:
     return extents.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
 
 
-def without_held(wanted: Extents, undo: Image) -> Extents:
+def without_held(wanted: Extents, undo: VhdImage) -> Extents:
     """Return what of some extents, which ascend, the undo image does not hold."""
     start, stop = int(wanted.start[0]), int(wanted.stop[-1])
     held = undo.resolve(start, stop - start).of(Kind.DATA)
@@ -107,7 +107,7 @@ def without_held(wanted: Extents, undo: Image) -> Extents:
     return extents.intersect(wanted, low[low < high], high[low < high])
 
 
-def bitmaps_of(image: Image) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
+def bitmaps_of(image: VhdImage) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
     """Yield (indices, bitmap offsets, bitmaps) of the blocks of an image, so many that their bitmaps take 2 MiB."""
     step = max(1, _BITMAP_BYTES // image.bitmap_size)
     for blocks, at in image.windows():
@@ -116,7 +116,7 @@ def bitmaps_of(image: Image) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int
             yield blocks[first : first + step], some, image.read_bitmaps(some)
 
 
-def create_undo(folder: Folder, plan: UndoPlan, destination: Image, job: str) -> None:
+def create_undo(folder: Folder, plan: UndoPlan, destination: VhdImage, job: str) -> None:
     """Make an undo image that holds nothing, durable with its name; it has one of the job's until it is whole.
 
     Raises:
@@ -161,7 +161,7 @@ def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
         folder.sync(paths.dirname(temporary))
 
 
-def forget_second_name(folder: Folder, undo: Image, job: str) -> None:
+def forget_second_name(folder: Folder, undo: VhdImage, job: str) -> None:
     """Remove the name that an undo image had while it was made, if a cut has left it with both."""
     temporary = temporary_name(undo.path, job)
     if folder.exists(temporary) and identity_at(temporary, folder) == undo.storage.identity:
@@ -213,7 +213,7 @@ class Saver:
         self,
         folder: Folder,
         plan: UndoPlan,
-        layers: Sequence[Layer],
+        layers: Sequence[Image],
         saved: int,
         durable: Callable[[int, Saver], None],
         report: Callable[[int], None],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.relink import check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
+from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
 from vhdkit.merging.plan.checks import states
 from vhdkit.merging.plan.finishing import finishing_plan
@@ -18,11 +19,12 @@ from vhdkit.merging.plan.plan import Resume
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import remove_marks
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.image import Image, Layer, RawImage, open_image
+from vhdkit.vhd.image import VhdImage, open_image
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from vhdkit.disk.image import Image
     from vhdkit.merging.plan.plan import LayerState, MergePlan
     from vhdkit.storage.protocols import Folder
 
@@ -37,7 +39,7 @@ def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
         ImageInUseError: somebody else holds one.
 
     """
-    layers: list[Layer] = []
+    layers: list[Image] = []
     changing = {*plan.sources, plan.destination} if writable else set()
     try:
         for state in plan.layers:
@@ -53,7 +55,7 @@ def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
     return chain
 
 
-def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive: bool) -> Layer:
+def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive: bool) -> Image:
     if state.unique_id:
         return open_image(state.path, writable=writable, exclusive=exclusive, finish_step=False, folder=folder)
     storage = folder.open(state.path)
@@ -72,14 +74,14 @@ class MergeFiles:
     """
 
     def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
-        self.dropped: Image | None = None
-        self._children: dict[str, Image] = {}
+        self.dropped: VhdImage | None = None
+        self._children: dict[str, VhdImage] = {}
         self.made_undo = False
         self.chain = open_planned(plan, folder, plan.destination)
         found = [layer for layer in self.chain.layers if layer.path == plan.destination]
         try:
             destination = found[0]
-            if not isinstance(destination, Image):
+            if not isinstance(destination, VhdImage):
                 raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
             self.destination = destination
             for path in _children(plan, folder):
@@ -114,7 +116,7 @@ class MergeFiles:
         if plan.resume is not None:
             finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
 
-    def child(self, path: str) -> Image:
+    def child(self, path: str) -> VhdImage:
         """Return an open child of the destination or of the topmost source."""
         return self._children[path]
 
@@ -194,12 +196,12 @@ def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[
     return plan.removals
 
 
-def _remove_held(layer: Layer, plan: MergePlan, folder: Folder) -> None:
+def _remove_held(layer: Image, plan: MergePlan, folder: Folder) -> None:
     path = layer.path
     if identity_at(path, folder) != layer.storage.identity:
         message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
         raise MergeError(message, path=path)
-    if isinstance(layer, Image):
+    if isinstance(layer, VhdImage):
         # Until the layer is gone as well the journal says what its mark said.
         remove_marks(folder, layer.storage, layer.unique_id)
     try:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.vhd.image import Image
+from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 # Ten files of 600 MiB are let go of at once when they are removed: done earlier, block by block, it only took the
 # processor from the merge. So it begins with this much of one file; it is also what is left for the end.
@@ -30,11 +30,11 @@ _LEAST_BLOCK = 512 << 10
 class Forgetting:
     """What of each of the sources is behind a merge that goes over the disk once, from the offset `mark` on."""
 
-    def __init__(self, sources: Sequence[Layer], mark: int = 0) -> None:
+    def __init__(self, sources: Sequence[Image], mark: int = 0) -> None:
         self._sources = [
             _Behind(source, mark)
             for source in sources
-            if isinstance(source, Image) and source.block_size >= _LEAST_BLOCK
+            if isinstance(source, VhdImage) and source.block_size >= _LEAST_BLOCK
         ]
 
     def passed(self, stop: int) -> None:
@@ -44,7 +44,7 @@ class Forgetting:
 
 
 class _Behind:
-    def __init__(self, image: Image, mark: int) -> None:
+    def __init__(self, image: VhdImage, mark: int) -> None:
         self._image = image
         self._done = mark // image.block_size * image.block_size
         self._found: list[NDArray[np.int64]] = []

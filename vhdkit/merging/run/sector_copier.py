@@ -19,10 +19,10 @@ import numpy as np
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.units import SECTOR
 from vhdkit.vhd import bat
 from vhdkit.vhd.image import Placement
-from vhdkit.vhd.read_extents import read_exactly, read_extents
 from vhdkit.vhd.write import link_blocks, set_bits
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.disk.image import Image
     from vhdkit.merging.progress import Clock
     from vhdkit.storage.protocols import Syncing
-    from vhdkit.vhd.image import Image, Layer
+    from vhdkit.vhd.image import VhdImage
 
 _STAGING = 4 << 20
 # A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
@@ -93,8 +94,8 @@ class Mover:
 
     def __init__(
         self,
-        layers: Sequence[Layer],
-        destination: Image,
+        layers: Sequence[Image],
+        destination: VhdImage,
         added: NDArray[np.uint32],
         report: Callable[[int], None],
         durable: Callable[[int, int], None] = lambda _stop, _bytes: None,

@@ -16,12 +16,12 @@ from vhdkit.disk.extents import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 _PIECE = 1 << 20
 
 
-def view_digest(layers: Sequence[Layer], check: Callable[[], None] = lambda: None) -> str:
+def view_digest(layers: Sequence[Image], check: Callable[[], None] = lambda: None) -> str:
     """Return the digest of what is read through layers, leaf first; `check` is called between the pieces."""
     chain = Chain(layers)
     total = sha256(chain.size.to_bytes(8))

@@ -15,14 +15,14 @@ from vhdkit.disk.extents import Extents, Kind
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.image import Layer
 
 # Holes shorter than this are read: a read costs less than the questions.
 _GRAIN_BYTES = 1 << 20
 
 
-def without_holes(extents: Extents, layers: Sequence[Layer]) -> Extents:
+def without_holes(extents: Extents, layers: Sequence[Image]) -> Extents:
     """Return the extents with the data that are holes of their files as zeros; only long holes are looked for."""
     is_long = (extents.kind == Kind.DATA) & (extents.stop - extents.start >= _GRAIN_BYTES)
     holes: list[tuple[int, int]] = []

@@ -12,23 +12,21 @@ import numpy as np
 
 from vhdkit.disk.extents import Extents, Kind, groups
 from vhdkit.disk.sector_bitmap import merge_sectors
-from vhdkit.errors import CorruptImageError
 from vhdkit.units import SECTOR
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.image import Layer
+    from vhdkit.disk.image import Image
 
 GAP = 16384
 # Where a read this long is all hole, asking first saves it; elsewhere the question costs a thousandth of the read.
 _LONG = 1 << 20
 
 
-def read_extents(extents: Extents, layers: Sequence[Layer], first: int, out: NDArray[np.uint8]) -> None:
+def read_extents(extents: Extents, layers: Sequence[Image], first: int, out: NDArray[np.uint8]) -> None:
     """Fill `out`, which stands for the disk from byte `first` on, with what the extents say; whole sectors.
 
     Extents of kind PARENT leave their bytes of `out` as they are.
@@ -41,7 +39,7 @@ def read_extents(extents: Extents, layers: Sequence[Layer], first: int, out: NDA
         _read_layer(data.take(data.depth == depth), layers[depth], first, out)
 
 
-def _read_layer(data: Extents, layer: Layer, first: int, out: NDArray[np.uint8]) -> None:
+def _read_layer(data: Extents, layer: Image, first: int, out: NDArray[np.uint8]) -> None:
     heads, tails = groups(data.start, data.stop, GAP, data.file_offset - data.start)
     for head, tail in zip(heads.tolist(), tails.tolist(), strict=True):
         start, stop = int(data.start[head]) - first, int(data.stop[tail - 1]) - first
@@ -64,15 +62,11 @@ def covered(start: NDArray[np.int64], stop: NDArray[np.int64], length: int) -> N
     return np.cumsum(steps[:-1], dtype=np.int8) > 0
 
 
-def read_exactly(layer: Layer, offset: int, buffer: NDArray[np.uint8]) -> None:
-    """Read file bytes; what lies past a raw file's end is zeros, in an image its absence is corruption."""
+def read_exactly(layer: Image, offset: int, buffer: NDArray[np.uint8]) -> None:
+    """Read payload; the image's format says what stands for bytes behind its file's end."""
     if len(buffer) >= _LONG and layer.storage.hole_bytes(offset, len(buffer)) == len(buffer):
         buffer[:] = 0
         return
     got = layer.storage.read_into(offset, buffer.data)
-    if got == len(buffer):
-        return
-    if layer.label != "raw":
-        detail = f"the file ends at {offset + got:#x}, inside the data of a block"
-        raise CorruptImageError(Corruption.BLOCK_OUTSIDE_FILE, detail, path=layer.path, offset=offset + got)
-    buffer[got:] = 0
+    if got < len(buffer):
+        layer.fill_past_end(offset + got, buffer.data[got:])

@@ -1,0 +1,154 @@
+"""What images of all formats share that keep their bytes in one file: reading, writing, syncing, and failing once."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ReadOnlyImageError
+from vhdkit.storage.handle import Handle
+from vhdkit.units import SECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import DiskKind, Image
+    from vhdkit.findings import Finding
+    from vhdkit.storage.protocols import Storage, Syncing
+
+
+class FileImage(Handle):
+    """An open image in one file; a format says what `resolve` and `fill_past_end` do. See `image.Image`."""
+
+    handle_kind = "image"
+
+    def __init__(self, storage: Storage, size: int, kind: DiskKind, findings: tuple[Finding, ...] = ()) -> None:
+        self.storage = storage
+        self.size = size
+        self.kind = kind
+        self.findings = findings
+        self.logical_sector_size = SECTOR
+        self.block_size = 0
+        self.unique_id = b""
+        self.broken: OSError | None = None
+        # How often the file was written: what was resolved from its tables before is out of date.
+        self.change_count = 0
+
+    def __repr__(self) -> str:
+        """Return the path, the kind of image, its size, and whether it is closed."""
+        closed = " (closed)" if self._closed else ""
+        return f"<{type(self).__name__} {self.path!r}: {self.kind}, {self.size} bytes{closed}>"
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        return self.storage.path
+
+    def resolve(self, offset: int, length: int) -> Extents:
+        """Return where each byte of a range inside the disk comes from."""
+        raise NotImplementedError
+
+    def mapped_sectors(self, offset: int, stop: int) -> int:
+        """Return the sectors of a range that bitmaps decide about: a bound for the extents in it."""
+        self.check_open()
+        del offset, stop
+        return 0
+
+    def fill_past_end(self, offset: int, rest: memoryview) -> None:
+        """Fill what a read of payload lacks because the file ends at `offset`, or refuse it."""
+        raise NotImplementedError
+
+    def check_readable(self) -> None:
+        """Refuse an image of which nothing tells what it holds; any that is open can be read here."""
+        self.check_open()
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write file bytes; after the first failure of a write or sync nothing more is written."""
+        with self._changing():
+            self.storage.write_at(offset, data)
+
+    def copy_from(self, source: Image, source_offset: int, offset: int, length: int) -> None:
+        """Copy file bytes of another image, or of this one; as `write_at` about failures."""
+        with self._changing():
+            self.storage.copy_from(source.storage, source_offset, offset, length)
+
+    def copy_many_from(
+        self,
+        source: Image,
+        source_offsets: Sequence[int],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        until: float = math.inf,
+    ) -> int:
+        """Copy many pieces of another image's file, at least one and none after `until`, and return how many.
+
+        As `write_at` about failures.
+        """
+        with self._changing():
+            return self.storage.copy_many_from(source.storage, source_offsets, offsets, lengths, until)
+
+    def begin_sync(self) -> Syncing:
+        """Begin to make durable what was written so far; what is written meanwhile waits for another sync."""
+        with self._changing():
+            return _ImageSyncing(self, self.storage.begin_sync())
+
+    def sync(self) -> None:
+        """Make what was written durable; a failed sync may have lost it, so it ends all writing."""
+        with self._changing():
+            self.storage.sync()
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Refuse what may not be written, and remember what failed."""
+        self.check_writable()
+        self.change_count += 1
+        try:
+            yield
+        except OSError as error:
+            self.broken = error
+            raise
+
+    def check_writable(self) -> None:
+        """Refuse to write to what was opened for reading, or failed before.
+
+        Raises:
+            ReadOnlyImageError: either is so.
+            ValueError: it is closed.
+
+        """
+        self.check_open()
+        if self.broken is not None:
+            message = f"an earlier write failed ({self.broken}); open the image anew to go on"
+            raise ReadOnlyImageError(message, path=self.path)
+        if not self.storage.writable:
+            raise ReadOnlyImageError("it was opened for reading only", path=self.path)
+
+    def begin_close(self) -> None:
+        """Begin to give the file back, which is of no use from now on; `close` waits for it."""
+        self._closed = True
+        self.storage.begin_close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._closed = True
+        self.storage.close()
+
+
+class _ImageSyncing:
+    """A sync of an image's file; if it fails, that ends all writing."""
+
+    def __init__(self, image: FileImage, inner: Syncing) -> None:
+        self._image = image
+        self._inner = inner
+
+    def is_done(self) -> bool:
+        return self._inner.is_done()
+
+    def wait(self) -> float:
+        try:
+            return self._inner.wait()
+        except OSError as error:
+            self._image.broken = error
+            raise
