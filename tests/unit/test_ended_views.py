@@ -68,6 +68,21 @@ def test_no_image_is_told_that_it_is_its_parent_unless_that_is_accepted(vms: Pat
     assert view(vms / "child.avhd") == view(vms / "d2.avhd")
 
 
+def test_a_layer_that_stands_in_the_way_may_be_removed_and_that_is_said(vms: Path) -> None:
+    child_of(vms / "d0.vhd")
+    write(vms / "child.avhd", 3 * MIB, b"late" * 1024)
+    expected = view(vms / "child.avhd")
+    advice = rf"went past {vms / 'd1.avhd'}, whose view has ended: remove it instead, with what reads through it"
+    with pytest.raises(vhdkit.SiblingsError, match=advice):
+        merge(vms / "child.avhd", into=str(vms / "d0.vhd"))
+    with pytest.raises(vhdkit.SiblingsError, match=advice):
+        vhdkit.open_image(str(vms / "d0.vhd"), writable=True)
+    for level in (1, 2, 3):
+        (vms / f"d{level}.avhd").unlink()
+    merge(vms / "child.avhd", into=str(vms / "d0.vhd"))
+    assert view(vms / "d0.vhd") == expected
+
+
 def test_what_was_merged_past_it_is_told_where_it_lies_now(vms: Path) -> None:
     expected = view(vms / "d3.avhd")
     (vms / "moved").mkdir()

@@ -13,6 +13,7 @@ cannot be told counts as a child.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.corruption import Corruption
+from vhdkit.vhd.ended_view import marked_view
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import read_metadata
@@ -105,6 +107,21 @@ def unseen_findings(reach: Reach) -> tuple[Finding, ...]:
     return tuple(
         Finding(corruption=Corruption.SIBLINGS, path=place, message=message.format(reason))
         for place, reason in reach.unseen.items()
+    )
+
+
+def ended_advice(children: Sequence[str], folder: Folder) -> str:
+    """Return what else may be done about children whose views have ended, "" if there are none: no copy is worth it."""
+    ended = []
+    for path in children:
+        with suppress(VhdError, OSError), open_image(path, folder=folder) as image:
+            if marked_view(folder, image.storage, image.footer, image.header) is not None:
+                ended.append(path)
+    if not ended:
+        return ""
+    return (
+        f". A merge went past {', '.join(ended)}, whose view has ended: remove it instead, with what reads through it,"
+        " if none of that is needed"
     )
 
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.chain.children import children_of
+from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_check import compare_metadata
@@ -396,7 +396,7 @@ def _check_children(child: VhdImage, parents: ParentSearch) -> None:
         message = (
             f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"
             f" {', '.join(children)}. Turn each into one of its own (vhdkit convert FILE NEWFILE), and move it"
-            " elsewhere"
+            f" elsewhere{ended_advice(children, parents.folder)}"
         )
         raise SiblingsError(message, path=child.path, siblings=children)
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.chain.children import find_children
+from vhdkit.chain.children import ended_advice, find_children
 from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Finding
 from vhdkit.journal.claims import begun_layers, claims_on
@@ -93,7 +93,7 @@ def claim_for_writing(
         children = find_children(image, folder, search)
         ruined = tuple(path for path in children.paths if path not in _begun(image, children.paths, folder))
         if ruined:
-            raise _refusal(image, ruined)
+            raise _refusal(image, ruined, folder)
         return children.findings
     # From here on no child can be made of it.
     image.storage.lock(exclusive=True)
@@ -139,10 +139,10 @@ def _check_may_break(image: VhdImage, folder: Folder) -> None:
         raise ReadOnlyImageError(message, path=image.path)
 
 
-def _refusal(image: VhdImage, children: tuple[str, ...]) -> SiblingsError:
+def _refusal(image: VhdImage, children: tuple[str, ...], folder: Folder) -> SiblingsError:
     message = (
         f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}."
         " Write to a new child of it instead (vhdkit create NEWFILE --parent FILE); or turn each of them into an image"
-        " of its own first (vhdkit convert FILE NEWFILE)"
+        f" of its own first (vhdkit convert FILE NEWFILE){ended_advice(children, folder)}"
     )
     return SiblingsError(message, path=image.path, siblings=children)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.chain import Chain
-from vhdkit.chain.children import children_of
+from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives
 from vhdkit.disk import extents
@@ -398,6 +398,7 @@ class Survey:
                 " (vhdkit convert FILE NEWFILE); or keep the view of those that read through the destination with"
                 " --undo FILE --relink-siblings"
             )
+            message += ended_advice(harmed, self.folder)
             self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed)))
         return relatives
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.children import children_of
+from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, leads_to
@@ -175,7 +175,8 @@ def finishing_plan(
         message = (
             f"image(s) were made since of what is to go: {', '.join(siblings)}; turn each into one of its own first"
         )
-        error = SiblingsError(f"{message} (vhdkit convert FILE NEWFILE)", path=removals[0], siblings=siblings)
+        message += f" (vhdkit convert FILE NEWFILE){ended_advice(siblings, folder)}"
+        error = SiblingsError(message, path=removals[0], siblings=siblings)
         obstacles = (error, *obstacles)
     return MergePlan(
         sources=tuple(journal.resolve(source.path) for source in begin.sources),
