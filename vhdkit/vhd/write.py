@@ -2,7 +2,8 @@
 
 **Order** of one call, each step durable before the next when `sync` is asked for; what a power cut leaves:
 
- 1. footer at the new end (a longer file, unused space)
+ 1. footer at the new end (a longer file, unused space; where the length survived and the footer did not, the copy at
+    offset 0 serves, `check` calls the footer lost, and the next write or `check --repair-footers` puts it there)
  2. bitmaps and data of new blocks, data of old ones (new blocks unreferenced; old sectors old or new)
  3. BAT entries of new blocks, bitmap bits of old ones (each sector old or new)
 
