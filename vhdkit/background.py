@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.errors import VhdError
-from vhdkit.job.job import Follow, JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.spawn import work_at
+from vhdkit.options import Follow
 
 if TYPE_CHECKING:
     from vhdkit.job.job import Job
@@ -20,7 +21,7 @@ _CANCELLED = 130
 def main() -> NoReturn:
     """Work at the job that stdin describes, and exit as it has ended: 0 complete, 130 cancelled, else 1."""
     job = work_at(sys.stdin.buffer.read())
-    if job.state is JobState.COMPLETED and job.wishes.follow is Follow.SETTLE:
+    if job.state is JobState.COMPLETED and job.request.follow is Follow.SETTLE:
         _settle(job)
     sys.exit({JobState.COMPLETED: 0, JobState.TERMINATED: _CANCELLED}.get(job.state, 1))
 
@@ -33,7 +34,7 @@ def _settle(job: Job) -> None:
     from vhdkit.snapshot.machine import Machine  # noqa: PLC0415 - most jobs are of no machine's snapshots
 
     with suppress(VhdError, OSError):
-        Machine(job.destination).start_settling(rate=job.wishes.rate)
+        Machine(job.destination).start_settling(rate=job.request.rate)
 
 
 if __name__ == "__main__":

@@ -375,7 +375,6 @@ def test_a_second_interruption_hides_nothing_of_what_the_first_has_to_say(
         finally:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("vhdkit.job.start.merge", interrupted)
     monkeypatch.setattr("vhdkit.job.worker.merge", interrupted)
     outcome = cli("merge", str(vms / LEAF))
     assert outcome.code == 130

@@ -21,14 +21,16 @@ from vhdkit.errors import JobError
 from vhdkit.job import events, worker
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.registry import Registry
-from vhdkit.job.start import run_merge, wished
+from vhdkit.job.start import run_merge
 from vhdkit.job.worker import Worker
+from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.progress import Phase
+from vhdkit.options import MergeRequest
 from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:
-    from vhdkit.job.job import Wishes
     from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.storage.protocols import Folder
 
 
 def new_child(leaf: str, parent: str, letter: bytes) -> None:
@@ -114,11 +116,11 @@ def test_what_waited_long_for_another_job_does_not_fail_in_the_moment_in_which_t
 ) -> None:
     first = vhdkit.start_merge(make_chain(vms, "a", 24, levels=2), rate=16 * MIB)
     until(lambda: first.job.bytes_done)
-    plans, looks = worker.planned, iter([True, True, True])
+    plans, looks = plan_request, iter([True, True, True])
 
-    def planned(wishes: Wishes) -> MergePlan:
+    def planned(request: MergeRequest, folder: Folder) -> MergePlan:
         try:
-            return plans(wishes)
+            return plans(request, folder)
         finally:
             # It ends after the files were found to be in use, and before the list is looked at.
             if next(looks, None) is None:
@@ -126,8 +128,10 @@ def test_what_waited_long_for_another_job_does_not_fail_in_the_moment_in_which_t
 
     monkeypatch.setattr(worker, "_IN_USE_SECONDS", 0.3)
     monkeypatch.setattr(Worker, "_wait_in_line", lambda _: True)
-    monkeypatch.setattr(worker, "planned", planned)
-    job = a_job(runs=0, wishes=wished(str(vms / "a_0.avhd")), files=first.job.files, written=first.job.written)
+    monkeypatch.setattr(worker, "plan_request", planned)
+    job = a_job(
+        runs=0, request=MergeRequest.of(str(vms / "a_0.avhd")), files=first.job.files, written=first.job.written
+    )
     with Worker(job, Registry()) as at:
         at.run()
     assert at.job.state is JobState.COMPLETED
@@ -285,7 +289,7 @@ def test_waiting_outlasts_a_list_that_is_lost(vms: Path, state: Path) -> None:
 def test_files_that_are_read_for_a_moment_make_no_run_of_their_own(vms: Path) -> None:
     leaf = make_chain(vms, "a", 1)
     plan = vhdkit.plan_merge(leaf)
-    with Worker(a_job(runs=0, wishes=wished(leaf)), Registry()) as at:
+    with Worker(a_job(runs=0, request=MergeRequest.of(leaf)), Registry()) as at:
         with vhdkit.open_chain(leaf):
             for _ in range(3):
                 with pytest.raises(vhdkit.ImageInUseError):
@@ -314,7 +318,7 @@ def test_a_merge_of_an_instant_does_not_write_to_the_list_again_and_again(
     monkeypatch.setattr(Registry, "put", spied)
     leaf = make_chain(vms, "a", 48)
     begun = time.monotonic()
-    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=lambda _: time.sleep(0.02))
+    run_merge(vhdkit.plan_merge(leaf), MergeRequest.of(leaf), progress=lambda _: time.sleep(0.02))
     # The first word and the last, and one in a tenth of a second between them.
     assert len(told) <= 3 + (time.monotonic() - begun) / 0.1
     assert [each.percent for each in told] == sorted(each.percent for each in told)
@@ -340,10 +344,10 @@ def test_that_a_merge_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) 
             time.sleep(0.08)
             seen.append(the_job())
 
-    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=look)
+    run_merge(vhdkit.plan_merge(leaf), MergeRequest.of(leaf), progress=look)
     (found,) = seen
     assert (found.state, found.runs, bool(found.started)) == (JobState.RUNNING, 1, True)
-    assert found.wishes.into == str(vms / "a.vhd")
+    assert found.request.into == str(vms / "a.vhd")
 
 
 def test_that_a_roll_back_has_begun_is_in_the_list_before_it_has_got_far(vms: Path) -> None:
@@ -367,7 +371,7 @@ def test_a_merge_that_goes_on_in_the_foreground_is_the_job_that_it_was(vms: Path
     job.cancel()
     job.wait(HANGS_SECONDS)
     before = the_job()
-    run_merge(vhdkit.plan_merge(leaf), wished(leaf), progress=lambda _: seen.append(the_job()))
+    run_merge(vhdkit.plan_merge(leaf), MergeRequest.of(leaf), progress=lambda _: seen.append(the_job()))
     after = the_job()
     assert (after.id, after.machine, after.submitted, after.started) == (
         *(before.id, before.machine, before.submitted, before.started),

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 import vhdkit
@@ -92,7 +93,7 @@ def test_a_silent_job_that_makes_a_new_file_is_asked_after_by_what_it_reads(vms:
     leaf = make_chain(vms, "a", 1)
     job = a_job()
     silent = running(
-        wishes=replace(job.wishes, child=leaf, to=str(vms / "new.vhd")),
+        request=msgspec.structs.replace(job.request, child=leaf, to=str(vms / "new.vhd")),
         sources=(leaf, str(vms / "a.vhd")),
         destination=str(vms / "new.vhd"),
         changed=time.time() - 61,
@@ -106,10 +107,11 @@ def cut_at(vms: Path, phase: str, undo: str = "", *, name: str = "a_0.avhd", rem
     """Kill a merge as soon as it is in a phase, or in that has removed a file, and return its id."""
     program = """
 import os, signal, sys, vhdkit
-from vhdkit.job.start import run_merge, wished
+from vhdkit.job.start import run_merge
+from vhdkit.options import MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
 leaf, phase, undo, removed = sys.argv[1:]
-wishes = wished(leaf, undo=undo or None)
+wishes = MergeRequest.of(leaf, undo=undo or None)
 plan = vhdkit.plan_merge(leaf, undo=undo or None)
 def die(state):
     if state.phase.value == phase and (phase != "copying" or state.bytes_done):
@@ -155,13 +157,14 @@ def test_a_job_that_is_killed_once_its_source_is_removed_is_interrupted_and_goes
     before = view(leaf)
     program = """
 import os, signal, sys, vhdkit
-from vhdkit.job.start import run_merge, wished
+from vhdkit.job.start import run_merge
+from vhdkit.options import MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
 def die(self, path):
     os.unlink(path)
     os.kill(os.getpid(), signal.SIGKILL)
 LocalFolder.remove = die
-run_merge(vhdkit.plan_merge(sys.argv[1]), wished(sys.argv[1]))
+run_merge(vhdkit.plan_merge(sys.argv[1]), MergeRequest.of(sys.argv[1]))
 """
     with python(program, leaf) as merging:
         assert merging.wait(60) == -signal.SIGKILL
@@ -191,7 +194,8 @@ def test_a_merge_that_was_complete_before_the_list_heard_a_second_word_is_comple
     program = """
 import os, signal, sys, vhdkit
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.start import run_merge, wished
+from vhdkit.job.start import run_merge
+from vhdkit.options import MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
 put, remove = Registry.put, LocalFolder.remove
 def first(self, job, **how):
@@ -204,7 +208,7 @@ def die(self, path):
     if path.endswith("-journal"):
         os.kill(os.getpid(), signal.SIGKILL)
 Registry.put, LocalFolder.remove = first, die
-run_merge(vhdkit.plan_merge(sys.argv[1]), wished(sys.argv[1]))
+run_merge(vhdkit.plan_merge(sys.argv[1]), MergeRequest.of(sys.argv[1]))
 """
     with python(program, leaf) as merging:
         _, told = merging.communicate(timeout=HANGS_SECONDS)

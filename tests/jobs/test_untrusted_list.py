@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 import vhdkit
@@ -22,11 +23,12 @@ from tests.jobs.test_reconcile import cut_at
 from tests.unit.test_job import a_job
 from vhdkit.cli.main import run
 from vhdkit.errors import JobError, VhdError
-from vhdkit.job.job import Follow, JobState
+from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.registry_row import encode
 from vhdkit.job.spawn import task_of, work_at
 from vhdkit.journal import merge_journal
+from vhdkit.options import Follow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +75,7 @@ def test_rows_of_the_first_version_go_on(state: Path, vms: Path) -> None:
         "c": JobState.EXCEPTION,
         "d": JobState.KILLED,
     }
-    assert found["c"].wishes.follow is Follow.SETTLE
+    assert found["c"].request.follow is Follow.SETTLE
     assert (found["c"].machine, found["c"].error) == ("\udcff", "café")
     assert [job.id[7] for job in vhdkit.jobs(disk=str(vms / "b.vhd"))] == ["b"]
     for words in LISTS:
@@ -117,8 +119,10 @@ def put_both(vms: Path) -> Registry:
         undo=str(vms / "undo.vhd"),
         identities={base: "0" * 32},
     )
-    wishes = replace(job.wishes, child=leaf, into=base, rate=1, log_file=str(vms / "log"), follow=Follow.SETTLE)
-    registry.put(replace(job, id=FORGED, wishes=wishes))
+    request = msgspec.structs.replace(
+        job.request, child=leaf, into=base, rate=1, log_file=str(vms / "log"), follow=Follow.SETTLE
+    )
+    registry.put(replace(job, id=FORGED, request=request))
     return registry
 
 
@@ -232,7 +236,7 @@ def test_a_record_adds_to_no_file_that_is_no_log(vms: Path, tmp_path: Path) -> N
         path = tmp_path / name
         if held is not None:
             path.write_bytes(held)
-        registry.put(replace(job, wishes=replace(job.wishes, log_file=str(path))))
+        registry.put(replace(job, request=msgspec.structs.replace(job.request, log_file=str(path))))
         assert vhdkit.find_job(FORGED).state is JobState.KILLED
         assert path.exists() is (held is not None)
         assert held is None or (path.read_bytes() == held) is (name == "keys")

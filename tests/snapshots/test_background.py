@@ -274,7 +274,7 @@ def test_a_merge_that_is_refused_was_never_begun(slow: Kept, tmp_path: Path) -> 
 def test_a_merge_that_goes_on_keeps_the_rate_that_it_was_told(slow: Kept) -> None:
     ended(begun(slow, 4 * MIB))
     (job,) = slow.machine.start_settling()
-    assert the_job().wishes.rate == 4 * MIB
+    assert the_job().request.rate == 4 * MIB
     ended(job)
 
 
@@ -283,7 +283,7 @@ def test_what_follows_a_merge_is_no_faster_than_that_was_told(slow: Kept) -> Non
     begun(slow, 16 * MIB)
     slow.machine.delete("SP1")
     until(lambda: [each.state for each in vhdkit.jobs()] == [JobState.COMPLETED] * 2)
-    assert {each.wishes.rate for each in vhdkit.jobs()} == {16 * MIB}
+    assert {each.request.rate for each in vhdkit.jobs()} == {16 * MIB}
 
 
 def test_a_rate_is_kept_by_who_settles_here(slow: Kept) -> None:
@@ -291,7 +291,7 @@ def test_a_rate_is_kept_by_who_settles_here(slow: Kept) -> None:
     slow.machine.settle(rate=16 * MIB)
     # 24 MiB, of which the first quarter of a second goes unmeasured.
     assert time.monotonic() - begun_at > 1
-    assert the_job().wishes.rate == 16 * MIB
+    assert the_job().request.rate == 16 * MIB
 
 
 def test_until_its_program_has_ended_a_machine_counts_as_running(slow: Kept, tmp_path: Path) -> None:

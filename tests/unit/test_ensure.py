@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,10 +15,13 @@ from vhdkit import Ensured
 from vhdkit.disk.unique_id import guid
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import MOST_LEAVES, completion_path
+from vhdkit.merging.plan.planner import plan_request
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from vhdkit.merging.progress import Progress
+    from vhdkit.options import MergeRequest
+    from vhdkit.storage.protocols import Folder
 
 MIB = 1 << 20
 BASE, LEAF = "/vms/base.vhd", "/vms/leaf.avhd"
@@ -256,12 +259,12 @@ def test_an_undo_image_takes_no_name_of_a_record() -> None:
 
 def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, leaf_id = chain_in_memory()
-    plan, name = vhdkit.plan_merge, "vhdkit.merging.ensure.plan_merge"
+    plan, name = plan_request, "vhdkit.merging.ensure.plan_request"
 
-    def beaten(*arguments: Any, **options: Any) -> vhdkit.MergePlan:
+    def beaten(request: MergeRequest, place: Folder) -> vhdkit.MergePlan:
         monkeypatch.setattr(name, plan)
         assert ensure(folder, leaf_id) is Ensured.BEGUN
-        return plan(*arguments, **options)
+        return plan(request, place)
 
     monkeypatch.setattr(name, beaten)
     assert ensure(folder, leaf_id) is Ensured.WAS_DONE

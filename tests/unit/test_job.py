@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhdkit.job.job import Follow, Job, JobState, Wishes, job_id, share_a_file
+from vhdkit.job.job import Job, JobState, job_id, share_a_file
 from vhdkit.job.registry_row import decode, encode
+from vhdkit.options import Follow, MergeRequest
 
 GOING = [state for state in JobState if not state.is_finished]
 
@@ -18,7 +20,7 @@ def a_job(**fields: Any) -> Job:
     known: dict[str, Any] = {
         "id": "0d4b8a3c-1111-4222-8333-444455556666",
         "state": JobState.NEW,
-        "wishes": Wishes(child="/vms/a_1.avhd", search=("/vms",), parent_map={"C:\\vms": "/vms"}),
+        "request": MergeRequest(child="/vms/a_1.avhd", search=("/vms",), parent_map={"C:\\vms": "/vms"}),
         "sources": ("/vms/a_1.avhd",),
         "destination": "/vms/a.vhd",
         "files": ("/vms/a_1.avhd", "/vms/a.vhd", "/vms/base.vhd"),
@@ -102,14 +104,14 @@ def test_it_may_be_cancelled_until_it_stops_or_changes_names(state: JobState) ->
 
 def test_a_row_gives_back_the_job() -> None:
     job = a_job(state=JobState.KILLED, undo="/vms/\udcff.vhd", error="é\n", error_code=0xC03A000E)
-    job = replace(job, wishes=replace(job.wishes, follow=Follow.SETTLE))
+    job = replace(job, request=msgspec.structs.replace(job.request, follow=Follow.SETTLE))
     assert decode(encode(job)) == job
 
 
-def test_a_row_has_the_fields_of_a_job_and_of_its_wishes() -> None:
+def test_a_row_has_the_fields_of_a_job_and_of_its_request() -> None:
     record = json.loads(encode(a_job()))
-    assert list(record) == list(Job.__slots__)
-    assert list(record["wishes"]) == list(Wishes.__slots__)
+    assert list(record) == ["wishes" if name == "request" else name for name in Job.__slots__]
+    assert list(record["wishes"]) == list(MergeRequest.__struct_fields__)
 
 
 names = st.sets(st.sampled_from("abcdef"))

@@ -41,10 +41,9 @@ from vhdkit.errors import (
 )
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.journal.merge_journal import command, read_journal
-from vhdkit.options import ParentPolicy
+from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
 from vhdkit.vhd import timestamp
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
@@ -139,13 +138,27 @@ def plan_rebase(
         CorruptImageError, UnsupportedImageError, OSError: one of them cannot be read.
 
     """
-    place = folder or LocalFolder()
-    parents = ParentSearch(folder=place, policy=ParentPolicy.of(search, parent_map))
+    request = RebaseRequest.of(
+        child,
+        parent,
+        ignore_id_mismatch=ignore_id_mismatch,
+        accept_header_checksum=accept_header_checksum,
+        accept_ended=accept_ended,
+        search=search,
+        parent_map=parent_map,
+    )
+    return plan_as_asked(request, folder or LocalFolder())
+
+
+def plan_as_asked(request: RebaseRequest, folder: Folder) -> Rebase:
+    """Plan the rebase that is asked for; the rest is as in `plan_rebase`."""
+    parents = ParentSearch(folder=folder, policy=request.parents)
+    verify = not request.accept_header_checksum
     with (
-        open_image(child, verify_header=not accept_header_checksum, exclusive=False, folder=place) as image,
-        _new_parent(as_text(parent), image, place) as below,
+        open_image(request.child, verify_header=verify, exclusive=False, folder=folder) as image,
+        _new_parent(request.parent, image, folder) as below,
     ):
-        return _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch, accept_ended=accept_ended)
+        return _planned(image, below, parents, request)
 
 
 @checked
@@ -169,67 +182,57 @@ def rebase(
         VhdError, OSError: as `plan_rebase`. Nothing was changed.
 
     """
-    place = folder or LocalFolder()
-    parents = ParentSearch(folder=place, policy=ParentPolicy.of(search, parent_map), lock=True)
-    own = place.real(as_text(child))
-    with _thawed(own, place, parents.policy.search) as is_thawed:
+    request = RebaseRequest.of(
+        child,
+        parent,
+        ignore_id_mismatch=ignore_id_mismatch,
+        accept_header_checksum=accept_header_checksum,
+        accept_ended=accept_ended,
+        search=search,
+        parent_map=parent_map,
+    )
+    return rebase_as_asked(request, folder or LocalFolder())
+
+
+def rebase_as_asked(request: RebaseRequest, folder: Folder) -> Rebase:
+    """Do the rebase that is asked for; the rest is as in `rebase`."""
+    own = folder.real(request.child)
+    request = replace(request, child=own)
+    with _thawed(own, folder, request.parents.search) as is_thawed:
         if is_thawed:
             # What is refused is refused while the layer is still marked.
-            plan = plan_rebase(
-                own,
-                parent,
-                ignore_id_mismatch=ignore_id_mismatch,
-                accept_header_checksum=accept_header_checksum,
-                accept_ended=accept_ended,
-                search=search,
-                parent_map=parent_map,
-                folder=place,
-            )
+            plan = plan_as_asked(request, folder)
             if plan.changes_nothing:
                 return plan
-            place.protect(own, is_protected=False)
-        return _rebased(
-            own,
-            as_text(parent),
-            parents,
-            ignore_id_mismatch=ignore_id_mismatch,
-            accept_header_checksum=accept_header_checksum,
-            accept_ended=accept_ended,
-        )
+            folder.protect(own, is_protected=False)
+        return _rebased(request, folder)
 
 
-def _rebased(
-    own: str,
-    parent: str,
-    parents: ParentSearch,
-    *,
-    ignore_id_mismatch: bool,
-    accept_header_checksum: bool,
-    accept_ended: bool,
-) -> Rebase:
-    place = parents.folder
+def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
+    own = request.child
     # One that may not be written is still compared: perhaps nothing is to be written.
-    writable = place.exists(own) and place.may_write(own)
+    writable = folder.exists(own) and folder.may_write(own)
     with (
         open_image(
             own,
             writable=writable,
-            verify_header=not accept_header_checksum,
+            verify_header=not request.accept_header_checksum,
             exclusive=False,
             finish_step=False,
-            folder=place,
+            folder=folder,
         ) as image,
-        _new_parent(parent, image, place) as below,
+        _new_parent(request.parent, image, folder) as below,
     ):
-        plan = _planned(image, below, parents, ignore_id_mismatch=ignore_id_mismatch, accept_ended=accept_ended)
+        parents = ParentSearch(folder=folder, policy=request.parents, lock=True)
+        plan = _planned(image, below, parents, request)
         if not plan.changes_nothing:
             image.storage.lock(exclusive=True)
             # Until then others were let in.
-            _check_free(image, below, place)
-            if pending(place, image.storage) != image.step_patches:
+            _check_free(image, below, folder)
+            if pending(folder, image.storage) != image.step_patches:
                 raise ImageInUseError("its header was changed while it was looked at; try again", path=own)
-            image.finish_step(place)
-            apply_patches(place, image, plan.patches)
+            image.finish_step(folder)
+            apply_patches(folder, image, plan.patches)
     return plan
 
 
@@ -293,9 +296,7 @@ def _new_parent(path: str, child: VhdImage, folder: Folder) -> Image:
         raise
 
 
-def _planned(
-    child: VhdImage, parent: Image, parents: ParentSearch, *, ignore_id_mismatch: bool, accept_ended: bool
-) -> Rebase:
+def _planned(child: VhdImage, parent: Image, parents: ParentSearch, request: RebaseRequest) -> Rebase:
     header = child.header
     if header is None or not child.is_differencing:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
@@ -311,13 +312,15 @@ def _planned(
         _check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
     claims = _check_claims(child, found, parents)
-    if found != header.parent_unique_id and not ignore_id_mismatch:
+    if found != header.parent_unique_id and not request.ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
     fits, difference = _compared(old, new, parents)
-    _check_not_ended(child, parent, parents.folder, is_accepted=accept_ended or fits is Fit.YES)
+    _check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
     remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == header.parent_unique_id)
     if fits is Fit.NO:
-        remarks.append(_check_difference(child, parent, old_path, difference, claims, is_ignored=ignore_id_mismatch))
+        remarks.append(
+            _check_difference(child, parent, old_path, difference, claims, is_ignored=request.ignore_id_mismatch)
+        )
     if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != header.parent_unique_id):
         _check_children(child, parents)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import accept_option, chain_options, json_option, where
+from vhdkit.cli.options import accept_option, chain_arguments, chain_options, json_option
 from vhdkit.cli.output import echo, path_text, print_json
 from vhdkit.errors import CorruptImageError
 from vhdkit.findings import Level, printable
@@ -36,7 +36,7 @@ def check(file: str, *, chain: bool, deep: bool, repair_footers: bool, as_json: 
             "--search, --parent-map, --parent and --accept-id-mismatch are about parents: they need --chain"
         )
     done = _repair(file) if repair_footers else ""
-    report = vhdkit.check(file, chain=chain, deep=deep, **where(**options))
+    report = vhdkit.check(file, chain=chain, deep=deep, **chain_arguments(**options))
     if as_json:
         print_json(_record(file, report) | ({"repaired": done or None} if repair_footers else {}))
         return report.exit_code

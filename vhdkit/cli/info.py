@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
-from vhdkit.cli.options import FOLDER, accept_option, chain_options, force_share_option, json_option, reading, where
+from vhdkit.cli.options import (
+    FOLDER,
+    accept_option,
+    chain_arguments,
+    chain_options,
+    force_share_option,
+    json_option,
+    reading,
+)
 from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, warn
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.findings import printable
@@ -51,7 +59,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     if damage is not None and as_finding(damage, folder.real(file)).message not in {item.message for item in findings}:
         findings.append(as_finding(damage, folder.real(file)))
     try:
-        with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
+        with vhdkit.open_chain(file, **chain_arguments(**options), lock=False) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
             told = {*UNFINISHED, Corruption.VIEW_ENDED, Corruption.BLOCKS_OVERLAP, Corruption.BLOCK_IN_HEADERS}
             findings += (finding for finding in opened.findings if finding.corruption in told)
@@ -131,7 +139,7 @@ def chain(file: str, *, as_json: bool, **options: Any) -> None:
     from vhdkit.cli.json_records import describe_layer, warnings
 
     try:
-        with vhdkit.open_chain(file, **where(**options), lock=False) as opened:
+        with vhdkit.open_chain(file, **chain_arguments(**options), lock=False) as opened:
             layers = [describe_layer(layer) for layer in opened.layers]
             size, findings = opened.size, opened.findings
     except VhdError as error:
@@ -163,7 +171,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
     layers: list[dict[str, Any]] = []
     findings: list[Finding] = []
     with suppress(VhdError, OSError):  # the error says it already
-        parents = ParentSearch(folder=LocalFolder(), policy=ParentPolicy.of(**where(**options)))
+        parents = ParentSearch(folder=LocalFolder(), policy=ParentPolicy.of(**chain_arguments(**options)))
         for layer in seen_layers(file, parents):
             layers.append(describe_seen(layer))
             findings += layer.findings

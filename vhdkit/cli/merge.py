@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import vhdkit
 from vhdkit.cli.new_files import NewFile, naming_commands
-from vhdkit.cli.options import Size, chain_options, json_option, progress_option, where
+from vhdkit.cli.options import Size, chain_options, json_option, parent_arguments, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.signals import stopping
 from vhdkit.errors import VhdError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.progress import Progress
     from vhdkit.merging.run.engine import MergeResult
+    from vhdkit.options import EnsureRequest, MergeRequest
 
 _FAILED = 1
 
@@ -92,57 +92,55 @@ def merge(
 
     It is a job: `vhdkit job list` shows how far it is from anywhere, and `job pause` and `job cancel` reach it.
     """
-    _check_usage(into=into, to=to, undo=undo, relink_siblings=relink_siblings, resume=resume, verify=verify, rate=rate)
-    _check_names(child, to, undo)
-    if background and dry_run:
-        raise click.UsageError("--dry-run does nothing that could be left to the background")
-    if leaf_id is not None and (
-        into is None or keep_sources or accept_ended or undo is not None or resume or background or dry_run
-    ):
-        raise click.UsageError("--ensure ID needs --into, and goes with --verify, --rate and --search only")
-    wishes: dict[str, Any] = {
-        "into": into,
-        "to": to,
-        "keep_sources": keep_sources,
-        "undo": undo,
-        "relink_siblings": relink_siblings,
-        "verify": verify,
-        "accept_ended": accept_ended,
-        "resume": resume,
-        **where(**options),
-    }
+    from vhdkit.merging.plan.planner import plan_request
+    from vhdkit.options import EnsureRequest, MergeRequest
+    from vhdkit.storage.local_folder import LocalFolder
+
+    request = MergeRequest.of(
+        child,
+        into=into,
+        to=to,
+        keep_sources=keep_sources,
+        undo=undo,
+        relink_siblings=relink_siblings,
+        verify=verify,
+        accept_ended=accept_ended,
+        resume=resume,
+        rate=rate or None,
+        log_file=log_file if background else None,
+        **parent_arguments(**options),
+    )
+    _check_usage(request, rate, leaf_id, background=background, dry_run=dry_run)
+    _check_names(request)
     if dry_run:
-        plan = vhdkit.plan_merge(child, **wishes)
+        plan = plan_request(request, LocalFolder())
         _print_plan(plan, as_json=as_json)
         return _FAILED if plan.obstacles else 0
     with _logged(log_file, is_shown=progress == "json"):
         if background:
-            with _refusal_told(child, machine):
-                _start(child, wishes, rate=rate, machine=machine, log_file=log_file, as_json=as_json)
-            return 0
-        if leaf_id is not None:
-            _ensure(child, leaf_id, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
-            return 0
-        plan, result = _run(child, wishes, rate=rate, machine=machine, progress=progress, as_json=as_json)
-    _print_result(plan, result, as_json=as_json)
+            _start(request, machine=machine, as_json=as_json)
+        elif leaf_id is not None:
+            asked = EnsureRequest(merge=request, leaf_id=leaf_id)
+            _ensure(asked, machine=machine, progress=progress, as_json=as_json)
+        else:
+            plan, result = _run(request, machine=machine, progress=progress, as_json=as_json)
+            _print_result(plan, result, as_json=as_json)
     return 0
 
 
-def _run(
-    child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, progress: str | None, as_json: bool
-) -> tuple[MergePlan, MergeResult]:
+def _run(request: MergeRequest, *, machine: str, progress: str | None, as_json: bool) -> tuple[MergePlan, MergeResult]:
     """Merge here and now, showing how far it is."""
-    from vhdkit.job.start import run_merge, wished
+    from vhdkit.job.start import run_merge
+    from vhdkit.merging.plan.planner import plan_request
+    from vhdkit.storage.local_folder import LocalFolder
 
-    asked = wished(child, rate=rate, **wishes)
-    with _refusal_told(child, machine):
-        plan = vhdkit.plan_merge(child, **wishes)
+    with _refusal_told(request.child, machine):
+        plan = plan_request(request, LocalFolder())
         if not as_json:
             warn(plan.findings)
-        if plan.obstacles:
-            run_merge(plan, asked, machine=machine)
+        plan.refuse_obstacles()
     with _steered(progress) as (report, cancel):
-        return plan, run_merge(plan, asked, machine=machine, progress=report, cancel=cancel)
+        return plan, run_merge(plan, request, machine=machine, progress=report, cancel=cancel)
 
 
 @contextmanager
@@ -161,35 +159,25 @@ def _steered(progress: str | None) -> Iterator[tuple[Callable[[Progress], None],
         yield report, cancel
 
 
-def _ensure(
-    child: str,
-    leaf_id: str,
-    wishes: dict[str, Any],
-    *,
-    rate: int | None,
-    machine: str,
-    progress: str | None,
-    as_json: bool,
-) -> None:
+def _ensure(request: EnsureRequest, *, machine: str, progress: str | None, as_json: bool) -> None:
     """Merge here and now unless that was done, and print which of it was so."""
     from vhdkit.cli.json_records import describe_ensured
-    from vhdkit.job.start import run_merge, wished
+    from vhdkit.job.start import run_merge
     from vhdkit.merging.ensure import ensure
+    from vhdkit.storage.local_folder import LocalFolder
 
-    if wishes["parent"] is not None:
-        raise click.UsageError("--ensure finds parents as they are recorded, or by --search and --map")
-    asked = wished(child, rate=rate, **wishes)
+    child = request.merge.child
 
     def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
-        if plan.obstacles:
-            return run_merge(plan, asked, machine=machine)
+        plan.refuse_obstacles()
         with _steered(progress) as (report, cancel):
-            return run_merge(plan, asked, machine=machine, progress=report, cancel=cancel, completion=completion)
+            return run_merge(
+                plan, request.merge, machine=machine, progress=report, cancel=cancel, completion=completion
+            )
 
-    chosen = {name: wishes[name] for name in ("into", "verify", "search", "parent_map")}
     with _refusal_told(child, machine):
         try:
-            done = ensure(child, carry_out, leaf_id=leaf_id, **chosen)
+            done = ensure(request, carry_out, LocalFolder())
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     if as_json:
@@ -223,13 +211,12 @@ def _logged(log_file: str | None, *, is_shown: bool) -> Iterator[None]:
         yield
 
 
-def _start(
-    child: str, wishes: dict[str, Any], *, rate: int | None, machine: str, log_file: str | None, as_json: bool
-) -> None:
+def _start(request: MergeRequest, *, machine: str, as_json: bool) -> None:
     """Begin the merge in the background, and print its id."""
-    started = vhdkit.start_merge(
-        child, rate=rate, machine=machine, log_file=log_file, detached=True, wait_in_line=False, **wishes
-    )
+    from vhdkit.job.start import start_request
+
+    with _refusal_told(request.child, machine):
+        started = start_request(request, machine=machine, detached=True, wait_in_line=False)
     if started.unlisted:
         echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
     if as_json:
@@ -243,36 +230,36 @@ def _start(
 
 
 def _check_usage(
-    *,
-    into: str | None,
-    to: str | None,
-    undo: str | None,
-    relink_siblings: bool,
-    resume: bool,
-    verify: bool,
-    rate: int | None,
+    request: MergeRequest, rate: int | None, leaf_id: str | None, *, background: bool, dry_run: bool
 ) -> None:
-    if into is not None and to is not None:
+    if request.into is not None and request.to is not None:
         raise click.UsageError("--into and --to exclude each other")
-    if to is not None and (undo is not None or resume or verify):
+    if request.to is not None and (request.undo is not None or request.resume or request.verify):
         raise click.UsageError("--to makes a new file from the start, and changes nothing that could be undone")
-    if relink_siblings and undo is None and not resume:
+    if request.relink_siblings and request.undo is None and not request.resume:
         raise click.UsageError("--relink-siblings needs --undo FILE")
     if rate == 0:
         raise click.UsageError("--rate 0 would never be done")
-
-
-def _check_names(child: str, to: str | None, undo: str | None) -> None:
-    """Refuse names of other formats before anything is opened, or left to the background."""
-    if to is None and undo is None:
+    if background and dry_run:
+        raise click.UsageError("--dry-run does nothing that could be left to the background")
+    if leaf_id is None:
         return
+    others = request.keep_sources, request.accept_ended, request.undo is not None, request.resume, background, dry_run
+    if request.into is None or any(others):
+        raise click.UsageError("--ensure ID needs --into, and goes with --verify, --rate and --search only")
+    if request.parent is not None:
+        raise click.UsageError("--ensure finds parents as they are recorded, or by --search and --map")
+
+
+def _check_names(request: MergeRequest) -> None:
+    """Refuse names of other formats before anything is opened, or left to the background."""
     from vhdkit.vhd.file_name import FileFormat, check_file_name
 
-    if to is not None:
-        with naming_commands(child, to):
-            check_file_name(to, FileFormat.VHD)
-    if undo is not None:
-        check_file_name(undo, FileFormat.VHD)
+    if request.to is not None:
+        with naming_commands(request.child, request.to):
+            check_file_name(request.to, FileFormat.VHD)
+    if request.undo is not None:
+        check_file_name(request.undo, FileFormat.VHD)
 
 
 def _print_plan(plan: MergePlan, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -21,13 +21,18 @@ _FACTORS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 FOLDER = click.Path(exists=True, file_okay=False)
 
 
-class ChainOptions(TypedDict):
-    """How parents are found; the arguments of `vhdkit.open_chain` by name."""
+class ParentOptions(TypedDict):
+    """How parents are found; the arguments of `vhdkit.plan_merge` by name."""
 
     search: tuple[str, ...]
     parent_map: dict[str, str]
     parent: str | None
-    accept_id_mismatch: NotRequired[bool]
+
+
+class ChainOptions(ParentOptions):
+    """The same for reading; the arguments of `vhdkit.open_chain` by name."""
+
+    accept_id_mismatch: bool
 
 
 class ReadOptions(ChainOptions):
@@ -67,7 +72,7 @@ class FolderMap(click.ParamType[tuple[str, str]]):
 
 
 def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where parents are; the verb gets them as `where`."""
+    """Add the options that say where parents are; `parent_arguments` takes them."""
     options = [
         click.option(
             "--search",
@@ -95,18 +100,16 @@ def accept_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--accept-id-mismatch", is_flag=True, help=text)(command)
 
 
-def where(
-    search: tuple[str, ...],
-    parent_map: tuple[tuple[str, str], ...],
-    parent: str | None,
-    *,
-    accept_id_mismatch: bool | None = None,
-) -> ChainOptions:
-    """Return the shared options as the library takes them; None is of a verb that never accepts another id."""
-    options = ChainOptions(search=search, parent_map=dict(parent_map), parent=parent)
-    if accept_id_mismatch is not None:
-        options["accept_id_mismatch"] = accept_id_mismatch
-    return options
+def parent_arguments(
+    search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None
+) -> ParentOptions:
+    """Return the options of `chain_options` as the library takes them."""
+    return ParentOptions(search=search, parent_map=dict(parent_map), parent=parent)
+
+
+def chain_arguments(*, accept_id_mismatch: bool, **options: Any) -> ChainOptions:
+    """Return the same, and the option of `accept_option`."""
+    return ChainOptions(**parent_arguments(**options), accept_id_mismatch=accept_id_mismatch)
 
 
 def force_share_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +132,7 @@ def force_share_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def reading(*, force_share: bool, **options: Any) -> ReadOptions:
     """Return the shared options of a verb that has `force_share` too, as the library takes them."""
-    return ReadOptions(**where(**options), lock=not force_share)
+    return ReadOptions(**chain_arguments(**options), lock=not force_share)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option
 from vhdkit.cli.output import echo, path_text, print_json, size_text, table
 from vhdkit.findings import printable
@@ -44,19 +43,20 @@ def rebase(
     Ids, sizes and time stamps are compared, and what both parents show, if the old one can still be found. Only
     CHILD's header changes; no data is copied.
     """
-    wishes: dict[str, Any] = {
-        "ignore_id_mismatch": ignore_id_mismatch,
-        "accept_header_checksum": accept_header_checksum,
-        "accept_ended": accept_ended,
-        "search": search,
-        "parent_map": dict(parent_map),
-    }
-    if dry_run:
-        from vhdkit.chain.rebase import plan_rebase
+    from vhdkit.chain.rebase import plan_as_asked, rebase_as_asked
+    from vhdkit.options import RebaseRequest
+    from vhdkit.storage.local_folder import LocalFolder
 
-        result = plan_rebase(child, parent, **wishes)
-    else:
-        result = vhdkit.rebase(child, parent, **wishes)
+    request = RebaseRequest.of(
+        child,
+        parent,
+        ignore_id_mismatch=ignore_id_mismatch,
+        accept_header_checksum=accept_header_checksum,
+        accept_ended=accept_ended,
+        search=search,
+        parent_map=dict(parent_map),
+    )
+    result = (plan_as_asked if dry_run else rebase_as_asked)(request, LocalFolder())
     _print(result, dry_run=dry_run, as_json=as_json)
 
 

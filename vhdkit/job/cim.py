@@ -11,7 +11,8 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from vhdkit.job.job import Job, JobState, Wishes
+from vhdkit.job.job import Job, JobState
+from vhdkit.options import MergeRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -98,7 +99,7 @@ def properties(job: Job, now: float, server: str) -> dict[str, CimValue]:
 
 def of_state(state: JobState) -> dict[str, CimValue | Unknown]:
     """Return what all jobs in a state say alike; the other properties are `UNKNOWN`."""
-    job = Job(id="", state=state, wishes=Wishes(child=""), submitted=0.0, changed=0.0)
+    job = Job(id="", state=state, request=MergeRequest(child=""), submitted=0.0, changed=0.0)
     same = {*_BY_STATE, "Cancellable"} if state.is_finished else _BY_STATE
     return {name: value if name in same else UNKNOWN for name, value in properties(job, 0.0, "").items()}
 

@@ -155,7 +155,7 @@ def _is_log(path: str) -> bool:
 def logged(job: Job) -> Iterator[None]:
     """Append what is said of a job to the file that it was begun with, if there is one and it can be written."""
     handler = None
-    path = job.wishes.log_file
+    path = job.request.log_file
     # A record is no command: it makes no file, and adds to none but a log.
     if path is not None and _is_log(path):
         with suppress(OSError):

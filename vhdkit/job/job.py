@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, StrEnum
-from typing import Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vhdkit.options import MergeRequest
 
 # Until the last name is changed a merge is not done, however many bytes are.
 _ALMOST = 99
@@ -62,55 +65,23 @@ _PLAIN = {
 }
 
 
-class Follow(StrEnum):
-    """What a background job's process does once the job is complete.
-
-    SETTLE: note the merge in the manifest of the machine that the destination is of, and begin the merges that waited.
-    """
-
-    SETTLE = "settle"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What was asked for: the arguments of `vhdkit.plan_merge` and the rate, so that a job can be begun again.
-
-    `follow` is what follows once a job in a process of its own is complete, None for nothing.
-    """
-
-    child: str
-    into: str | None = None
-    to: str | None = None
-    keep_sources: bool = False
-    undo: str | None = None
-    relink_siblings: bool = False
-    verify: bool = False
-    resume: bool = False
-    search: tuple[str, ...] = ()
-    parent_map: dict[str, str] = field(default_factory=dict)
-    parent: str | None = None
-    accept_ended: bool = False
-    rate: int | None = None
-    log_file: str | None = None
-    follow: Follow | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A merge as a job, as it was when somebody looked.
 
-    `id` is the one in the journal beside the destination. `sources` are leaf first; `files` are all that the job
-    touches, `written` those of them that it changes; paths are absolute. `machine` is the name given at the start, or
-    that of the destination's folder. `bytes_total` is 0 until it is planned; `rate` is in bytes a second, of late;
-    `elapsed` the seconds that it was being worked at, over all its `runs`, up to `changed`, when this was written; its
-    state is so since `state_changed`. `pid` of `host` is at it, or was; `born` tells that process from a later one of
-    the same number. `error` is what went wrong, `error_class` and `error_code` (as Windows has it, 0 for none) say
-    which kind. `identities` has the unique ids, in hexadecimal, of the images that it was begun with, by their paths.
+    `id` is the one in the journal beside the destination. `request` is what was asked for, so that the job can be begun
+    again. `sources` are leaf first; `files` are all that the job touches, `written` those of them that it changes;
+    paths are absolute. `machine` is the name given at the start, or that of the destination's folder. `bytes_total` is
+    0 until it is planned; `rate` is in bytes a second, of late; `elapsed` the seconds that it was being worked at, over
+    all its `runs`, up to `changed`, when this was written; its state is so since `state_changed`. `pid` of `host` is at
+    it, or was; `born` tells that process from a later one of the same number. `error` is what went wrong, `error_class`
+    and `error_code` (as Windows has it, 0 for none) say which kind. `identities` has the unique ids, in hexadecimal, of
+    the images that it was begun with, by their paths.
     """
 
     id: str
     state: JobState
-    wishes: Wishes
+    request: MergeRequest
     sources: tuple[str, ...] = ()
     destination: str = ""
     files: tuple[str, ...] = ()

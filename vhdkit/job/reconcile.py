@@ -41,7 +41,7 @@ def as_left(job: Job) -> Job:
     """
     if job.phase == "rolling back":
         return job
-    if job.wishes.to is not None:
+    if job.request.to is not None:
         # A new file is made from the start.
         return job.at(0, job.bytes_total)
     from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - as in _is_complete
@@ -116,9 +116,9 @@ def _is_being_worked_at(job: Job) -> bool:
 
 def _is_held(job: Job) -> bool:
     # One that makes a new file holds what it reads, as a reader does.
-    makes_new = job.wishes.to is not None
+    makes_new = job.request.to is not None
     try:
-        with closing(LocalFolder().open(job.wishes.child if makes_new else job.destination)) as storage:
+        with closing(LocalFolder().open(job.request.child if makes_new else job.destination)) as storage:
             storage.lock(exclusive=makes_new)
     except ImageInUseError:
         return True
@@ -135,7 +135,7 @@ def _is_complete(job: Job) -> bool:
     has_begun = job.phase or job.state is JobState.RUNNING
     if not job.destination or not has_begun or job.phase == "rolling back" or not folder.exists(job.destination):
         return False
-    if job.wishes.to is not None:
+    if job.request.to is not None:
         # A new file has its name once it is whole.
         return job.phase == "finishing" or job.bytes_done == job.bytes_total > 0
     try:
@@ -144,6 +144,6 @@ def _is_complete(job: Job) -> bool:
         return False
     if journal is None:
         # Nothing had begun, or nothing is left: then the sources are gone, or were to be kept.
-        is_kept = job.wishes.keep_sources and job.phase == "finishing"
+        is_kept = job.request.keep_sources and job.phase == "finishing"
         return is_kept or not any(folder.exists(path) for path in job.sources)
     return journal.merged and bool(journal.begin and journal.begin.undo) and not journal.dropping

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, JournalError
 from vhdkit.findings import printable
-from vhdkit.job.job import Job, JobState, Wishes, job_id
+from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.reconcile import settled
 from vhdkit.job.registry_row import encode
 from vhdkit.job.registry_tables import leave_out
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
 from vhdkit.journal.named_files import check_names
+from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process
@@ -100,7 +101,7 @@ def _job_of(journal: Journal, folder: Folder) -> Job | None:
     job = Job(
         id=job_id(begin.job),
         state=JobState.NEW,
-        wishes=Wishes(
+        request=MergeRequest(
             child=sources[0],
             into=journal.destination,
             keep_sources=begin.keep_sources,

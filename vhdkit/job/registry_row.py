@@ -10,57 +10,37 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from vhdkit.job.job import Follow, Job, JobState, Wishes
+from vhdkit.job.job import Job, JobState
+from vhdkit.options import Files, Follow, MergeRequest, Path
 from vhdkit.storage import paths
 
 _ENCODING, _ON_ERROR = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-# The longest path of Windows; Linux has 4,096 bytes.
-_MOST_PATH = 32_768
 _MOST_TEXT = 65_536
-# More than a chain of 1,024 layers with every child of every one of them.
-_MOST_FILES = 1 << 20
 # The text of one row: 30,000 paths of the usual length.
 MOST_ROW = 4 << 20
 
-Path = Annotated[str, Meta(max_length=_MOST_PATH)]
 Text = Annotated[str, Meta(max_length=_MOST_TEXT)]
 Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Files = Annotated[tuple[Path, ...], Meta(max_length=_MOST_FILES)]
 # From 1970 to the day before the last that a calendar of four digits has, which no time zone moves out of it.
 Moment = Annotated[float, Meta(ge=0, le=253_402_214_400)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+_Words = Annotated[tuple[Path, ...], Meta(max_length=8)]
 Id = Annotated[str, Meta(pattern=r"\A[0-9a-f-]{1,36}\Z")]
 
-
-class _Wishes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    child: Path
-    into: Path | None = None
-    to: Path | None = None
-    keep_sources: bool = False
-    undo: Path | None = None
-    relink_siblings: bool = False
-    verify: bool = False
-    resume: bool = False
-    search: Files = ()
-    parent_map: dict[Path, Path] = {}
-    parent: Path | None = None
-    accept_ended: bool = False
-    rate: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
-    log_file: Path | None = None
-    follow: Follow | None = None
-    afterwards: Annotated[tuple[Path, ...], Meta(max_length=8)] = ()
+# What fields of a job are called in a row, where that differs: version 1 called a request so.
+_KEYS = {"request": "wishes"}
 
 
-class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=_KEYS):
     id: Id
     state: JobState
-    wishes: _Wishes
+    request: MergeRequest
     sources: Files
     destination: Path
     files: Files
@@ -97,7 +77,7 @@ def encode(job: Job) -> str:
         ValueError: `decode` would refuse it.
 
     """
-    record = asdict(job)
+    record = {_KEYS.get(field.name, field.name): msgspec.to_builtins(getattr(job, field.name)) for field in fields(job)}
     # What failed may list thousands of files. The beginning says what went wrong.
     record["error"] = record["error"][:_MOST_TEXT]
     text = json.dumps(record, separators=(",", ":"))
@@ -116,14 +96,9 @@ def decode(text: object) -> Job:
         raise ValueError("it is no text in ASCII")
     if len(text) > MOST_ROW:
         raise ValueError(f"it has {len(text)} characters, more than {MOST_ROW}")
-    row = msgspec.convert(parse_once(text), _Row)
+    row = msgspec.convert(_with_follow(parse_once(text)), _Row)
     _check_paths(row)
-    fields = {name: getattr(row, name) for name in _Row.__struct_fields__}
-    asked = {name: getattr(row.wishes, name) for name in _Wishes.__struct_fields__}
-    words = asked.pop("afterwards")
-    if words:
-        asked["follow"] = _follow_of(words)
-    return Job(**{**fields, "wishes": Wishes(**asked)})
+    return Job(**{name: getattr(row, name) for name in _Row.__struct_fields__})
 
 
 def parse_once(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
@@ -159,9 +134,8 @@ def _finite(text: str) -> float:
 
 def _check_paths(row: _Row) -> None:
     """Refuse paths that no job is given: those that are not absolute, or that no file can have."""
-    asked = row.wishes
-    named = (asked.child, asked.into, asked.to, asked.undo, asked.parent, asked.log_file, row.destination, row.undo)
-    lists = (row.sources, row.files, row.written, asked.search, tuple(asked.parent_map.values()))
+    lists = (row.sources, row.files, row.written, row.request.paths)
+    named = (row.destination, row.undo)
     for path in {*filter(None, named), *(path for each in lists for path in each)}:
         # UnicodeEncodeError is a ValueError.
         path.encode(_ENCODING, _ON_ERROR)
@@ -169,8 +143,16 @@ def _check_paths(row: _Row) -> None:
             raise ValueError("a path is not absolute, or no file can have it")
 
 
-def _follow_of(words: tuple[str, ...]) -> Follow:
-    """Return what a command meant that version 1 kept: `snapshot settle` is the only one that it ever wrote."""
-    if words[:2] != ("snapshot", "settle"):
+def _with_follow(record: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Return the record of a row with the `Follow` that the words meant which version 1 kept.
+
+    `snapshot settle` is the only command that it ever wrote.
+    """
+    asked = record.get(_KEYS["request"]) if isinstance(record, dict) else None
+    if not isinstance(asked, dict) or "afterwards" not in asked:
+        return record
+    words = msgspec.convert(asked["afterwards"], _Words)
+    if words and words[:2] != ("snapshot", "settle"):
         raise ValueError("what is to follow it is unknown")
-    return Follow.SETTLE
+    asked = {key: value for key, value in asked.items() if key != "afterwards"}
+    return record | {_KEYS["request"]: asked | ({"follow": Follow.SETTLE} if words else {})}

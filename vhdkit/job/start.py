@@ -9,24 +9,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import open_chain
+from vhdkit.chain.chain import open_chain_with
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.job import Follow, Job, JobState, Wishes, job_id
+from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
-from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, planned, touched
+from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, touched
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.checks import states
+from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.rollback import rollback
-from vhdkit.merging.run.engine import merge
+from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
-from vhdkit.units import as_text, as_text_map, as_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.merging.run.engine import MergeResult
+    from vhdkit.options import Follow
     from vhdkit.units import StrPath
 
 _LETTING_GO_SECONDS = 1.0
@@ -75,28 +77,34 @@ def start_merge(
         VhdError, OSError: what `plan_merge` raises, or the first obstacle of the plan. Nothing was begun.
 
     """
-    wishes = wished(
-        as_text(child),
-        into=as_text(into),
-        to=as_text(to),
+    request = MergeRequest.of(
+        child,
+        into=into,
+        to=to,
         keep_sources=keep_sources,
-        undo=as_text(undo),
+        undo=undo,
         relink_siblings=relink_siblings,
         verify=verify,
         resume=resume,
-        search=as_texts(search),
-        parent_map=as_text_map(parent_map),
-        parent=as_text(parent),
+        search=search,
+        parent_map=parent_map,
+        parent=parent,
         accept_ended=accept_ended,
         rate=rate,
+        log_file=log_file,
+        follow=follow,
     )
-    log_file = as_text(log_file)
-    if log_file is not None:
-        events.stop_logging(events.log_to(log_file))
-        wishes = replace(wishes, log_file=_absolute(log_file))
-    wishes = replace(wishes, follow=follow)
+    return start_request(request, machine=machine, detached=detached, wait_in_line=wait_in_line)
+
+
+def start_request(
+    request: MergeRequest, *, machine: str = "", detached: bool = False, wait_in_line: bool = True
+) -> MergeJob:
+    """Begin the merge that is asked for in the background; the rest is as in `start_merge`."""
+    if request.log_file is not None:
+        events.stop_logging(events.log_to(request.log_file))
     registry = Registry()
-    expected = _planned(wishes, machine, wait_in_line=wait_in_line)
+    expected = _planned(request.with_paths(paths.abspath), machine, wait_in_line=wait_in_line)
     other = None if wait_in_line else _job_in_the_way(expected)
     if other is not None:
         raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination)
@@ -104,50 +112,9 @@ def start_merge(
     return begin(job, registry, before=before, detached=detached)
 
 
-def wished(
-    child: str,
-    *,
-    into: str | None = None,
-    to: str | None = None,
-    keep_sources: bool = False,
-    undo: str | None = None,
-    relink_siblings: bool = False,
-    verify: bool = False,
-    resume: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-    parent: str | None = None,
-    accept_ended: bool = False,
-    rate: int | None = None,
-) -> Wishes:
-    """Return what is asked for, in words that mean the same from any folder.
-
-    Raises:
-        ValueError: the rate is none.
-
-    """
-    if rate is not None and rate <= 0:
-        raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
-    return Wishes(
-        child=paths.abspath(child),
-        into=_absolute(into),
-        to=_absolute(to),
-        keep_sources=keep_sources,
-        undo=_absolute(undo),
-        relink_siblings=relink_siblings,
-        verify=verify,
-        resume=resume,
-        search=tuple(map(paths.abspath, search)),
-        parent_map={remote: paths.abspath(local) for remote, local in (parent_map or {}).items()},
-        parent=_absolute(parent),
-        accept_ended=accept_ended,
-        rate=rate,
-    )
-
-
 def run_merge(
     plan: MergePlan,
-    wishes: Wishes,
+    request: MergeRequest,
     *,
     machine: str = "",
     progress: Callable[[Progress], None] | None = None,
@@ -158,10 +125,9 @@ def run_merge(
 
     It does not wait in line: files that are in use are refused. A plan that has obstacles never becomes a job.
     """
-    if plan.obstacles:
-        return merge(plan)
+    plan.refuse_obstacles()
     registry = Registry()
-    job = _new(wishes, plan, machine)
+    job = _new(request.with_paths(paths.abspath), plan, machine)
     if plan.journal is not None:  # a merge that begins was never listed
         job, _ = _as_known(job, registry)
     # It has its turn: should this word be the last that the list hears, it is known to have begun.
@@ -206,7 +172,7 @@ def again(job: Job) -> Job:
     """
     registry = Registry()
     try:
-        fresh = _planned(job.wishes, job.machine)
+        fresh = _planned(job.request, job.machine)
     except FileNotFoundError as error:
         raise gone(job, error) from error
     check_same(job, fresh.identities)
@@ -225,10 +191,10 @@ def take_back(job: Job, *, progress: Callable[[Progress], None] | None = None, c
     """
     registry = Registry()
     _check_own(job)
-    wishes = job.wishes
+    request = job.request
 
     def work(advance: Callable[[Progress], None], stop: Cancel) -> None:
-        rollback(job.undo, search=wishes.search, parent_map=wishes.parent_map, progress=advance, cancel=stop)
+        rollback(job.undo, search=request.search, parent_map=request.parent_map, progress=advance, cancel=stop)
 
     at = Worker(job, registry, progress=progress, cancel=cancel)
     try:
@@ -287,15 +253,15 @@ def _continued(job: Job, before: Job | None) -> Job:
     return replace(job, **{name: getattr(before, name) for name in fields})
 
 
-def _planned(wishes: Wishes, machine: str, *, wait_in_line: bool = True) -> Job:
-    """Return a new job of what is wished; what cannot be done is refused at once, and so is what would have to wait."""
-    until = time.monotonic() + _LETTING_GO_SECONDS
+def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) -> Job:
+    """Return a new job of a request; what cannot be done is refused at once, and so is what would have to wait."""
+    folder, until = LocalFolder(), time.monotonic() + _LETTING_GO_SECONDS
     while True:
         try:
-            plan = planned(wishes)
+            plan = plan_request(request, folder)
             break
         except ImageInUseError:
-            expected = expected_job(wishes, machine)
+            expected = expected_job(request, machine)
             _refuse_claimed(expected)
             # Another job is at it: this one waits, and is planned when its turn has come.
             is_listed = _job_in_the_way(expected) is not None
@@ -308,7 +274,7 @@ def _planned(wishes: Wishes, machine: str, *, wait_in_line: bool = True) -> Job:
     in_use = [obstacle for obstacle in plan.obstacles if isinstance(obstacle, ImageInUseError)]
     if plan.obstacles and not (in_use and wait_in_line):
         raise (in_use or plan.obstacles)[0]
-    return _new(wishes, plan, machine)
+    return _new(request, plan, machine)
 
 
 def _refuse_claimed(job: Job) -> None:
@@ -318,9 +284,9 @@ def _refuse_claimed(job: Job) -> None:
         SnapshotError: the snapshots of a machine need what it would change.
 
     """
-    if job.wishes.to is None:
+    if job.request.to is None:
         change = Change(destination=job.destination, sources=job.sources)
-        for obstacle in obstacles(LocalFolder(), change, job.wishes.search):
+        for obstacle in obstacles(LocalFolder(), change, job.request.search):
             raise obstacle
 
 
@@ -333,13 +299,13 @@ def _job_in_the_way(job: Job) -> Job | None:
     return next((other for other in going if stands_in_the_way(other, job)), None)
 
 
-def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:
+def _new(request: MergeRequest, plan: MergePlan, machine: str) -> Job:
     now = time.time()
     begun = plan.journal.begin if plan.journal is not None else None
     return Job(
         id=job_id(begun.job if begun is not None else ""),
         state=JobState.NEW,
-        wishes=wishes,
+        request=request,
         machine=machine or paths.basename(paths.dirname(plan.destination)),
         bytes_total=plan.payload_bytes,
         submitted=now,
@@ -348,26 +314,24 @@ def _new(wishes: Wishes, plan: MergePlan, machine: str) -> Job:
     )
 
 
-def expected_job(wishes: Wishes, machine: str) -> Job:
+def expected_job(request: MergeRequest, machine: str) -> Job:
     """Return the job of a merge whose files may be in use: what it will touch, as far as that can be seen unasked."""
-    with open_chain(
-        wishes.child, search=wishes.search, parent_map=wishes.parent_map, parent=wishes.parent, lock=False
-    ) as chain:
+    with open_chain_with(request.child, ParentSearch(folder=LocalFolder(), policy=request.parents)) as chain:
         files = [layer.path for layer in chain.layers]
         identities = identities_of(states(chain))
     depth = 1
-    if wishes.into is not None:
-        names = [wishes.into, Registry.real(wishes.into)]
+    if request.into is not None:
+        names = [request.into, Registry.real(request.into)]
         depth = next((at for at, path in enumerate(files) if path in names), 1)
-    destination = wishes.to or files[min(depth, len(files) - 1)]
-    written = [wishes.to] if wishes.to is not None else files[: depth + 1]
-    undo = wishes.undo or ""
+    destination = request.to or files[min(depth, len(files) - 1)]
+    written = [request.to] if request.to is not None else files[: depth + 1]
+    undo = request.undo or ""
     now = time.time()
     return Job(
         id=job_id(),
         state=JobState.NEW,
-        wishes=wishes,
-        sources=tuple(files if wishes.to is not None else files[:depth]),
+        request=request,
+        sources=tuple(files if request.to is not None else files[:depth]),
         destination=destination,
         files=tuple(dict.fromkeys([*files, destination, *filter(None, [undo])])),
         written=(*written, *filter(None, [undo])),
@@ -377,7 +341,3 @@ def expected_job(wishes: Wishes, machine: str) -> Job:
         changed=now,
         identities=identities,
     )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else paths.abspath(path)

@@ -12,14 +12,17 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
 from vhdkit.job import events
-from vhdkit.job.job import Job, JobState, Wishes
+from vhdkit.job.job import Job, JobState
 from vhdkit.job.reconcile import as_left, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.merging.plan.plan import Resume
-from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.run.engine import MergeResult, merge
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
@@ -162,7 +165,7 @@ class Worker:
 
         Raises:
             MergeCancelled: it was cancelled.
-            VhdError, OSError: as `plan_merge` and `merge`.
+            VhdError, OSError: as `plan_request` and `merge`.
 
         """
         is_in_line = self._wait_in_line()
@@ -171,7 +174,7 @@ class Worker:
             with self._lock:
                 self._change(JobState.STARTING)
             try:
-                plan = planned(self._job.wishes)
+                plan = plan_request(self._job.request, LocalFolder())
                 check_same(self._job, identities_of(plan.layers))
                 return self.merge(plan)
             except ImageInUseError:
@@ -200,10 +203,10 @@ class Worker:
 
     def merge(self, plan: MergePlan) -> MergeResult:
         """Carry a plan out, as `merging.engine.merge`."""
-        wishes = self._job.wishes
+        request = self._job.request
         if not plan.is_new_file:
             # From here on it is settled where it goes, whatever the chain looks like when it is resumed.
-            wishes = replace(wishes, into=plan.destination, resume=False)
+            request = msgspec.structs.replace(request, into=plan.destination, resume=False)
         with self._lock:
             if plan.resume is not Resume.FINISHES:
                 # It goes on where the journal's mark is, whatever an earlier run had copied beyond that.
@@ -212,7 +215,7 @@ class Worker:
             self._change(
                 JobState.RUNNING,
                 **touched(plan),
-                wishes=wishes,
+                request=request,
                 bytes_total=plan.payload_bytes,
                 bytes_done=plan.bytes_done,
                 started=self._job.started or time.time(),
@@ -224,7 +227,7 @@ class Worker:
             plan,
             progress=self._advance,
             cancel=self,
-            rate=self._job.wishes.rate,
+            rate=self._job.request.rate,
             job=self._job.id,
             completion=self._completion,
         )
@@ -367,24 +370,6 @@ class Worker:
         if not self.unlisted:
             events.logger.warning("the job %s is not listed: %s", self._job.id, error)
         self.unlisted = str(error)
-
-
-def planned(wishes: Wishes) -> MergePlan:
-    """Plan what is wished, as `plan_merge`."""
-    return plan_merge(
-        wishes.child,
-        into=wishes.into,
-        to=wishes.to,
-        keep_sources=wishes.keep_sources,
-        undo=wishes.undo,
-        relink_siblings=wishes.relink_siblings,
-        verify=wishes.verify,
-        resume=wishes.resume,
-        search=wishes.search,
-        parent_map=wishes.parent_map,
-        parent=wishes.parent,
-        accept_ended=wishes.accept_ended,
-    )
 
 
 def touched(plan: MergePlan) -> dict[str, Any]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import open_chain
+from vhdkit.chain.chain import open_chain_with
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import unique_id
 from vhdkit.errors import MergeError
 from vhdkit.journal.merge_journal import read_journal
@@ -19,11 +22,11 @@ from vhdkit.merging.completion import (
     is_shown,
     read_completions,
 )
-from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.run.completion_record import completion_of
 from vhdkit.merging.run.engine import merge
+from vhdkit.options import EnsureRequest, MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, as_text_map, as_texts
 from vhdkit.vhd.image import open_image
 
 if TYPE_CHECKING:
@@ -94,62 +97,54 @@ def ensure_merged(
         VhdError, OSError: what `plan_merge` and `merge` raise.
 
     """
-    place = folder or LocalFolder()
+    request = EnsureRequest(
+        merge=MergeRequest.of(leaf, into=into, verify=verify, search=search, parent_map=parent_map, rate=rate),
+        leaf_id=leaf_id,
+    )
 
     def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
         return merge(plan, progress=progress, cancel=cancel, rate=rate, folder=folder, completion=completion)
 
-    files = place.real(as_text(leaf)), place.real(as_text(into))
-    request = _Request(*files, _hexadecimal(leaf_id), as_texts(search), as_text_map(parent_map), place)
-    return request.ensure(carry_out, verify=verify)
+    return ensure(request, carry_out, folder or LocalFolder())
 
 
-def ensure(
-    leaf: str,
-    carry_out: CarryOut,
-    *,
-    into: str,
-    leaf_id: str,
-    verify: bool = False,
-    search: Sequence[str] = (),
-    parent_map: Mapping[str, str] | None = None,
-) -> EnsuredMerge:
-    """Do what `ensure_merged` does on local files, the merge itself being carried out by `carry_out`."""
-    place = LocalFolder()
-    request = _Request(place.real(leaf), place.real(into), _hexadecimal(leaf_id), tuple(search), parent_map, place)
-    return request.ensure(carry_out, verify=verify)
+def ensure(request: EnsureRequest, carry_out: CarryOut, folder: Folder) -> EnsuredMerge:
+    """Do what `ensure_merged` does, the merge itself being carried out by `carry_out`."""
+    asked = request.merge
+    leaf, into = folder.real(asked.child), folder.real(asked.into or "")
+    asked = msgspec.structs.replace(asked, child=leaf, into=into)
+    return _Ensuring(asked, leaf, into, _hexadecimal(request.leaf_id), folder).ensure(carry_out)
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """A leaf and its ancestor, by absolute paths; the id in hexadecimal."""
+class _Ensuring:
+    """A merge of a leaf into an ancestor, both by absolute paths; the leaf's id in hexadecimal."""
 
+    request: MergeRequest
     leaf: str
     into: str
     leaf_id: str
-    search: tuple[str, ...]
-    parent_map: Mapping[str, str] | None
     folder: Folder
 
-    def ensure(self, carry_out: CarryOut, *, verify: bool) -> EnsuredMerge:
+    def ensure(self, carry_out: CarryOut) -> EnsuredMerge:
         try:
-            return self._ensure(carry_out, verify=verify)
+            return self._ensure(carry_out)
         except FileNotFoundError:
             if self.folder.exists(self.leaf):
                 raise
         # Another call has merged and removed it since this one looked.
-        return self._ensure(carry_out, verify=verify)
+        return self._ensure(carry_out)
 
-    def _ensure(self, carry_out: CarryOut, *, verify: bool) -> EnsuredMerge:
+    def _ensure(self, carry_out: CarryOut) -> EnsuredMerge:
         known = read_completions(self.folder, self.into)
         if self._has_leaf():
-            return self._merge(carry_out, known, verify=verify)
+            return self._merge(carry_out, known)
         entry = next((each for each in reversed(known) if each.leaf_id == self.leaf_id), None)
         if entry is None:
             raise MergeError(f"{self._gone()}, and {self._no_record()}", path=self.leaf)
         if self._is_being_finished():
-            return self._merge(carry_out, known, verify=verify)
-        with open_chain(self.into, search=self.search, parent_map=self.parent_map, folder=self.folder) as destination:
+            return self._merge(carry_out, known)
+        with open_chain_with(self.into, self._parents) as destination:
             if not is_shown(entry, destination.layers):
                 message = (
                     f"{self._gone()}. It was merged into {self.into}, which does not show that: it was put back from an"
@@ -157,6 +152,10 @@ class _Request:
                 )
                 raise MergeError(message, path=self.leaf)
         return EnsuredMerge(outcome=Ensured.WAS_DONE, destination=self.into, merge=None)
+
+    @property
+    def _parents(self) -> ParentSearch:
+        return ParentSearch(folder=self.folder, policy=self.request.parents, lock=True)
 
     def _has_leaf(self) -> bool:
         if not self.folder.exists(self.leaf):
@@ -179,18 +178,11 @@ class _Request:
         top = journal.begin.sources[0]
         return top.unique_id == self.leaf_id and not self.folder.exists(self.leaf)
 
-    def _merge(self, carry_out: CarryOut, known: Sequence[MergedLeaf], *, verify: bool) -> EnsuredMerge:
-        plan = plan_merge(
-            self.leaf,
-            into=self.into,
-            verify=verify,
-            search=self.search,
-            parent_map=self.parent_map,
-            folder=self.folder,
-        )
+    def _merge(self, carry_out: CarryOut, known: Sequence[MergedLeaf]) -> EnsuredMerge:
+        plan = plan_request(self.request, self.folder)
         wanted = None
         if not plan.obstacles:
-            wanted = completion_of(plan, self.leaf_id, known, self.folder, self.search, self.parent_map)
+            wanted = completion_of(plan, self.leaf_id, known, self._parents)
         done = carry_out(plan, wanted)
         outcome = Ensured.BEGUN if plan.resume is None else Ensured.RESUMED
         return EnsuredMerge(outcome=outcome, destination=plan.destination, merge=done)

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.job import Follow
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.start import run_merge, start_merge, wished
+from vhdkit.job.start import run_merge, start_merge
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.merging.plan.planner import plan_merge
+from vhdkit.merging.plan.planner import plan_merge, plan_request
 from vhdkit.merging.run.engine import merge
+from vhdkit.options import Follow, MergeRequest
 from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transitions
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.storage import paths
@@ -360,12 +360,12 @@ class Settler:
                 job_follower.follow(running, progress=progress, cancel=cancel)
                 continue
             try:
-                plan = plan_merge(top, into=into, search=search, folder=self.folder)
+                request = MergeRequest(child=top, into=into, search=search, rate=rate)
+                plan = plan_request(request, self.folder)
                 if not self.is_local:
                     merge(plan, progress=progress, cancel=cancel, rate=rate, folder=self.folder)
                     return
-                asked = wished(top, into=into, search=search, rate=rate)
-                run_merge(plan, asked, machine=manifest.machine, progress=progress, cancel=cancel)
+                run_merge(plan, request, machine=manifest.machine, progress=progress, cancel=cancel)
             except (ImageInUseError, FileNotFoundError):
                 # Another process may have been quicker, and may even be done.
                 if self._running(into) is None and is_left():
@@ -397,7 +397,7 @@ class Settler:
         with suppress(RegistryError):
             for job in reversed(jobs(finished=True, disk=destination)):
                 if job.destination == destination and job.state.is_resumable:
-                    return job.wishes.rate
+                    return job.request.rate
         return None
 
     def _running(self, destination: str) -> Job | None:

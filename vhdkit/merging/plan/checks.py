@@ -6,8 +6,10 @@ Nothing is written. What stands in the way is gathered as the plan's obstacles, 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vhdkit.chain.catalog import read_catalog
 from vhdkit.chain.chain import Chain
@@ -47,22 +49,12 @@ if TYPE_CHECKING:
 
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
+    from vhdkit.options import MergeRequest
     from vhdkit.storage.protocols import Folder
 
 _PIECE = 4 << 20
 _SIZE_MISMATCH = 0xC03A0017
 _INVALID_STATE = 0xC03A001C
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What the caller wants of a merge besides the merging."""
-
-    keep_sources: bool
-    undo: str | None
-    relink_siblings: bool
-    verify: bool
-    accept_ended: bool = False
 
 
 class Survey:
@@ -73,15 +65,14 @@ class Survey:
         chain: Chain,
         depth: int,
         folder: Folder,
-        search: tuple[str, ...],
-        wishes: Wishes,
+        request: MergeRequest,
         journal: Journal | None,
     ) -> None:
         self.chain = chain
         self.depth = depth
         self.folder = folder
-        self.search = search
-        self.wishes = wishes
+        self.search = request.search
+        self.request = request
         self.target = target_of(chain.layers, depth)
         self.sources = chain.layers[:depth]
         self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
@@ -98,7 +89,7 @@ class Survey:
         try:
             self._find_undo()
             self._check_files()
-            if not self.wishes.accept_ended and self.journal is None:
+            if not self.request.accept_ended and self.journal is None:
                 # What an earlier run has begun was accepted then.
                 self.obstacles += ended_obstacles(self.images, self.folder)
             self._check_sizes()
@@ -135,14 +126,14 @@ class Survey:
             space_free=free,
             relatives=relatives,
             removals=() if self._keeps else sources,
-            keep_sources=self.wishes.keep_sources,
+            keep_sources=self.request.keep_sources,
             growth=laid.growth,
             place=laid.place,
             file_end=laid.file_end,
             undo=undo,
-            relink_siblings=self.wishes.relink_siblings,
+            relink_siblings=self.request.relink_siblings,
             sibling_relinks=self._sibling_relinks(relatives),
-            verify=self.wishes.verify,
+            verify=self.request.verify,
             journal=self.journal,
             resume=resume,
             spent=self.spent,
@@ -198,8 +189,8 @@ class Survey:
         if journal is None or journal.begin is None:
             return
         path = self._undo_path(journal) if journal.begin.undo else None
-        is_named = self.wishes.undo is not None
-        if self.wishes.undo not in {None, path}:
+        is_named = self.request.undo is not None
+        if self.request.undo not in {None, path}:
             kept = (
                 f"keeps what it overwrites in {path} (undo image of the unfinished merge); go on with --resume"
                 if path
@@ -208,12 +199,12 @@ class Survey:
             message = f"an earlier run of this merge, which was cut off, {kept}"
             self.obstacles.append(JournalError(message, path=self.destination.path))
             return
-        self.wishes = replace(
-            self.wishes,
+        self.request = msgspec.structs.replace(
+            self.request,
             undo=path,
-            keep_sources=self.wishes.keep_sources or journal.begin.keep_sources,
-            relink_siblings=self.wishes.relink_siblings or journal.begin.relink_siblings,
-            verify=self.wishes.verify or bool(journal.begin.view),
+            keep_sources=self.request.keep_sources or journal.begin.keep_sources,
+            relink_siblings=self.request.relink_siblings or journal.begin.relink_siblings,
+            verify=self.request.verify or bool(journal.begin.view),
         )
         if path is None:
             return
@@ -246,7 +237,7 @@ class Survey:
         path = journal.resolve(begin.undo) if begin is not None else ""
         if begin is None or self.folder.exists(path):
             return path
-        asked = [paths.dirname(self.wishes.undo)] if self.wishes.undo is not None else []
+        asked = [paths.dirname(self.request.undo)] if self.request.undo is not None else []
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path), *asked])
         found = [
             image.path
@@ -277,7 +268,7 @@ class Survey:
         return DOUBT if is_doubtful else ""
 
     def _undo(self) -> UndoPlan | None:
-        path = self.wishes.undo
+        path = self.request.undo
         if path is None:
             return None
         if self.folder.exists(path) and self.undo_image is None:
@@ -292,20 +283,20 @@ class Survey:
 
     def _sibling_relinks(self, relatives: Relatives) -> tuple[Relink, ...]:
         """Return how the destination's other children are to be relinked to the undo image, if that is wished."""
-        if not self._may_relink_siblings or self.wishes.undo is None:
+        if not self._may_relink_siblings or self.request.undo is None:
             return ()
         relinks = tuple(
             Relink(
                 child=child,
                 old_parent=self.destination.path,
-                new_parent=self.wishes.undo,
+                new_parent=self.request.undo,
                 new_parent_id=self.undo_id,
             )
             for child in relatives.of_destination
         )
         for relink in relinks:
             self._check_relink(relink)
-            if not paths.is_below(paths.dirname(self.wishes.undo), [paths.dirname(relink.child), *self.search]):
+            if not paths.is_below(paths.dirname(self.request.undo), [paths.dirname(relink.child), *self.search]):
                 message = "it would not find the undo image, which must lie in its folder or below"
                 self.obstacles.append(MergeError(message, path=relink.child))
         return relinks
@@ -320,10 +311,10 @@ class Survey:
         """Hold what the files will need against what is free; return the latter where the destination is."""
         directory = paths.dirname(self.destination.path)
         free = self.folder.free_space(directory)
-        undo_directory = paths.dirname(self.wishes.undo or self.destination.path)
+        undo_directory = paths.dirname(self.request.undo or self.destination.path)
         rooms = [(directory, self.destination.path, needed + undo_needed)]
         if undo_directory != directory:
-            rooms = [(directory, self.destination.path, needed), (undo_directory, self.wishes.undo or "", undo_needed)]
+            rooms = [(directory, self.destination.path, needed), (undo_directory, self.request.undo or "", undo_needed)]
         for room, path, wanted in rooms:
             available = self.folder.free_space(room)
             if wanted > available:
@@ -337,11 +328,11 @@ class Survey:
         An undo image that holds sectors says so even if the journal was put back as it was earlier.
         """
         has_saved = self.undo_holds_sectors or (self.journal is not None and self.journal.saved > 0)
-        return self.wishes.relink_siblings and not has_saved
+        return self.request.relink_siblings and not has_saved
 
     @property
     def _keeps(self) -> bool:
-        return self.wishes.keep_sources or self.wishes.undo is not None
+        return self.request.keep_sources or self.request.undo is not None
 
     def _check_files(self) -> None:
         if not self.folder.may_write(self.destination.path):

@@ -170,6 +170,16 @@ class MergePlan:
         """The layers between the topmost source and the destination: they read differently afterwards, if kept."""
         return () if self.is_new_file else self.sources[1:]
 
+    def refuse_obstacles(self) -> None:
+        """Raise the first obstacle, the others as notes on it; return if there is none."""
+        if not self.obstacles:
+            return
+        first, *rest = self.obstacles
+        for note in map(str, rest):
+            if note not in getattr(first, "__notes__", []):
+                first.add_note(note)
+        raise first
+
     @property
     def grows(self) -> bool:
         """Whether the destination's disk becomes larger."""

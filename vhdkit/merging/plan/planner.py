@@ -9,22 +9,26 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import dynamic_layout
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
-from vhdkit.merging.plan.checks import Survey, Wishes, states
+from vhdkit.merging.plan.checks import Survey, states
 from vhdkit.merging.plan.finishing import find_complete, finishing_plan, is_complete, is_leftover
 from vhdkit.merging.plan.plan import MergePlan
 from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals, with_names
+from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import SECTOR, as_text, as_text_map, as_texts
+from vhdkit.units import SECTOR
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
@@ -87,50 +91,60 @@ def plan_merge(
         VhdError, OSError: the chain cannot be opened. Everything less is one of the plan's obstacles.
 
     """
-    place = folder or LocalFolder()
-    path, into, to, undo = as_text(path), as_text(into), as_text(to), as_text(undo)
-    folders, mapped = as_texts(search), as_text_map(parent_map)
-    wishes = Wishes(
+    request = MergeRequest.of(
+        path,
+        into=into,
+        to=to,
         keep_sources=keep_sources,
-        undo=None if undo is None else place.real(undo),
+        undo=undo,
         relink_siblings=relink_siblings,
         verify=verify,
+        resume=resume,
+        search=search,
+        parent_map=parent_map,
+        parent=parent,
         accept_ended=accept_ended,
     )
-    _check_wishes(path, into, to, wishes, place)
-    if not place.exists(path) and to is None:
-        ended = find_complete(place, path, folders)
+    return plan_request(request, folder or LocalFolder(), acting_for=acting_for)
+
+
+def plan_request(request: MergeRequest, folder: Folder, *, acting_for: str = "") -> MergePlan:
+    """Plan the merge that is asked for; the rest is as in `plan_merge`."""
+    if request.undo is not None:
+        request = msgspec.structs.replace(request, undo=folder.real(request.undo))
+    path, named = request.child, request.parents.folders
+    _check_request(request, folder)
+    if not folder.exists(path) and request.to is None:
+        ended = find_complete(folder, path, request.search)
         if ended is not None:
-            check_names(ended, place, [paths.dirname(place.real(path)), *folders, *mapped.values()])
-            plan = finishing_plan(ended, place, folders, keep_sources=keep_sources, only_shown=verify)
-            return _with_claims(plan, place, acting_for)
-    with noting_unreadable_journals(place, path, folders):
-        opened = open_chain(path, search=folders, parent_map=mapped, parent=parent, folder=place)
+            check_names(ended, folder, [paths.dirname(folder.real(path)), *named])
+            plan = finishing_plan(
+                ended, folder, request.search, keep_sources=request.keep_sources, only_shown=request.verify
+            )
+            return _with_claims(plan, folder, acting_for)
+    with noting_unreadable_journals(folder, path, request.search):
+        opened = open_chain_with(path, ParentSearch(folder=folder, policy=request.parents, lock=True))
     with opened as chain:
-        if to is not None:
-            return _plan_new_file(chain, place, place.real(to), folders)
-        depth = _resumed_depth(chain, place) if resume else _destination_depth(chain, place, into)
+        if request.to is not None:
+            return _plan_new_file(chain, folder, folder.real(request.to), request.search)
+        depth = _resumed_depth(chain, folder) if request.resume else _destination_depth(chain, folder, request.into)
         destination = chain.layers[depth]
-        journal = read_journal(place, destination.path)
+        journal = read_journal(folder, destination.path)
         if journal is not None:
-            check_names(journal, place, _named_directories(chain, wishes.undo, (*folders, *mapped.values())))
-        return _with_claims(
-            _finishing_plan(chain, depth, place, folders, journal, keep_sources=keep_sources, verify=verify)
-            or Survey(chain, depth, place, folders, wishes, journal).plan(),
-            place,
-            acting_for,
+            check_names(journal, folder, _named_directories(chain, request.undo, named))
+        plan = (
+            _finishing_plan(chain, depth, folder, request, journal)
+            or Survey(chain, depth, folder, request, journal).plan()
         )
+        return _with_claims(plan, folder, acting_for)
 
 
 def _finishing_plan(
     chain: Chain,
     depth: int,
     folder: Folder,
-    search: tuple[str, ...],
+    request: MergeRequest,
     journal: Journal | None,
-    *,
-    keep_sources: bool,
-    verify: bool,
 ) -> MergePlan | None:
     """Return the plan to finish a merge that is complete, None if there is none of these files, or they were written.
 
@@ -140,12 +154,15 @@ def _finishing_plan(
     if journal is None:
         return None
     if is_about(journal, sources, destination) and not journal.rolling_back:
-        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources, verify=verify):
+        keep_sources = request.keep_sources
+        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources, verify=request.verify):
             return None
         named = with_names(journal, sources)
-        return finishing_plan(named, folder, search, chain.findings, keep_sources=keep_sources, is_read=True)
+        return finishing_plan(named, folder, request.search, chain.findings, keep_sources=keep_sources, is_read=True)
     if is_leftover(journal, sources, folder):
-        return finishing_plan(journal, folder, search, chain.findings, keep_sources=keep_sources, only_shown=True)
+        return finishing_plan(
+            journal, folder, request.search, chain.findings, keep_sources=request.keep_sources, only_shown=True
+        )
     return None
 
 
@@ -173,18 +190,19 @@ def _named_directories(chain: Chain, undo: str | None, search: Sequence[str]) ->
     return (*dict.fromkeys(found), *search)
 
 
-def _check_wishes(path: str, into: str | None, to: str | None, wishes: Wishes, folder: Folder) -> None:
+def _check_request(request: MergeRequest, folder: Folder) -> None:
+    path, into, to, undo = request.child, request.into, request.to, request.undo
     if into is not None and to is not None:
         raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
-    if to is not None and (wishes.undo is not None or wishes.verify):
+    if to is not None and (undo is not None or request.verify):
         raise MergeError(
             "a merge to a new file changes nothing: there is nothing to undo; `compare` verifies", path=path
         )
-    if wishes.undo is not None and wishes.undo.endswith(_RESERVED):
-        raise MergeError(f"the name of an undo image cannot end in {paths.splitext(wishes.undo)[1]}", path=wishes.undo)
-    if wishes.relink_siblings and wishes.undo is None:
+    if undo is not None and undo.endswith(_RESERVED):
+        raise MergeError(f"the name of an undo image cannot end in {paths.splitext(undo)[1]}", path=undo)
+    if request.relink_siblings and undo is None:
         raise MergeError("siblings can only be relinked to an undo image; name one with --undo", path=path)
-    for new_file in filter(None, (to, wishes.undo)):
+    for new_file in filter(None, (to, undo)):
         check_file_name(new_file, FileFormat.VHD)
     if to is not None and folder.exists(to):
         raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)

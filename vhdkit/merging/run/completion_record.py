@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.locked_files import open_planned
+from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from vhdkit.merging.completion import MergedLeaf
     from vhdkit.merging.plan.plan import MergePlan
@@ -25,21 +27,19 @@ def completion_of(
     plan: MergePlan,
     leaf_id: str,
     known: Sequence[MergedLeaf],
-    folder: Folder,
-    search: Sequence[str],
-    parent_map: Mapping[str, str] | None = None,
+    parents: ParentSearch,
 ) -> Completion:
     """Return what is to be recorded of a plan without obstacles; `known` is what the record says now."""
     journal = plan.journal
     sampled = journal.samples if journal is not None else ()
     if plan.resume is Resume.FINISHES:
-        with open_chain(plan.destination, search=search, parent_map=parent_map, folder=folder) as after:
+        with open_chain_with(plan.destination, parents) as after:
             own = [each for each in known if each.leaf_id == leaf_id and is_shown(each, after.layers)]
             earlier = [each for each in known if each.leaf_id != leaf_id and is_shown(each, after.layers)]
             samples = own[-1].samples if own else sampled
             kept = carried_on(earlier, after)
     else:
-        with open_planned(plan, folder) as chain:
+        with open_planned(plan, parents.folder) as chain:
             depth = len(plan.sources)
             earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
             samples = samples_of(chain.layers, depth, sampled)
@@ -65,4 +65,5 @@ def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
     if journal is None or journal.begin is None or journal.begin.undo or not journal.samples:
         return None
     known = read_completions(folder, plan.destination)
-    return completion_of(plan, journal.begin.sources[0].unique_id, known, folder, plan.search)
+    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=plan.search), lock=True)
+    return completion_of(plan, journal.begin.sources[0].unique_id, known, parents)

@@ -121,12 +121,7 @@ def merge(
 
     """
     place = folder or LocalFolder()
-    if plan.obstacles:
-        first, *rest = plan.obstacles
-        for note in map(str, rest):
-            if note not in getattr(first, "__notes__", []):
-                first.add_note(note)
-        raise first
+    plan.refuse_obstacles()
     begun = time.monotonic()
     if completion is None and plan.journal is not None and plan.journal.samples:
         from vhdkit.merging.run.completion_record import completion_begun  # noqa: PLC0415 - most merges need none of it
