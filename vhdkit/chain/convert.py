@@ -13,13 +13,12 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.chain.copy_view import copy_all, copy_nonzero
 from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
-from vhdkit.disk.holes import without_holes
 from vhdkit.disk.raw_image import RawImage
-from vhdkit.disk.read_extents import read_extents
 from vhdkit.errors import VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.local_folder import LocalFolder
@@ -33,15 +32,13 @@ from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.image import Placement, VhdImage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
-_PAGE = 4096
-_PIECE = 4 << 20
 _TABLE_SLICE = 65536
 
 
@@ -86,12 +83,15 @@ def convert(
         file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
-            for start, data in _pieces(chain, progress):
-                _write_nonzero(storage, start, data)
+            for done in copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk()):
+                if progress is not None:
+                    progress(done, chain.size)
             if output_format == "fixed":
                 stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
                 footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
                 storage.write_at(chain.size, footer.to_bytes())
+            if progress is not None:
+                progress(chain.size, chain.size)
             return storage.size()
 
 
@@ -102,7 +102,7 @@ def write_stream(
 
     `progress` is called with (bytes written, bytes of the disk).
     """
-    zeros = memoryview(bytes(_PIECE))
+    zeros = memoryview(bytes(PIECE_BYTES))
     done = 0
 
     def put(data: memoryview) -> None:
@@ -112,7 +112,7 @@ def write_stream(
         if progress is not None:
             progress(done, chain.size)
 
-    for start, data in _pieces(chain, None):
+    for start, data in read_pieces(chain.layers, chain.size):
         while done < start:
             put(zeros[: start - done])
         put(data.data)
@@ -163,24 +163,22 @@ def write_dynamic(
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
     header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
     place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
-    bitmap_size = sector_bitmap.bitmap_size(block_size)
-    ones = sector_bitmap.full(block_size).tobytes()
-    used = 0
     with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
-        for start, data in _pieces(chain, progress, copied):
-            block = start // block_size
-            if skip_zeros and entries[block] == bat.UNALLOCATED and not data.any():
-                continue
-            if entries[block] == bat.UNALLOCATED:
-                at = place.at(used)
-                if at // SECTOR >= bat.UNALLOCATED:
-                    raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=path)
-                storage.truncate(at + bitmap_size + block_size)
-                storage.write_at(at, ones)
-                entries[block] = at // SECTOR
-                used += 1
-            _write_nonzero(storage, int(entries[block]) * SECTOR + bitmap_size + start % block_size, data)
+        blocks = _Blocks(storage, entries, place, block_size)
+        if skip_zeros:
+            for done in copy_nonzero(chain.layers, chain.size, storage, blocks):
+                if progress is not None:
+                    progress(done, chain.size)
+        else:
+            for done, count in copy_all(chain.layers, chain.size, storage, blocks):
+                if copied is not None:
+                    copied(count)
+                if progress is not None:
+                    progress(done, chain.size)
+        if progress is not None:
+            progress(chain.size, chain.size)
+        used = blocks.count
         end = place.at(used) if used else table_end_for(-(-chain.size // block_size))
         storage.truncate(end)
         storage.write_at(0, footer.to_bytes())
@@ -193,45 +191,40 @@ def write_dynamic(
         return storage.size()
 
 
-def _pieces(
-    chain: Chain, progress: Callable[[int, int], None] | None, copied: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (offset, bytes) of everything that some layer holds, cut at multiples of a piece or a block.
+class _AsOnDisk:
+    """The places of a raw or fixed image: the file is the disk."""
 
-    Holes of the files are left out, unless `copied` counts what `dynamic_layout` has counted.
-    """
-    block_size = chain.leaf.block_size if isinstance(chain.leaf, VhdImage) else 0
-    size = min(_PIECE, block_size or constants.DEFAULT_BLOCK_SIZE)
-    buffer = np.empty(size, np.uint8)
-    for start, stop in windows(chain.layers, 0, chain.size):
-        found = resolve(chain.layers, start, stop)
-        pieces = extents.split(without_holes(found, chain.layers) if copied is None else found, size)
-        pieces = pieces.take(np.isin(pieces.start // size, pieces.of(Kind.DATA).start // size))
-        cells, heads = np.unique(pieces.start // size, return_index=True)
-        tails = np.append(heads, len(pieces))[1:]
-        for cell, head, tail in zip(cells.tolist(), heads.tolist(), tails.tolist(), strict=True):
-            part = pieces.take(np.arange(head, tail))
-            first, last = int(part.start[0]), int(part.stop[-1])
-            out = buffer[: last - first]
-            read_extents(part, chain.layers, first, out)
-            yield first, out
-            if copied is not None:
-                copied(part.of(Kind.DATA).total)
-            if progress is not None:
-                progress(cell * size, chain.size)
-        if progress is not None:
-            progress(stop, chain.size)
+    piece_bytes = PIECE_BYTES
+
+    def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
+        return start
 
 
-def _write_nonzero(storage: Storage, offset: int, data: NDArray[np.uint8]) -> None:
-    """Write what is not zero, in pages, into a file that reads as zeros there."""
-    whole = len(data) // _PAGE * _PAGE
-    used = data[:whole].reshape(-1, _PAGE).any(axis=1)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], used, [False])).astype(np.int8)))
-    for start, stop in edges.reshape(-1, 2).tolist():
-        storage.write_at(offset + start * _PAGE, data[start * _PAGE : stop * _PAGE].data)
-    if data[whole:].any():
-        storage.write_at(offset + whole, data[whole:].data)
+class _Blocks:
+    """The places of a dynamic image: each block that holds something gets the next place, its bitmap all ones."""
+
+    def __init__(self, storage: Storage, entries: NDArray[np.uint32], place: Placement, block_size: int) -> None:
+        self.piece_bytes = min(PIECE_BYTES, block_size)
+        self.count = 0
+        self._storage, self._entries, self._place, self._block_size = storage, entries, place, block_size
+        self._bitmap_size = sector_bitmap.bitmap_size(block_size)
+        self._ones = sector_bitmap.full(block_size).tobytes()
+
+    def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
+        block = start // self._block_size
+        found = extents.distinct(block)
+        for number in found[self._entries[found] == bat.UNALLOCATED].tolist():
+            self._add(number)
+        return self._entries[block].astype(np.int64) * SECTOR + self._bitmap_size + start % self._block_size
+
+    def _add(self, number: int) -> None:
+        at = self._place.at(self.count)
+        if at // SECTOR >= bat.UNALLOCATED:
+            raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=self._storage.path)
+        self._storage.truncate(at + self._bitmap_size + self._block_size)
+        self._storage.write_at(at, self._ones)
+        self._entries[number] = at // SECTOR
+        self.count += 1
 
 
 def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:

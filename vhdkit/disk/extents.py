@@ -212,6 +212,11 @@ def clipped(extents: Extents, first: int, last: int) -> Extents:
     return narrow.take(narrow.start < narrow.stop)
 
 
+def with_stops(extents: Extents, stop: NDArray[np.int64]) -> Extents:
+    """Return the extents with other ends: their files go on behind them."""
+    return _narrowed(extents, extents.start, stop)
+
+
 def _narrowed(extents: Extents, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Extents:
     offset = extents.file_offset
     return Extents(

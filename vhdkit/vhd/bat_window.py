@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage
 
 WINDOW = 16384  # entries; 32 GiB of 2 MiB blocks
+_NOTHING: tuple[int, NDArray[np.uint32]] = (-1, np.empty(0, np.uint32))
 
 
 class Table:
@@ -33,8 +34,8 @@ class Table:
     def __init__(self, storage: Storage, offset: int, entry_count: int) -> None:
         self._storage = storage
         self._offset = offset
-        self._first = -1
-        self._window = np.empty(0, np.uint32)
+        # One value, so that threads that read at once see an index and its entries together.
+        self._loaded = _NOTHING
         self.entry_count = entry_count
 
     def entries(self, first: int, stop: int) -> NDArray[np.uint32]:
@@ -65,10 +66,11 @@ class Table:
 
     def forget(self) -> None:
         """Keep no window: for images that are held, and not read."""
-        self._first, self._window = -1, np.empty(0, np.uint32)
+        self._loaded = _NOTHING
 
     def _load(self, base: int) -> NDArray[np.uint32]:
-        if base != self._first:
+        first, window = self._loaded
+        if base != first:
             count = max(0, min(WINDOW, self.entry_count - base))
             raw = bytearray(count * 4)
             got = self._storage.read_into(self._offset + base * 4, raw)
@@ -77,8 +79,8 @@ class Table:
                 raise CorruptImageError(Corruption.BAT_OUTSIDE_FILE, detail, path=self._storage.path)
             window = np.full(WINDOW, bat.UNALLOCATED, np.uint32)
             window[:count] = bat.from_bytes(raw)
-            self._first, self._window = base, window
-        return self._window
+            self._loaded = (base, window)
+        return window
 
 
 def _sector_stretches(changed: NDArray[np.int64], count: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,233 @@
+"""Copy what a view holds into a new file: the one way of convert and of a merge to a new file.
+
+A piece is planned and, where its zeros are looked for, read on another thread while the one before it is written.
+Long stretches are not written from memory but go from file to file, as the storage can do best (see
+`storage.file_copy`): the page cache keeps no second copy of them, and the last sync finds little to write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from vhdkit.chain.pieces import held_pieces
+from vhdkit.disk import extents
+from vhdkit.disk.extents import Kind
+from vhdkit.disk.holes import without_holes
+from vhdkit.disk.read_extents import read_extents
+from vhdkit.storage.read_ahead import read_ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import Image
+    from vhdkit.storage.protocols import Storage, Syncing
+
+# No stretch of fewer bytes is quicker from file to file than from the buffer that its zeros were looked for in.
+LONG_BYTES = 256 << 10
+# Bytes of other layers over which a copy goes on.
+_BRIDGE_BYTES = 64 << 10
+_PAGE = 4096
+_PIECE_BYTES = 4 << 20
+_AHEAD = 2
+# Copies from file to file wait until so many bytes are together: they are written by several threads at once.
+_BATCH_BYTES = 32 << 20
+# What was written from memory begins to be written out when it is so much, while the copy goes on.
+_SYNC_BYTES = 64 << 20
+
+
+class Places(Protocol):
+    """Where the bytes of a view lie in the new file; a piece crosses no multiple of `piece_bytes`."""
+
+    piece_bytes: int
+
+    def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the file offsets (int64) of disk offsets (int64, ascending) that hold data; take room for them."""
+        ...
+
+
+class _Piece(NamedTuple):
+    """A piece that is ready: what is written from `data`, as [start, stop) in bytes, and what is copied from files."""
+
+    start: int
+    stop: int
+    data: NDArray[np.uint8]
+    writes: NDArray[np.int64]
+    copies: Extents
+    writes_over_copies: bool
+
+
+def pages_in_use(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return, one a page of 4 KiB (the last may be shorter), whether it has a byte that is not zero.
+
+    >>> pages_in_use(np.array([0] * 4096 + [0, 1], np.uint8)).tolist()
+    [False, True]
+    """
+    whole = len(data) // _PAGE
+    words = data[: whole * _PAGE].view(np.uint64).reshape(whole, _PAGE // 8)
+    # Data rarely begin with eight zeros: the first word of a page nearly always decides.
+    used: NDArray[np.bool_] = words[:, 0] != 0
+    unsure = np.flatnonzero(~used)
+    if len(unsure):
+        used[unsure] = words[unsure].any(axis=1) if len(unsure) < whole else words.any(axis=1)
+    if len(data) % _PAGE:
+        used = np.append(used, data[whole * _PAGE :].any())
+    return used
+
+
+def copy_nonzero(layers: Sequence[Image], size: int, storage: Storage, places: Places) -> Iterator[int]:
+    """Copy every page of a view that is not all zeros; yield how far it is, in bytes of the disk.
+
+    Pages are counted from the beginning of each piece. The file reads as zeros where nothing was written.
+    """
+    copier = _Copier(layers, storage, places)
+    for piece in read_ahead(_read(layers, size, places.piece_bytes), _AHEAD):
+        copier.add(piece.copies)
+        if piece.writes_over_copies:
+            copier.flush()
+        if len(piece.writes):
+            offset = int(places.offsets(np.array([piece.start]))[0])
+            for start, stop in piece.writes.tolist():
+                storage.write_at(offset + start, piece.data[start:stop].data)
+                copier.written += stop - start
+        copier.begin_sync()
+        yield piece.stop
+    copier.flush()
+
+
+def copy_all(layers: Sequence[Image], size: int, storage: Storage, places: Places) -> Iterator[tuple[int, int]]:
+    """Copy everything that layers hold; yield (how far, bytes that layers hold there) in turn.
+
+    Long holes of files get their room as well, but nothing is written there.
+    """
+    copier = _Copier(layers, storage, places)
+    for piece in read_ahead(held_pieces(layers, size, places.piece_bytes, with_holes=True), 64):
+        data = piece.of(Kind.DATA)
+        places.offsets(data.start)
+        held = without_holes(piece, layers)
+        long = bridged(held)
+        rest = held.of(Kind.DATA)
+        if len(long):
+            under = np.searchsorted(long.start, rest.start, "right") - 1
+            inside = (under >= 0) & (rest.stop <= long.stop[under]) & (rest.depth == long.depth[0])
+            rest = rest.take(~inside)
+        copier.add(long, rest)
+        copier.begin_sync()
+        yield int(piece.stop[-1]), data.total
+    copier.flush()
+
+
+def bridged(piece: Extents) -> Extents:
+    """Return long stretches that are copied from one file in one go, before other data are copied over parts of them.
+
+    They are those of the layer that holds most of the piece. Where other layers hold a few sectors between two
+    stretches of it, the bytes that its file has there are copied as well, which costs less than two copies more.
+
+    >>> small = extents.single(0, 1 << 20, Kind.DATA, 512)
+    >>> list(bridged(small))
+    [Extent(start=0, length=1048576, kind=<Kind.DATA: 1>, depth=0, file_offset=512)]
+    """
+    data = piece.of(Kind.DATA)
+    if not len(data):
+        return data
+    depth = int(np.bincount(data.depth, weights=(data.stop - data.start)).argmax())
+    one = data.take(data.depth == depth)
+    # What is zeros in between must not get the bytes that the file has there: they count as infinitely many.
+    zeros = np.where(piece.kind == Kind.ZERO, piece.stop - piece.start, 0)
+    zeros_before = np.cumsum(zeros)[np.searchsorted(piece.start, one.start, "right") - 1]
+    heads, tails = extents.groups(one.start, one.stop, _BRIDGE_BYTES, one.file_offset - one.start, zeros_before)
+    start, stop = one.start[heads], one.stop[tails - 1]
+    long = stop - start >= LONG_BYTES
+    found = one.take(heads[long])
+    return extents.with_stops(found, stop[long])
+
+
+def _read(layers: Sequence[Image], size: int, piece_bytes: int) -> Iterator[_Piece]:
+    buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(_AHEAD + 2)]
+    for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
+        first, last = int(piece.start[0]), int(piece.stop[-1])
+        data = buffers[number % len(buffers)][: last - first]
+        read_extents(piece, layers, first, data)
+        copies, is_written, is_over = _ways(piece, pages_in_use(data))
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], is_written, [False])).astype(np.int8)))
+        writes = np.minimum(edges * _PAGE, last - first).reshape(-1, 2)
+        yield _Piece(first, last, data, writes, copies, writes_over_copies=is_over)
+
+
+def _ways(piece: Extents, used: NDArray[np.bool_]) -> tuple[Extents, NDArray[np.bool_], bool]:
+    """Return the stretches to copy from file to file, the pages to write from memory, and whether any lies over a copy.
+
+    A stretch has whole pages. Each is in use and of one file, or is written from memory whatever it holds.
+    """
+    first, long = int(piece.start[0]), bridged(piece)
+    if not len(long):
+        return long, used, False
+    own = piece.take((piece.kind == Kind.DATA) & (piece.depth == long.depth[0]))
+    is_own = _inner_pages(own, first, len(used))
+    is_bridge = _inner_pages(long, first, len(used)) & ~is_own
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], is_own & used | is_bridge, [False])).astype(np.int8)))
+    runs = edges.reshape(-1, 2)
+    runs = runs[(runs[:, 1] - runs[:, 0]) * _PAGE >= LONG_BYTES]
+    copies = extents.intersect(long, first + runs[:, 0] * _PAGE, first + runs[:, 1] * _PAGE)
+    is_copied = _inner_pages(copies, first, len(used))
+    over = is_bridge & is_copied
+    return copies, (used & ~is_copied) | over, bool(over.any())
+
+
+def _inner_pages(stretches: Extents, first: int, count: int) -> NDArray[np.bool_]:
+    """Return, one a page from `first` on, whether it lies in one of the stretches (ascending, apart) as a whole."""
+    low, high = -(-(stretches.start - first) // _PAGE), (stretches.stop - first) // _PAGE
+    whole = low < high
+    steps = np.zeros(count + 1, np.int8)
+    np.add.at(steps, low[whole], 1)
+    np.add.at(steps, high[whole], -1)
+    return np.cumsum(steps[:-1], dtype=np.int8) > 0
+
+
+class _Copier:
+    """Copies stretches from file to file in batches, and lets what was written begin to reach the disk."""
+
+    def __init__(self, layers: Sequence[Image], storage: Storage, places: Places) -> None:
+        self._layers, self._storage, self._places = layers, storage, places
+        self._long: list[tuple[Extents, NDArray[np.int64]]] = []
+        self._rest: list[tuple[Extents, NDArray[np.int64]]] = []
+        self._waiting_bytes = 0
+        self._syncing: Syncing | None = None
+        self.written = 0
+
+    def add(self, long: Extents, rest: Extents | None = None) -> None:
+        """Copy long stretches, and then what may lie over parts of them; now or with later ones."""
+        for waiting, data in ((self._long, long), (self._rest, rest)):
+            if data is not None and len(data):
+                waiting.append((data, self._places.offsets(data.start)))
+                self._waiting_bytes += data.total
+        if self._waiting_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Copy what waits."""
+        for waiting in (self._long, self._rest):
+            if waiting:
+                data = extents.concatenate([data for data, _ in waiting])
+                self._copy(data, np.concatenate([offset for _, offset in waiting]))
+                waiting.clear()
+        self._waiting_bytes = 0
+
+    def _copy(self, whole: Extents, offsets: NDArray[np.int64]) -> None:
+        for depth in np.unique(whole.depth).tolist():
+            chosen = np.flatnonzero(whole.depth == depth)
+            data = whole.take(chosen)
+            length = data.stop - data.start
+            source = self._layers[depth].storage
+            self._storage.copy_many_from(source, data.file_offset.tolist(), offsets[chosen].tolist(), length.tolist())
+            self.written += int(length[length < LONG_BYTES].sum())
+
+    def begin_sync(self) -> None:
+        """Let what was written reach the disk while the copy goes on, if that is much."""
+        if self.written >= _SYNC_BYTES and (self._syncing is None or self._syncing.is_done()):
+            self.written = 0
+            self._syncing = self._storage.begin_sync()
