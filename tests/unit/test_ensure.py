@@ -270,6 +270,35 @@ def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: p
     assert ensure(folder, leaf_id) is Ensured.WAS_DONE
 
 
+def test_a_leaf_that_another_call_merges_once_it_is_planned_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, leaf_id = chain_in_memory()
+    name, carry_out = "vhdkit.merging.ensure.merge", vhdkit.merge
+
+    def beaten(plan: vhdkit.MergePlan, **options: object) -> vhdkit.MergeResult:
+        monkeypatch.setattr(name, carry_out)
+        with pytest.raises(CutError):
+            vhdkit.merge(plan, folder=CuttingFolder(folder, at_first("write", BASE)))
+        return carry_out(plan, **options)  # type: ignore[arg-type] # by name
+
+    monkeypatch.setattr(name, beaten)
+    assert ensure(folder, leaf_id) is Ensured.RESUMED
+    assert ensure(folder, leaf_id) is Ensured.WAS_DONE
+
+
+def test_a_leaf_that_held_nothing_is_recorded_by_a_plain_merge_too() -> None:
+    folder = MemoryFolder({})
+    vhdkit.create_image(BASE, size=16 * MIB, folder=folder)
+    vhdkit.create_image(LEAF, parent=BASE, folder=folder)
+    leaf_id = id_of(folder, LEAF)
+    with pytest.raises(CutError):
+        vhdkit.ensure_merged(
+            LEAF, into=BASE, leaf_id=leaf_id, folder=CuttingFolder(folder, at_first("create", RECORD + ".partial"))
+        )
+    vhdkit.merge(vhdkit.plan_merge(LEAF, into=BASE, folder=folder), folder=folder)
+    assert list(contents(folder)) == [BASE, RECORD]
+    assert ensure(folder, leaf_id) is Ensured.WAS_DONE
+
+
 def test_a_refused_plan_leaves_no_record() -> None:
     folder, leaf_id = chain_in_memory()
     add_leaf(folder, "/vms/sibling.avhd", seed=3)

@@ -97,6 +97,7 @@ class Journal:
     verified: tuple[FileState, ...] | None = None
     doubt: str = ""
     samples: tuple[Sample, ...] = ()
+    is_ensured: bool = False
     dropping: bool = False
     keep_undo_file: bool = False
     rolling_back: bool = False
@@ -134,7 +135,7 @@ class Journal:
         leaf, place = self.resolve(top.path) if top is not None else "", paths.dirname(self.path)
         folders = dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])])
         words = [word for each in folders for word in ("--search", each)]
-        if top is not None and self.samples and not (self.begin is not None and self.begin.undo):
+        if top is not None and self.is_ensured and not (self.begin is not None and self.begin.undo):
             # `ensure_merged` began it: finished without the id it would leave no completion record.
             words += ["--ensure", unique_id.guid(bytes.fromhex(top.unique_id))]
         return command("merge", leaf, "--into", self.destination, *words)
@@ -163,7 +164,8 @@ class Journal:
             case Doubted():
                 self.doubt = record.reason
             case Sampled():
-                self.samples = record.samples
+                # Of a leaf that holds nothing there are none; it is recorded all the same.
+                self.samples, self.is_ensured = record.samples, True
             case Restored():
                 self.restored, self.destination_seen = True, record.seen
             case Dropping():

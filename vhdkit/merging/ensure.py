@@ -13,7 +13,7 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain_with
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import unique_id
-from vhdkit.errors import MergeError
+from vhdkit.errors import JournalError, MergeError
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import (
     Completion,
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
+
+
+# As soon as a plan is made another call may outdate it. How often that happens is bounded by the number of calls.
+_MOST_PLANS = 4
+
+
+class _OutdatedError(Exception):
+    """A plan that had no obstacles does not fit the files: they are to be looked at again."""
+
+    def __init__(self, error: MergeError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Ensured(StrEnum):
@@ -127,13 +139,19 @@ class _Ensuring:
     folder: Folder
 
     def ensure(self, carry_out: CarryOut) -> EnsuredMerge:
+        for _ in range(_MOST_PLANS - 1):
+            try:
+                return self._ensure(carry_out)
+            except FileNotFoundError:
+                # Another call has merged and removed it since this one looked.
+                if self.folder.exists(self.leaf):
+                    raise
+            except _OutdatedError:
+                pass
         try:
             return self._ensure(carry_out)
-        except FileNotFoundError:
-            if self.folder.exists(self.leaf):
-                raise
-        # Another call has merged and removed it since this one looked.
-        return self._ensure(carry_out)
+        except _OutdatedError as outdated:
+            raise outdated.error from None
 
     def _ensure(self, carry_out: CarryOut) -> EnsuredMerge:
         known = read_completions(self.folder, self.into)
@@ -181,9 +199,15 @@ class _Ensuring:
     def _merge(self, carry_out: CarryOut, known: Sequence[MergedLeaf]) -> EnsuredMerge:
         plan = plan_request(self.request, self.folder)
         wanted = None
-        if not plan.obstacles:
-            wanted = completion_of(plan, self.leaf_id, known, self._parents)
-        done = carry_out(plan, wanted)
+        try:
+            if not plan.obstacles:
+                wanted = completion_of(plan, self.leaf_id, known, self._parents)
+            done = carry_out(plan, wanted)
+        except MergeError as error:
+            # Errors of other types say more than that another call was faster.
+            if plan.obstacles or type(error) not in {MergeError, JournalError}:
+                raise
+            raise _OutdatedError(error) from error
         outcome = Ensured.BEGUN if plan.resume is None else Ensured.RESUMED
         return EnsuredMerge(outcome=outcome, destination=plan.destination, merge=done)
 

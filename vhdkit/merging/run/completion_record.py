@@ -62,7 +62,7 @@ def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
 
     """
     journal = plan.journal
-    if journal is None or journal.begin is None or journal.begin.undo or not journal.samples:
+    if journal is None or journal.begin is None or journal.begin.undo or not journal.is_ensured:
         return None
     known = read_completions(folder, plan.destination)
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=plan.search), lock=True)

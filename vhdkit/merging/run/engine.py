@@ -123,7 +123,7 @@ def merge(
     place = folder or LocalFolder()
     plan.refuse_obstacles()
     begun = time.monotonic()
-    if completion is None and plan.journal is not None and plan.journal.samples:
+    if completion is None and plan.journal is not None and plan.journal.is_ensured:
         from vhdkit.merging.run.completion_record import completion_begun  # noqa: PLC0415 - most merges need none of it
 
         completion = completion_begun(plan, place)
@@ -292,8 +292,9 @@ class _Merge:
 
     def _note_samples(self, writer: JournalWriter) -> None:
         """Keep what the completion record will have for the runs to come, which no longer find it in the files."""
-        if self.completion is not None and self.completion.samples != writer.journal.samples:
-            writer.note("sampled", samples=msgspec.to_builtins(self.completion.samples))
+        completion, journal = self.completion, writer.journal
+        if completion is not None and not (journal.is_ensured and completion.samples == journal.samples):
+            writer.note("sampled", samples=msgspec.to_builtins(completion.samples))
 
     def _stop(self, error: BaseException) -> None:
         """Leave a word of why; and nothing at all where nothing was changed yet."""
