@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.extents import Extent, Extents, Kind
     from vhdkit.disk.image import Image
     from vhdkit.errors import (
+        Cancelled,
         ChainError,
         ChainLoopError,
         CorruptImageError,
@@ -73,9 +74,9 @@ if TYPE_CHECKING:
     from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.plan.plan import MergePlan, Resume
     from vhdkit.merging.plan.planner import plan_merge
-    from vhdkit.merging.progress import Phase, Progress
     from vhdkit.merging.rollback import drop_undo, rollback
     from vhdkit.merging.run.engine import MergeResult, merge
+    from vhdkit.progress import Phase, Progress
     from vhdkit.snapshot.machine import Applied, Machine
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
@@ -88,6 +89,7 @@ _HOMES = {
     "vhdkit.chain.convert": ("convert",),
     "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
     "vhdkit.errors": (
+        "Cancelled",
         "ChainError",
         "ChainLoopError",
         "CorruptImageError",
@@ -131,7 +133,7 @@ _HOMES = {
     "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
     "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
-    "vhdkit.merging.progress": ("Phase", "Progress"),
+    "vhdkit.progress": ("Phase", "Progress"),
     "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
     "vhdkit.chain.rebase": ("Rebase", "plan_rebase", "rebase"),
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
@@ -142,6 +144,7 @@ _HOMES = {
 
 __all__ = [
     "Applied",
+    "Cancelled",
     "Candidate",
     "Chain",
     "ChainError",

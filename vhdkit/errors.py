@@ -6,6 +6,7 @@
     +- ReadOnlyImageError           asked to change what may not be changed
     +- FileNameError                .suffix  .written: a new file's name says another format; a ValueError too
     +- ImageInUseError              .holders (who has it, where the system can tell)
+    +- Cancelled                    stopped as asked
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
     |  +- ParentNotFoundError
     |  +- ParentMismatchError       .expected  .found
@@ -16,7 +17,7 @@
        +- NotEnoughSpaceError       .needed  .available
        +- JobError                  there is no such job, or it is past what is asked of it
        +- JournalError              an unfinished merge stands in the way, or its journal does not fit
-       +- MergeCancelled            stopped as asked; the same command continues
+       +- MergeCancelled            a Cancelled too; the same command continues
        +- VerificationError         the destination does not read as the leaf did; no source was removed
 
 Attributes come first, the message is derived from them. An OSError is never wrapped.
@@ -205,7 +206,11 @@ class SnapshotError(VhdError):
     """A machine's snapshots cannot be changed or read as asked; nothing was changed unless the message says so."""
 
 
-class MergeCancelled(MergeError):  # noqa: N818 - a state that was asked for, named as the field names it
+class Cancelled(VhdError):  # noqa: N818 - a state that was asked for, named as the field names it
+    """A verb stopped because it was asked to."""
+
+
+class MergeCancelled(MergeError, Cancelled):  # noqa: N818 - a state that was asked for, named as the field names it
     """The merge was stopped as asked; everything reads as before, and the same command continues it."""
 
     windows_code = 0x800704C7

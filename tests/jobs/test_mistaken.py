@@ -24,8 +24,8 @@ from vhdkit.job.registry import Registry
 from vhdkit.job.start import run_merge
 from vhdkit.job.worker import Worker
 from vhdkit.merging.plan.planner import plan_request
-from vhdkit.merging.progress import Phase
 from vhdkit.options import MergeRequest
+from vhdkit.progress import Phase
 from vhdkit.storage.process import is_alive
 
 if TYPE_CHECKING:

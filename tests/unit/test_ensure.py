@@ -19,8 +19,8 @@ from vhdkit.merging.plan.planner import plan_request
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
-    from vhdkit.merging.progress import Progress
     from vhdkit.options import MergeRequest
+    from vhdkit.progress import Progress
     from vhdkit.storage.protocols import Folder
 
 MIB = 1 << 20

@@ -12,13 +12,15 @@ import vhdkit
 from tests.model import Kind, ModelChain, Snapshot
 from tests.through import ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
-from vhdkit.merging.progress import Pace, Phase
+from vhdkit.chain.compare import compare
+from vhdkit.chain.convert import convert
+from vhdkit.progress import Phase, Reporter
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.merging.progress import Progress
+    from vhdkit.progress import Progress
     from vhdkit.storage.protocols import Storage, Syncing
 
 MIB = 1 << 20
@@ -213,7 +215,7 @@ def test_what_was_copied_when_it_was_asked_to_stop_is_kept() -> None:
     assert plain_view(folder, paths[1:]) == chain.view().tobytes()
 
 
-@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.COMPARING])
 def test_the_progress_function_may_stop_it_in_every_phase(phase: Phase) -> None:
     chain = chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 30, 2))
     folder, paths = in_memory(chain)
@@ -243,9 +245,9 @@ def test_an_event_that_was_set_before_stops_it_before_anything_is_changed_for_go
 
 def test_progress_never_passes_the_total_nor_goes_back() -> None:
     seen: list[Progress] = []
-    pace = Pace(100, 10, seen.append, None, None)
+    reporter = Reporter(100, 10, seen.append, None, None)
     for count in (30, 30, 90):
-        pace.add(count)
+        reporter.add(count)
     assert [state.bytes_done for state in seen] == [40, 70, 100]
     assert {state.bytes_total for state in seen} == {100}
 
@@ -255,20 +257,20 @@ RATE = 1 << 20
 
 def test_the_rate_is_kept() -> None:
     clock = Clock()
-    pace = Pace(100 * RATE, 0, None, None, RATE, clock)
+    reporter = Reporter(100 * RATE, 0, None, None, RATE, clock)
     for _ in range(40):
-        pace.add(RATE // 4)
+        reporter.add(RATE // 4)
     assert clock.now == pytest.approx(110.0)
 
 
 @pytest.mark.parametrize("pause", [0.3, 5, 3600])
 def test_a_pause_is_not_made_up_for_by_going_faster(pause: float) -> None:
     clock = Clock()
-    pace = Pace(100 * RATE, 0, None, None, RATE, clock)
+    reporter = Reporter(100 * RATE, 0, None, None, RATE, clock)
     clock.sleep(pause)
     after = clock.now
     for _ in range(40):
-        pace.add(RATE // 4)
+        reporter.add(RATE // 4)
     assert 9.2 <= clock.now - after <= 10.0
 
 
@@ -336,3 +338,38 @@ def test_full_blocks_that_were_soon_durable_say_nothing_of_thousands_of_pieces()
     assert asked[0]
     assert slow.clock.now - asked[0] < 1
     vhdkit.merge(vhdkit.plan_merge("/leaf.avhd", folder=folder), folder=folder)
+
+
+@pytest.mark.parametrize("kind", ["raw", "fixed", "dynamic"])
+def test_a_conversion_says_how_far_it_is_and_stops_when_asked(kind: str) -> None:
+    folder, paths = in_memory(large_chain(8))
+    seen: list[Progress] = []
+    name = "/new.raw" if kind == "raw" else "/new.vhd"
+    convert(paths[0], name, output_format=kind, progress=seen.append, folder=folder)
+    done = [state.bytes_done for state in seen]
+    assert done == sorted(done)
+    assert {(state.phase, state.bytes_total) for state in seen} == {(Phase.COPYING, 8 * MIB)}
+    assert done[-1] == 8 * MIB
+    folder.remove(name)
+    event = threading.Event()
+    event.set()
+    with pytest.raises(vhdkit.Cancelled):
+        convert(paths[0], name, output_format=kind, cancel=event, folder=folder)
+    assert not folder.exists(name)
+
+
+def test_a_comparison_says_how_far_it_is_and_stops_when_asked() -> None:
+    folder, paths = in_memory(large_chain(8))
+    seen: list[Progress] = []
+    assert compare(paths[0], paths[0], progress=seen.append, folder=folder).equal
+    assert {(state.phase, state.bytes_total) for state in seen} == {(Phase.COMPARING, 8 * MIB)}
+    assert seen[-1].bytes_done == 8 * MIB
+    event = threading.Event()
+    event.set()
+    with pytest.raises(vhdkit.Cancelled):
+        compare(paths[0], paths[0], cancel=event, folder=folder)
+
+
+def test_a_cancelled_merge_is_a_merge_error_and_cancelled() -> None:
+    assert issubclass(vhdkit.MergeCancelled, vhdkit.MergeError)
+    assert issubclass(vhdkit.MergeCancelled, vhdkit.Cancelled)

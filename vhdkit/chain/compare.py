@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,9 @@ from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes
 from vhdkit.disk.raw_image import RawImage
-from vhdkit.errors import CorruptImageError
+from vhdkit.errors import Cancelled, CorruptImageError
 from vhdkit.options import ParentPolicy
+from vhdkit.progress import Phase, Reporter
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.read_ahead import read_ahead
 from vhdkit.units import as_text
@@ -27,8 +29,9 @@ from vhdkit.vhd.file_name import may_be_raw
 from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -65,6 +68,8 @@ def compare(
     accept_id_mismatch: bool = False,
     format_a: str | None = None,
     format_b: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
     lock: bool = True,
     folder: Folder | None = None,
 ) -> Comparison:
@@ -72,11 +77,12 @@ def compare(
 
     `format_a` and `format_b` are "vhd" or "raw". With None a file without any footer is taken as raw, unless its suffix
     is that of another format, or it is empty and the other file is an image: such a file is a damaged image rather than
-    a disk. Only what either holds is read. `parent` is the parent of the first; the other arguments are as in
-    `open_chain`.
+    a disk. Only what either holds is read. `parent` is the parent of the first; `progress` is told how much of the
+    larger disk is done, and `cancel` (a `threading.Event`) stops the work; the other arguments are as in `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
+        Cancelled: it was stopped.
         VhdError, OSError: one of them cannot be read.
 
     """
@@ -91,20 +97,30 @@ def compare(
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)
-        first = first_difference(a, b)
+        reporter = Reporter(max(a.size, b.size), 0, progress, cancel, stopped=_stopped)
+        first = first_difference(a, b, partial(reporter.reach, phase=Phase.COMPARING))
         return Comparison(equal=first is None, first_difference=first, size_a=_length(a), size_b=_length(b))
 
 
-def first_difference(a: Chain, b: Chain) -> int | None:
-    """Return the first offset at which two views differ, the shorter one followed by zeros; None if there is none."""
+def _stopped() -> Cancelled:
+    return Cancelled("the comparison was cancelled")
+
+
+def first_difference(a: Chain, b: Chain, looked: Callable[[int], None] = lambda _done: None) -> int | None:
+    """Return the first offset at which two views differ, the shorter one followed by zeros; None if there is none.
+
+    `looked` is called with how much was compared.
+    """
     other = bytearray(PIECE_BYTES)
     # The first view is read on another thread, the second one here.
     for first, length, one in read_ahead(_read_first(a, b), _AHEAD):
         _fill(b, first, other, length)
         # Of whole bytearrays memcmp compares them, many times as fast as arrays are compared.
         if one == other if length == PIECE_BYTES else one[:length] == other[:length]:
+            looked(first + length)
             continue
         return first + int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).argmax())
+    looked(max(a.size, b.size))
     return None
 
 

@@ -19,8 +19,9 @@ from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.raw_image import RawImage
-from vhdkit.errors import VhdError
+from vhdkit.errors import Cancelled, VhdError
 from vhdkit.options import ParentPolicy
+from vhdkit.progress import Reporter
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd import bat, constants, timestamp
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
@@ -54,18 +56,21 @@ def convert(
     accept_id_mismatch: bool = False,
     stamp: int | None = None,
     unique_id: bytes | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
     lock: bool = True,
     folder: Folder | None = None,
 ) -> int:
     """Write what `source` shows through its chain to a new file: "raw", "fixed" or "dynamic"; return its size.
 
-    `progress` is called with (bytes done, bytes to look at); the other arguments are as in `open_chain`.
+    `progress` is told how much of the disk is done, and `cancel` (a `threading.Event`) stops the work; the other
+    arguments are as in `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
         FileNameError: the destination's suffix is that of another format: `.img` and `.raw` need "raw".
         FileExistsError: the destination exists; it is never replaced.
+        Cancelled: it was stopped. The new file is gone again.
         VhdError, OSError: from the chain or the new file, which then is gone again.
 
     """
@@ -74,34 +79,44 @@ def convert(
     place, destination = folder or LocalFolder(), as_text(destination)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
     with open_chain_with(as_text(source), ParentSearch(folder=place, policy=policy, lock=lock)) as chain:
+        reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
             leaf = chain.leaf
             block_size = (leaf.block_size if isinstance(leaf, VhdImage) else 0) or constants.DEFAULT_BLOCK_SIZE
             return write_dynamic(
-                chain, place, destination, block_size, stamp, unique_id, progress=progress, skip_zeros=True
+                chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach, skip_zeros=True
             )
         file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
             for done in copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk()):
-                if progress is not None:
-                    progress(done, chain.size)
+                reporter.reach(done)
             if output_format == "fixed":
                 stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
                 footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
                 storage.write_at(chain.size, footer.to_bytes())
-            if progress is not None:
-                progress(chain.size, chain.size)
+            reporter.reach(chain.size)
             return storage.size()
 
 
+def _stopped() -> Cancelled:
+    return Cancelled("the conversion was cancelled")
+
+
 def write_stream(
-    chain: Chain, write: Callable[[memoryview], object], *, progress: Callable[[int, int], None] | None = None
+    chain: Chain,
+    write: Callable[[memoryview], object],
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
 ) -> None:
     """Hand every byte of the chain's view to `write`, in order and zeros included, in pieces of up to 4 MiB.
 
-    `progress` is called with (bytes written, bytes of the disk).
+    Raises:
+        Cancelled: it was stopped.
+
     """
+    reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
     zeros = memoryview(bytes(PIECE_BYTES))
     done = 0
 
@@ -109,8 +124,7 @@ def write_stream(
         nonlocal done
         write(data)
         done += len(data)
-        if progress is not None:
-            progress(done, chain.size)
+        reporter.reach(done)
 
     for start, data in read_pieces(chain.layers, chain.size):
         while done < start:
@@ -146,15 +160,15 @@ def write_dynamic(
     stamp: int | None = None,
     unique_id: bytes | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
-    copied: Callable[[int], None] | None = None,
+    looked: Callable[[int], None] = lambda _done: None,
+    copied: Callable[[int], None] = lambda _count: None,
     skip_zeros: bool = False,
 ) -> int:
     """Write the chain's view as a new dynamic image and return the file's size.
 
-    `progress` is called with (bytes done, bytes to look at), `copied` with how many bytes of data were copied since it
-    was called before: of all of them `dynamic_layout` tells. With `skip_zeros` blocks that hold nothing but zeros are
-    left out.
+    `looked` is called with how much of the disk was looked at, `copied` with how many bytes of data were copied since
+    it was called before: of all of them `dynamic_layout` tells. Both may raise to stop the work. With `skip_zeros`
+    blocks that hold nothing but zeros are left out.
     """
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
@@ -168,16 +182,12 @@ def write_dynamic(
         blocks = _Blocks(storage, entries, place, block_size)
         if skip_zeros:
             for done in copy_nonzero(chain.layers, chain.size, storage, blocks):
-                if progress is not None:
-                    progress(done, chain.size)
+                looked(done)
         else:
             for done, count in copy_all(chain.layers, chain.size, storage, blocks):
-                if copied is not None:
-                    copied(count)
-                if progress is not None:
-                    progress(done, chain.size)
-        if progress is not None:
-            progress(chain.size, chain.size)
+                copied(count)
+                looked(done)
+        looked(chain.size)
         used = blocks.count
         end = place.at(used) if used else table_end_for(-(-chain.size // block_size))
         storage.truncate(end)

@@ -117,7 +117,7 @@ def convert(
             source,
             destination,
             output_format=output_format,
-            progress=lambda done, total: advance("copying", done, total),
+            progress=advance,
             **reading(**options),
         )
     if as_json:
@@ -142,7 +142,7 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
         vhdkit.open_chain(source, **reading(**options)) as chain,
         progress_shown(progress, "converting") as advance,
     ):
-        write_stream(chain, out.write, progress=lambda done, total: advance("copying", done, total))
+        write_stream(chain, out.write, progress=advance)
         out.flush()
 
 

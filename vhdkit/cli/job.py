@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vhdkit.job.job import Job
-    from vhdkit.merging.progress import Progress
 
 FAILED = 1
 IN_USE = 75
@@ -252,11 +251,7 @@ def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
     from vhdkit.job.control import rollback_job
 
     with progress_shown(progress, "rolling back") as advance, stopping() as stop:
-
-        def report(state: Progress) -> None:
-            advance(state.phase.value, state.bytes_done, state.bytes_total)
-
-        done = rollback_job(job_id, progress=report, cancel=stop)
+        done = rollback_job(job_id, progress=advance, cancel=stop)
     _print_states([done], as_json=as_json)
 
 

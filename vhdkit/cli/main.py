@@ -25,7 +25,7 @@ from vhdkit.cli.rebase import rebase
 from vhdkit.cli.signals import ending_signals
 from vhdkit.cli.snapshot import snapshot
 from vhdkit.cli.undo import rollback, undo
-from vhdkit.errors import FileNameError, ImageInUseError, MergeCancelled, VhdError
+from vhdkit.errors import Cancelled, FileNameError, ImageInUseError, VhdError
 from vhdkit.findings import printable
 
 FAILED = 1
@@ -81,7 +81,7 @@ def run(arguments: list[str]) -> int:
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         _say(f"{usage}vhdkit: {printable(error.format_message())}")
         return USAGE if isinstance(error, click.UsageError) else FAILED
-    except (click.Abort, KeyboardInterrupt, MergeCancelled) as error:
+    except (click.Abort, KeyboardInterrupt, Cancelled) as error:
         _say("\n".join(["vhdkit: interrupted", *map(printable, _notes_of(error))]))
         return INTERRUPTED
     except BrokenPipeError:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.merging.progress import Progress
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.options import EnsureRequest, MergeRequest
+    from vhdkit.progress import Progress
 
 _FAILED = 1
 
@@ -154,7 +154,7 @@ def _steered(progress: str | None) -> Iterator[tuple[Callable[[Progress], None],
             # In JSON the events tell how far it is, each with its job.
             if progress != "json" or state.phase.value != before:
                 before = state.phase.value
-                advance(before, state.bytes_done, state.bytes_total)
+                advance(state)
 
         yield report, cancel
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vhdkit.findings import Finding
+    from vhdkit.progress import Progress
 
 
 # What says that an earlier run of something was cut off.
@@ -126,14 +127,14 @@ def table(rows: Iterable[tuple[str, object]]) -> None:
 
 
 @contextmanager
-def progress_shown(style: str | None, title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Lend a function (phase, done, total) that shows progress on stderr in the style asked for."""
+def progress_shown(style: str | None, title: str) -> Iterator[Callable[[Progress], None]]:
+    """Lend a function that shows progress on stderr in the style asked for."""
     style = style or ("bar" if sys.stderr is not None and sys.stderr.isatty() else "plain")
     if style == "bar":
         with _bar(title) as advance:
             yield advance
     elif style == "none":
-        yield lambda _phase, _done, _total: None
+        yield lambda _state: None
     else:
         yield _lines(as_json=style == "json")
 
@@ -158,33 +159,34 @@ class _Terminal:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
+def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.TextColumn("{task.percentage:>3.0f}%"),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=cast("TextIO", _Terminal(sys.stderr)))) as progress:
-        task = progress.add_task(title, total=None)
+    with rich.Progress(*columns, console=Console(file=cast("TextIO", _Terminal(sys.stderr)))) as bar:
+        task = bar.add_task(title, total=None)
 
-        def advance(phase: str, done: int, total: int) -> None:
-            progress.update(task, description=f"{title}: {phase}", completed=done, total=total)
+        def advance(state: Progress) -> None:
+            bar.update(task, description=f"{title}: {state.phase}", completed=state.bytes_done, total=state.bytes_total)
 
         yield advance
 
 
-def _lines(*, as_json: bool) -> Callable[[str, int, int], None]:
+def _lines(*, as_json: bool) -> Callable[[Progress], None]:
     """Return a function that prints a line at every new phase and every tenth of the way."""
     last: tuple[str, int] | None = None
 
-    def advance(phase: str, done: int, total: int) -> None:
+    def advance(state: Progress) -> None:
         nonlocal last
+        phase, done, total = state.phase.value, state.bytes_done, state.bytes_total
         tenth = 10 if not total else done * 10 // total
         if (phase, tenth) == last:
             return

@@ -16,7 +16,6 @@ from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
-    from vhdkit.merging.progress import Progress
     from vhdkit.snapshot.check import Remark
     from vhdkit.snapshot.machine import Applied, Machine
 
@@ -203,9 +202,7 @@ def export(name: str, directory: str, disk: str, *, flat: bool, progress: str | 
     """Write what snapshot NAME shows into a folder, which is made if need be."""
     machine = _machine(disk)
     with progress_shown(progress, "exporting") as advance:
-        files = machine.export(
-            name, directory, chain=not flat, progress=lambda done, total: advance("copying", done, total)
-        )
+        files = machine.export(name, directory, chain=not flat, progress=advance)
     if as_json:
         print_json({"name": name, "files": list(files)})
     else:
@@ -258,11 +255,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
     from vhdkit.cli.signals import stopping
 
     with progress_shown(progress, "settling") as advance, stopping() as cancel:
-
-        def report(state: Progress) -> None:
-            advance(state.phase.value, state.bytes_done, state.bytes_total)
-
-        owed = machine.settle(rate=rate, progress=report, cancel=cancel)
+        owed = machine.settle(rate=rate, progress=advance, cancel=cancel)
     if as_json:
         print_json({"jobs": [], "owed": describe_owed(owed)})
         return 0

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from vhdkit.merging.progress import Progress
-
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     search = click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for images here too.")
@@ -47,12 +45,8 @@ def rollback(
 
     job, gone = job_of_undo(undo_image), LocalFolder().real(undo_image)
     with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
-
-        def report(state: Progress) -> None:
-            advance(state.phase.value, state.bytes_done, state.bytes_total)
-
         changed = vhdkit.rollback(
-            undo_image, search=search, parent_map=dict(parent_map), progress=report, cancel=cancel
+            undo_image, search=search, parent_map=dict(parent_map), progress=advance, cancel=cancel
         )
     note_undone(job, rolled_back=True)
     if as_json:

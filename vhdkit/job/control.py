@@ -21,7 +21,7 @@ from vhdkit.units import as_text, as_texts
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
 
 _ASK_SECONDS = 0.05

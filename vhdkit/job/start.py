@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.options import Follow
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
 
 _LETTING_GO_SECONDS = 1.0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import LayerState, MergePlan
-    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.progress import Cancel, Progress
 
 # Being asked something is noticed this soon, and how far it is is written so often, in seconds.
 _LISTEN_SECONDS = 0.2

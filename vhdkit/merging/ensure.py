@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.merging.progress import Cancel, Progress
     from vhdkit.merging.run.engine import MergeResult
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

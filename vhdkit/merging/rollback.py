@@ -37,11 +37,11 @@ from vhdkit.merging.plan.placement import moves, target_of
 from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.merging.plan.undo_image import forget_second_name
-from vhdkit.merging.progress import Pace, Phase
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.options import ParentPolicy
+from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.merge_records import Begin
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -411,18 +411,18 @@ class _Rollback:
 
     def run(self, progress: Callable[[Progress], None] | None, cancel: Cancel | None) -> tuple[str, ...]:
         """Do it, see the module for the order; return the files that were changed or removed."""
-        pace = Pace(self.undo.storage.allocated_size, 0, progress, cancel, None)
-        pace.say(Phase.RESERVING)
+        reporter = Reporter(self.undo.storage.allocated_size, 0, progress, cancel, None)
+        reporter.report(Phase.RESERVING)
         writer = JournalWriter.append(self.folder, self.journal)
         try:
             if not self.journal.rolling_back:
                 writer.write("rollback")
             for child, patches in self.relinked:
                 apply_patches(self.folder, child, tuple(patch.reversed for patch in patches))
-            self._restore(pace)
+            self._restore(reporter)
             # How much there was to put back is only known now.
-            pace.done = pace.total
-            pace.say(Phase.FINISHING)
+            reporter.done = reporter.total
+            reporter.report(Phase.FINISHING)
             self._shrink()
             mtime = self.destination.storage.mtime
             for child, relink in self.siblings:
@@ -443,9 +443,9 @@ class _Rollback:
         changed = [child.path for child, _ in (*self.relinked, *self.siblings)]
         return (self.destination.path, *changed, self.undo.path)
 
-    def _restore(self, pace: Pace) -> None:
+    def _restore(self, reporter: Reporter) -> None:
         """Put back what the undo image holds; where the destination has no block nothing was overwritten."""
-        mover = Mover([self.undo], self.destination, np.empty(0, np.uint32), pace.add, again=True)
+        mover = Mover([self.undo], self.destination, np.empty(0, np.uint32), reporter.add, again=True)
         for start, stop in windows([self.undo], 0, self.undo.size):
             held = self.undo.resolve(start, stop - start)
             mover.move(held.of(Kind.ZERO), held.of(Kind.DATA))

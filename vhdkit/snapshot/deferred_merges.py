@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
-    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.snapshot.manifest_file import ManifestFile
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhdkit.journal.manifest import Manifest, Snapshot
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.snapshot.manifest_file import ManifestFile
 
 
@@ -30,7 +31,8 @@ def export(
     directory: str,
     *,
     chain: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[Progress], None] | None,
+    cancel: Cancel | None,
 ) -> tuple[str, ...]:
     """Write a snapshot's disks and kept files into a directory; return the files, leaves and flat disks first.
 
@@ -59,7 +61,8 @@ def export(
             if chain or source in kept:
                 new_files.copy_file(file, source, target)
             else:
-                convert(source, target, search=file.search(manifest), progress=progress, folder=file.folder)
+                search = file.search(manifest)
+                convert(source, target, search=search, progress=progress, cancel=cancel, folder=file.folder)
             written.append(target)
         if chain:
             _check_chains(file, manifest, snapshot, where)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import ImageInUseError, MergeCancelled
 from vhdkit.job.control import Follower
 from vhdkit.job.job import JobState
-from vhdkit.merging.progress import Phase, Progress
+from vhdkit.progress import Phase, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vhdkit.job.job import Job
-    from vhdkit.merging.progress import Cancel
+    from vhdkit.progress import Cancel
 
 _ASK_SECONDS = 0.2
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Made, Manifest
-    from vhdkit.merging.progress import Cancel, Progress
+    from vhdkit.progress import Cancel, Progress
     from vhdkit.snapshot.check import Remark
     from vhdkit.snapshot.deferred_merges import Owed
     from vhdkit.storage.protocols import Folder
@@ -188,7 +188,8 @@ class Machine:
         directory: StrPath,
         *,
         chain: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancel | None = None,
     ) -> tuple[str, ...]:
         """Write a snapshot's disks and kept files into a directory, which is made if need be; return the files.
 
@@ -197,10 +198,12 @@ class Machine:
         Raises:
             SnapshotError: there is no such snapshot, or one of its layers was changed since it was frozen.
             FileExistsError: a file of that name is there already.
+            Cancelled: it was stopped. What was written is gone again.
 
         """
         manifest, where = self.manifest, as_text(directory)
-        return export.export(self.file, manifest, manifest.find(name), where, chain=chain, progress=progress)
+        snapshot = manifest.find(name)
+        return export.export(self.file, manifest, snapshot, where, chain=chain, progress=progress, cancel=cancel)
 
     @checked
     def make_way(self, *, yield_merges: bool = False) -> tuple[Job, ...]:

@@ -46,12 +46,13 @@ from vhdkit.merging.plan.placement import moves, target_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state, note_names
 from vhdkit.merging.plan.undo_image import Saver, create_undo, forget_half_made
-from vhdkit.merging.progress import Marks, Pace, Phase
+from vhdkit.merging.run.checkpoints import CheckpointWriter
 from vhdkit.merging.run.failure_notes import explained, note_how_it_stands
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.run.page_cache import Forgetting
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.merging.run.view_digest import view_digest
+from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import this_process
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_records import RelinkState
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.merging.progress import Cancel, Clock, Progress
+    from vhdkit.progress import Cancel, Clock, Progress
     from vhdkit.storage.protocols import Folder
 
 # The longest reason for stopping that a journal keeps: messages may name long paths.
@@ -127,14 +128,14 @@ def merge(
         from vhdkit.merging.run.completion_record import completion_begun  # noqa: PLC0415 - most merges need none of it
 
         completion = completion_begun(plan, place)
-    pace = Pace(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)
+    reporter = Reporter(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)
     if plan.is_new_file:
-        size = _write_new_file(plan, place, pace)
+        size = _write_new_file(plan, place, reporter)
         relinked: tuple[str, ...] = ()
         removed: tuple[str, ...] = ()
     else:
         with MergeFiles(plan, place, _dropped(plan, place)) as files:
-            relinked, removed = _Merge(plan, place, files, pace, job, completion).run()
+            relinked, removed = _Merge(plan, place, files, reporter, job, completion).run()
             size = files.destination.storage.size()
     return MergeResult(
         sources=plan.sources,
@@ -161,19 +162,19 @@ def _dropped(plan: MergePlan, folder: Folder) -> str:
     return path if folder.exists(path) else ""
 
 
-def _write_new_file(plan: MergePlan, folder: Folder, pace: Pace) -> int:
+def _write_new_file(plan: MergePlan, folder: Folder, reporter: Reporter) -> int:
     with open_planned(plan, folder) as chain:
 
-        def look(_done: int, _total: int) -> None:
-            pace.check()
+        def looked(_done: int) -> None:
+            reporter.check()
 
         def copied(count: int) -> None:
-            if not pace.done:
-                pace.say(Phase.COPYING)  # not before: now there is a file
-            pace.add(count)
+            if not reporter.done:
+                reporter.report(Phase.COPYING)  # not before: now there is a file
+            reporter.add(count)
 
         try:
-            return write_dynamic(chain, folder, plan.destination, plan.block_size, progress=look, copied=copied)
+            return write_dynamic(chain, folder, plan.destination, plan.block_size, looked=looked, copied=copied)
         except (MergeCancelled, KeyboardInterrupt) as error:
             if not folder.exists(plan.destination):
                 error.add_note(f"The chain was only read, and {plan.destination} was not made.")
@@ -188,7 +189,7 @@ class _Merge:
         plan: MergePlan,
         folder: Folder,
         files: MergeFiles,
-        pace: Pace,
+        reporter: Reporter,
         job: str | None,
         completion: Completion | None = None,
     ) -> None:
@@ -197,7 +198,7 @@ class _Merge:
         self.plan = plan
         self.folder = folder
         self.files = files
-        self.pace = pace
+        self.reporter = reporter
         self.layers = files.chain.layers
         self.depth = len(plan.sources)
         self.destination = files.destination
@@ -219,7 +220,7 @@ class _Merge:
             return self._change_names(self.writer)
         except BaseException as error:
             self._stop(error)
-            told = explained(error, self.plan, self.folder, self.pace.done)
+            told = explained(error, self.plan, self.folder, self.reporter.done)
             note_how_it_stands(told, self.plan, self.writer.journal if self.writer else None, self.folder)
             if told is error:
                 raise
@@ -241,8 +242,8 @@ class _Merge:
         if self.plan.resume is Resume.FINISHES and known is not None:
             return note_names(JournalWriter.append(self.folder, known), now)
         if self.plan.verify:
-            self.pace.say(Phase.VERIFYING)
-            self.view = view_digest(self.layers, self.pace.check)
+            self.reporter.report(Phase.VERIFYING)
+            self.view = view_digest(self.layers, self.reporter.check)
         if known is None:
             return self._begin(JournalWriter.create(self.folder, self.plan.destination))
         writer = JournalWriter.append(self.folder, known)
@@ -330,17 +331,17 @@ class _Merge:
     def _fold(self, writer: JournalWriter) -> None:
         """Steps 3 to 6, and the disk's new size."""
         plan, destination = self.plan, self.destination
-        self.pace.say(Phase.RESERVING)
-        durable, again = Marks(plan, writer, destination.storage).durable, plan.resume is not None
+        self.reporter.report(Phase.RESERVING)
+        durable, again = CheckpointWriter(plan, writer, destination.storage).durable, plan.resume is not None
         mover = Mover(
             self.layers,
             destination,
             plan.blocks_added,
-            self.pace.add,
+            self.reporter.add,
             durable,
             again=again,
-            check=self.pace.check,
-            clock=self.pace.clock,
+            check=self.reporter.check,
+            clock=self.reporter.clock,
         )
         saver = self._open_undo(writer)
         try:
@@ -368,10 +369,10 @@ class _Merge:
         finally:
             if saver is not None:
                 saver.close()
-        self.pace.say(Phase.FINISHING)
+        self.reporter.report(Phase.FINISHING)
         mover.checkpoint()
         destination.sync()
-        self.pace.check()
+        self.reporter.check()
         if plan.virtual_size_before < plan.virtual_size:
             finish(self.folder, destination, plan.virtual_size)
         elif plan.resume is not None and not destination.is_fixed:
@@ -393,7 +394,7 @@ class _Merge:
 
         if plan.doubt:
             writer.write("doubted", reason=plan.doubt)
-        saver = Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.pace.slow)
+        saver = Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.reporter.throttle)
         if plan.size_before:
             durable(journal.saved, saver)
         return saver
@@ -407,7 +408,7 @@ class _Merge:
             mover.place_added(plan.place, plan.blocks_moved)
             for writes, wipes, _ in moves(self.layers, self.depth, target, plan.mark):
                 for offset, length in mover.places_in_old_blocks(writes, wipes):
-                    self.pace.check()
+                    self.reporter.check()
                     storage.reserve(offset, length)
         if writer.journal.reserved:
             self._clean_room(writer.journal)
@@ -437,7 +438,7 @@ class _Merge:
             at = plan.place.at(rank)
             is_linked = destination.table.entries(block, block + 1)[0] != UNALLOCATED
             if not is_linked and storage.hole_bytes(at, span) < span:
-                self.pace.check()
+                self.reporter.check()
                 destination.write_at(at, bytes(span))
 
     def _relink_siblings(self) -> None:
@@ -453,8 +454,8 @@ class _Merge:
         """Say in the journal that every sector is durable, and what follows from that."""
         check_before_finishing(self.plan, self.files, self.folder)
         if self.plan.verify:
-            self.pace.say(Phase.VERIFYING)
-            if view_digest(self.layers[self.depth :], self.pace.check) != self.view:
+            self.reporter.report(Phase.VERIFYING)
+            if view_digest(self.layers[self.depth :], self.reporter.check) != self.view:
                 self._take_back(writer, "it does not read as the leaf did")
         elif self.plan.removals and self.plan.mark > self.plan.read_back:
             # What this run has copied it has seen; what an earlier one has copied is read once before sources go.
@@ -464,8 +465,8 @@ class _Merge:
     def _verify_again(self, writer: JournalWriter) -> None:
         """Hold a destination that an earlier run has completed against the sources, before any of them goes."""
         if self.plan.removals:
-            self.pace.say(Phase.VERIFYING)
-            check_still_shows(self.plan, self.layers, self.pace.check)
+            self.reporter.report(Phase.VERIFYING)
+            check_still_shows(self.plan, self.layers, self.reporter.check)
         self.has_begun = True
         self.files.finish_steps(self.plan, self.folder)
         if self.plan.relinks:
@@ -478,11 +479,11 @@ class _Merge:
 
     def _read_back(self, writer: JournalWriter, stop: int | None) -> None:
         """Hold the destination against the sources, up to `stop` of the disk; if it differs, the merge begins again."""
-        self.pace.say(Phase.VERIFYING)
+        self.reporter.report(Phase.VERIFYING)
         begin = writer.journal.begin
         target = target_of(self.layers, self.depth, begin.virtual_size if begin is not None else None)
         found = moves(self.layers, self.depth, target)
-        if not has_what_sources_hold(self.layers, self.depth, found, stop, self.pace.check):
+        if not has_what_sources_hold(self.layers, self.depth, found, stop, self.reporter.check):
             self._take_back(writer, "it does not have what the sources hold")
 
     def _take_back(self, writer: JournalWriter, what: str) -> NoReturn:
@@ -512,7 +513,7 @@ class _Merge:
 
     def _change_names(self, writer: JournalWriter) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Steps 8 and 9."""
-        self.pace.say(Phase.FINISHING)
+        self.reporter.report(Phase.FINISHING)
         journal = writer.journal
         relinks: tuple[RelinkState, ...] = journal.relinks or ()
         relinked = []

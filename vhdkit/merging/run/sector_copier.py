@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.disk.image import Image
-    from vhdkit.merging.progress import Clock
+    from vhdkit.progress import Clock
     from vhdkit.storage.protocols import Syncing
     from vhdkit.vhd.image import VhdImage
 

@@ -1,6 +1,7 @@
-"""How a merge tells how far it is, how it is slowed down, and how it is asked to stop.
+"""How far a verb that takes long is, how it is slowed down, and how it is asked to stop.
 
-It can be stopped between any two writes: a Ctrl-C, an event, or the progress function raising `MergeCancelled`.
+It can be stopped between any two writes: by a Ctrl-C, by an event, or by the progress function, which may raise
+`Cancelled`.
 """
 
 from __future__ import annotations
@@ -10,37 +11,30 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
-from vhdkit.errors import MergeCancelled
+from vhdkit.errors import Cancelled, MergeCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from vhdkit.journal.merge_journal import JournalWriter
-    from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.storage.protocols import Storage
 
 # However slow the rate, being asked to stop is noticed this soon.
 _NAP = 0.1
 # A pause (a sync, SIGSTOP, a verification) is made up for by going faster for so long at most, in seconds.
 _CREDIT = 0.5
 
-# At most so many marks by bytes in a merge, and one in so many seconds besides.
-_MARKS = 4096
-_MARK_SECONDS = 30
-
 
 class Phase(StrEnum):
-    """What a merge is doing."""
+    """What a verb is doing."""
 
     RESERVING = "reserving"
     COPYING = "copying"
+    COMPARING = "comparing"
     VERIFYING = "verifying"
     FINISHING = "finishing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a merge is: bytes of payload done and in all."""
+    """How far a verb is, in bytes: of a merge's payload, or of the disk that is converted or compared."""
 
     phase: Phase
     bytes_done: int
@@ -48,7 +42,7 @@ class Progress:
 
 
 class Cancel(Protocol):
-    """What says that a merge should stop: `threading.Event` is one."""
+    """What says that a verb should stop: `threading.Event` is one."""
 
     def is_set(self) -> bool:
         """Whether to stop."""
@@ -67,8 +61,11 @@ class Clock(Protocol):
         ...
 
 
-class Pace:
-    """Turns the engine's steps into the caller's progress, no faster than `rate` bytes a second."""
+class Reporter:
+    """Turn the steps of a verb into the caller's progress, no faster than `rate` bytes a second.
+
+    `stopped` is raised when `cancel` is set, with what was cancelled in its message.
+    """
 
     def __init__(
         self,
@@ -76,8 +73,10 @@ class Pace:
         done: int,
         progress: Callable[[Progress], None] | None,
         cancel: Cancel | None,
-        rate: int | None,
+        rate: int | None = None,
         clock: Clock = time,
+        *,
+        stopped: Callable[[], Cancelled] = lambda: MergeCancelled("the merge was cancelled"),
     ) -> None:
         if rate is not None and rate <= 0:
             raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
@@ -86,11 +85,12 @@ class Pace:
         self._progress = progress
         self._cancel = cancel
         self._rate = rate
+        self._stopped = stopped
         self.clock = clock
         self._begun = clock.monotonic()
         self._since = 0
 
-    def say(self, phase: Phase) -> None:
+    def report(self, phase: Phase) -> None:
         """Tell the caller."""
         if self._progress is not None:
             self._progress(Progress(phase=phase, bytes_done=self.done, bytes_total=self.total))
@@ -99,18 +99,29 @@ class Pace:
         """Count bytes that were written, and wait if that was too fast.
 
         Raises:
-            MergeCancelled: it should stop.
+            Cancelled: it should stop.
 
         """
         self.done = min(self.total, self.done + count)
-        self.say(Phase.COPYING)
-        self.slow(count)
+        self.report(Phase.COPYING)
+        self.throttle(count)
 
-    def slow(self, count: int) -> None:
+    def reach(self, done: int, phase: Phase = Phase.COPYING) -> None:
+        """Tell the caller that so many bytes are done.
+
+        Raises:
+            Cancelled: it should stop.
+
+        """
+        self.done = done
+        self.report(phase)
+        self.check()
+
+    def throttle(self, count: int) -> None:
         """Wait if writing so many bytes, which need not be payload, was too fast.
 
         Raises:
-            MergeCancelled: it should stop.
+            Cancelled: it should stop.
 
         """
         self._since += count
@@ -128,26 +139,8 @@ class Pace:
         """Stop if that was asked for.
 
         Raises:
-            MergeCancelled: it was.
+            Cancelled: it was.
 
         """
         if self._cancel is not None and self._cancel.is_set():
-            raise MergeCancelled("the merge was cancelled")
-
-
-class Marks:
-    """Writes the journal's mark, not after every checkpoint: the marks of a merge of terabytes must not fill a disk."""
-
-    def __init__(self, plan: MergePlan, writer: JournalWriter, destination: Storage) -> None:
-        self.writer = writer
-        self.destination = destination
-        self.before = self.last = plan.bytes_done
-        self.step = plan.payload_bytes // _MARKS
-        self.time = time.monotonic()
-
-    def durable(self, stop: int, size: int) -> None:
-        """Take note that the disk is durable up to `stop`, after `size` bytes of this run."""
-        done, now = self.before + size, time.monotonic()
-        if done - self.last >= self.step or now - self.time >= _MARK_SECONDS:
-            self.writer.write("mark", offset=stop, bytes=done, mtime=self.destination.mtime)
-            self.last, self.time = done, now
+            raise self._stopped()
