@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
+from tests.cutting import CutError, CuttingFolder, at_first
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +195,24 @@ def test_a_child_that_appears_after_the_plan_to_finish_is_not_orphaned(vms: Path
     with pytest.raises(vhdkit.MergeError, match="since"):
         vhdkit.merge(plan)
     assert (vms / "leaf.avhd").exists()
+
+
+def test_a_relinked_child_that_was_put_back_holds_nothing_up_once_it_is_elsewhere(vms: Path) -> None:
+    kid, journal = vms / "kid.avhd", vms / "base.vhd.vhdkit-journal"
+    vhdkit.create_image(str(kid), parent=str(vms / "leaf.avhd"))
+    write(kid, 0, b"kid!" * 1024)
+    expected, before = view(kid), kid.read_bytes()
+    cutting = CuttingFolder(LocalFolder(), at_first("remove", journal.name))
+    plan = vhdkit.plan_merge(str(vms / "leaf.avhd"), folder=cutting)
+    with pytest.raises(CutError):
+        vhdkit.merge(plan, folder=cutting)
+    assert view(kid) == expected
+    kid.write_bytes(before)
+    with pytest.raises(vhdkit.JournalError, match=r"kid\.avhd.*move it elsewhere"):
+        merge(vms / "leaf.avhd")
+    elsewhere = kid.rename(vms.parent / "kid.avhd")
+    merge(vms / "leaf.avhd")
+    assert [path.name for path in vms.iterdir()] == ["base.vhd"]
+    elsewhere.rename(kid)
+    vhdkit.rebase(str(kid), str(vms / "base.vhd"), ignore_id_mismatch=True)
+    assert view(kid) == expected

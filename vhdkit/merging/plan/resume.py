@@ -206,7 +206,9 @@ def check_relinks(journal: Journal, destination: VhdImage, folder: Folder, searc
         if not folder.exists(path):
             continue
         if parent_of(path, parents) not in identities:
-            message = f"it names {path}, which reads through another file, or through none that is found"
+            message = f"it names {path}, which reads through another file, or through none that is found: it was put"
+            message += " back, or changed since. Put it back as the merge left it; or move it elsewhere, as it is, and"
+            message += " the same command again goes on without it"
             raise JournalError(message, path=journal.path)
         with open_image(path, folder=folder) as child:
             if not _is_relinking(relink, child, destination):
