@@ -19,7 +19,7 @@ import numpy as np
 
 import vhdkit
 from benchmarks.workloads import BLOCK, SECTOR, SECTORS, STALE, Workload
-from vhdkit.vhd.image import Placement
+from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

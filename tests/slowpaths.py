@@ -82,7 +82,7 @@ def _stage_everything(mover: Any) -> None:
 
 
 def _count_runs(layout: Any) -> None:
-    layout._alike = lambda *_: None  # noqa: SLF001
+    layout._are_alike = lambda *_: False  # noqa: SLF001
 
 
 def _resolve_one_by_one(resolve: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.vhd.image import open_image
-from vhdkit.vhd.write import write_sectors
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
@@ -14,4 +13,4 @@ if TYPE_CHECKING:
 def write_behind(path: str, offset: int, data: bytes, *, folder: Folder | None = None) -> None:
     """Write whole sectors of one image, whoever reads through it, and sync."""
     with open_image(path, writable=True, exclusive=True, folder=folder) as image:
-        write_sectors(image, offset, memoryview(data), sync=True)
+        image.write(offset, memoryview(data), sync=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import vhdkit
 from tests.cli.running import BASE, LEAF, MIDDLE, snapshot, spawn, view_of
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -39,7 +39,7 @@ from tests.plainvhd import FormatError, PlainImage
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
 from vhdkit.vhd.ended_view import SUFFIX as ENDED
 from vhdkit.vhd.header_update import SUFFIX as STEP
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence

@@ -327,9 +327,9 @@ def headers(raw: bytes) -> None:
     folder = MemoryFolder({path: image})
     with folder.open(path) as storage:
         metadata = examine(storage).metadata
-    if metadata is not None:
-        list(parent_paths.named_paths(metadata, "/vms"))
-        list(parent_paths.base_names(metadata))
+    if metadata is not None and metadata.parent is not None:
+        list(parent_paths.named_paths(metadata.parent, "/vms"))
+        list(parent_paths.base_names(metadata.parent))
     code, data = choose.take(4), choose.take(choose.number(300))
     for each in (code, choose.one_of((b"W2ru", b"W2ku", b"Wi2r", b"Wi2k", b"MacX"))):
         text = decode_locator(each, data)

@@ -22,7 +22,7 @@ from vhdkit.job.job import Job, JobState
 from vhdkit.job.reconcile import settled
 from vhdkit.job.registry import Registry
 from vhdkit.storage.process import birth_of, is_alive, this_process
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from pathlib import Path

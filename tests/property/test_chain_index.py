@@ -21,7 +21,6 @@ from vhdkit.chain.index import ChainIndex
 from vhdkit.storage.local_file import LocalStorage
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.image import VhdImage
-from vhdkit.vhd.write import write_sectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +95,7 @@ def child(tmp_path: Path) -> Iterator[Chain]:
 def test_a_write_that_goes_past_the_chain_drops_the_maps(child: Chain) -> None:
     before = child.read(SECTOR, SECTOR)
     assert isinstance(child.leaf, VhdImage)
-    write_sectors(child.leaf, SECTOR, bytes([3]) * SECTOR)
+    child.leaf.write(SECTOR, bytes([3]) * SECTOR)
     assert (before, child.read(SECTOR, SECTOR)) == (bytes([1]) * SECTOR, bytes([3]) * SECTOR)
 
 

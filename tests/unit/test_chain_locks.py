@@ -15,7 +15,7 @@ from vhdkit.chain.compare import compare
 from vhdkit.chain.convert import convert
 from vhdkit.errors import ChainError, ChainLoopError, ImageInUseError
 from vhdkit.storage.memory import MemoryFile, MemoryFolder, MemoryStorage
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import footer_change, header_update
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import Footer
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

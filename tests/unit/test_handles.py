@@ -17,7 +17,9 @@ import pytest
 import vhdkit
 from tests.keeping import keep
 from vhdkit.chain.convert import open_raw
+from vhdkit.disk.parent_link import ParentChange
 from vhdkit.disk.raw_image import RawImage
+from vhdkit.disk.written_sectors import WrittenSectors
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
@@ -78,6 +80,7 @@ HANDLES: dict[str, Callable[[Folder], Any]] = {
 }
 # What still answers: what was known when it was opened, and closing once more.
 QUIET = {"close", "begin_close", "check_open"}
+NONE = np.empty(0, np.int64)
 ARGUMENTS: dict[str, Any] = {
     "offset": 0,
     "buffer": bytearray(512),
@@ -96,6 +99,10 @@ ARGUMENTS: dict[str, Any] = {
     "source_offsets": [0],
     "offsets": np.array([0], np.int64),
     "lengths": [512],
+    "patches": (),
+    "unique_id": bytes(16),
+    "change": ParentChange(old_parent="", new_parent="/vms/base.vhd", unique_id=bytes(16), timestamp=0),
+    "written": WrittenSectors(NONE, NONE, NONE.astype(np.bool_), NONE, NONE, NONE),
     "blocks": np.array([0], np.int64),
     "rest": memoryview(bytearray(512)),
 }
@@ -243,7 +250,7 @@ def test_open_things_say_what_they_are(place: Folder) -> None:
     chain = chain_of(place)
     leaf = place.real("leaf.avhd")
     assert repr(chain) == f"<Chain {leaf!r}: 2 layers, {SIZE} bytes>"
-    assert repr(chain.leaf) == f"<VhdImage {leaf!r}: differencing, {SIZE} bytes>"
+    assert repr(chain.leaf) == f"<SparseImage {leaf!r}: differencing, {SIZE} bytes>"
     assert repr(leaf) in repr(chain.leaf.storage)
     chain.close()
     assert repr(chain).endswith("bytes (closed)>")

@@ -25,7 +25,8 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import header_update
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
+from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -124,7 +125,7 @@ def test_an_earlier_step_that_was_cut_off_is_done_first() -> None:
     raw[HEADER : HEADER + SECTOR] = AFTER[HEADER : HEADER + SECTOR]
     folder = lying(bytes(raw), step_file(patches()))
     with vhdkit.open_image(PATH, writable=True, folder=folder) as image:
-        assert image.header is not None
+        assert isinstance(image, SparseImage)
         assert image.header.parent_unique_id == OTHER.unique_id
         header_update.apply(folder, image.storage, [patch.reversed for patch in patches()])
     assert bytes(folder[PATH].content) == BEFORE
@@ -141,9 +142,10 @@ def findings_of(chain: vhdkit.Chain) -> list[vhdkit.Finding]:
 def test_every_mix_of_old_and_new_sectors_is_read_as_new_and_finished_by_a_writer(leaf: bytes) -> None:
     folder = lying(leaf, step_file(patches()))
     with vhdkit.open_image(PATH, folder=folder) as image:
-        assert image.header is not None
+        assert isinstance(image, SparseImage)
         assert image.header.parent_unique_id == OTHER.unique_id
-        assert [path.text for path in image.metadata.parent_paths] == [".\\other.vhd"]
+        assert image.parent is not None
+        assert [path.text for path in image.parent.paths if not path.is_bare_name] == [".\\other.vhd"]
     with vhdkit.open_chain(PATH, folder=folder) as chain:
         assert chain.layers[1].path == "/vms/other.vhd"
         assert chain.read(3 * SECTOR, SECTOR) == b"o" * SECTOR
@@ -169,7 +171,8 @@ def test_a_step_whose_header_is_not_begun_is_not_read_and_is_taken_back_by_a_wri
     assert finding.level is Level.INFO
     assert "it is read as it was" in finding.message
     with vhdkit.open_image(PATH, folder=folder) as image:
-        assert [path.text for path in image.metadata.parent_paths] == [".\\base.vhd"]
+        assert image.parent is not None
+        assert [path.text for path in image.parent.paths if not path.is_bare_name] == [".\\base.vhd"]
     assert bytes(folder[PATH].content) == leaf, "reading alone writes nothing"
     assert folder.exists(STEP)
     finished(folder)
@@ -369,7 +372,7 @@ def test_a_step_file_that_is_a_pipe_does_not_block(tmp_path: Path) -> None:
     (tmp_path / "leaf.avhd").write_bytes(BEFORE)
     os.mkfifo(str(tmp_path / "leaf.avhd") + header_update.SUFFIX)
     with vhdkit.open_image(str(tmp_path / "leaf.avhd"), folder=LocalFolder()) as image:
-        assert image.header is not None
+        assert isinstance(image, SparseImage)
         assert image.header.parent_unique_id == BASE.unique_id
 
 

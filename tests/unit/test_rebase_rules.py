@@ -30,7 +30,8 @@ from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
+from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ def refused(folder: MemoryFolder, parent: str, error: type[Exception], text: str
 
 def texts(folder: Folder) -> dict[bytes, str]:
     with open_image(PATH, folder=folder) as image:
+        assert isinstance(image, SparseImage)
         return {path.platform_code: path.text for path in image.metadata.parent_paths}
 
 

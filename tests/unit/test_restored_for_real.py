@@ -16,7 +16,8 @@ from vhdkit.chain.chain import Chain
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
+from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +75,7 @@ def test_a_block_that_another_program_has_added_to_the_destination_is_not_writte
     base, last = vms / "d0.vhd", 4 * MIB // BLOCK - 1
     cut(vms, after_records(records))
     with open_image(str(base), writable=True) as image:
+        assert isinstance(image, SparseImage)
         at = image.data_end  # where such a program puts it
         image.table.assign(np.array([last]), np.array([at // SECTOR], np.uint32))
         image.write_at(at, b"\xff" * image.bitmap_size + b"else" * (BLOCK // 4))

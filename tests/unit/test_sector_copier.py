@@ -29,7 +29,9 @@ from vhdkit.merging.plan import placement
 from vhdkit.merging.run.engine import _Merge
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.image import VhdImage
+from vhdkit.vhd.open_image import Vhd, open_image
+from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder, Storage, Syncing
@@ -210,7 +212,7 @@ def test_of_two_checkpoints_at_most_anything_is_kept(kind: Kind, monkeypatch: py
         begin(self)
         assert not self._pending
         if self._under_way is not None:
-            kept.append(weakref.ref(self._under_way.start))
+            kept.append(weakref.ref(self._under_way.written.start))
         gc.collect()
         most[0] = max(most[0], sum(each() is not None for each in kept))
 
@@ -248,7 +250,7 @@ def measured(folder: Folder, top: str, depth: int, new_from: int | None) -> tupl
     with vhdkit.open_chain(top, folder=folder) as chain:
         target = placement.target_of(chain.layers, depth)
         payload, added = placement._measure(chain, depth, target, new_from)  # noqa: SLF001
-        return placement._alike(chain, depth, target) is not None, payload, added.tolist()  # noqa: SLF001
+        return placement._are_alike(chain, depth, target), payload, added.tolist()  # noqa: SLF001
 
 
 @settings(max_examples=300)
@@ -264,7 +266,7 @@ def test_counting_bits_is_looking_at_each_run(
         patch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", window)
         patch.setattr(placement, "_COUNTED_BYTES", counted * SECTOR)
         by_bits = measured(folder, paths[0], depth, new_from)
-        patch.setattr(placement, "_alike", lambda *_: None)
+        patch.setattr(placement, "_are_alike", lambda *_: False)
         by_runs = measured(folder, paths[0], depth, new_from)
     assert by_bits == (True, *by_runs[1:])
     assert not by_runs[0]
@@ -278,14 +280,14 @@ def test_of_large_blocks_few_bitmaps_are_counted_at_a_time(monkeypatch: pytest.M
     with vhdkit.open_chain("/leaf.avhd", writable=True, folder=folder) as chain:
         for at in range(count):
             chain.write(at * block, b"x" * SECTOR)
-    read, asked = VhdImage.read_bitmaps, []
+    read, asked = SparseImage.read_bitmaps, []
 
-    def spied(image: VhdImage, at: Any) -> Any:
+    def spied(image: SparseImage, at: Any) -> Any:
         rows = read(image, at)
         asked.append(rows.nbytes)
         return rows
 
-    monkeypatch.setattr(VhdImage, "read_bitmaps", spied)
+    monkeypatch.setattr(SparseImage, "read_bitmaps", spied)
     assert vhdkit.plan_merge("/leaf.avhd", folder=folder).payload_bytes == count * SECTOR
     assert 0 < max(asked) <= placement._COUNTED_BYTES  # noqa: SLF001
 
@@ -297,7 +299,7 @@ def test_of_tiny_blocks_few_are_looked_at_together() -> None:
     with vhdkit.open_chain("/base.vhd", writable=True, folder=folder) as chain:
         chain.write(0, b"x" * SECTOR * count)
         (layer,) = chain.layers
-        assert isinstance(layer, VhdImage)
+        assert isinstance(layer, SparseImage)
         bitmaps = [len(layer.allocated(*window)[0]) * 512 for window in windows(chain.layers, 0, chain.size)]
     assert sum(bitmaps) == count * 512
     assert max(bitmaps) <= 4 << 20
@@ -318,7 +320,7 @@ def test_what_is_not_alike_is_looked_at_run_by_run(kind: Kind, operations: tuple
     folder, paths = in_memory(chain)
     depth = sum(isinstance(each, Snapshot) for each in operations)
     with vhdkit.open_chain(paths[0], folder=folder) as opened:
-        assert placement._alike(opened, depth, placement.target_of(opened.layers, depth)) is None  # noqa: SLF001
+        assert not placement._are_alike(opened, depth, placement.target_of(opened.layers, depth))  # noqa: SLF001
 
 
 def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +363,7 @@ class BatchClock:
 def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: float = 0.0) -> list[int]:
     clock = BatchClock(seconds, monkeypatch, piece)
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
-    layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
+    layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
     for writes, wipes, stop in placement.moves(layers, 1, placement.target_of(layers, 1)):
         mover.move(writes, wipes, stop)
@@ -399,7 +401,7 @@ def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPa
     clock = BatchClock(0.0, monkeypatch)
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)
-    layers = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
+    layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
     zeros = extents.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
     mover.move(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)

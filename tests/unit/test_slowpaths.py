@@ -21,7 +21,7 @@ SIGNS = {
     "many": "vhdkit.storage.local_file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
     "together": "vhdkit.merging.run.sector_copier._MANY_PIECES > 1 << 60",
     "alone": "vhdkit.merging.run.sector_copier._MANY_PIECES == 1",
-    "counting": "vhdkit.merging.plan.placement._alike() is None",
+    "counting": "vhdkit.merging.plan.placement._are_alike() is False",
     "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
     "closing": "vhdkit.storage.local_file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
     "forgetting": "vhdkit.merging.run.page_cache.Forgetting.passed.__module__ == 'tests.slowpaths'",

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhdkit.disk import unique_id
-from vhdkit.vhd import timestamp
+from vhdkit.disk import timestamp, unique_id
 
 EPOCH = 946_684_800
 SAMPLE = bytes(range(16))

@@ -21,8 +21,7 @@ from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, parse
 from tests.unit.test_siblings import Family, chain_of_three
 from vhdkit.findings import Level
 from vhdkit.journal.manifest import Made
-from vhdkit.vhd.image import open_image as open_alone
-from vhdkit.vhd.write import write_sectors
+from vhdkit.vhd.open_image import open_image as open_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +46,7 @@ def write(opened: Any) -> None:
     if isinstance(opened, vhdkit.Chain):
         opened.write(0, b"other" * 100, sync=True)
     else:
-        write_sectors(opened, 0, memoryview(b"o" * SECTOR), sync=True)
+        opened.write(0, memoryview(b"o" * SECTOR), sync=True)
 
 
 # The look

@@ -15,13 +15,14 @@ from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.storage import paths
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.metadata import Metadata, has_cookie, read_metadata
+from vhdkit.vhd.metadata import has_cookie, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vhdkit.disk.image import ImageSummary
+    from vhdkit.disk.parent_link import ParentLink
     from vhdkit.storage.protocols import Entry, Folder, Reach
 
 _IMAGE_EXTENSIONS = frozenset({".vhd", ".avhd", ".vud", ".vhdx", ".avhdx", ".vhds"})
@@ -34,20 +35,23 @@ class Cataloged:
 
     path: str
     identity: tuple[int, int]
-    metadata: Metadata
+    metadata: ImageSummary
 
     @property
     def unique_id(self) -> bytes:
         """Its own id."""
-        return self.metadata.footer.unique_id
+        return self.metadata.unique_id
 
     @property
     def parent_id(self) -> bytes | None:
         """The id that it looks for, None if it needs no parent."""
-        header = self.metadata.header
-        if self.metadata.footer.disk_type is not DiskType.DIFFERENCING or header is None:
-            return None
-        return header.parent_unique_id
+        link = self.metadata.parent
+        return None if link is None else link.unique_id
+
+    @property
+    def parent(self) -> ParentLink | None:
+        """What it says of its parent, None if it needs none."""
+        return self.metadata.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,11 @@ class Parents:
         The id must fit. Of several that fit, the one that the child names wins, in other case if need be; nothing is
         its own parent.
         """
-        wanted = child.parent_id
-        if wanted is None or wanted not in self._by_id:
+        link = child.parent
+        if link is None or link.unique_id not in self._by_id:
             return []
-        named = list(named_paths(child.metadata, paths.dirname(child.path)))
+        wanted = link.unique_id
+        named = list(named_paths(link, paths.dirname(child.path)))
         exact = (self._images[path] for path in named if path in self._images)
         alike = (image for path in named for image in reversed(self._by_name.get(path.lower(), ())))
         for image in (*exact, *alike):

@@ -24,8 +24,10 @@ from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, ope
 from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.chain.write_access import claim_for_writing
 from vhdkit.disk import unique_id
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
 from vhdkit.findings import Finding
+from vhdkit.formats import writable
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
@@ -33,9 +35,8 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd.ended_view import ended_views
 from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import read_metadata
-from vhdkit.vhd.write import write_sectors
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -115,7 +116,7 @@ def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False,
             *step_findings(place, leaf.storage),
             *_open_parents(layers, parents),
             *unfinished_merges(place, [layer.path for layer in layers]),
-            *ended_views(place, [layer for layer in layers if isinstance(layer, VhdImage)]),
+            *ended_views(place, [layer for layer in layers if layer.kind is not DiskKind.RAW]),
         )
         if writable:
             _refuse_undo_image(layers, place)
@@ -132,14 +133,14 @@ def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
     """An undo image must stay what the merge has made it."""
     leaf, below = layers[0], layers[1:2]
     journal = read_journal(folder, below[0].path) if below else None
-    if journal is None or journal.begin is None or journal.dropping or not isinstance(leaf, VhdImage):
+    if journal is None or journal.begin is None or journal.dropping:
         return
     if journal.begin.undo_id == leaf.unique_id.hex():
         raise ReadOnlyImageError(f"it is kept for taking back a merge: {journal.say()}", path=leaf.path)
 
 
-def _check_leaf(leaf: VhdImage) -> None:
-    if leaf.footer.saved_state:
+def _check_leaf(leaf: Image) -> None:
+    if leaf.is_saved_state:
         raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=leaf.path)
     leaf.check_sound()
 
@@ -150,19 +151,18 @@ def _open_parents(layers: list[Image], parents: ParentSearch) -> tuple[Finding, 
     findings: list[Finding] = []
     explicit_used = parents.policy.parent is None
     identities = {child.storage.identity}
-    while isinstance(child, VhdImage):
-        findings += child.findings
-        if not child.is_differencing:
-            break
+    findings += child.findings
+    while child.parent is not None:
         if len(layers) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
         found = find_parent(child, parents.without_named_parent() if explicit_used else parents, identities)
         findings += found.findings
-        findings += compare_link(child.metadata, found.layer)
+        findings += compare_link(child, found.layer)
         explicit_used |= found.was_explicit
         layers.append(found.layer)
         identities.add(found.layer.storage.identity)
         child = found.layer
+        findings += child.findings
     if not explicit_used:
         _refuse_unused(layers[0], parents)
     return tuple(findings)
@@ -170,16 +170,16 @@ def _open_parents(layers: list[Image], parents: ParentSearch) -> tuple[Finding, 
 
 def _refuse_unused(leaf: Image, parents: ParentSearch) -> None:
     """A parent given in so many words that fits nowhere is an error, even where another would do."""
-    if not isinstance(leaf, VhdImage) or leaf.header is None or not leaf.is_differencing:
+    if leaf.parent is None:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
     storage = parents.folder.open(parents.folder.real(parents.policy.parent or ""))
     with storage:
-        found = read_metadata(storage, patches=pending(parents.folder, storage)).footer.unique_id
+        found = read_metadata(storage, patches=pending(parents.folder, storage)).unique_id
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
-        f" looks for; the image's parent has {unique_id.guid(leaf.header.parent_unique_id)}",
+        f" looks for; the image's parent has {unique_id.guid(leaf.parent.unique_id)}",
         path=leaf.path,
-        expected=leaf.header.parent_unique_id,
+        expected=leaf.parent.unique_id,
         found=found,
     )
 
@@ -294,18 +294,17 @@ class Chain(Handle):
 
         """
         self.check_open()
-        if not isinstance(self.leaf, VhdImage):
-            raise ReadOnlyImageError("raw files are not written", path=self.path)
+        leaf = writable(self.leaf)
         view = memoryview(data).cast("B")
         if offset < 0 or offset + len(view) > self.size:
             raise ValueError(f"[{offset}, {offset + len(view)}) is outside of the disk of {self.size} bytes")
-        self.leaf.check_writable()
+        leaf.check_writable()
         head, tail = offset % SECTOR, -(offset + len(view)) % SECTOR
         if len(view) and (head or tail):
             parts = (self.read(offset - head, head), view, self.read(offset + len(view), tail))
             view = memoryview(b"".join(parts))
         try:
-            write_sectors(self.leaf, offset - head, view, sync=sync)
+            leaf.write(offset - head, view, sync=sync)
         except BaseException:
             self._index.clear()
             raise

@@ -19,12 +19,12 @@ from vhdkit.arguments import checked
 from vhdkit.chain import chain as chains
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.parent_check import compare_metadata
+from vhdkit.chain.parent_check import compare_summaries
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.disk import unique_id
-from vhdkit.disk.raw_image import RawImage
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -44,7 +44,6 @@ from vhdkit.units import as_text
 from vhdkit.vhd.check import FileCheck, check_file
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
-from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending, step_findings
 
 if TYPE_CHECKING:
@@ -182,10 +181,8 @@ class _Checker:
 
     def check_below(self) -> None:
         """Follow the parents for as long as they can be found, whatever is wrong with them."""
-        while (metadata := self.layers[-1].metadata) is not None and metadata.header is not None:
+        while (metadata := self.layers[-1].metadata) is not None and (link := metadata.parent) is not None:
             child = self.layers[-1]
-            if metadata.footer.disk_type is not DiskType.DIFFERENCING:
-                break
             if len(self.layers) == chains.MAX_LAYERS:
                 message = f"the chain has more than {chains.MAX_LAYERS} layers"
                 self._note(Corruption.CHAIN_TOO_LONG, child.path, message, Level.ERROR)
@@ -193,9 +190,9 @@ class _Checker:
             if not self._check_parent(child, metadata):
                 return
             parent = self.layers[-1]
-            odd = compare_metadata(metadata, parent.metadata, path=parent.path, size=parent.size, mtime=parent.mtime)
+            odd = compare_summaries(metadata, parent.metadata, path=parent.path, size=parent.size, mtime=parent.mtime)
             # That it names its own id as its parent's was said of the file already.
-            own = metadata.header.parent_unique_id == metadata.footer.unique_id
+            own = link.unique_id == metadata.unique_id
             self.findings += (item for item in odd if not (own and item.corruption is Corruption.PARENT_ID_IS_OWN))
         if self.parent_unused:
             message = f"the parent given, {self.parents.policy.parent}, is none that any layer looks for"
@@ -205,7 +202,7 @@ class _Checker:
         """Find, check and append the parent of a layer; return whether there is a link to it."""
         parents = self.parents if self.parent_unused else self.parents.without_named_parent()
         try:
-            found = find_parent(_Link(child.path, metadata), parents, {layer.identity for layer in self.layers})
+            found = find_parent(metadata, parents, {layer.identity for layer in self.layers})
         except ChainError as error:
             rule = _rule_of(error)
             self._note(rule, child.path, "\n  ".join([error.message, *map(str, error.candidates)]), Level.ERROR)
@@ -220,7 +217,7 @@ class _Checker:
                 self.parent_unused = False
             # That its own id for its parent is null was said of the child already.
             self.findings += (item for item in found.findings if item.corruption is not Corruption.PARENT_ID_NULL)
-            self._check_storage(found.layer.storage, is_raw=isinstance(found.layer, RawImage))
+            self._check_storage(found.layer.storage, is_raw=found.layer.kind is DiskKind.RAW)
         return True
 
     def _check_damaged(self, error: VhdError) -> bool:
@@ -249,7 +246,7 @@ class _Checker:
         layer = _Checked(
             path=storage.path,
             identity=storage.identity,
-            size=size if metadata is None else metadata.footer.current_size,
+            size=size if metadata is None else metadata.size,
             mtime=storage.mtime,
             metadata=metadata,
         )
@@ -259,9 +256,9 @@ class _Checker:
         """Tell of a layer that a merge went past, and which no longer shows what it did."""
         if metadata is None:
             return
-        view = ended_view(self.parents.folder, storage, metadata.footer, metadata.header)
+        view = ended_view(self.parents.folder, storage, metadata)
         if view is not None:
-            ids = {layer.metadata.footer.unique_id for layer in self.layers if layer.metadata is not None}
+            ids = {layer.metadata.unique_id for layer in self.layers if layer.metadata is not None}
             self.findings.append(view.finding(is_hidden=view.leaf_id in ids))
 
     def check_relatives(self) -> None:
@@ -273,7 +270,7 @@ class _Checker:
         by_id: dict[bytes, dict[tuple[int, int], str]] = {}
         for layer in self.layers:
             if layer.metadata is not None:
-                by_id.setdefault(layer.metadata.footer.unique_id, {})[layer.identity] = layer.path
+                by_id.setdefault(layer.metadata.unique_id, {})[layer.identity] = layer.path
         parents = Parents(catalog)
         for image in catalog.images.values():
             if image.identity in own:
@@ -324,14 +321,6 @@ class _Checker:
             leaks=sum(checked.leaks.stretches for checked in self.files),
             leaked_bytes=sum(checked.leaks.size for checked in self.files),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """A checked layer as the search for a parent takes it, however damaged its blocks are."""
-
-    path: str
-    metadata: Metadata
 
 
 def _journal(folder: Folder, path: str) -> Journal | None:

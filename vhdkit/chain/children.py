@@ -29,12 +29,13 @@ from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import marked_view
 from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import read_metadata
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
 
 
@@ -46,7 +47,7 @@ class Children:
     findings: tuple[Finding, ...]
 
 
-def find_children(image: VhdImage, folder: Folder, search: Sequence[str] = ()) -> Children:
+def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> Children:
     """Return the images that read through one: of those that it cannot be told of, all that look for its id.
 
     Raises:
@@ -74,7 +75,7 @@ def find_children(image: VhdImage, folder: Folder, search: Sequence[str] = ()) -
     )
 
 
-def children_of(image: VhdImage, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
+def children_of(image: Image, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
     """Return the paths that `find_children` finds.
 
     Raises:
@@ -115,7 +116,7 @@ def ended_advice(children: Sequence[str], folder: Folder) -> str:
     ended = []
     for path in children:
         with suppress(VhdError, OSError), open_image(path, folder=folder) as image:
-            if marked_view(folder, image.storage, image.footer, image.header) is not None:
+            if marked_view(folder, image.storage, image) is not None:
                 ended.append(path)
     if not ended:
         return ""
@@ -143,9 +144,8 @@ def parent_id_of_damaged(folder: Folder, path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        header = read_metadata(storage, verify=False, patches=pending(folder, storage)).header
+        return read_metadata(storage, verify=False, patches=pending(folder, storage)).remembered_parent_id
     except (VhdError, OSError):
         return None
     finally:
         storage.close()
-    return None if header is None else header.parent_unique_id

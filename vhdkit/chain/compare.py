@@ -17,7 +17,7 @@ from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes
-from vhdkit.disk.raw_image import RawImage
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import Cancelled, CorruptImageError
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
@@ -26,7 +26,6 @@ from vhdkit.storage.read_ahead import read_ahead
 from vhdkit.units import as_text
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.file_name import may_be_raw
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,7 +169,7 @@ def _open_view(path: str, file_format: str | None, parents: ParentSearch) -> Cha
 
 def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:
     """Refuse to compare an image with a file of no bytes, which reads as zeros: most likely it was cut off."""
-    if file_format is None and isinstance(other.leaf, VhdImage) and not isinstance(view.leaf, VhdImage):
+    if file_format is None and other.leaf.kind is not DiskKind.RAW and view.leaf.kind is DiskKind.RAW:
         storage = view.leaf.storage
         if not storage.size():
             raise CorruptImageError(Corruption.FILE_TOO_SHORT, "the file is empty", path=storage.path)
@@ -178,4 +177,4 @@ def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:
 
 def _length(chain: Chain) -> int:
     """Return the length of a view: that of a raw file need not be of whole sectors."""
-    return chain.leaf.storage.size() if isinstance(chain.leaf, RawImage) else chain.size
+    return chain.leaf.storage.size() if chain.leaf.kind is DiskKind.RAW else chain.size

@@ -16,7 +16,7 @@ from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.copy_view import copy_all, copy_nonzero
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
-from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import Cancelled, VhdError
@@ -24,13 +24,13 @@ from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
-from vhdkit.vhd import bat, constants, timestamp
+from vhdkit.vhd import bat, constants
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
 from vhdkit.vhd.file_name import FileFormat
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header import DynamicHeader
-from vhdkit.vhd.image import Placement, VhdImage
+from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,7 @@ def convert(
         reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
             leaf = chain.leaf
-            block_size = (leaf.block_size if isinstance(leaf, VhdImage) else 0) or constants.DEFAULT_BLOCK_SIZE
+            block_size = leaf.block_size or constants.DEFAULT_BLOCK_SIZE
             return write_dynamic(
                 chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach, skip_zeros=True
             )

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.chain import MAX_LAYERS
 from vhdkit.chain.parent_search import parent_path
 from vhdkit.errors import ChainError, CorruptImageError, UnsupportedImageError, VhdError
-from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import examine
 
@@ -35,12 +34,6 @@ class SeenLayer:
         return self.storage.path
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
-    path: str
-    metadata: Metadata
-
-
 def seen_layers(path: str, parents: ParentSearch) -> Iterator[SeenLayer]:
     """Yield the layers from a leaf down for as long as parents can be found; no table is read, nobody asked for a lock.
 
@@ -65,10 +58,10 @@ def seen_layers(path: str, parents: ParentSearch) -> Iterator[SeenLayer]:
 
 
 def _below(path: str, metadata: Metadata | None, parents: ParentSearch, known: set[tuple[int, int]]) -> str | None:
-    if metadata is None or metadata.header is None or metadata.footer.disk_type is not DiskType.DIFFERENCING:
+    if metadata is None or metadata.parent is None:
         return None
     try:
-        return parent_path(_Child(path, metadata), parents, known)
+        return parent_path(metadata, parents, known)
     except (CorruptImageError, UnsupportedImageError) as error:
         return error.path or None
     except ChainError as error:

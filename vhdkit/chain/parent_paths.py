@@ -10,25 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.storage import paths
-from vhdkit.vhd.locator import PlatformCode
 from vhdkit.vhd.parent_reference import is_windows_absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vhdkit.vhd.metadata import Metadata
+    from vhdkit.disk.parent_link import ParentLink
 
-_ORDER = [
-    PlatformCode.WINDOWS_RELATIVE,
-    PlatformCode.MAC_URL,
-    PlatformCode.WINDOWS_RELATIVE_8BIT,
-    PlatformCode.WINDOWS_ABSOLUTE,
-    PlatformCode.WINDOWS_ABSOLUTE_8BIT,
-]
 # Of paths that are longer than 260 letters, and of what the kernel calls a path, before the plain form.
 _LONG_PREFIXES = (("\\\\?\\unc\\", "\\\\"), ("\\\\?\\", ""), ("\\\\.\\unc\\", "\\\\"), ("\\\\.\\", ""), ("\\??\\", ""))
 _EXTENSIONS = (".vhd", ".avhd", ".vud")
-NAME_FIELD = "name field"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +29,24 @@ class Clue:
     path: str
     origin: str
     derived: bool = False
+    is_bare_name: bool = False
 
 
-def texts(metadata: Metadata) -> Iterator[Clue]:
+def texts(link: ParentLink) -> Iterator[Clue]:
     """Yield the paths as they stand in the file: relative locators first, the name field last.
 
     What no file can be called here is left out; `unnameable` has it.
     """
-    yield from (clue for clue in _all_texts(metadata) if can_be_a_path(clue.path))
+    yield from (clue for clue in _all_texts(link) if can_be_a_path(clue.path))
 
 
-def unnameable(metadata: Metadata) -> Iterator[Clue]:
+def unnameable(link: ParentLink) -> Iterator[Clue]:
     """Yield the paths that hold letters which the names of files cannot have here: the locale's encoding lacks them."""
-    yield from (clue for clue in _all_texts(metadata) if not can_be_a_path(clue.path))
+    yield from (clue for clue in _all_texts(link) if not can_be_a_path(clue.path))
 
 
-def _all_texts(metadata: Metadata) -> list[Clue]:
-    by_code = {path.platform_code: path.text for path in reversed(metadata.parent_paths)}
-    clues = [Clue(by_code[code], code.decode()) for code in _ORDER if code in by_code]
-    if metadata.header is not None and metadata.header.parent_name:
-        clues.append(Clue(metadata.header.parent_name, NAME_FIELD))
-    return clues
+def _all_texts(link: ParentLink) -> list[Clue]:
+    return [Clue(path.text, path.origin, is_bare_name=path.is_bare_name) for path in link.paths]
 
 
 def can_be_a_path(text: str) -> bool:
@@ -84,9 +72,9 @@ def plain_windows_path(path: str) -> str:
     return text
 
 
-def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[tuple[str, Clue]]:
+def mapped(link: ParentLink, parent_map: Mapping[str, str]) -> Iterator[tuple[str, Clue]]:
     """Yield (local folder, path below it) of absolute paths in a folder that the caller's map knows, whatever case."""
-    for clue in texts(metadata):
+    for clue in texts(link):
         text = plain_windows_path(clue.path)
         for remote, local in parent_map.items():
             top = plain_windows_path(remote).rstrip("\\")
@@ -95,17 +83,17 @@ def mapped(metadata: Metadata, parent_map: Mapping[str, str]) -> Iterator[tuple[
                 yield local, Clue(rest, f"{clue.origin} by --parent-map")
 
 
-def relative(metadata: Metadata) -> Iterator[Clue]:
+def relative(link: ParentLink) -> Iterator[Clue]:
     """Yield the paths that start at the child, with slashes; absolute ones are data, not paths, and left out."""
-    for clue in texts(metadata):
-        if clue.origin != NAME_FIELD and not is_absolute(clue.path):
+    for clue in texts(link):
+        if not clue.is_bare_name and not is_absolute(clue.path):
             yield Clue(clue.path.replace("\\", "/"), clue.origin)
 
 
-def base_names(metadata: Metadata) -> Iterator[Clue]:
+def base_names(link: ParentLink) -> Iterator[Clue]:
     """Yield the last components of all paths, then the same with the other extensions of images."""
     names: dict[str, str] = {}
-    for clue in texts(metadata):
+    for clue in texts(link):
         name = ntpath.basename(clue.path.rstrip("\\/"))
         if name not in {"", ".", ".."}:
             names.setdefault(name, clue.origin)
@@ -119,7 +107,7 @@ def base_names(metadata: Metadata) -> Iterator[Clue]:
                     yield Clue(stem + other, f"base name of {origin}, other extension", derived=True)
 
 
-def named_paths(metadata: Metadata, directory: str) -> Iterator[str]:
+def named_paths(link: ParentLink, directory: str) -> Iterator[str]:
     """Yield every path, as text, that the child names relative to its directory or by base name in it."""
-    for clue in (*relative(metadata), *base_names(metadata)):
+    for clue in (*relative(link), *base_names(link)):
         yield paths.normpath(paths.join(directory, clue.path))

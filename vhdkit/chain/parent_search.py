@@ -26,6 +26,7 @@ from vhdkit.chain.parent_paths import Clue
 from vhdkit.disk import unique_id
 from vhdkit.disk.file_image import FileImage
 from vhdkit.disk.image import DiskKind
+from vhdkit.disk.parent_link import ParentLink
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
     ChainError,
@@ -41,8 +42,8 @@ from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.metadata import Metadata, read_metadata
+from vhdkit.vhd.open_image import image_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -95,8 +96,8 @@ class Child(Protocol):
         ...
 
     @property
-    def metadata(self) -> Metadata:
-        """What it says of itself and its parent."""
+    def parent(self) -> ParentLink | None:
+        """What it says of its parent."""
         ...
 
 
@@ -153,8 +154,8 @@ class _Search:
         self.mismatched: tuple[Clue, bytes] | None = None
         self.damaged: VhdError | None = None
         self.unreadable: VhdError | None = None
-        header = child.metadata.header
-        self.wanted = header.parent_unique_id if header is not None else unique_id.NULL
+        self.link = child.parent or ParentLink()
+        self.wanted = self.link.unique_id
         self.searched = [self.folder.real(path) for path in parents.policy.search]
         self.roots = [self.directory, *self.searched]
 
@@ -200,7 +201,7 @@ class _Search:
         storage = self.folder.open(clue.path)
         try:
             metadata = self._metadata_or_raw(storage)
-            found = unique_id.NULL if metadata is None else metadata.footer.unique_id
+            found = unique_id.NULL if metadata is None else metadata.unique_id
             if found == self.wanted:
                 findings: list[Finding] = []
                 layer = self._layer(storage, metadata, findings, self.wanted)
@@ -225,13 +226,12 @@ class _Search:
             raise
 
     def _clues(self) -> Iterator[tuple[Clue, list[str]]]:
-        metadata = self.child.metadata
-        for local, clue in parent_paths.mapped(metadata, self.parents.policy.parent_map):
+        for local, clue in parent_paths.mapped(self.link, self.parents.policy.parent_map):
             root = self.folder.real(local)
             yield self._below(root, clue, [root]), [root]
-        for clue in parent_paths.relative(metadata):
+        for clue in parent_paths.relative(self.link):
             yield self._below(self.directory, clue, self.roots), self.roots
-        for clue in parent_paths.base_names(metadata):
+        for clue in parent_paths.base_names(self.link):
             for directory in self.roots:
                 yield self._below(directory, clue, self.roots), self.roots
 
@@ -320,8 +320,8 @@ class _Search:
             self.damaged = self.damaged or error
             self._reject(clue, str(error))
             return None
-        if metadata.footer.unique_id != self.wanted:
-            self._reject_mismatch(clue, storage, metadata.footer.unique_id)
+        if metadata.unique_id != self.wanted:
+            self._reject_mismatch(clue, storage, metadata.unique_id)
             return None
         return metadata
 
@@ -360,7 +360,7 @@ class _Search:
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
         findings = []
-        expected = {paths.basename(path) for path in parent_paths.named_paths(self.child.metadata, "")}
+        expected = {paths.basename(path) for path in parent_paths.named_paths(self.link, "")}
         if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
             message = f"its parent was found by {clue.origin}: {storage.path}"
             findings.append(self._finding(Corruption.PARENT_FOUND_ELSEWHERE, message))
@@ -381,12 +381,12 @@ class _Search:
             storage.lock(exclusive=False)
             if metadata is not None:
                 metadata = read_metadata(storage, patches=pending(self.folder, storage))
-                if metadata.footer.unique_id != expected:
+                if metadata.unique_id != expected:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
         if self.glance:
             return FileImage(storage, 0, DiskKind.RAW)
         findings += step_findings(self.folder, storage)
-        return RawImage(storage) if metadata is None else VhdImage(storage, metadata)
+        return RawImage(storage) if metadata is None else image_of(storage, metadata)
 
     def _refuse_loop(self, storage: Storage) -> None:
         if storage.identity in self.above:
@@ -405,11 +405,11 @@ class _Search:
         self._reject(clue, f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}")
 
     def _failure(self) -> ChainError:
-        for clue in parent_paths.texts(self.child.metadata):
+        for clue in parent_paths.texts(self.link):
             if parent_paths.is_absolute(clue.path):
                 reason = "an absolute path is not followed; --parent-map FOLDER=LOCAL_FOLDER would allow it"
                 self._reject(clue, reason)
-        for clue in parent_paths.unnameable(self.child.metadata):
+        for clue in parent_paths.unnameable(self.link):
             self._reject(clue, "no file can have this name under the locale's encoding; a locale with UTF-8 has it")
         candidates = tuple(self.candidates)
         path = self.child.path

@@ -21,10 +21,11 @@ from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.compare import compare
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.parent_check import compare_metadata
+from vhdkit.chain.parent_check import compare_summaries
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
-from vhdkit.disk import unique_id
+from vhdkit.disk import timestamp, unique_id
+from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
     ChainError,
@@ -44,17 +45,17 @@ from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd import timestamp
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.image import VhdImage, open_image
-from vhdkit.vhd.metadata import Metadata, read_metadata
+from vhdkit.vhd.metadata import read_metadata
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vhdkit.disk.image import Image
+    from vhdkit.formats import RelinkableImage
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -251,7 +252,7 @@ def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]
             folder.protect(child, is_protected=True)
 
 
-def _check_claims(child: VhdImage, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
+def _check_claims(child: RelinkableImage, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
     """Refuse to let a machine's layer read through another image than its snapshots say; return what claims it.
 
     A parent of the same id that shows the same, as far as both can be read, was only moved or renamed.
@@ -272,19 +273,19 @@ def _what_claims_it(claim: Claim) -> str:
     return f"it is {claim.text()}; {how} lets the snapshots know where its parent lies"
 
 
-def _not_its_parent(child: VhdImage, claim: Claim) -> SnapshotError:
+def _not_its_parent(child: RelinkableImage, claim: Claim) -> SnapshotError:
     message = f"it is {claim.text()}, which would show something else through another parent"
     return SnapshotError(message, path=child.path)
 
 
-def _new_parent(path: str, child: VhdImage, folder: Folder) -> Image:
+def _new_parent(path: str, child: RelinkableImage, folder: Folder) -> Image:
     """Open what shall be the parent, held against whoever would write to it."""
     try:
         return open_image(path, exclusive=False, folder=folder)
     except CorruptImageError as error:
         if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
             raise
-        if child.header is None or child.header.parent_unique_id != unique_id.NULL:
+        if child.parent is None or child.parent.unique_id != unique_id.NULL:
             error.add_note("A raw file has no id, and the parent of this child has one.")
             raise
     storage = folder.open(folder.real(path))
@@ -296,11 +297,11 @@ def _new_parent(path: str, child: VhdImage, folder: Folder) -> Image:
         raise
 
 
-def _planned(child: VhdImage, parent: Image, parents: ParentSearch, request: RebaseRequest) -> Rebase:
-    header = child.header
-    if header is None or not child.is_differencing:
+def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, request: RebaseRequest) -> Rebase:
+    link = child.parent
+    if link is None:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
-    found = parent.unique_id if isinstance(parent, VhdImage) else unique_id.NULL
+    found = parent.unique_id or unique_id.NULL
     old, new = _lineage(child, parents), _lineage(parent, parents)
     if child.storage.identity in new.identities:
         message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
@@ -308,20 +309,20 @@ def _planned(child: VhdImage, parent: Image, parents: ParentSearch, request: Reb
     _check_free(child, parent, parents.folder)
     for path in (*old.paths[1:], *new.paths[1:]):
         _check_merged(child, path, parents.folder)
-    if found != header.parent_unique_id:
+    if found != link.unique_id:
         _check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
     claims = _check_claims(child, found, parents)
-    if found != header.parent_unique_id and not request.ignore_id_mismatch:
+    if found != link.unique_id and not request.ignore_id_mismatch:
         raise _mismatch(child, parent, found, old_path)
     fits, difference = _compared(old, new, parents)
     _check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
-    remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == header.parent_unique_id)
+    remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == link.unique_id)
     if fits is Fit.NO:
         remarks.append(
             _check_difference(child, parent, old_path, difference, claims, is_ignored=request.ignore_id_mismatch)
         )
-    if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != header.parent_unique_id):
+    if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != link.unique_id):
         _check_children(child, parents)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
@@ -331,20 +332,20 @@ def _planned(child: VhdImage, parent: Image, parents: ParentSearch, request: Reb
         child=child.path,
         parent=parent.path,
         before=old_path,
-        expected_id=header.parent_unique_id,
+        expected_id=link.unique_id,
         found_id=found,
         child_size=child.size,
         parent_size=parent.size,
-        child_block_size=header.block_size,
-        parent_block_size=parent.block_size if isinstance(parent, VhdImage) else 0,
-        remembered_stamp=header.parent_timestamp,
-        made_stamp=parent.footer.timestamp if isinstance(parent, VhdImage) else None,
+        child_block_size=child.block_size,
+        parent_block_size=parent.block_size,
+        remembered_stamp=link.timestamp,
+        made_stamp=parent.timestamp if parent.kind is not DiskKind.RAW else None,
         changed_stamp=timestamp.from_unix(parent.storage.mtime),
         fits=fits,
         difference=difference,
         remarks=tuple(remarks),
         patches=patches,
-        has_step=bool(child.step_patches),
+        has_step=child.has_step,
     )
     is_frozen = any(not claim.is_active for claim in claims)
     if not result.changes_nothing and not is_frozen:
@@ -352,22 +353,22 @@ def _planned(child: VhdImage, parent: Image, parents: ParentSearch, request: Reb
     return result
 
 
-def _check_not_ended(child: VhdImage, parent: Image, folder: Folder, *, is_accepted: bool) -> None:
+def _check_not_ended(child: RelinkableImage, parent: Image, folder: Folder, *, is_accepted: bool) -> None:
     """Refuse a parent that a merge went past, unless the child is what was merged, which hides the rest.
 
     Raises:
         JournalError: its view has ended.
 
     """
-    if is_accepted or not isinstance(parent, VhdImage):
+    if is_accepted or parent.kind is DiskKind.RAW:
         return
-    view = ended_view(folder, parent.storage, parent.footer, parent.header)
+    view = ended_view(folder, parent.storage, parent)
     if view is not None and view.leaf_id != child.unique_id:
         raise view.refusal(f"it cannot become the parent of {child.path} unless that is accepted (--accept-ended)")
 
 
 def _check_difference(
-    child: VhdImage, parent: Image, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
+    child: RelinkableImage, parent: Image, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
 ) -> str:
     """Return what is to be said of a parent that shows other data.
 
@@ -387,7 +388,7 @@ def _check_difference(
     return message
 
 
-def _check_children(child: VhdImage, parents: ParentSearch) -> None:
+def _check_children(child: RelinkableImage, parents: ParentSearch) -> None:
     """Refuse while images read through the child that would show other data, as far as is known.
 
     Raises:
@@ -417,7 +418,7 @@ def _lineage(first: Image, parents: ParentSearch) -> _Lineage:
     found, identities = [first.path], [first.storage.identity]
     layer, is_cut_off = first, False
     quiet = replace(parents, lock=False, index=FolderIndex(parents.folder))
-    while isinstance(layer, VhdImage) and layer.is_differencing:
+    while layer.parent is not None:
         try:
             below = find_parent(layer, quiet, set(identities)).layer
         except (VhdError, OSError):
@@ -435,14 +436,14 @@ def _lineage(first: Image, parents: ParentSearch) -> _Lineage:
     return _Lineage(paths=tuple(found), identities=tuple(identities), is_cut_off=is_cut_off)
 
 
-def _check_free(child: VhdImage, parent: Image, folder: Folder) -> None:
+def _check_free(child: RelinkableImage, parent: Image, folder: Folder) -> None:
     for image in (child, parent):
-        if isinstance(image, VhdImage) and image.footer.saved_state:
+        if image.is_saved_state:
             raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=image.path)
         _check_merged(child, image.path, folder)
 
 
-def _check_merged(child: VhdImage, path: str, folder: Folder) -> None:
+def _check_merged(child: RelinkableImage, path: str, folder: Folder) -> None:
     """Refuse while a merge is not finished: it counts on the child's header, and ends the views of what lies between.
 
     Raises:
@@ -454,16 +455,15 @@ def _check_merged(child: VhdImage, path: str, folder: Folder) -> None:
         raise JournalError(f"its parent cannot change now: {journal.say()}", path=child.path)
 
 
-def _check_size(child: VhdImage, parent: Image) -> None:
+def _check_size(child: RelinkableImage, parent: Image) -> None:
     """Refuse a larger parent with another id; one with the right id was made larger since, and is read as before."""
     if child.size < parent.size:
         message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
         raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
 
 
-def _mismatch(child: VhdImage, parent: Image, found: bytes, old_path: str) -> ParentMismatchError:
-    header = child.header
-    expected = header.parent_unique_id if header is not None else unique_id.NULL
+def _mismatch(child: RelinkableImage, parent: Image, found: bytes, old_path: str) -> ParentMismatchError:
+    expected = child.parent.unique_id if child.parent is not None else unique_id.NULL
     message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
     message += f", which {old_path} has" if old_path else ""
     return ParentMismatchError(
@@ -475,12 +475,11 @@ def _mismatch(child: VhdImage, parent: Image, found: bytes, old_path: str) -> Pa
     )
 
 
-def _remarks(child: VhdImage, parent: Image, new: _Lineage, *, is_proven: bool) -> list[str]:
-    metadata = parent.metadata if isinstance(parent, VhdImage) else None
+def _remarks(child: RelinkableImage, parent: Image, new: _Lineage, *, is_proven: bool) -> list[str]:
     mtime = parent.storage.mtime
-    odd = compare_metadata(child.metadata, metadata, path=parent.path, size=parent.size, mtime=mtime)
+    odd = compare_summaries(child, parent, path=parent.path, size=parent.size, mtime=mtime)
     remarks = [finding.message for finding in odd]
-    if not child.metadata.checksum_ok:
+    if not child.is_sealed:
         remarks.append("the checksum of its header was wrong, and the header is taken as it is")
     if new.is_cut_off:
         remarks.append(f"what {parent.path} itself reads through is not found")
@@ -511,19 +510,11 @@ def _compared(old: _Lineage, new: _Lineage, parents: ParentSearch) -> tuple[Fit,
     return (Fit.YES if result.equal else Fit.NO), result.first_difference
 
 
-@dataclass(frozen=True, slots=True)
-class _Rebased:
-    """The child as it will be, for those who look for its parent."""
-
-    path: str
-    metadata: Metadata
-
-
-def _found_by(child: VhdImage, parent: Image, patches: Sequence[Patch], folder: Folder) -> list[str]:
+def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], folder: Folder) -> list[str]:
     """Return what readers have to be told to find the parent again, by looking for it as they will."""
-    if not isinstance(parent, VhdImage):
+    if parent.kind is DiskKind.RAW:
         return [f"a raw parent is read only where it is named: --parent {shlex.quote(parent.path)} names it"]
-    rebased = _Rebased(child.path, read_metadata(child.storage, patches=patches))
+    rebased = read_metadata(child.storage, patches=patches)
 
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
         try:

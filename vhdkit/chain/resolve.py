@@ -12,7 +12,6 @@ from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.units import SECTOR
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ _STACKED = 3
 
 def windows(layers: Sequence[Image], offset: int, stop: int) -> Iterator[tuple[int, int]]:
     """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
-    blocks = [layer.block_size for layer in layers if isinstance(layer, VhdImage) and layer.block_size]
+    blocks = [layer.block_size for layer in layers if layer.block_size]
     largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
     smallest = min(largest, SECTOR * 4096)
     length = largest

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.undo_image import UndoImage
+    from vhdkit.disk.image import ImageSummary
     from vhdkit.errors import VhdError
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-    from vhdkit.vhd.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,19 +31,20 @@ class ScannedImage:
     """
 
     path: str
-    metadata: Metadata
+    metadata: ImageSummary
     children: tuple[ScannedImage, ...]
     undo_of: str = ""
 
     @property
     def unique_id(self) -> bytes:
         """Its id, 16 bytes."""
-        return self.metadata.footer.unique_id
+        return self.metadata.unique_id
 
     @property
     def parent_id(self) -> bytes | None:
         """The id of the parent that it looks for, None if it needs none."""
-        return Cataloged(path=self.path, identity=(0, 0), metadata=self.metadata).parent_id
+        link = self.metadata.parent
+        return None if link is None else link.unique_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from vhdkit.chain.relink import Relink
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Relatives:
 
 def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[str], undo_id: bytes = b"") -> Relatives:
     """Look for the relatives of a merge of the layers above `depth` into the one there; the undo image is none."""
-    family = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
+    family = chain.layers[: depth + 1]
     top, destination = family[0], family[-1]
     own = {image.storage.identity for image in family[:-1]}
     ids = {image.unique_id for image in family}
@@ -127,12 +127,12 @@ def leads_to(path: str, wanted: tuple[int, int], parents: ParentSearch) -> bool:
     parents = replace(parents, index=parents.index or FolderIndex(parents.folder))
     while True:
         with open_image(path, folder=parents.folder) as image:
-            if not image.is_differencing:
+            if image.parent is None:
                 return False
             above.add(image.storage.identity)
             with find_parent(image, parents, above).layer as parent:
                 if parent.storage.identity == wanted:
                     return True
-                if not isinstance(parent, VhdImage):
+                if parent.parent is None:
                     return False
                 path = parent.path

@@ -13,8 +13,6 @@ import numpy as np
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
-from vhdkit.units import SECTOR
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,47 +21,53 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
 
 
-def stack_of(layers: Sequence[Image], stop: int) -> list[VhdImage]:
+def stack_of(layers: Sequence[Image], stop: int) -> list[Image]:
     """Return the layers from the leaf down that `resolve_stacked` can take together, for a window that ends at `stop`.
 
-    They have blocks of one size, none ends before the window, and all but the last are differencing.
+    They have blocks and sectors of one size, none ends before the window, and all but the last have a parent.
     """
-    stack: list[VhdImage] = []
+    stack: list[Image] = []
     for layer in layers:
-        if not isinstance(layer, VhdImage) or layer.is_fixed or layer.size < stop:
+        if not layer.block_size or layer.size < stop:
             break
-        if stack and layer.block_size != stack[0].block_size:
+        if stack and _grain(layer) != _grain(stack[0]):
             break
         stack.append(layer)
-        if not layer.is_differencing:
+        if layer.parent is None:
             break
     return stack
 
 
-def resolve_stacked(images: Sequence[VhdImage], start: int, stop: int) -> Extents:
+def _grain(image: Image) -> tuple[int, int]:
+    return image.block_size, image.logical_sector_size
+
+
+def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
     """Return where a window's bytes come from in layers as `stack_of` finds them, leaf first; depths count from 0.
 
-    What none of them holds is of the last layer's depth: PARENT, or ZERO if that is a dynamic disk. Reads tables and
-    bitmaps only.
+    What none of them holds is of the last layer's depth: PARENT, or ZERO if that has none. Reads tables and bitmaps
+    only.
     """
-    found = [image.allocated(start, stop) for image in images]
-    first_block = start // images[0].block_size
-    is_held = np.zeros(-(-stop // images[0].block_size) - first_block, np.bool_)
-    for inside, _ in found:
-        is_held[inside - first_block] = True
+    size, sector = _grain(images[0])
+    found = [image.ownership(start, stop) for image in images]
+    first_block = start // size
+    is_held = np.zeros(-(-stop // size) - first_block, np.bool_)
+    for own in found:
+        is_held[own.blocks - first_block] = True
     blocks = np.flatnonzero(is_held) + first_block
     layers = []
-    bitmaps_at = np.zeros((len(images), len(blocks)), np.int64)
-    for depth, (image, (inside, at)) in enumerate(zip(images, found, strict=True)):
-        rows = np.searchsorted(blocks, inside)
-        bitmaps_at[depth, rows] = at
-        layers.append((rows, image.read_bitmaps(at)))
-    row, first, last, owner = sector_bitmap.owners(len(blocks), layers, images[0].sectors_per_block)
+    payload_at = np.zeros((len(images), len(blocks)), np.int64)
+    for depth, own in enumerate(found):
+        rows = np.searchsorted(blocks, own.blocks)
+        payload_at[depth, rows] = own.payload_offsets
+        layers.append((rows, own.bitmaps))
+    row, first, last, owner = sector_bitmap.owners(len(blocks), layers, size // sector)
     held = owner >= 0
     row, first, last, owner = row[held], first[held], last[held], owner[held]
-    base = blocks[row] * images[0].block_size
-    data = bitmaps_at[owner, row] + images[0].bitmap_size + first * SECTOR
+    base = blocks[row] * size
+    data = payload_at[owner, row] + first * sector
     depths = owner.astype(np.int32)
-    whole = extents.filled(base + first * SECTOR, base + last * SECTOR, data, start, stop, images[-1].hole, depths)
+    hole = Kind.ZERO if images[-1].parent is None else Kind.PARENT
+    whole = extents.filled(base + first * sector, base + last * sector, data, start, stop, hole, depths)
     whole.depth[whole.kind != Kind.DATA] = len(images) - 1
     return whole

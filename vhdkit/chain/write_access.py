@@ -19,7 +19,7 @@ from vhdkit.journal.claims import begun_layers, claims_on
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
-from vhdkit.vhd import image as images
+from vhdkit.vhd import open_image as images
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.unique_id_change import change_unique_id
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.vhd.open_image import Vhd
 
 
 @checked
@@ -41,7 +41,7 @@ def open_image(
     search: Sequence[StrPath] = (),
     break_children: bool = False,
     folder: Folder | None = None,
-) -> VhdImage:
+) -> Vhd:
     """Open one image, without its parents; with `verify` false wrong checksums are put up with.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write. A
@@ -75,7 +75,7 @@ def open_image(
 
 
 def claim_for_writing(
-    image: VhdImage, folder: Folder, search: Sequence[str], *, break_children: bool
+    image: Vhd, folder: Folder, search: Sequence[str], *, break_children: bool
 ) -> tuple[Finding, ...]:
     """Refuse an image that others read through; with `break_children` give it another id if there are such.
 
@@ -111,7 +111,7 @@ def claim_for_writing(
     return (*findings, Finding(corruption=Corruption.SIBLINGS, path=image.path, message=message))
 
 
-def _begun(image: VhdImage, children: Sequence[str], folder: Folder) -> set[str]:
+def _begun(image: Vhd, children: Sequence[str], folder: Folder) -> set[str]:
     """Return the children that a machine's operation had begun to make when it was cut off, and that hold nothing.
 
     The machine goes on in the layer that it had, and its next operation removes them.
@@ -123,13 +123,12 @@ def _begun(image: VhdImage, children: Sequence[str], folder: Folder) -> set[str]
         begun = begun_layers(folder, image.path)
         for path in filter(begun.__contains__, children):
             with images.open_image(path, follow_links=False, folder=folder) as child:
-                is_it = child.unique_id.hex() == begun[path] and not child.is_fixed
-                if is_it and not any(len(blocks) for blocks, _ in child.windows()):
+                if child.unique_id.hex() == begun[path] and child.is_empty():
                     found.add(path)
     return found
 
 
-def _check_may_break(image: VhdImage, folder: Folder) -> None:
+def _check_may_break(image: Vhd, folder: Folder) -> None:
     journal = read_journal(folder, image.path)
     if journal is not None:
         raise JournalError(f"what reads through it cannot be broken now: {journal.say()}", path=image.path)
@@ -139,7 +138,7 @@ def _check_may_break(image: VhdImage, folder: Folder) -> None:
         raise ReadOnlyImageError(message, path=image.path)
 
 
-def _refusal(image: VhdImage, children: tuple[str, ...], folder: Folder) -> SiblingsError:
+def _refusal(image: Vhd, children: tuple[str, ...], folder: Folder) -> SiblingsError:
     message = (
         f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}."
         " Write to a new child of it instead (vhdkit create NEWFILE --parent FILE); or turn each of them into an image"

@@ -89,7 +89,7 @@ def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
     from vhdkit.vhd.ended_view import ended_view
 
     with folder.open(folder.real(file)) as storage:
-        view = ended_view(folder, storage, metadata.footer, metadata.header)
+        view = ended_view(folder, storage, metadata)
     return [] if view is None else [view.finding()]
 
 
@@ -250,9 +250,8 @@ def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
 
 
 def _image_text(image: ScannedImage) -> str:
-    footer = image.metadata.footer
     undo = f", undo image of the merge into {path_text(image.undo_of)}" if image.undo_of else ""
-    return f"{path_text(image.path)}  {footer.disk_type.label}, {size_text(footer.current_size)}{undo}"
+    return f"{path_text(image.path)}  {image.metadata.kind}, {size_text(image.metadata.size)}{undo}"
 
 
 def _needs(orphan: ScannedImage) -> str:

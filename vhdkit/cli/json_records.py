@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.disk import unique_id
-from vhdkit.vhd.footer import DiskType
-from vhdkit.vhd.timestamp import to_datetime
+from vhdkit.disk.image import DiskKind, ImageSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,17 +18,14 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.footer import Footer
-    from vhdkit.vhd.header import DynamicHeader
-    from vhdkit.vhd.metadata import Metadata
 
 
 def describe_layer(layer: Image) -> dict[str, Any]:
     """Return what is to say about a layer of a chain."""
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.formats import summary_of
 
-    if isinstance(layer, VhdImage):
-        return describe(layer.metadata, layer.storage, layer.path)
+    if layer.kind is not DiskKind.RAW:
+        return describe(summary_of(layer), layer.storage, layer.path)
     return {
         "filename": layer.path,
         "format": "raw",
@@ -54,28 +50,11 @@ def describe_seen(layer: SeenLayer) -> dict[str, Any]:
     }
 
 
-def describe(metadata: Metadata, storage: Storage, filename: str) -> dict[str, Any]:
+def describe(summary: ImageSummary, storage: Storage, filename: str) -> dict[str, Any]:
     """Return everything that an image says about itself."""
-    footer, header = metadata.footer, metadata.header
-    is_child = footer.disk_type is DiskType.DIFFERENCING and header is not None
-    return {
-        "filename": filename,
-        "format": "vhd",
-        "virtual-size": footer.current_size,
-        "actual-size": storage.allocated_size,
-        "file-size": metadata.file_size,
-        "disk-type": footer.disk_type.label,
-        "block-size": header.block_size if header else None,
-        "unique-id": unique_id.guid(footer.unique_id),
-        "parent-unique-id": unique_id.guid(header.parent_unique_id) if header and is_child else None,
-        "parent-name": header.parent_name if header and is_child else None,
-        "creator": footer.creator_application.decode("latin-1").rstrip("\0 "),
-        "created": to_datetime(footer.timestamp).isoformat(),
-        "checksum-ok": metadata.checksum_ok,
-        "footer": _footer(footer, metadata.footer_place),
-        "header": _header(header, metadata) if header else None,
-        "warnings": warnings(metadata.findings),
-    }
+    from vhdkit.formats import fields
+
+    return {**fields(summary, storage, filename), "warnings": warnings(summary.findings)}
 
 
 def warnings(findings: Iterable[Finding]) -> list[dict[str, str]]:
@@ -114,14 +93,14 @@ def describe_scanned(image: ScannedImage) -> dict[str, Any]:
 
 
 def _scanned(image: ScannedImage) -> dict[str, Any]:
-    footer, parent_id = image.metadata.footer, image.parent_id
+    parent_id = image.parent_id
     return {
         "filename": image.path,
-        "disk-type": footer.disk_type.label,
-        "virtual-size": footer.current_size,
-        "unique-id": unique_id.guid(footer.unique_id),
+        "disk-type": image.metadata.kind.value,
+        "virtual-size": image.metadata.size,
+        "unique-id": unique_id.guid(image.unique_id),
         "parent-unique-id": None if parent_id is None else unique_id.guid(parent_id),
-        "unique-id-big-endian": unique_id.big_endian(footer.unique_id),
+        "unique-id-big-endian": unique_id.big_endian(image.unique_id),
         "parent-unique-id-big-endian": None if parent_id is None else unique_id.big_endian(parent_id),
     }
 
@@ -174,52 +153,3 @@ def describe_ensured(done: EnsuredMerge) -> dict[str, Any]:
     """Return how a merge came to be complete, with what this run did of it."""
     found: dict[str, Any] = {} if done.merge is None else describe_result(done.merge)
     return {**found, "destination": done.destination, "outcome": done.outcome.value}
-
-
-def _footer(footer: Footer, place: str) -> dict[str, Any]:
-    return {
-        "place": str(place),
-        "features": footer.features,
-        "version": f"{footer.version >> 16}.{footer.version & 0xFFFF}",
-        "data-offset": footer.data_offset,
-        "timestamp": footer.timestamp,
-        "creator-application": footer.creator_application.decode("latin-1"),
-        "creator-version": f"{footer.creator_version >> 16}.{footer.creator_version & 0xFFFF}",
-        "creator-host-os": footer.creator_host_os.decode("latin-1"),
-        "original-size": footer.original_size,
-        "current-size": footer.current_size,
-        "geometry": list(footer.geometry),
-        "geometry-size": footer.geometry.size,
-        "disk-type": int(footer.disk_type),
-        "unique-id-big-endian": unique_id.big_endian(footer.unique_id),
-        "unique-id-mixed-endian": unique_id.guid(footer.unique_id),
-        "saved-state": footer.saved_state,
-        "reserved-is-zero": not any(footer.reserved),
-    }
-
-
-def _header(header: DynamicHeader, metadata: Metadata) -> dict[str, Any]:
-    texts = {path.platform_code: path.text for path in metadata.parent_paths}
-    return {
-        "data-offset": header.data_offset,
-        "table-offset": header.table_offset,
-        "version": f"{header.version >> 16}.{header.version & 0xFFFF}",
-        "max-table-entries": header.max_table_entries,
-        "block-size": header.block_size,
-        "parent-unique-id-big-endian": unique_id.big_endian(header.parent_unique_id),
-        "parent-unique-id-mixed-endian": unique_id.guid(header.parent_unique_id),
-        "parent-timestamp": header.parent_timestamp,
-        "parent-name": header.parent_name,
-        "parent-locators": [
-            {
-                "slot": slot,
-                "platform-code": locator.platform_code.decode("latin-1"),
-                "data-space": locator.data_space,
-                "data-length": locator.data_length,
-                "data-offset": locator.data_offset,
-                "path": texts.get(locator.platform_code),
-            }
-            for slot, locator in enumerate(header.locators)
-            if locator.is_used
-        ],
-    }

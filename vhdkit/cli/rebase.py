@@ -110,6 +110,6 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
 
 def time_text(stamp: int) -> str:
     """Return a time stamp of the format, in UTC."""
-    from vhdkit.vhd.timestamp import to_datetime
+    from vhdkit.disk.timestamp import to_datetime
 
     return to_datetime(stamp).isoformat()

@@ -6,6 +6,10 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from vhdkit.disk.image import BlockPlaces, StructureChecksums
+from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import Handle
 from vhdkit.units import SECTOR
@@ -13,8 +17,11 @@ from vhdkit.units import SECTOR
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import DiskKind, Image
+    from vhdkit.disk.parent_link import ParentLink
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Storage, Syncing
 
@@ -32,6 +39,9 @@ class FileImage(Handle):
         self.logical_sector_size = SECTOR
         self.block_size = 0
         self.unique_id = b""
+        self.timestamp = 0
+        self.is_saved_state = False
+        self.parent: ParentLink | None = None
         self.broken: OSError | None = None
         # How often the file was written: what was resolved from its tables before is out of date.
         self.change_count = 0
@@ -50,15 +60,54 @@ class FileImage(Handle):
         """Return where each byte of a range inside the disk comes from."""
         raise NotImplementedError
 
+    @property
+    def digest(self) -> str:
+        """The digest of what the file says of itself; "" if it says nothing."""
+        return ""
+
+    def is_empty(self) -> bool:
+        """Whether the image holds nothing of its disk; one that allocates no blocks holds all of it."""
+        self.check_open()
+        return False
+
+    def drop_tables(self) -> None:
+        """Keep nothing of its tables in memory; there are none here."""
+        self.check_open()
+
+    def checksums(self) -> StructureChecksums:
+        """Return the CRC-32s of the file's structures; there are none here."""
+        self.check_open()
+        return StructureChecksums(0, 0, 0)
+
     def mapped_sectors(self, offset: int, stop: int) -> int:
         """Return the sectors of a range that bitmaps decide about: a bound for the extents in it."""
         self.check_open()
         del offset, stop
         return 0
 
+    def allocated_blocks(self, offset: int, stop: int) -> NDArray[np.int64]:
+        """Return the indices of the allocated blocks that touch a range; there are none here."""
+        self.check_open()
+        del offset, stop
+        return np.empty(0, np.int64)
+
+    def block_places(self, offset: int, stop: int) -> BlockPlaces:
+        """Return where the allocated blocks that touch a range lie in the file; there are none here."""
+        return BlockPlaces(self.allocated_blocks(offset, stop), 0)
+
+    def ownership(self, offset: int, stop: int) -> Ownership:
+        """Return which sectors of a range the image holds, by blocks; there are none here."""
+        self.check_open()
+        del offset, stop
+        return Ownership(np.empty(0, np.int64), np.empty((0, 0), np.uint8), np.empty(0, np.int64))
+
     def fill_past_end(self, offset: int, rest: memoryview) -> None:
         """Fill what a read of payload lacks because the file ends at `offset`, or refuse it."""
         raise NotImplementedError
+
+    def check_sound(self) -> None:
+        """Refuse an image that can be read at best."""
+        self.check_readable()
 
     def check_readable(self) -> None:
         """Refuse an image of which nothing tells what it holds; any that is open can be read here."""

@@ -37,13 +37,13 @@ from vhdkit.journal.merge_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, 
 from vhdkit.journal.records import ClockTime, IdText, Record, Size, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.vhd.open_image import Vhd
 
 SUFFIX = ".vhdkit-merged"
 # So many leaves are remembered; the oldest is forgotten first.
@@ -116,7 +116,7 @@ class Completion:
     samples: tuple[Sample, ...]
     earlier: tuple[MergedLeaf, ...]
 
-    def write(self, folder: Folder, destination: VhdImage) -> None:
+    def write(self, folder: Folder, destination: Vhd) -> None:
         """Write the record durably, in place of the one that is there.
 
         **Order**: 1 the whole record in a file of another name, synced (a cut leaves that, and the next run replaces
@@ -139,7 +139,7 @@ class Completion:
         folder.replace(partial, path)
         folder.sync(paths.dirname(path))
 
-    def _record(self, destination: VhdImage, seen: Seen, now: float) -> dict[str, object]:
+    def _record(self, destination: Vhd, seen: Seen, now: float) -> dict[str, object]:
         new = MergedLeaf(
             leaf_id=self.leaf_id,
             leaf=self.leaf,
@@ -158,7 +158,7 @@ class Completion:
 def is_shown(entry: MergedLeaf, destination: Sequence[Image]) -> bool:
     """Whether a destination, given with the layers below it, shows that a leaf was merged into it."""
     image = destination[0]
-    if not isinstance(image, VhdImage) or image.unique_id.hex() != entry.base_id or image.size < entry.virtual_size:
+    if image.unique_id.hex() != entry.base_id or image.size < entry.virtual_size:
         return False
     chain = Chain(destination)
     found = [(_digest(chain, sample.offset, sample.length), sample) for sample in entry.samples]
@@ -215,11 +215,11 @@ def take_samples(layers: Sequence[Image], depth: int) -> tuple[Sample, ...]:
 
 def _candidates(sources: Sequence[Image], size: int) -> Iterator[tuple[int, int]]:
     """Yield (offset, length) of places where a source holds sectors: in its last blocks, then in some spread evenly."""
-    images = [layer for layer in sources if isinstance(layer, VhdImage) and not layer.is_fixed]
+    images = [layer for layer in sources if layer.block_size]
     step = max((image.block_size for image in images), default=0)
     if not step:
         return
-    touched = [layer.allocated(0, min(size, layer.size))[0] * layer.block_size // step for layer in images]
+    touched = [layer.allocated_blocks(0, min(size, layer.size)) * layer.block_size // step for layer in images]
     blocks = np.unique(np.concatenate(touched))
     half = MAX_SAMPLES // 2
     if not len(blocks):

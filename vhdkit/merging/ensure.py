@@ -27,7 +27,7 @@ from vhdkit.merging.run.completion_record import completion_of
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import EnsureRequest, MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

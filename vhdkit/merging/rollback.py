@@ -27,6 +27,7 @@ from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.file_state import Seen
@@ -36,7 +37,7 @@ from vhdkit.merging.plan.finishing import check_still_shows, find_complete, fini
 from vhdkit.merging.plan.placement import moves, target_of
 from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
-from vhdkit.merging.plan.undo_image import forget_second_name
+from vhdkit.merging.plan.undo_image import as_undo_image, forget_second_name
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
 from vhdkit.merging.run.sector_copier import Mover
@@ -49,7 +50,7 @@ from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.footer_change import write_footers
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +127,7 @@ def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> Non
         open_image(destination_path, exclusive=False, folder=folder) as parent,
         open_image(undo_path, writable=True, exclusive=True, folder=folder) as undo,
     ):
-        if undo.header is not None and undo.header.parent_unique_id == parent.unique_id:
+        if undo.parent is not None and undo.parent.unique_id == parent.unique_id:
             relink = Relink(
                 child=undo.path, old_parent=parent.path, new_parent=parent.path, new_parent_id=parent.unique_id
             )
@@ -224,7 +225,7 @@ def _undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
     with noting_unreadable_journals(parents.folder, path, parents.policy.search):
         opened = open_image(path, folder=parents.folder)
     with opened as undo:
-        if not undo.is_differencing:
+        if undo.kind is not DiskKind.DIFFERENCING:
             raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
         with find_parent(undo, parents, {undo.storage.identity}).layer as below:
             journal = read_journal(parents.folder, below.path)
@@ -279,10 +280,10 @@ class _Rollback:
         self.journal = journal
         self.begin: Begin = self._begin(journal)
         self.restored = False
-        self._open: list[VhdImage] = []
-        self.sources: list[VhdImage] = []
+        self._open: list[Vhd] = []
+        self.sources: list[Vhd] = []
         try:
-            self.undo = self._locked(names[0], writable=False)
+            self.undo = as_undo_image(self._locked(names[0], writable=False))
             self.destination = self._locked(names[1], writable=True)
             _unchanged(journal, folder)
             self.footer = self._footer()
@@ -324,12 +325,12 @@ class _Rollback:
             raise JournalError(f"it cannot be rolled back: {journal.say()}", path=journal.destination)
         return journal.begin
 
-    def _locked(self, path: str, *, writable: bool = True) -> VhdImage:
+    def _locked(self, path: str, *, writable: bool = True) -> Vhd:
         image = open_image(path, writable=writable, exclusive=True, finish_step=False, folder=self.folder)
         self._open.append(image)
         return image
 
-    def _child(self, path: str) -> VhdImage:
+    def _child(self, path: str) -> Vhd:
         path = self.journal.resolve(path)
         if not self.folder.exists(path):
             message = f"{path} was relinked by the merge, and is gone or has another name; put it back first"
@@ -399,7 +400,7 @@ class _Rollback:
         for child, patches in self.relinked:
             check_patches(child, patches)
 
-    def _sibling(self, path: str) -> tuple[VhdImage, Relink]:
+    def _sibling(self, path: str) -> tuple[Vhd, Relink]:
         relink = Relink(
             child=path,
             old_parent=self.undo.path,
@@ -459,7 +460,7 @@ class _Rollback:
         disk had yet to grow.
         """
         image = self.destination
-        if image.is_fixed:
+        if image.kind is DiskKind.FIXED:
             return
         image.footer = self.footer
         write_footers(self.folder, image)

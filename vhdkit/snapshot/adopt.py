@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from vhdkit.disk import timestamp
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.journal.merge_journal import read_journal
@@ -22,9 +23,8 @@ from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.snapshot.manifest_file import SUFFIX, ManifestFile, find_manifest, manifest_path, manifests_in
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd import timestamp
 from vhdkit.vhd.ended_view import marked_view
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -253,9 +253,8 @@ def _refuse_unfinished(folder: Folder, family: Family) -> None:
         journal = read_journal(folder, image.path)
         if journal is not None:
             raise SnapshotError(f"its snapshots can be listed when that is finished: {journal.say()}", path=image.path)
-        footer, header = image.metadata.footer, image.metadata.header
         with folder.open(image.path) as storage:
-            view = marked_view(folder, storage, footer, header)
+            view = marked_view(folder, storage, image.metadata)
         if view is not None:
             raise SnapshotError(f"it cannot be a snapshot, for {view.why}", path=image.path)
 
@@ -383,7 +382,7 @@ def _by_ids(file: ManifestFile, before: Manifest) -> dict[tuple[str, ...], Snaps
 
 def _frozen_at(row: Sequence[ScannedImage]) -> float:
     """Return when the first child of a row's images was made, which is when they were frozen; 0 for a leaf."""
-    stamps = [child.metadata.footer.timestamp for image in row for child in image.children]
+    stamps = [child.metadata.timestamp for image in row for child in image.children]
     return timestamp.to_datetime(min(stamps)).timestamp() if stamps else 0.0
 
 

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from vhdkit.chain.catalog import Parents, read_catalog
 from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
+from vhdkit.disk.parent_link import ParentLink
 from vhdkit.errors import VhdError
 from vhdkit.journal.claims import is_named_for
 from vhdkit.journal.manifest_pointer import signposts
@@ -416,11 +417,12 @@ def _of_fitting(file: ManifestFile, manifest: Manifest, image: str, parent: str)
 
 def _may_be_parents(image: Cataloged, catalog: Catalog, known: dict[str, LayerRecord]) -> list[str]:
     """Return the layers of an orphan's size: those called as its parent was, else the bases."""
-    size = image.metadata.footer.current_size
-    sized = [
-        path for path in known if path in catalog.images and catalog.images[path].metadata.footer.current_size == size
-    ]
-    named = {re.split(r"[\\/]", path)[-1].lower() for path in named_paths(image.metadata, paths.dirname(image.path))}
+    size = image.metadata.size
+    sized = [path for path in known if path in catalog.images and catalog.images[path].metadata.size == size]
+    named = {
+        re.split(r"[\\/]", path)[-1].lower()
+        for path in named_paths(image.metadata.parent or ParentLink(), paths.dirname(image.path))
+    }
     called = [path for path in sized if paths.basename(path).lower() in named]
     return called or [path for path in sized if known[path].parent is None]
 

@@ -18,12 +18,12 @@ from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.image import open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
+    from vhdkit.disk.image import Image
     from vhdkit.journal.manifest import LayerRecord, Made, Manifest
     from vhdkit.snapshot.manifest_file import ManifestFile
-    from vhdkit.vhd.image import VhdImage
 
 _STRANGE_NAME = "its name is none that snapshots give; it is forgotten once the file is moved elsewhere"
 _STRANGE_PLACE = "its folder is not known as this machine's; it is forgotten once the file is moved elsewhere"
@@ -66,7 +66,7 @@ def _why_kept(file: ManifestFile, manifest: Manifest, path: str, unique_id: str,
     try:
         with open_image(path, exclusive=True, follow_links=False, folder=file.folder) as image:
             why = _why_not_ours(file, manifest, image, unique_id)
-            if not why and is_begun and _has_data(image):
+            if not why and is_begun and not image.is_empty():
                 why = "it was begun and never finished, and data was written to it"
             return why or _why_needed(file, manifest, image)
     except FileNotFoundError:
@@ -75,15 +75,15 @@ def _why_kept(file: ManifestFile, manifest: Manifest, path: str, unique_id: str,
         return str(error.message)
 
 
-def _why_not_ours(file: ManifestFile, manifest: Manifest, image: VhdImage, unique_id: str) -> str:
+def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_id: str) -> str:
     if image.unique_id.hex() != unique_id:
         return "another image has its name"
-    if not allowed_folders.is_layer_name(manifest, image.path) or not image.is_differencing:
+    if not allowed_folders.is_layer_name(manifest, image.path) or image.parent is None:
         return _STRANGE_NAME
     return "" if allowed_folders.is_own(file, image.path) else _STRANGE_PLACE
 
 
-def _why_needed(file: ManifestFile, manifest: Manifest, image: VhdImage) -> str:
+def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
     if read_journal(file.folder, image.path) is not None:
         return "a merge into it is not finished"
     others = [claim for claim in claims_on(file.folder, [image.path]) if claim.manifest_path != file.path]
@@ -91,10 +91,6 @@ def _why_needed(file: ManifestFile, manifest: Manifest, image: VhdImage) -> str:
         return f"it is {others[0].text()}"
     known = children_of(image, file.folder, file.search(manifest))
     return f"other images read through it: {', '.join(known)}" if known else ""
-
-
-def _has_data(image: VhdImage) -> bool:
-    return any(len(blocks) for blocks, _ in image.windows())
 
 
 def sweep(file: ManifestFile, manifest: Manifest) -> Manifest:
@@ -140,7 +136,7 @@ def _is_image_of_its_own(file: ManifestFile, manifest: Manifest, path: str, each
         return True
     with open_image(path, follow_links=False, folder=file.folder) as image:
         is_other = image.unique_id.hex() != each.unique_id
-        return is_other or (each in manifest.begun and _has_data(image))
+        return is_other or (each in manifest.begun and not image.is_empty())
 
 
 def _remove_half_made(file: ManifestFile, manifest: Manifest, path: str, each: Made) -> None:

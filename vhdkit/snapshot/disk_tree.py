@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.catalog import Catalog, read_catalog
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.scan import arrange
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import SnapshotError
 from vhdkit.journal.manifest import GUID
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def find_family(folder: Folder, disk: str, search: tuple[str, ...]) -> Family:
     real = folder.real(disk)
     with open_chain(real, search=search, lock=False, folder=folder) as chain:
         for layer in chain.layers:
-            if not isinstance(layer, VhdImage):
+            if layer.kind is DiskKind.RAW:
                 message = "the chain ends in a raw file, which keeps no snapshots; convert it"
                 raise SnapshotError(message, path=layer.path)
             # Snapshots of a disk that nobody can read are worth nothing.
@@ -110,7 +110,7 @@ def together(families: Sequence[Family]) -> list[list[ScannedImage]]:
 def _ordered(family: Family, image: ScannedImage) -> list[ScannedImage]:
     """Return an image's children as they were made; the one on the way to the active leaf is always the last."""
     line = set(family.line)
-    return sorted(image.children, key=lambda child: (child.path in line, child.metadata.footer.timestamp, child.path))
+    return sorted(image.children, key=lambda child: (child.path in line, child.metadata.timestamp, child.path))
 
 
 def _paired(families: Sequence[Family], children: Sequence[list[ScannedImage]]) -> list[list[ScannedImage]]:
@@ -127,7 +127,7 @@ def _paired(families: Sequence[Family], children: Sequence[list[ScannedImage]]) 
         return [[each[_guid(child)] for child in children[0]] for each in guids]
     for family, each in zip(families, children, strict=True):
         line = set(family.line)
-        stamps = [child.metadata.footer.timestamp for child in each if child.path not in line]
+        stamps = [child.metadata.timestamp for child in each if child.path not in line]
         if len(families) > 1 and len(set(stamps)) < len(stamps):
             names = ", ".join(child.path for child in each)
             message = (

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from hashlib import sha256
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from vhdkit.journal.manifest import FileMark, Mark
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
 
 _PIECE_BYTES = 1 << 20
@@ -30,20 +29,9 @@ _WHAT = {
 }
 
 
-def mark_of(image: VhdImage) -> Mark:
+def mark_of(image: Image) -> Mark:
     """Return what an open image's file is like."""
-    storage, header = image.storage, image.header
-    table = b""
-    if header is not None:
-        table = read_bytes(storage, header.table_offset, header.max_table_entries * 4)
-    at = image.footer.data_offset
-    return Mark(
-        size=storage.size(),
-        mtime=storage.mtime,
-        footer=crc32(read_bytes(storage, max(0, storage.size() - FOOTER_SIZE), FOOTER_SIZE)),
-        header=0 if header is None else crc32(read_bytes(storage, at, HEADER_SIZE)),
-        table=crc32(table),
-    )
+    return Mark(size=image.storage.size(), mtime=image.storage.mtime, **image.checksums()._asdict())
 
 
 def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
@@ -55,8 +43,7 @@ def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
 def parent_id_at(folder: Folder, path: str) -> str:
     """Return the unique id of the parent that the image at a path names, in hexadecimal, "" if it needs none."""
     with open_image(path, follow_links=False, folder=folder) as image:
-        is_child = image.is_differencing and image.header is not None
-        return image.header.parent_unique_id.hex() if is_child and image.header is not None else ""
+        return "" if image.parent is None else image.parent.unique_id.hex()
 
 
 def is_alike(folder: Folder, path: str, then: Mark) -> bool:

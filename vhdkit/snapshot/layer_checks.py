@@ -15,10 +15,10 @@ from vhdkit.vhd.ended_view import ended_view
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.manifest import LayerRecord, Manifest, StateFile
     from vhdkit.snapshot.manifest_file import ManifestFile
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.image import VhdImage
 
 
 def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
@@ -48,7 +48,7 @@ def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
                 raise SnapshotError(f"end that first: {journal.say()}", path=where)
 
 
-def check_views(folder: Folder, actives: Sequence[VhdImage]) -> None:
+def check_views(folder: Folder, actives: Sequence[Image]) -> None:
     """Refuse to freeze a layer that a merge went past: it no longer shows what it did.
 
     Raises:
@@ -56,7 +56,7 @@ def check_views(folder: Folder, actives: Sequence[VhdImage]) -> None:
 
     """
     for image in actives:
-        view = ended_view(folder, image.storage, image.footer, image.header)
+        view = ended_view(folder, image.storage, image)
         if view is not None:
             raise SnapshotError(f"it cannot be frozen, for {view.why}", path=image.path)
 

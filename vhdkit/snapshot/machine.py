@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
+from vhdkit.disk import timestamp
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
@@ -39,7 +40,6 @@ from vhdkit.snapshot.stable_read import rested, seen_twice
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
-from vhdkit.vhd import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,12 +21,13 @@ from vhdkit.snapshot.layer_tree import line_of
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import new_file
 from vhdkit.vhd.create import create_image
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from uuid import UUID
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.manifest import Disk, Snapshot
     from vhdkit.snapshot.manifest_file import ManifestFile
 
@@ -167,7 +168,7 @@ def begun_of(fresh: Sequence[LayerRecord], kept: Sequence[StateFile] = ()) -> tu
 @contextmanager
 def held_actives(
     file: ManifestFile, manifest: Manifest, *, exclusive: bool, may_miss: bool = False
-) -> Iterator[tuple[VhdImage, ...]]:
+) -> Iterator[tuple[Image, ...]]:
     """Lend the layers that the machine writes to, held: nobody starts it meanwhile.
 
     With `may_miss` those that are not there are left out.

@@ -14,8 +14,8 @@ from vhdkit.findings import Level
 from vhdkit.vhd.check_blocks import Leaks, Tally, check_blocks
 from vhdkit.vhd.check_fields import check_fields
 from vhdkit.vhd.corruption import Corruption, as_finding
-from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.metadata import examine, repair_advice
+from vhdkit.vhd.open_image import image_of
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequenc
 
 def _can_be_read(storage: Storage, metadata: Metadata) -> bool:
     try:
-        VhdImage(storage, metadata).check_readable()
+        image_of(storage, metadata).check_readable()
     except CorruptImageError:
         return False
     return True

@@ -21,6 +21,7 @@ from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.metadata import SparseMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -121,9 +122,9 @@ def check_blocks(
         OSError: the file cannot be read.
 
     """
-    header = metadata.header
-    if header is None or not entry_count:
+    if not isinstance(metadata, SparseMetadata) or not entry_count:
         return Leaks()
+    header = metadata.header
     table = Table(storage, header.table_offset, entry_count)
     shape = _shape(metadata, header, kept)
     keys = _placed(table)
@@ -137,7 +138,7 @@ def check_blocks(
     return leaks
 
 
-def _shape(metadata: Metadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> _Shape:
+def _shape(metadata: SparseMetadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> _Shape:
     size = min(max(metadata.footer.current_size, 0), constants.MAX_VIRTUAL_SIZE)
     end = metadata.file_size
     is_child = metadata.footer.disk_type is DiskType.DIFFERENCING
@@ -353,7 +354,7 @@ def _check_last_sector(storage: Storage, keys: NDArray[np.int64], shape: _Shape,
             tally.add(Corruption.BLOCK_IN_FOOTER, Level.ERROR, message, offset)
 
 
-def _check_batmap(storage: Storage, metadata: Metadata, table: Table, tally: Tally) -> None:
+def _check_batmap(storage: Storage, metadata: SparseMetadata, table: Table, tally: Tally) -> None:
     """Hold blktap's map of full blocks against the file: whole blocks are read by it alone (reference 3.7)."""
     at = metadata.batmap[0]
     if not at:

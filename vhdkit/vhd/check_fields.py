@@ -11,16 +11,16 @@ import ntpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vhdkit.disk import unique_id
+from vhdkit.disk import timestamp, unique_id
 from vhdkit.findings import Finding, Level, printable
 from vhdkit.units import SECTOR
-from vhdkit.vhd import constants, timestamp
+from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
-from vhdkit.vhd.metadata import LOCATOR_SIZE, LOCATORS_AT, FooterPlace
+from vhdkit.vhd.metadata import LOCATOR_SIZE, LOCATORS_AT, FooterPlace, SparseMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,14 +55,14 @@ class _Rule:
 
 def check_fields(metadata: Metadata, now: float) -> Iterator[Finding]:
     """Yield what is odd about the fields; `now` is in Unix seconds."""
-    footer, header = metadata.footer, metadata.header
+    footer = metadata.footer
     start = 0 if metadata.footer_place is FooterPlace.COPY else metadata.footer_start
     rules = [(start, rule) for rule in (*_footer_rules(footer, now), *_size_rules(metadata))]
-    if header is not None:
+    if isinstance(metadata, SparseMetadata):
         at = footer.data_offset
-        rules += [(at, rule) for rule in _header_rules(footer, header)]
-        rules += [(at, rule) for rule in _parent_rules(metadata, header, now)]
-        rules += [(at, rule) for rule in _locator_rules(metadata, header)]
+        rules += [(at, rule) for rule in _header_rules(footer, metadata.header)]
+        rules += [(at, rule) for rule in _parent_rules(metadata, metadata.header, now)]
+        rules += [(at, rule) for rule in _locator_rules(metadata, metadata.header)]
     for offset, rule in rules:
         if rule.broken:
             yield Finding(
@@ -158,7 +158,7 @@ def _header_rules(footer: Footer, header: DynamicHeader) -> Iterator[_Rule]:
     yield _Rule(header.max_table_entries > needed, Corruption.BAT_LARGER, 28, message, Level.INFO)
 
 
-def _parent_rules(metadata: Metadata, header: DynamicHeader, now: float) -> Iterator[_Rule]:
+def _parent_rules(metadata: SparseMetadata, header: DynamicHeader, now: float) -> Iterator[_Rule]:
     used = any(locator.is_used for locator in header.locators)
     if metadata.footer.disk_type is not DiskType.DIFFERENCING:
         filled = any(header.parent_unique_id) or header.parent_timestamp or any(header.parent_name_bytes) or used
@@ -177,7 +177,7 @@ def _parent_rules(metadata: Metadata, header: DynamicHeader, now: float) -> Iter
     yield _Rule(_is_future(stamp, now), Corruption.PARENT_TIMESTAMP_FUTURE, 56, message)
 
 
-def _locator_rules(metadata: Metadata, header: DynamicHeader) -> Iterator[_Rule]:
+def _locator_rules(metadata: SparseMetadata, header: DynamicHeader) -> Iterator[_Rule]:
     seen: list[ParentLocator] = []
     name = ntpath.basename(header.parent_name)
     texts = {path.platform_code: path.text for path in metadata.parent_paths}

@@ -15,20 +15,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
+from vhdkit.disk import timestamp
 from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
-from vhdkit.vhd import constants, timestamp
+from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.file_name import FileFormat, check_file_name
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name
-from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.locator import ParentLocator, PlatformCode
+from vhdkit.vhd.open_image import open_image
 from vhdkit.vhd.parent_reference import ParentReference, reference_to
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
+    from vhdkit.vhd.image import VhdImage
 
 # qemu believes `current_size` only of creators it knows, and cuts the disk of any other to its geometry: the tail of
 # a 40 MiB disk would be gone. Of the creators on its list this is the one that every reader takes.
@@ -121,7 +123,7 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[V
         journal = read_journal(folder, parent.path)
         if journal is not None and journal.begin is not None and (journal.rolling_back or not journal.merged):
             raise JournalError(f"no child can be made of it: {journal.say()}", path=path)
-        ended = None if accept_ended else ended_view(folder, parent.storage, parent.footer, parent.header)
+        ended = None if accept_ended else ended_view(folder, parent.storage, parent)
         if ended is not None:
             raise ended.refusal("no child can be made of it")
         yield parent

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -36,11 +35,9 @@ from vhdkit.vhd.corruption import Corruption
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from vhdkit.disk.image import Image, ImageSummary
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
-    from vhdkit.vhd.footer import Footer
-    from vhdkit.vhd.header import DynamicHeader
-    from vhdkit.vhd.image import VhdImage
 
 SUFFIX = ".vhdkit-ended"
 _MOST_BYTES = 4096
@@ -90,17 +87,12 @@ class _Merge:
     between: frozenset[str]
 
 
-def header_digest(footer: Footer, header: DynamicHeader | None) -> str:
-    """Return the digest of an image's footer and dynamic header."""
-    return sha256(footer.to_bytes() + (b"" if header is None else header.to_bytes())).hexdigest()
-
-
 def marked_view(
-    folder: Folder, storage: Storage, footer: Footer, header: DynamicHeader | None, names: Iterable[str] | None = None
+    folder: Folder, storage: Storage, image: ImageSummary, names: Iterable[str] | None = None
 ) -> EndedView | None:
     """Return what the mark of an open image says, None if it has none; `names` are those in its folder, if known."""
-    unique_id, digest = footer.unique_id.hex(), header_digest(footer, header)
-    for path, mark in _marks(folder, storage, unique_id, names):
+    digest = image.digest
+    for path, mark in _marks(folder, storage, image.unique_id.hex(), names):
         if mark.header == digest:
             below = guid(bytes.fromhex(mark.destination_id))
             why = (
@@ -127,9 +119,9 @@ def _merges_into(folder: Folder, destinations: Iterable[str]) -> list[_Merge]:
     return merges
 
 
-def _view_ended_by(merges: Iterable[_Merge], storage: Storage, footer: Footer) -> EndedView | None:
+def _view_ended_by(merges: Iterable[_Merge], storage: Storage, unique_id: bytes) -> EndedView | None:
     """Return which of some merges has ended the view of an open image, None if none has."""
-    wanted = footer.unique_id.hex()
+    wanted = unique_id.hex()
     for merge in merges:
         if merge.journal.path != storage.path + JOURNAL_SUFFIX and wanted in merge.between:
             why = f"its view has ended: {merge.journal.say()}"
@@ -137,19 +129,19 @@ def _view_ended_by(merges: Iterable[_Merge], storage: Storage, footer: Footer) -
     return None
 
 
-def ended_view(folder: Folder, storage: Storage, footer: Footer, header: DynamicHeader | None) -> EndedView | None:
+def ended_view(folder: Folder, storage: Storage, image: ImageSummary) -> EndedView | None:
     """Return what says that the view of an open image has ended: a mark, or a journal in its folder."""
     directory = paths.dirname(storage.path)
     names = folder.names(directory)
-    view = marked_view(folder, storage, footer, header, names)
+    view = marked_view(folder, storage, image, names)
     if view is None:
         with_journal = [name.removesuffix(JOURNAL_SUFFIX) for name in names if name.endswith(JOURNAL_SUFFIX)]
         merges = _merges_into(folder, [paths.join(directory, name) for name in with_journal])
-        view = _view_ended_by(merges, storage, footer)
+        view = _view_ended_by(merges, storage, image.unique_id)
     return view
 
 
-def ended_views(folder: Folder, images: Sequence[VhdImage]) -> Iterator[Finding]:
+def ended_views(folder: Folder, images: Sequence[Image]) -> Iterator[Finding]:
     """Yield a finding for each layer of a chain, leaf first, whose view has ended.
 
     Of a layer that a merge under way has come past, what reads through its topmost source knows from the journal.
@@ -163,10 +155,10 @@ def ended_views(folder: Folder, images: Sequence[VhdImage]) -> Iterator[Finding]
     above: set[bytes] = set()
     for image in images:
         listed = names.get(paths.dirname(image.path), ())
-        view = marked_view(folder, image.storage, image.footer, image.header, listed)
+        view = marked_view(folder, image.storage, image, listed)
         if view is not None:
             yield view.finding(is_hidden=view.leaf_id in above)
-        elif (view := _view_ended_by(merges, image.storage, image.footer)) is not None and view.leaf_id not in above:
+        elif (view := _view_ended_by(merges, image.storage, image.unique_id)) is not None and view.leaf_id not in above:
             yield view.finding()
         above.add(image.unique_id)
 
@@ -178,7 +170,7 @@ def _has_journal(folder: Folder, path: str, names: Mapping[str, Sequence[str]]) 
     return folder.exists(journal) if listed is None else paths.basename(journal) in listed
 
 
-def mark_ended(folder: Folder, image: VhdImage, *, leaf_id: bytes, destination_id: bytes) -> None:
+def mark_ended(folder: Folder, image: Image, *, leaf_id: bytes, destination_id: bytes) -> None:
     """Write durably beside a layer that its view has ended; see the module for the order."""
     path = image.path + SUFFIX
     partial = f"{path}.partial"
@@ -189,7 +181,7 @@ def mark_ended(folder: Folder, image: VhdImage, *, leaf_id: bytes, destination_i
         mark = {
             "version": 1,
             "unique_id": image.unique_id.hex(),
-            "header": header_digest(image.footer, image.header),
+            "header": image.digest,
             "leaf_id": leaf_id.hex(),
             "destination_id": destination_id.hex(),
             "ended": max(0.0, storage.ctime),

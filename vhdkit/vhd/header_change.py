@@ -24,7 +24,7 @@ from vhdkit.vhd.bat_window import Room, Table, check_placement
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES
-from vhdkit.vhd.metadata import read_metadata
+from vhdkit.vhd.metadata import SparseMetadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.locator import ParentLocator
-    from vhdkit.vhd.metadata import Metadata
 
 _PIECE_BYTES = 1 << 20
 
 
 def locator_room(
-    metadata: Metadata,
+    metadata: SparseMetadata,
     block_offsets: Iterable[NDArray[np.int64]],
     locators: Sequence[ParentLocator],
     *headers: DynamicHeader,
@@ -77,16 +76,17 @@ def is_header_change(storage: Storage, patches: Sequence[Patch]) -> bool:
         # Only what it is to be has to be sealed: an edit by hand may have left the checksum behind.
         before, after = DynamicHeader.from_bytes(last.before, verify=False), DynamicHeader.from_bytes(last.after)
         metadata = read_metadata(storage, patches=patches)
-        if metadata.header != after or metadata.footer.data_offset != last.offset or not _are_alike(before, after):
+        if not isinstance(metadata, SparseMetadata) or metadata.footer.data_offset != last.offset:
+            return False
+        if metadata.header != after or not _are_alike(before, after):
             return False
         table = Table(storage, after.table_offset, after.max_table_entries)
         room = _room(metadata, after)
         if check_placement(table, room, path=metadata.path).unreadable is not None:
             return False
-        if before.max_table_entries != after.max_table_entries and data:
-            return False
         return (
-            _is_unallocated(table, before.max_table_entries)
+            (before.max_table_entries == after.max_table_entries or not data)
+            and _is_unallocated(table, before.max_table_entries)
             and _have_moved_with_their_data(storage, before, after)
             and _are_inside_locators(data, metadata, tuple(_block_offsets(table, room)), (before, after))
         )
@@ -130,7 +130,7 @@ def _are_alike(before: DynamicHeader, after: DynamicHeader) -> bool:
     return same == after and before.max_table_entries <= after.max_table_entries
 
 
-def _room(metadata: Metadata, header: DynamicHeader) -> Room:
+def _room(metadata: SparseMetadata, header: DynamicHeader) -> Room:
     """Return where blocks may lie under a header."""
     size, span = metadata.footer.current_size, _block_span(header)
     last = (size - 1) // header.block_size
@@ -174,7 +174,7 @@ def _have_moved_with_their_data(storage: Storage, before: DynamicHeader, after: 
 
 def _are_inside_locators(
     patches: Sequence[Patch],
-    metadata: Metadata,
+    metadata: SparseMetadata,
     block_offsets: Sequence[NDArray[np.int64]],
     headers: tuple[DynamicHeader, DynamicHeader],
 ) -> bool:

@@ -13,8 +13,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NoReturn
+from hashlib import sha256
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
+from vhdkit.disk.image import DiskKind
+from vhdkit.disk.parent_link import ParentLink, ParentPath
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.findings import Finding, Level
 from vhdkit.journal.merge_journal import command
@@ -65,9 +68,20 @@ class FooterPlace(StrEnum):
     INSIDE = "inside"
 
 
+# In which order the paths of locators are to be tried (reference 2.3), and the origin of the header's name field.
+_ORDER = [
+    PlatformCode.WINDOWS_RELATIVE,
+    PlatformCode.MAC_URL,
+    PlatformCode.WINDOWS_RELATIVE_8BIT,
+    PlatformCode.WINDOWS_ABSOLUTE,
+    PlatformCode.WINDOWS_ABSOLUTE_8BIT,
+]
+_NAME_FIELD = "name field"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParentPath:
-    """A path that a locator or the name field gives; untrusted text."""
+class LocatorPath:
+    """A path that a locator gives; untrusted text."""
 
     platform_code: bytes
     text: str
@@ -75,29 +89,54 @@ class ParentPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What a file says about itself.
+    """What the file of a fixed disk says about itself, or that of any disk whose dynamic header cannot be read.
 
-    `header` is None for a fixed disk. `structures` are the stretches [start, end) of the file that no block may touch:
-    footer copy, header, BAT, and `batmap`, blktap's map of full blocks ((0, 0) if there is none). A new block should
-    not begin before `reserved_end`, which is behind all of them and behind `locator_rooms`, the stretches that locators
-    have for their data. `copy_ok` says whether the footer copy is what it should be, `tail_is_empty` whether the last
-    sector is zeros.
+    `copy_ok` says whether the footer copy is what it should be, `tail_is_empty` whether the last sector is zeros.
     """
 
     path: str
     file_size: int
     footer: Footer
     footer_place: FooterPlace
-    header: DynamicHeader | None
-    parent_paths: tuple[ParentPath, ...]
-    structures: tuple[tuple[int, int], ...]
-    locator_rooms: tuple[tuple[int, int], ...]
-    reserved_end: int
-    batmap: tuple[int, int]
     checksum_ok: bool
     copy_ok: bool
     tail_is_empty: bool
     findings: tuple[Finding, ...]
+
+    @property
+    def size(self) -> int:
+        """The disk's size in bytes."""
+        return self.footer.current_size
+
+    @property
+    def kind(self) -> DiskKind:
+        """What the footer says that it is."""
+        return DiskKind(self.footer.disk_type.label)
+
+    @property
+    def unique_id(self) -> bytes:
+        """Its id, 16 bytes."""
+        return self.footer.unique_id
+
+    @property
+    def timestamp(self) -> int:
+        """When it was made."""
+        return self.footer.timestamp
+
+    @property
+    def parent(self) -> ParentLink | None:
+        """What a child says of its parent; nothing is known of others."""
+        return None
+
+    @property
+    def remembered_parent_id(self) -> bytes | None:
+        """The id in the parent's field, whatever a damaged footer says that the disk is; None without a field."""
+        return None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the footer and of the dynamic header, if there is one."""
+        return structure_digest(self.footer)
 
     @property
     def footer_start(self) -> int:
@@ -109,11 +148,57 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SparseMetadata(Metadata):
+    """What the file of a dynamic or differencing disk says about itself.
+
+    `structures` are the stretches [start, end) of the file that no block may touch: footer copy, header, BAT, and
+    `batmap`, blktap's map of full blocks ((0, 0) if there is none). A new block should not begin before
+    `reserved_end`, which is behind all of them and behind `locator_rooms`, the stretches that locators have for their
+    data.
+    """
+
+    header: DynamicHeader
+    parent_paths: tuple[LocatorPath, ...]
+    structures: tuple[tuple[int, int], ...]
+    locator_rooms: tuple[tuple[int, int], ...]
+    reserved_end: int
+    batmap: tuple[int, int]
+
+    @property
+    def parent(self) -> ParentLink | None:
+        """What a child says of its parent; None for a dynamic disk."""
+        if self.footer.disk_type is not DiskType.DIFFERENCING:
+            return None
+        by_code = {path.platform_code: path.text for path in reversed(self.parent_paths)}
+        found = [ParentPath(text=by_code[code], origin=code.decode()) for code in _ORDER if code in by_code]
+        if self.header.parent_name:
+            found.append(ParentPath(text=self.header.parent_name, origin=_NAME_FIELD, is_bare_name=True))
+        return ParentLink(
+            unique_id=self.header.parent_unique_id, timestamp=self.header.parent_timestamp, paths=tuple(found)
+        )
+
+    @property
+    def remembered_parent_id(self) -> bytes | None:
+        """The id in the parent's field, whatever a damaged footer says that the disk is."""
+        return self.header.parent_unique_id
+
+    @property
+    def digest(self) -> str:
+        """The digest of the footer and of the dynamic header."""
+        return structure_digest(self.footer, self.header)
+
+
+def structure_digest(footer: Footer, header: DynamicHeader | None = None) -> str:
+    """Return the digest of an image's footer and dynamic header, hexadecimal."""
+    return sha256(footer.to_bytes() + (b"" if header is None else header.to_bytes())).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
     """What can be told of a file that may be damaged, and every rule seen broken on the way.
 
-    `metadata` is None without any footer; its header is None for a fixed disk, and if it cannot be read. `entry_count`
-    is how much of the BAT lies in the file, 0 if blocks cannot be told.
+    `metadata` is None without any footer. `entry_count` is how much of the BAT lies in the file, 0 if blocks cannot be
+    told.
     """
 
     metadata: Metadata | None
@@ -168,6 +253,24 @@ def examine(storage: Storage, patches: Sequence[Patch] = ()) -> Examination:
     return Examination(metadata=metadata, entry_count=reader.entry_count, findings=metadata.findings)
 
 
+class _Common(TypedDict):
+    """The fields of `Metadata` that every file has from the start."""
+
+    path: str
+    file_size: int
+    footer: Footer
+    footer_place: FooterPlace
+    tail_is_empty: bool
+
+
+class _Noted(TypedDict):
+    """The fields of `Metadata` that gather while a file is read."""
+
+    checksum_ok: bool
+    copy_ok: bool
+    findings: tuple[Finding, ...]
+
+
 class _Reader:
     """One pass over one file's structures, gathering what is odd about them.
 
@@ -197,41 +300,38 @@ class _Reader:
     def read(self) -> Metadata:
         footer, place = self._footer()
         self._check_footer(footer, place)
-        header = None
-        parents: tuple[ParentPath, ...] = ()
-        structures: tuple[tuple[int, int], ...] = ()
-        rooms: tuple[tuple[int, int], ...] = ()
-        reserved_end = 0
-        batmap = (0, 0)
-        if footer.disk_type is not DiskType.FIXED:
-            header = self._header_if_any(footer)
-        if header is not None:
-            self._check_table(footer, header)
-            batmap = self._batmap(footer, header)
-            structures = (
-                (0, FOOTER_SIZE),
-                (footer.data_offset, footer.data_offset + HEADER_SIZE),
-                (header.table_offset, header.table_offset + header.table_bytes),
-                batmap,
-            )
-            parents, rooms = self._locators(footer, header)
-            reserved_end = max(end for _, end in (*structures, *rooms))
-        return Metadata(
+        common = _Common(
             path=self.storage.path,
             file_size=self.size,
             footer=footer,
             footer_place=place,
+            tail_is_empty=self.size % SECTOR == 0 and not any(self._bytes(self.size - SECTOR, SECTOR)),
+        )
+        header = None if footer.disk_type is DiskType.FIXED else self._header_if_any(footer)
+        if header is None:
+            return Metadata(**common, **self._noted())
+        self._check_table(footer, header)
+        batmap = self._batmap(footer, header)
+        structures = (
+            (0, FOOTER_SIZE),
+            (footer.data_offset, footer.data_offset + HEADER_SIZE),
+            (header.table_offset, header.table_offset + header.table_bytes),
+            batmap,
+        )
+        parents, rooms = self._locators(footer, header)
+        return SparseMetadata(
+            **common,
+            **self._noted(),
             header=header,
             parent_paths=parents,
             structures=structures,
             locator_rooms=rooms,
-            reserved_end=reserved_end,
+            reserved_end=max(end for _, end in (*structures, *rooms)),
             batmap=batmap,
-            checksum_ok=self.checksum_ok,
-            copy_ok=self.copy_ok,
-            tail_is_empty=self.size % SECTOR == 0 and not any(self._bytes(self.size - SECTOR, SECTOR)),
-            findings=tuple(self.findings),
         )
+
+    def _noted(self) -> _Noted:
+        return _Noted(checksum_ok=self.checksum_ok, copy_ok=self.copy_ok, findings=tuple(self.findings))
 
     def _bytes(self, offset: int, length: int) -> bytes:
         if offset >= self.size:
@@ -441,7 +541,7 @@ class _Reader:
             self._wrong(Corruption.BAT_OUTSIDE_FILE, detail, footer.data_offset + 16)
         self.entry_count = max(0, min(header.max_table_entries, constants.MAX_TABLE_ENTRIES, (self.size - at) // 4))
 
-    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[ParentPath, ...], _Stretches]:
+    def _locators(self, footer: Footer, header: DynamicHeader) -> tuple[tuple[LocatorPath, ...], _Stretches]:
         """Return the paths that can be read, and the rooms of the locators; some dynamic disks have room too."""
         rooms = []
         found = []
@@ -460,7 +560,7 @@ class _Reader:
             if footer.disk_type is not DiskType.DIFFERENCING:
                 continue
             if text is not None and len(text) <= _MAX_PATH:
-                found.append(ParentPath(platform_code=locator.platform_code, text=text))
+                found.append(LocatorPath(platform_code=locator.platform_code, text=text))
             elif self.keep_going and locator.platform_code in _CODES_WITH_TEXT:
                 message = f"parent locator {slot} holds no text that can be a path; it is not used"
                 self._note(Corruption.LOCATOR_TEXT, message, locator.data_offset, Level.INFO)

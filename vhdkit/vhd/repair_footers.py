@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError, JournalError
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
@@ -21,8 +22,8 @@ from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import as_text
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import VhdImage, open_image
 from vhdkit.vhd.metadata import FooterPlace
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
@@ -55,11 +56,11 @@ def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
         return _repair(image)
 
 
-def _repair(image: VhdImage) -> str:
+def _repair(image: Vhd) -> str:
     metadata = image.metadata
     if metadata.footer_place is FooterPlace.INSIDE:
         return _end_behind_footer(image)
-    if metadata.footer_place is FooterPlace.COPY:
+    if image.kind is not DiskKind.FIXED and metadata.footer_place is FooterPlace.COPY:
         end = image.file_end_for(0)
         image.write_footer(end)
         image.sync()
@@ -74,7 +75,7 @@ def _repair(image: VhdImage) -> str:
     return ""
 
 
-def _end_behind_footer(image: VhdImage) -> str:
+def _end_behind_footer(image: Vhd) -> str:
     end, stop = image.size + FOOTER_SIZE, image.metadata.file_size
     for at in range(end, stop, _PIECE_BYTES):
         length = min(_PIECE_BYTES, stop - at)

@@ -15,6 +15,7 @@ from vhdkit.errors import VhdError
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.footer import Footer
+from vhdkit.vhd.metadata import SparseMetadata
 
 if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
@@ -47,7 +48,7 @@ def rooms_of(journal: Journal, metadata: Metadata) -> tuple[tuple[int, int], ...
     if begin is None or metadata.footer_start != begin.file_end:
         return ()
     rooms = [(min(begin.first, begin.file_end), begin.file_end)]
-    if begin.growth is not None and metadata.header is not None:
+    if begin.growth is not None and isinstance(metadata, SparseMetadata):
         rooms.append((metadata.header.table_offset, min(begin.growth.end, begin.file_end)))
     return tuple(rooms)
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.disk.image import DiskKind
 from vhdkit.vhd.footer_change import write_footers
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.vhd.open_image import Vhd
 
 
-def change_unique_id(folder: Folder, image: VhdImage, unique_id: bytes) -> None:
+def change_unique_id(folder: Folder, image: Vhd, unique_id: bytes) -> None:
     """Give an image that is open for writing and held exclusively another id, durably.
 
     **Order**: of a fixed disk the footer, one sector, sync (a cut leaves one id or the other) · of others the pair
@@ -30,10 +31,10 @@ def change_unique_id(folder: Folder, image: VhdImage, unique_id: bytes) -> None:
 
     """
     image.check_sound()
-    if not image.is_fixed and not image.has_whole_footer:
+    if image.kind is not DiskKind.FIXED and not image.has_whole_footer:
         image.extend(0, reserve=False, sync=True)
     image.footer = replace(image.footer, unique_id=unique_id)
-    if image.is_fixed:
+    if image.kind is DiskKind.FIXED:
         image.write_footer(image.metadata.footer_start)
         image.sync()
     else:

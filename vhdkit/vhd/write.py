@@ -18,36 +18,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.disk import sector_bitmap
+from vhdkit.disk.image import DiskKind
 from vhdkit.units import SECTOR
 from vhdkit.vhd import bat
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.disk.written_sectors import WrittenSectors
+    from vhdkit.vhd.sparse_image import SparseImage
+
+# Bits of bitmaps that are looked at together.
+_BATCH_BITS = 2 << 20
 
 
-def write_sectors(image: VhdImage, offset: int, data: bytes | memoryview, *, sync: bool = False) -> None:
-    """Write whole sectors at a byte offset of the disk.
-
-    Raises:
-        ValueError: the range is not of whole sectors or leaves the disk.
-        ReadOnlyImageError: the image may not be written.
-        OSError: from the file; the image then refuses further writes.
-
-    """
-    view = memoryview(data).cast("B")
-    if offset % SECTOR or len(view) % SECTOR or offset < 0 or offset + len(view) > image.size:
-        raise ValueError(f"[{offset}, {offset + len(view)}) is not of whole sectors inside {image.size} bytes")
-    image.check_writable()
-    if image.is_fixed:
-        image.write_at(offset, view)
-        _barrier(image, sync=sync)
-    elif len(view):
-        _write_blocks(image, offset, view, sync=sync)
-
-
-def _write_blocks(image: VhdImage, offset: int, view: memoryview, *, sync: bool) -> None:
+def write_blocks(image: SparseImage, offset: int, view: memoryview, *, sync: bool) -> None:
+    """Write whole sectors at a byte offset of the disk, and allocate the blocks that it lacks."""
     size = image.block_size
     blocks = np.arange(offset // size, -(-(offset + len(view)) // size), dtype=np.int64)
     entries = image.table.entries(int(blocks[0]), int(blocks[-1]) + 1).copy()
@@ -71,7 +59,7 @@ def _write_blocks(image: VhdImage, offset: int, view: memoryview, *, sync: bool)
     _barrier(image, sync=sync)
 
 
-def begin_blocks(image: VhdImage, at: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
+def begin_blocks(image: SparseImage, at: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
     """Write the bitmaps of new blocks of which sectors [start, stop) are written; nothing refers to them yet."""
     for offset, first, last in zip(at.tolist(), start.tolist(), stop.tolist(), strict=True):
         row = sector_bitmap.full(image.block_size)
@@ -82,7 +70,7 @@ def begin_blocks(image: VhdImage, at: NDArray[np.int64], start: NDArray[np.int64
 
 
 def set_bits(
-    image: VhdImage,
+    image: SparseImage,
     at: NDArray[np.int64],
     row: NDArray[np.int64],
     start: NDArray[np.int64],
@@ -101,11 +89,51 @@ def set_bits(
         image.write_at(int(at[index]), bitmaps[index].tobytes())
 
 
-def link_blocks(image: VhdImage, blocks: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+def begin_written(image: SparseImage, written: WrittenSectors) -> None:
+    """Write the bitmaps of new blocks: nothing refers to them before their BAT entries."""
+    _, at, is_new, row, start, stop = written
+    fresh = is_new[row]
+    for chosen, rows in _batches(image, row[fresh], len(at)):
+        if image.kind is DiskKind.DIFFERENCING:
+            bitmaps = np.zeros((rows.stop - rows.start, image.bitmap_size), np.uint8)
+            local = row[fresh][chosen] - rows.start
+            sector_bitmap.set_runs(bitmaps, local, start[fresh][chosen], stop[fresh][chosen])
+        else:
+            bitmaps = sector_bitmap.full(image.block_size, rows.stop - rows.start)
+        for index in range(rows.start, rows.stop):
+            if is_new[index]:
+                image.write_at(int(at[index]), bitmaps[index - rows.start].tobytes())
+
+
+def commit_written(image: SparseImage, written: WrittenSectors, *, again: bool) -> None:
+    """Set the bits of sectors in old blocks, then write the BAT entries of new ones; with `again` those of all."""
+    blocks, at, is_new, row, start, stop = written
+    old = ~is_new[row]
+    for chosen, rows in _batches(image, row[old], len(blocks)):
+        local = row[old][chosen] - rows.start
+        set_bits(image, at[rows], local, start[old][chosen], stop[old][chosen], again=again)
+    if is_new.any():
+        link_blocks(image, blocks[is_new], at[is_new])
+    if again and not is_new.all():
+        link_blocks(image, blocks[~is_new], at[~is_new])
+
+
+def _batches(image: SparseImage, row: NDArray[np.int64], count: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (slice of `row`, which ascends, slice of the blocks) so that a batch's bits fit into memory."""
+    if not count:
+        return
+    size = max(1, _BATCH_BITS // (image.bitmap_size * 8))
+    for first in range(0, count, size):
+        low, high = np.searchsorted(row, [first, first + size]).tolist()
+        if low < high:
+            yield slice(low, high), slice(first, min(count, first + size))
+
+
+def link_blocks(image: SparseImage, blocks: NDArray[np.int64], at: NDArray[np.int64]) -> None:
     """Write the BAT entries of new blocks (ascending): from here on the disk has them."""
     image.assign(blocks, at)
 
 
-def _barrier(image: VhdImage, *, sync: bool) -> None:
+def _barrier(image: SparseImage, *, sync: bool) -> None:
     if sync:
         image.sync()

@@ -17,7 +17,7 @@ from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives
 from vhdkit.disk import extents
-from vhdkit.disk.image import Image
+from vhdkit.disk.image import DiskKind, Image
 from vhdkit.errors import (
     CorruptImageError,
     JournalError,
@@ -31,17 +31,17 @@ from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
-from vhdkit.merging.plan.placement import Layout, lay_out, moves, target_of
+from vhdkit.merging.plan.placement import Layout, destination_of, lay_out, moves, target_of
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume, UndoPlan
 from vhdkit.merging.plan.resume import check_undo, is_about, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
-from vhdkit.merging.plan.undo_image import plan_undo
+from vhdkit.merging.plan.undo_image import as_undo_image, plan_undo
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.options import MergeRequest
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.sparse_image import SparseImage
 
 _PIECE = 4 << 20
 _SIZE_MISMATCH = 0xC03A0017
@@ -75,13 +76,13 @@ class Survey:
         self.request = request
         self.target = target_of(chain.layers, depth)
         self.sources = chain.layers[:depth]
-        self.images = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
-        self.destination = self.images[-1]
+        self.images = chain.layers[: depth + 1]
+        self.destination = destination_of(chain.layers, depth)
         self.obstacles: list[VhdError] = []
         self.spent = ""
         self.journal = self._usable(journal)
         self.undo_id = self._undo_id(journal)
-        self.undo_image: VhdImage | None = None
+        self.undo_image: SparseImage | None = None
         self.undo_holds_sectors = False
 
     def plan(self) -> MergePlan:
@@ -103,7 +104,7 @@ class Survey:
 
     def _plan(self, relatives: Relatives, laid: Layout, resume: Resume | None, undo: UndoPlan | None) -> MergePlan:
         size, size_after = self.destination.storage.size(), laid.file_end + FOOTER_SIZE
-        if self.destination.is_fixed:
+        if self.destination.kind is DiskKind.FIXED:
             size_after = size
         needed = max(0, size_after - size) + self._holes(laid.added)
         undo_needed = 0 if undo is None else undo.size - undo.size_before
@@ -223,9 +224,9 @@ class Survey:
                 message = f"an earlier run of this merge was cut off before it made this undo image; {again} goes on"
                 self.obstacles.append(JournalError(message, path=path))
             return
-        image = open_image(path, folder=self.folder)
-        self.undo_image = image
         try:
+            image = as_undo_image(open_image(path, folder=self.folder))
+            self.undo_image = image
             check_undo(self.journal, image, self.destination, self.folder, self.search)
             self.undo_holds_sectors = check_not_older(journal, image) > 0
         except JournalError as error:
@@ -347,7 +348,7 @@ class Survey:
             message += " file of its own (copy it, and rename the copy over it), or use --to"
             self.obstacles.append(MergeError(message, path=self.destination.path))
         for image in self.images:
-            if image.footer.saved_state:
+            if image.is_saved_state:
                 message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
                 self.obstacles.append(MergeError(message, path=image.path, windows_code=_INVALID_STATE))
             try:
@@ -366,7 +367,7 @@ class Survey:
         if size < target.size:
             message = f"its disk of {size} bytes is smaller than that of {target.path}, {target.size}; use --to"
             self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
-        if size > target.size and target.is_fixed:
+        if size > target.size and target.kind is DiskKind.FIXED:
             message = f"its disk of {size} bytes is larger than the fixed one of {target.path}, {target.size}; use --to"
             self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
 

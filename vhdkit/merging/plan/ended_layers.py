@@ -11,24 +11,25 @@ from vhdkit.errors import VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
 
 
-def ended_obstacles(images: Sequence[VhdImage], folder: Folder) -> Iterator[VhdError]:
+def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdError]:
     """Yield what stands in the way of merging images, leaf first, into the last of them: their views have ended.
 
     A source below the topmost one of the merge that ended its view is hidden by that, as it was then: no obstacle.
     """
     above: set[bytes] = set()
     for image in images:
-        view = marked_view(folder, image.storage, image.footer, image.header)
+        view = marked_view(folder, image.storage, image)
         is_destination = image is images[-1]
         if view is not None and (is_destination or view.leaf_id not in above):
             what = "it cannot be merged into" if is_destination else "it cannot be merged"
@@ -36,7 +37,7 @@ def ended_obstacles(images: Sequence[VhdImage], folder: Folder) -> Iterator[VhdE
         above.add(image.unique_id)
 
 
-def mark_kept_layers(plan: MergePlan, journal: Journal, destination: VhdImage, folder: Folder) -> None:
+def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder: Folder) -> None:
     """Mark the layers between that stay, and take a mark of the destination away: it shows what the topmost one did.
 
     The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
@@ -62,7 +63,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: VhdImage, f
                     raise
 
 
-def _is_between(path: str, unique_id: str, destination: VhdImage, parents: ParentSearch) -> bool:
+def _is_between(path: str, unique_id: str, destination: Vhd, parents: ParentSearch) -> bool:
     """Whether a source is still there, and reads through the destination."""
     if not parents.folder.exists(path):
         return False

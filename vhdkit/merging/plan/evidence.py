@@ -17,6 +17,7 @@ import numpy as np
 
 from vhdkit.chain.chain import Chain
 from vhdkit.disk import extents
+from vhdkit.disk.image import DiskKind
 from vhdkit.vhd import bat
 from vhdkit.vhd.metadata import FooterPlace
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from vhdkit.journal.file_state import Seen
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.growth import Growth
-    from vhdkit.vhd.image import Placement, VhdImage
+    from vhdkit.vhd.open_image import Vhd
+    from vhdkit.vhd.sparse_image import Placement, SparseImage
 
     Moves = Iterable[tuple[Extents, Extents, int]]
 
@@ -63,21 +65,21 @@ def _states_of(journal: Journal, sources: Sequence[Image]) -> list[Seen]:
     return states if len(states) == len(sources) else []
 
 
-def is_reserved(destination: VhdImage, file_end: int) -> bool:
+def is_reserved(destination: Vhd, file_end: int) -> bool:
     """Whether the file has the size and the footer that making room leaves it with."""
     metadata = destination.metadata
     is_ended = metadata.footer_place is FooterPlace.TRAILING and metadata.footer_start == file_end
-    return destination.is_fixed or is_ended
+    return destination.kind is DiskKind.FIXED or is_ended
 
 
-def may_grow(destination: VhdImage, growth: Growth, places: NDArray[np.int64], *, grown: bool) -> bool:
+def may_grow(destination: SparseImage, growth: Growth, places: NDArray[np.int64], *, grown: bool) -> bool:
     """Whether a table may be made longer as planned: it is as it was before, as it is to be, or on the way.
 
     If it is said to be `grown`, all of it must be done. No block may lie in the way but those that are to be moved, and
     those nowhere but in their old places or their new ones.
     """
     header = destination.header
-    if header is None or header.max_table_entries not in {growth.old_count, growth.entry_count}:
+    if header.max_table_entries not in {growth.old_count, growth.entry_count}:
         return False
     span, moving = destination.block_span, growth.blocks
     entries = [destination.table.entries(block, block + 1)[0] for block in moving.tolist()]
@@ -92,12 +94,12 @@ def may_grow(destination: VhdImage, growth: Growth, places: NDArray[np.int64], *
     return True
 
 
-def linked_as_planned(destination: VhdImage, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:
+def linked_as_planned(destination: Vhd, added: NDArray[np.uint32], place: Placement, rank: int, mark: int) -> bool:
     """Whether the added blocks lie where they were to be, those below `mark` certainly, the others if at all.
 
     A block that was added otherwise since would share its place with one that is still to come.
     """
-    if destination.is_fixed or not len(added):
+    if destination.kind is DiskKind.FIXED or not len(added):
         return True
     size = destination.block_size
     for first in range(0, len(added), _ENTRIES):
@@ -110,12 +112,12 @@ def linked_as_planned(destination: VhdImage, added: NDArray[np.uint32], place: P
     return True
 
 
-def is_room_free(destination: VhdImage, own: NDArray[np.int64], first: int) -> bool:
+def is_room_free(destination: Vhd, own: NDArray[np.int64], first: int) -> bool:
     """Whether no block lies where the merge's were to be, from the file's offset `first` on, but its own.
 
     Another program that writes to the destination puts its blocks there as well: behind the last one that it finds.
     """
-    if destination.is_fixed:
+    if destination.kind is DiskKind.FIXED:
         return True
     own = np.unique(own)
     for blocks, at in destination.windows():

@@ -33,11 +33,11 @@ from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import moves, target_of
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
-from vhdkit.merging.plan.resume import check_relinks, check_undo, header_digest, is_as_left
+from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ def is_leftover(journal: Journal, sources: Sequence[Image], folder: Folder) -> b
     if begin is None or not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
         return False
     ids = {source.unique_id for source in begin.sources[1:]}
-    mine = [layer.unique_id.hex() for layer in sources if isinstance(layer, VhdImage)]
+    mine = [layer.unique_id.hex() for layer in sources]
     return set(mine) <= ids and not _is_there(journal, begin.sources[0], folder)
 
 
@@ -228,7 +228,7 @@ def _ended(path: str, destination: str) -> Finding:
     return Finding(corruption=Corruption.VIEW_ENDED, path=path, message=message)
 
 
-def _check_complete(journal: Journal, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
+def _check_complete(journal: Journal, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
     """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
     begin = journal.begin
     if begin is None or destination.unique_id.hex() != begin.destination.unique_id:
@@ -241,12 +241,12 @@ def _check_complete(journal: Journal, destination: VhdImage, folder: Folder, sea
 
 
 def _what_is_left(
-    journal: Journal, begin: Begin, destination: VhdImage, folder: Folder, search: Sequence[str], *, only_shown: bool
+    journal: Journal, begin: Begin, destination: Vhd, folder: Folder, search: Sequence[str], *, only_shown: bool
 ) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
     own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
-    opened: list[VhdImage] = []
+    opened: list[Vhd] = []
     try:
         for _, path in own:
             opened.append(open_image(path, folder=folder))
@@ -262,7 +262,7 @@ def _what_is_left(
             image.close()
 
 
-def _leads_to(path: str, destination: VhdImage, parents: ParentSearch) -> bool:
+def _leads_to(path: str, destination: Vhd, parents: ParentSearch) -> bool:
     try:
         return leads_to(path, destination.storage.identity, parents)
     except (VhdError, OSError):
@@ -270,7 +270,7 @@ def _leads_to(path: str, destination: VhdImage, parents: ParentSearch) -> bool:
 
 
 def _without_the_topmost(
-    journal: Journal, destination: VhdImage, opened: Sequence[VhdImage], left: Left, *, only_shown: bool
+    journal: Journal, destination: Vhd, opened: Sequence[Vhd], left: Left, *, only_shown: bool
 ) -> Left:
     """Return which sources may go, though not all are there any more; see the module."""
     known = () if only_shown else journal.verified or ()
@@ -298,28 +298,28 @@ def _cannot_be_told(journal: Journal, left: Left) -> str:
     )
 
 
-def _is_as_left(journal: Journal, destination: VhdImage) -> bool:
+def _is_as_left(journal: Journal, destination: Vhd) -> bool:
     seen, after = journal.destination_seen, journal.destination_after
     if seen is None:
         return after is not None and is_as_left(after, destination)
     return seen.proves(destination.storage) or seen.fits(destination.storage)
 
 
-def _is_as_verified(image: VhdImage, state: FileState | None) -> bool:
+def _is_as_verified(image: Image, state: FileState | None) -> bool:
     if state is None or state.seen is None:
         return False
     seen, storage = state.seen, image.storage
-    return seen.proves(storage) or (seen.fits(storage) and header_digest(image) == state.header)
+    return seen.proves(storage) or (seen.fits(storage) and image.digest == state.header)
 
 
 def is_verified(journal: Journal, plan: MergePlan, layers: Sequence[Image]) -> bool:
     """Whether a journal has the states already of all that is to be removed."""
     verified = {journal.resolve(state.path): state for state in journal.verified or ()}
-    going = [layer for layer in layers if layer.path in plan.removals and isinstance(layer, VhdImage)]
+    going = [layer for layer in layers if layer.path in plan.removals]
     return all(_is_as_verified(image, verified.get(image.path)) for image in going)
 
 
-def _shows_all(opened: Sequence[VhdImage], destination: VhdImage) -> bool:
+def _shows_all(opened: Sequence[Vhd], destination: Vhd) -> bool:
     """Whether the destination shows what the sources that are left hold, one over the other."""
     layers = (*opened, destination)
     if any(image.size > destination.size for image in opened):

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_records import GrowthState
     from vhdkit.storage.protocols import Folder
     from vhdkit.vhd.header import DynamicHeader
-    from vhdkit.vhd.image import VhdImage
     from vhdkit.vhd.locator import ParentLocator
+    from vhdkit.vhd.open_image import Vhd
+    from vhdkit.vhd.sparse_image import SparseImage
 
 _LARGEST_GEOMETRY = Geometry(65535, 16, 255)
 
@@ -90,11 +91,11 @@ class Growth:
         )
 
 
-def plan_growth(image: VhdImage, new_size: int) -> Growth | None:
+def plan_growth(image: SparseImage, new_size: int) -> Growth | None:
     """Return what must be done before the table can have an entry for every block; None if it can already."""
     header = image.header
-    entry_count = -(-new_size // (image.block_size or 1))
-    if header is None or entry_count <= header.max_table_entries:
+    entry_count = -(-new_size // image.block_size)
+    if entry_count <= header.max_table_entries:
         return None
     table_end = -(-(header.table_offset + entry_count * 4) // SECTOR) * SECTOR
     has_batmap = image.metadata.batmap != (0, 0)
@@ -126,11 +127,9 @@ def plan_growth(image: VhdImage, new_size: int) -> Growth | None:
     )
 
 
-def grow_table(folder: Folder, image: VhdImage, growth: Growth, places: NDArray[np.int64]) -> None:
+def grow_table(folder: Folder, image: SparseImage, growth: Growth, places: NDArray[np.int64]) -> None:
     """Do steps 1 to 6; `places` (int64) are the file offsets for the blocks, in room that was made already."""
     header = image.header
-    if header is None:
-        return
     _move_blocks(image, growth.blocks, places)
     header = _move_locators(folder, image, header, growth)
     _move_batmap(image, growth)
@@ -143,14 +142,14 @@ def grow_table(folder: Folder, image: VhdImage, growth: Growth, places: NDArray[
     image.table = Table(image.storage, header.table_offset, header.max_table_entries)
 
 
-def _is_readable(locator: ParentLocator, image: VhdImage) -> bool:
+def _is_readable(locator: ParentLocator, image: SparseImage) -> bool:
     """Whether a locator has data that is worth keeping: what its fields say is bounded before it is believed."""
     if not locator.is_used or not 0 < locator.data_length <= MAX_LOCATOR_BYTES:
         return False
     return locator.data_offset + locator.data_length <= image.metadata.file_size
 
 
-def finish(folder: Folder, image: VhdImage, new_size: int) -> None:
+def finish(folder: Folder, image: Vhd, new_size: int) -> None:
     """Give the disk its new size: the footer at the end, then its copy, in one step."""
     geometry = Geometry.for_size(new_size)
     if image.footer.geometry == _LARGEST_GEOMETRY:
@@ -161,7 +160,7 @@ def finish(folder: Folder, image: VhdImage, new_size: int) -> None:
     image.size = new_size
 
 
-def _move_blocks(image: VhdImage, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+def _move_blocks(image: SparseImage, blocks: NDArray[np.int64], places: NDArray[np.int64]) -> None:
     if not len(blocks):
         return
     entries = np.concatenate([image.table.entries(block, block + 1) for block in blocks.tolist()])
@@ -174,7 +173,7 @@ def _move_blocks(image: VhdImage, blocks: NDArray[np.int64], places: NDArray[np.
     image.sync()
 
 
-def _move_locators(folder: Folder, image: VhdImage, header: DynamicHeader, growth: Growth) -> DynamicHeader:
+def _move_locators(folder: Folder, image: SparseImage, header: DynamicHeader, growth: Growth) -> DynamicHeader:
     if not growth.locator_offsets:
         return header
     if all(header.locators[slot].data_offset == offset for slot, offset in growth.locator_offsets.items()):
@@ -194,7 +193,7 @@ def _move_locators(folder: Folder, image: VhdImage, header: DynamicHeader, growt
     return header
 
 
-def _move_batmap(image: VhdImage, growth: Growth) -> None:
+def _move_batmap(image: SparseImage, growth: Growth) -> None:
     """Write an empty batmap behind the longer table: a clear bit only says that the block's bitmap is to be read.
 
     The old one is made invalid first, for the new one may lie on its bits and would be taken for them.
@@ -211,7 +210,7 @@ def _move_batmap(image: VhdImage, growth: Growth) -> None:
     image.sync()
 
 
-def _write_header(folder: Folder, image: VhdImage, header: DynamicHeader) -> None:
+def _write_header(folder: Folder, image: SparseImage, header: DynamicHeader) -> None:
     after = header.to_bytes()
     at = image.footer.data_offset
     header_update.apply(

@@ -12,7 +12,9 @@ import numpy as np
 
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import sector_bitmap
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeError, VhdError
+from vhdkit.formats import writable
 from vhdkit.merging.plan.evidence import (
     has_what_sources_hold,
     is_reserved,
@@ -27,7 +29,7 @@ from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
-from vhdkit.vhd.image import Placement, VhdImage
+from vhdkit.vhd.sparse_image import Placement, SparseImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
+    from vhdkit.vhd.open_image import Vhd
 
 
 # So many bytes of bitmaps are looked at together, of each layer.
@@ -77,12 +80,23 @@ def moves(
 
 def target_of(layers: Sequence[Image], depth: int, size: int | None = None) -> Target:
     """Return what choosing sectors needs to know of the destination at that depth; `size` is its disk's before."""
-    destination = layers[depth]
-    if not isinstance(destination, VhdImage):
-        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+    destination = destination_of(layers, depth)
     below = layers[depth + 1].size if depth + 1 < len(layers) else 0
     size = destination.size if size is None else size
     return Target(disk_type=destination.disk_type, size=size, parent_size=below)
+
+
+def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
+    """Return the layer at that depth as one that can be merged into.
+
+    Raises:
+        MergeError: its format is not written.
+
+    """
+    layer = layers[depth]
+    if layer.kind is DiskKind.RAW:
+        raise MergeError("it is a raw file, which is not merged into; use --to", path=layer.path)
+    return writable(layer)
 
 
 def lay_out(
@@ -109,8 +123,8 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
     The sources' times decide nothing: below the mark what they hold now is held against the destination, and what is
     behind it is copied from them as they are now.
     """
-    begin, destination, sources = journal.begin, chain.layers[depth], chain.layers[:depth]
-    if begin is None or journal.merged or not isinstance(destination, VhdImage):
+    begin, destination, sources = journal.begin, destination_of(chain.layers, depth), chain.layers[:depth]
+    if begin is None or journal.merged:
         return None
     place = Placement(begin.first, begin.stride)
     payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
@@ -135,7 +149,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
 
 
 def _is_as_journaled(
-    destination: VhdImage, journal: Journal, place: Placement, added: NDArray[np.uint32], growth: Growth | None
+    destination: Vhd, journal: Journal, place: Placement, added: NDArray[np.uint32], growth: Growth | None
 ) -> bool:
     """Whether the destination's size, footer and table are what `reserved`, `grown` and the mark promise."""
     begin = journal.begin
@@ -143,7 +157,11 @@ def _is_as_journaled(
         return False
     if growth is not None:
         places = place.offsets(np.arange(begin.moved))
-        if len(growth.blocks) != begin.moved or not may_grow(destination, growth, places, grown=journal.grown):
+        if (
+            len(growth.blocks) != begin.moved
+            or destination.kind is DiskKind.FIXED
+            or not may_grow(destination, growth, places, grown=journal.grown)
+        ):
             return False
     own = added.astype(np.int64) if growth is None else np.concatenate([added.astype(np.int64), growth.blocks])
     return is_room_free(destination, own, place.first) and linked_as_planned(
@@ -152,17 +170,16 @@ def _is_as_journaled(
 
 
 def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:
-    destination = chain.layers[depth]
-    if not isinstance(destination, VhdImage):
-        raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
+    destination = destination_of(chain.layers, depth)
     payload, added = _measure(chain, depth, target)
     growth = _growth(destination, chain.size, obstacles, begun=begun)
     count = len(added)
     if growth is not None:
         count += len(growth.blocks)
-        destination.floor = growth.end
     place, file_end = Placement(0, 0), destination.metadata.footer_start
-    if not destination.is_fixed:
+    if destination.kind is not DiskKind.FIXED:
+        if growth is not None:
+            destination.floor = growth.end
         try:
             place, file_end = destination.placement(count), destination.file_end_for(count)
         except OSError as error:
@@ -177,14 +194,13 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
 
     Blocks at the file's sector `new_from` and behind are those that an earlier run has added.
     """
-    destination = chain.layers[depth]
-    alike = _alike(chain, depth, target)
-    if alike is not None:
-        return _count(*alike, new_from)
+    destination = destination_of(chain.layers, depth)
+    if destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
+        return _count(chain.layers[:depth], destination, new_from)
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
     for writes, _, _ in moves(chain.layers, depth, target):
         payload += writes.total
-        if not isinstance(destination, VhdImage) or destination.is_fixed or not len(writes):
+        if destination.kind is DiskKind.FIXED or not len(writes):
             continue
         size = destination.block_size
         first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
@@ -200,21 +216,21 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     return payload, np.concatenate(added)
 
 
-def _alike(chain: Chain, depth: int, target: Target) -> tuple[list[VhdImage], VhdImage] | None:
-    """Return the sources and the destination if what is merged is just what any source has a set bit for.
+def _are_alike(chain: Chain, depth: int, target: Target) -> bool:
+    """Whether what is merged is just what any source has a set bit for.
 
     That is so if all have blocks of one size, and no source or destination is shorter than the leaf.
     """
-    *sources, destination = [layer for layer in chain.layers[: depth + 1] if isinstance(layer, VhdImage)]
-    size = destination.block_size
-    if len(sources) < depth or not size or target.size < chain.size or chain.size % SECTOR:
-        return None
-    if any(not layer.is_differencing or (layer.block_size, layer.size) != (size, chain.size) for layer in sources):
-        return None
-    return sources, destination
+    size, sources = chain.layers[depth].block_size, chain.layers[:depth]
+    if not size or target.size < chain.size or chain.size % SECTOR:
+        return False
+    return all(
+        layer.kind is DiskKind.DIFFERENCING and (layer.block_size, layer.size) == (size, chain.size)
+        for layer in sources
+    )
 
 
-def _count(sources: list[VhdImage], destination: VhdImage, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
+def _count(sources: Sequence[Image], destination: SparseImage, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
     """Do what `_measure` does from the bits alone, without a look at each run of them: thirty times quicker."""
     disk, size = sources[0].size, destination.block_size
     block_count = -(-disk // size)
@@ -222,16 +238,16 @@ def _count(sources: list[VhdImage], destination: VhdImage, new_from: int | None)
     step = max(1, _COUNTED_BYTES // destination.bitmap_size)
     for first in range(0, block_count, step):
         stop = min(block_count, first + step)
-        found = [layer.allocated(first * size, min(disk, stop * size)) for layer in sources]
         is_touched = np.zeros(stop - first, np.bool_)
-        for blocks, _ in found:
-            is_touched[blocks - first] = True
+        for layer in sources:
+            is_touched[layer.allocated_blocks(first * size, min(disk, stop * size)) - first] = True
         touched = np.flatnonzero(is_touched) + first
         if not len(touched):
             continue
         rows = np.zeros((len(touched), destination.bitmap_size), np.uint8)
-        for layer, (blocks, at) in zip(sources, found, strict=True):
-            rows[np.searchsorted(touched, blocks)] |= layer.read_bitmaps(at)
+        for layer in sources:
+            own = layer.ownership(first * size, min(disk, stop * size))
+            rows[np.searchsorted(touched, own.blocks)] |= own.bitmaps
         sectors = sector_bitmap.count(rows, size // SECTOR)
         if touched[-1] == block_count - 1:
             sectors[-1] = sector_bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // SECTOR)[0]
@@ -243,8 +259,8 @@ def _count(sources: list[VhdImage], destination: VhdImage, new_from: int | None)
     return payload, np.concatenate(added)
 
 
-def _growth(image: VhdImage, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
-    if size <= image.size or image.is_fixed:
+def _growth(image: Vhd, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
+    if size <= image.size or image.kind is DiskKind.FIXED:
         return None
     usable, unusable = image.entries_beyond(size)
     # An earlier run has added blocks there; what another tool left would be shown by the larger disk.
@@ -257,7 +273,7 @@ def _growth(image: VhdImage, size: int, obstacles: list[VhdError], *, begun: boo
         obstacles.append(MergeError(message, path=image.path))
         return None
     growth = plan_growth(image, size)
-    if growth is not None and image.header is not None and image.header.table_offset < image.footer.data_offset:
+    if growth is not None and image.header.table_offset < image.footer.data_offset:
         message = "its BAT lies before its dynamic header and has no room to grow; use --to"
         obstacles.append(MergeError(message, path=image.path))
     return growth

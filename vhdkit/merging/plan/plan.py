@@ -27,7 +27,7 @@ from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import DiskType
-from vhdkit.vhd.image import Placement, VhdImage
+from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class LayerState:
         return cls(
             path=layer.path,
             identity=layer.storage.identity,
-            unique_id=layer.unique_id if isinstance(layer, VhdImage) else b"",
+            unique_id=layer.unique_id,
             file_size=layer.storage.size(),
             mtime=layer.storage.mtime,
             ctime=layer.storage.ctime,

@@ -35,7 +35,6 @@ from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.vhd.file_name import FileFormat, check_file_name
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
-from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,7 +233,7 @@ def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
 def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
     """Plan to write the leaf's view into a new dynamic image; no input changes."""
     leaf = chain.leaf
-    block_size = (leaf.block_size if isinstance(leaf, VhdImage) else 0) or constants.DEFAULT_BLOCK_SIZE
+    block_size = leaf.block_size or constants.DEFAULT_BLOCK_SIZE
     size, added, payload = dynamic_layout(chain, block_size)
     free = folder.free_space(paths.dirname(to))
     in_the_way: list[VhdError] = []

@@ -21,14 +21,11 @@ from vhdkit.chain.siblings import identity_at, leads_to
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
-from vhdkit.journal.merge_records import FileState, RelinkState
+from vhdkit.journal.merge_records import FileState
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd import ended_view
-from vhdkit.vhd.header import DynamicHeader
-from vhdkit.vhd.header_change import is_header_change
-from vhdkit.vhd.image import Placement, VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,33 +37,27 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal, JournalWriter
     from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.sparse_image import Placement
 
 
 def file_state(layer: Image, journal: Journal, now: float = 0.0) -> FileState:
     """Return what a journal keeps of a file at a time; a raw one has no id and no header."""
     return FileState(
         path=journal.relative(layer.path),
-        unique_id=layer.unique_id.hex() if isinstance(layer, VhdImage) else "",
-        header=header_digest(layer),
+        unique_id=layer.unique_id.hex(),
+        header=layer.digest,
         size=layer.storage.size(),
         mtime=layer.storage.mtime,
         seen=Seen.of(layer.storage, now),
     )
 
 
-def header_digest(image: Image) -> str:
-    """Return the digest of an image's footer and dynamic header."""
-    if not isinstance(image, VhdImage):
-        return ""
-    return ended_view.header_digest(image.footer, image.header)
-
-
 def is_about(journal: Journal, sources: Sequence[Image], destination: Image) -> bool:
     """Whether a journal speaks of a merge of these files: the same ids and headers, in the same order."""
     begin = journal.begin
-    if begin is None or not isinstance(destination, VhdImage) or len(begin.sources) != len(sources):
+    if begin is None or len(begin.sources) != len(sources):
         return False
-    now = [(layer.unique_id.hex(), header_digest(layer)) for layer in sources if isinstance(layer, VhdImage)]
+    now = [(layer.unique_id.hex(), layer.digest) for layer in sources]
     then = [(state.unique_id, state.header) for state in begin.sources]
     return now == then and begin.destination.unique_id == destination.unique_id.hex()
 
@@ -102,7 +93,7 @@ def note_names(writer: JournalWriter, written: Journal | None) -> JournalWriter:
 
 def plan_digest(
     sources: Sequence[Image],
-    destination: VhdImage,
+    destination: Vhd,
     place: Placement,
     growth: Growth | None,
     added: NDArray[np.uint32],
@@ -110,7 +101,7 @@ def plan_digest(
 ) -> str:
     """Return the digest of everything that decides which bytes go where."""
     facts = [
-        [header_digest(layer) for layer in sources if isinstance(layer, VhdImage)],
+        [layer.digest for layer in sources],
         [destination.unique_id.hex(), destination.block_size, *place, *sizes],
         growth.to_record() if growth is not None else None,
     ]
@@ -174,7 +165,7 @@ def find_source(
     return path
 
 
-def check_undo(journal: Journal, undo: VhdImage, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
+def check_undo(journal: Journal, undo: Vhd, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
     """Refuse an undo image that is not the one that the journal speaks of, or not of this destination.
 
     Raises:
@@ -188,7 +179,7 @@ def check_undo(journal: Journal, undo: VhdImage, destination: VhdImage, folder: 
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
-def check_relinks(journal: Journal, destination: VhdImage, folder: Folder, search: Sequence[str]) -> None:
+def check_relinks(journal: Journal, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
     """Refuse relinks of files that are not children in this chain, or that would change more than the parent.
 
     Raises:
@@ -211,21 +202,6 @@ def check_relinks(journal: Journal, destination: VhdImage, folder: Folder, searc
             message += " the same command again goes on without it"
             raise JournalError(message, path=journal.path)
         with open_image(path, folder=folder) as child:
-            if not _is_relinking(relink, child, destination):
+            if not child.is_parent_change(relink.patches, destination.unique_id):
                 message = f"what it says of {path} is no relinking to this destination, or more than that"
                 raise JournalError(message, path=journal.path)
-
-
-def _is_relinking(relink: RelinkState, child: VhdImage, destination: VhdImage) -> bool:
-    if child.header is None:
-        return False
-    try:
-        before, after = (DynamicHeader.from_bytes(raw) for raw in (relink.patches[-1].before, relink.patches[-1].after))
-    except VhdError:
-        return False
-    shapes = [(h.table_offset, h.max_table_entries, h.block_size) for h in (before, after, child.header)]
-    return (
-        after.parent_unique_id == destination.unique_id
-        and shapes[0] == shapes[1] == shapes[2]
-        and is_header_change(child.storage, relink.patches)
-    )

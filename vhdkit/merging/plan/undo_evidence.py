@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.evidence import Moves
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.vhd.sparse_image import SparseImage
 
 DOUBT = (
     "nothing proves that the undo image holds all that was overwritten: it and the journal were put back as they were"
@@ -47,12 +47,12 @@ _PIECE = 4 << 20
 _STEP_SECONDS = 0.005
 
 
-def held_sectors(undo: VhdImage) -> int:
+def held_sectors(undo: SparseImage) -> int:
     """Return how many sectors an undo image holds."""
     return sum(int(sector_bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
 
 
-def check_not_older(journal: Journal, undo: VhdImage) -> int:
+def check_not_older(journal: Journal, undo: SparseImage) -> int:
     """Refuse an undo image that holds less than the journal has counted in it; return how many sectors it holds.
 
     Raises:
@@ -72,7 +72,7 @@ def check_not_older(journal: Journal, undo: VhdImage) -> int:
 
 
 def may_lack_something(
-    journal: Journal, journal_file: Storage, undo: VhdImage | None, layers: Sequence[Image], depth: int, moves: Moves
+    journal: Journal, journal_file: Storage, undo: SparseImage | None, layers: Sequence[Image], depth: int, moves: Moves
 ) -> bool:
     """Whether something may be overwritten that the undo image (None if there is none) lacks; see the module."""
     begin, destination = journal.begin, layers[depth]
@@ -96,7 +96,7 @@ def _is_newest(journal: Journal, file: Storage) -> bool:
     return journal.now > 0 and 0 <= file.ctime - journal.now <= (1 if is_coarse else _STEP_SECONDS)
 
 
-def _missing(moves: Moves, undo: VhdImage | None, size: int) -> list[Extents]:
+def _missing(moves: Moves, undo: SparseImage | None, size: int) -> list[Extents]:
     """Return what is to be overwritten of a disk of `size` bytes and not in the undo image, by windows."""
     found = []
     for writes, wipes, _ in moves:

@@ -23,21 +23,22 @@ import numpy as np
 
 from vhdkit.chain.resolve import resolve
 from vhdkit.chain.siblings import identity_at
-from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.errors import VhdError
+from vhdkit.disk.image import DiskKind
+from vhdkit.errors import JournalError, VhdError
 from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
 from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
-from vhdkit.vhd import timestamp
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.vhd.create import new_footer, write_empty
 from vhdkit.vhd.footer import DiskType, Footer
-from vhdkit.vhd.image import Placement, VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 from vhdkit.vhd.parent_reference import reference_to
+from vhdkit.vhd.sparse_image import Placement, SparseImage
 from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ _BITMAP_BYTES = 2 << 20
 def plan_undo(
     path: str,
     unique_id: bytes,
-    destination: VhdImage,
+    destination: Vhd,
     size_before: int,
     moves: Iterable[tuple[Extents, Extents, int]],
-    existing: VhdImage | None,
+    existing: SparseImage | None,
 ) -> UndoPlan:
     """Return what the undo image will take; `existing` is what an earlier run has made of it."""
     block_size = destination.block_size or DEFAULT_BLOCK_SIZE
@@ -96,7 +97,7 @@ def affected(writes: Extents, wipes: Extents, size: int) -> Extents:
     return extents.clipped(both.take(np.argsort(both.start, kind="stable")), 0, size)
 
 
-def without_held(wanted: Extents, undo: VhdImage) -> Extents:
+def without_held(wanted: Extents, undo: SparseImage) -> Extents:
     """Return what of some extents, which ascend, the undo image does not hold."""
     start, stop = int(wanted.start[0]), int(wanted.stop[-1])
     held = undo.resolve(start, stop - start).of(Kind.DATA)
@@ -107,7 +108,7 @@ def without_held(wanted: Extents, undo: VhdImage) -> Extents:
     return extents.intersect(wanted, low[low < high], high[low < high])
 
 
-def bitmaps_of(image: VhdImage) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
+def bitmaps_of(image: SparseImage) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
     """Yield (indices, bitmap offsets, bitmaps) of the blocks of an image, so many that their bitmaps take 2 MiB."""
     step = max(1, _BITMAP_BYTES // image.bitmap_size)
     for blocks, at in image.windows():
@@ -116,7 +117,20 @@ def bitmaps_of(image: VhdImage) -> Iterator[tuple[NDArray[np.int64], NDArray[np.
             yield blocks[first : first + step], some, image.read_bitmaps(some)
 
 
-def create_undo(folder: Folder, plan: UndoPlan, destination: VhdImage, job: str) -> None:
+def as_undo_image(image: Vhd) -> SparseImage:
+    """Return an open image as one that can be an undo image.
+
+    Raises:
+        JournalError: it has no parent whose sectors it could keep.
+
+    """
+    if image.kind is DiskKind.FIXED or image.parent is None:
+        image.close()
+        raise JournalError("it is no undo image: it has no parent that was merged into", path=image.path)
+    return image
+
+
+def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> None:
     """Make an undo image that holds nothing, durable with its name; it has one of the job's until it is whole.
 
     Raises:
@@ -161,7 +175,7 @@ def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
         folder.sync(paths.dirname(temporary))
 
 
-def forget_second_name(folder: Folder, undo: VhdImage, job: str) -> None:
+def forget_second_name(folder: Folder, undo: Vhd, job: str) -> None:
     """Remove the name that an undo image had while it was made, if a cut has left it with both."""
     temporary = temporary_name(undo.path, job)
     if folder.exists(temporary) and identity_at(temporary, folder) == undo.storage.identity:
@@ -222,7 +236,7 @@ class Saver:
         self.saved = saved
         self.durable = durable
         self.held = 0
-        self.image = open_image(plan.path, writable=True, exclusive=True, folder=folder)
+        self.image = as_undo_image(open_image(plan.path, writable=True, exclusive=True, folder=folder))
         try:
             if plan.size_before:
                 self._link_again()

@@ -35,6 +35,7 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.convert import write_dynamic
 from vhdkit.chain.relink import apply_patches, relink_patches
+from vhdkit.disk.image import DiskKind
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, journal_path, read_journal
@@ -346,7 +347,7 @@ class _Merge:
         saver = self._open_undo(writer)
         try:
             self._make_room(mover, writer)
-            if plan.growth is not None and not writer.journal.grown:
+            if destination.kind is not DiskKind.FIXED and plan.growth is not None and not writer.journal.grown:
                 grow_table(self.folder, destination, plan.growth, plan.place.offsets(np.arange(plan.blocks_moved)))
                 writer.write("grown")
             self._relink_siblings()
@@ -375,7 +376,7 @@ class _Merge:
         self.reporter.check()
         if plan.virtual_size_before < plan.virtual_size:
             finish(self.folder, destination, plan.virtual_size)
-        elif plan.resume is not None and not destination.is_fixed:
+        elif plan.resume is not None and destination.kind is not DiskKind.FIXED:
             # An earlier run may have given the disk its size, and lost one of the footers that say so.
             write_footers(self.folder, destination)
 
@@ -413,7 +414,7 @@ class _Merge:
         if writer.journal.reserved:
             self._clean_room(writer.journal)
             return
-        if not destination.is_fixed:
+        if destination.kind is not DiskKind.FIXED:
             count = plan.blocks_moved + len(plan.blocks_added)
             used_end = plan.place.at(count) if count else destination.data_end
             destination.extend_to(plan.file_end, used_end, reserve=True, sync=True)
@@ -428,7 +429,7 @@ class _Merge:
         copied from a source that was put back as it was earlier may be a sector that it no longer holds.
         """
         plan, destination = self.plan, self.destination
-        if destination.is_fixed or journal.begin is None:
+        if destination.kind is DiskKind.FIXED or journal.begin is None:
             return
         is_longer = journal.begin.destination.size < plan.destination_size
         if is_longer and not may_be_others(journal, self.layers[: self.depth]):

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Self
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.relink import check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
+from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
 from vhdkit.merging.plan.checks import states
 from vhdkit.merging.plan.finishing import finishing_plan
+from vhdkit.merging.plan.placement import destination_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import remove_marks
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.image import VhdImage, open_image
+from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.merging.plan.plan import LayerState, MergePlan
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.open_image import Vhd
 
 
 def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
@@ -74,21 +77,18 @@ class MergeFiles:
     """
 
     def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
-        self.dropped: VhdImage | None = None
-        self._children: dict[str, VhdImage] = {}
+        self.dropped: Vhd | None = None
+        self._children: dict[str, Vhd] = {}
         self.made_undo = False
         self.chain = open_planned(plan, folder, plan.destination)
         found = [layer for layer in self.chain.layers if layer.path == plan.destination]
         try:
-            destination = found[0]
-            if not isinstance(destination, VhdImage):
-                raise MergeError("it is a raw file, which is not merged into; use --to", path=destination.path)
-            self.destination = destination
+            self.destination = destination_of(found, 0)
             for path in _children(plan, folder):
                 child = open_image(path, writable=True, exclusive=True, finish_step=False, folder=folder)
                 self._children[path] = child
                 # There may be thousands.
-                child.table.forget()
+                child.drop_tables()
             if dropped:
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
             _check_plan(plan, self.chain, folder)
@@ -116,7 +116,7 @@ class MergeFiles:
         if plan.resume is not None:
             finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
 
-    def child(self, path: str) -> VhdImage:
+    def child(self, path: str) -> Vhd:
         """Return an open child of the destination or of the topmost source."""
         return self._children[path]
 
@@ -201,7 +201,7 @@ def _remove_held(layer: Image, plan: MergePlan, folder: Folder) -> None:
     if identity_at(path, folder) != layer.storage.identity:
         message = f"another file has its name now, which is left alone; the merge is complete in {plan.destination}"
         raise MergeError(message, path=path)
-    if isinstance(layer, VhdImage):
+    if layer.kind is not DiskKind.RAW:
         # Until the layer is gone as well the journal says what its mark said.
         remove_marks(folder, layer.storage, layer.unique_id)
     try:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.vhd.image import VhdImage
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,11 +29,7 @@ class Forgetting:
     """What of each of the sources is behind a merge that goes over the disk once, from the offset `mark` on."""
 
     def __init__(self, sources: Sequence[Image], mark: int = 0) -> None:
-        self._sources = [
-            _Behind(source, mark)
-            for source in sources
-            if isinstance(source, VhdImage) and source.block_size >= _LEAST_BLOCK
-        ]
+        self._sources = [_Behind(source, mark) for source in sources if source.block_size >= _LEAST_BLOCK]
 
     def passed(self, stop: int) -> None:
         """Say that the merge needs nothing before the disk's offset `stop` any more."""
@@ -44,7 +38,7 @@ class Forgetting:
 
 
 class _Behind:
-    def __init__(self, image: VhdImage, mark: int) -> None:
+    def __init__(self, image: Image, mark: int) -> None:
         self._image = image
         self._done = mark // image.block_size * image.block_size
         self._found: list[NDArray[np.int64]] = []
@@ -55,16 +49,15 @@ class _Behind:
         whole = stop // self._image.block_size * self._image.block_size
         if whole <= self._done:
             return
-        _, at = self._image.allocated(self._done, whole)
+        at, span = self._image.block_places(self._done, whole)
         self._done = whole
         self._found.append(at)
-        self._size += len(at) * self._image.block_span
+        self._size += len(at) * span
         if self._size >= _ENOUGH_BYTES:
-            self._forget(np.sort(np.concatenate(self._found)))
+            self._forget(np.sort(np.concatenate(self._found)), span)
             self._found, self._size = [], 0
 
-    def _forget(self, at: NDArray[np.int64]) -> None:
-        span = self._image.block_span
+    def _forget(self, at: NDArray[np.int64], span: int) -> None:
         # What lies between two blocks and is shorter than a block is padding.
         for run in np.split(at, np.flatnonzero(np.diff(at) >= 2 * span) + 1):
             self._image.storage.forget(int(run[0]), int(run[-1] - run[0]) + span)

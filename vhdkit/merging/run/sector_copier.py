@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhdkit.disk import extents, sector_bitmap
+from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.image import DiskKind
 from vhdkit.disk.read_extents import read_exactly, read_extents
+from vhdkit.disk.written_sectors import WrittenSectors
 from vhdkit.units import SECTOR
-from vhdkit.vhd import bat
-from vhdkit.vhd.image import Placement
-from vhdkit.vhd.write import link_blocks, set_bits
+from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.progress import Clock
     from vhdkit.storage.protocols import Syncing
-    from vhdkit.vhd.image import VhdImage
+    from vhdkit.vhd.open_image import Vhd
 
 _STAGING = 4 << 20
 # A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
@@ -56,7 +56,6 @@ _SYNC_SECONDS = 0.25
 _KEEP_SECONDS = 0.5
 # Until a sync was for so many pieces it is not known how long they take: then as on a disk that takes few of them.
 _MANY_SYNCED, _SECONDS_A_PIECE = 1000, 1 / 2000
-_BATCH_BITS = 2 << 20
 _END = 1 << 62
 
 
@@ -71,12 +70,7 @@ class _UnderWay(NamedTuple):
     """A checkpoint whose payload is being made durable: what then refers to it, and up to where the disk is written."""
 
     syncing: Syncing
-    blocks: NDArray[np.int64]
-    at: NDArray[np.int64]
-    is_new: NDArray[np.bool_]
-    row: NDArray[np.int64]
-    start: NDArray[np.int64]
-    stop: NDArray[np.int64]
+    written: WrittenSectors
     reached: tuple[int, int]
     weight: _Weight
 
@@ -95,7 +89,7 @@ class Mover:
     def __init__(
         self,
         layers: Sequence[Image],
-        destination: VhdImage,
+        destination: Vhd,
         added: NDArray[np.uint32],
         report: Callable[[int], None],
         durable: Callable[[int, int], None] = lambda _stop, _bytes: None,
@@ -158,7 +152,7 @@ class Mover:
             self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
         self._moving = _Weight(0, 0)
         self._reached = (stop, self._reached[1] + writes.total)
-        if self.destination.is_fixed:
+        if self.destination.kind is DiskKind.FIXED:
             self._gathers(len(pieces), pieces.total)
             return
         owned = extents.split(writes, self.destination.block_size)
@@ -224,15 +218,15 @@ class Mover:
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         touched, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(touched)
-        self._begin(at, is_new, row, start, stop)
-        syncing = self.destination.begin_sync()
-        self._under_way = _UnderWay(syncing, touched, at, is_new, row, start, stop, self._reached, weight)
+        written = WrittenSectors(touched, at, is_new, row, start, stop)
+        self.destination.begin_blocks(written)
+        self._under_way = _UnderWay(self.destination.begin_sync(), written, self._reached, weight)
 
     def _end_checkpoint(self) -> None:
         """Wait until the payload that is under way is durable, and write what refers to it."""
         if self._under_way is None:
             return
-        (syncing, touched, at, is_new, row, start, stop, reached, weight), self._under_way = self._under_way, None
+        (syncing, written, reached, weight), self._under_way = self._under_way, None
         took = syncing.wait()
         if weight.pieces >= _MANY_SYNCED:
             self._seconds_a_piece = took / weight.pieces
@@ -241,15 +235,7 @@ class Mover:
         self._adapt(took)
         if any(self._linked):
             self.durable(*self._linked)
-        old = ~is_new[row]
-        for chosen, rows in self._batches(row[old], len(touched)):
-            local = row[old][chosen] - rows.start
-            bits = (at[rows], local, start[old][chosen], stop[old][chosen])
-            set_bits(self.destination, *bits, again=self.again)
-        if is_new.any():
-            link_blocks(self.destination, touched[is_new], at[is_new])
-        if self.again and not is_new.all():
-            link_blocks(self.destination, touched[~is_new], at[~is_new])
+        self.destination.commit(written, again=self.again)
         self._linked = reached
 
     def _adapt(self, took: float) -> None:
@@ -266,46 +252,12 @@ class Mover:
         block, start, stop = (np.concatenate(column) for column in zip(*self._pending, strict=True))
         return block, start, stop
 
-    def _begin(
-        self,
-        at: NDArray[np.int64],
-        is_new: NDArray[np.bool_],
-        row: NDArray[np.int64],
-        start: NDArray[np.int64],
-        stop: NDArray[np.int64],
-    ) -> None:
-        """Write the bitmaps of new blocks: nothing refers to them before their BAT entries."""
-        image = self.destination
-        fresh = is_new[row]
-        for chosen, rows in self._batches(row[fresh], len(at)):
-            if image.is_differencing:
-                bitmaps = np.zeros((rows.stop - rows.start, image.bitmap_size), np.uint8)
-                local = row[fresh][chosen] - rows.start
-                sector_bitmap.set_runs(bitmaps, local, start[fresh][chosen], stop[fresh][chosen])
-            else:
-                bitmaps = sector_bitmap.full(image.block_size, rows.stop - rows.start)
-            for index in range(rows.start, rows.stop):
-                if is_new[index]:
-                    image.write_at(int(at[index]), bitmaps[index - rows.start].tobytes())
-
-    def _batches(self, row: NDArray[np.int64], count: int) -> Iterator[tuple[slice, slice]]:
-        """Yield (slice of `row`, which ascends, slice of the blocks) so that a batch's bits fit into memory."""
-        if not count:
-            return
-        size = max(1, _BATCH_BITS // (self.destination.bitmap_size * 8))
-        for first in range(0, count, size):
-            low, high = np.searchsorted(row, [first, first + size]).tolist()
-            if low < high:
-                yield slice(low, high), slice(first, min(count, first + size))
-
     def _where(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the bitmap offsets of blocks (ascending), and which of them the table does not have yet."""
+        """Return the file offsets of blocks (ascending), and which of them the destination does not have yet."""
         if not len(blocks):
             return np.empty(0, np.int64), np.empty(0, np.bool_)
-        first = int(blocks[0])
-        entries = self.destination.table.entries(first, int(blocks[-1]) + 1)[blocks - first]
-        at = bat.offsets(entries)
-        is_new = entries == bat.UNALLOCATED
+        at = self.destination.block_offsets(blocks)
+        is_new = at < 0
         at[is_new] = self._place.offsets(self._rank + np.searchsorted(self.added, blocks[is_new]))
         return at, is_new
 
@@ -314,21 +266,21 @@ class Mover:
         image = self.destination
         if len(wipes):
             writes = _merged(writes, self._held(wipes))
-        if image.is_fixed:
+        if image.kind is DiskKind.FIXED:
             pieces = extents.split(writes, _STAGING)
             return pieces, pieces.start, np.zeros(len(pieces), np.bool_)
         pieces = extents.split(writes, min(image.block_size, _STAGING))
         block = pieces.start // image.block_size
         blocks, row = np.unique(block, return_inverse=True)
         at, is_new = self._where(blocks)
-        return pieces, at[row] + image.bitmap_size + pieces.start - block * image.block_size, is_new[row]
+        return pieces, at[row] + image.block_lead + pieces.start - block * image.block_size, is_new[row]
 
     def _held(self, wipes: Extents) -> Extents:
         """Return what of the zeros lies in blocks that the destination has: elsewhere it has zeros already."""
         image = self.destination
-        if image.is_fixed:
+        if image.kind is DiskKind.FIXED:
             return wipes
-        blocks, _ = image.allocated(int(wipes.start[0]), int(wipes.stop[-1]))
+        blocks = image.allocated_blocks(int(wipes.start[0]), int(wipes.stop[-1]))
         return extents.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
 
     @staticmethod

@@ -1,0 +1,21 @@
+"""What an image holds of a window of the disk, as the kernels over sector bitmaps take it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Ownership(NamedTuple):
+    """The allocated blocks of a window, one row each.
+
+    `blocks` (int64, ascending) are their indices, `bitmaps` (uint8) has a row of bits a block, one bit a sector, and
+    `payload_offsets` (int64) is where the first sector of each lies in the file.
+    """
+
+    blocks: NDArray[np.int64]
+    bitmaps: NDArray[np.uint8]
+    payload_offsets: NDArray[np.int64]

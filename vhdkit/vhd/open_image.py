@@ -1,0 +1,94 @@
+"""Opening a VHD: locked before anything in it is believed, read as if what was cut off were finished."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from vhdkit.arguments import checked
+from vhdkit.errors import CorruptImageError, ReadOnlyImageError
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.units import as_text
+from vhdkit.vhd.file_name import note_raw_disk
+from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.image import FixedImage
+from vhdkit.vhd.metadata import Metadata, SparseMetadata, read_metadata
+from vhdkit.vhd.sparse_image import SparseImage
+
+if TYPE_CHECKING:
+    from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.units import StrPath
+
+# A VHD of any type.
+Vhd: TypeAlias = FixedImage | SparseImage
+
+
+@checked
+def open_image(
+    path: StrPath,
+    *,
+    writable: bool = False,
+    verify: bool = True,
+    verify_header: bool = True,
+    exclusive: bool | None = None,
+    finish_step: bool = True,
+    follow_links: bool = True,
+    folder: Folder | None = None,
+) -> Vhd:
+    """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+
+    With `verify_header` false that of the dynamic header alone is.
+    With `follow_links` false the last component of the path must be no symbolic link: for names from side files.
+
+    Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write.
+    A change of its header that was cut off is finished if it is opened to be written and `finish_step` is true; until
+    then the image is read as if it were finished, and cannot be written.
+
+    Raises:
+        CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
+        ReadOnlyImageError: it should be written and is marked read-only.
+        ImageInUseError: somebody else holds it.
+        OSError: the file cannot be opened.
+
+    """
+    place = folder or LocalFolder()
+    path = place.real(as_text(path)) if follow_links else as_text(path)
+    if writable and place.exists(path) and not place.may_write(path):
+        raise _read_only(place, path)
+    storage = place.open(path, writable=writable)
+    try:
+        if exclusive is not None:
+            storage.lock(exclusive=exclusive)
+        if writable and storage.is_protected:
+            # Between the look above and the lock it was frozen.
+            raise _read_only(place, path)
+        patches = pending(place, storage)
+        metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
+        image = image_of(storage, metadata)
+        image.step_patches = patches
+        if writable and finish_step:
+            image.finish_step(place)
+    except CorruptImageError as error:
+        note_raw_disk(error, storage)
+        storage.close()
+        raise
+    except BaseException:
+        storage.close()
+        raise
+    return image
+
+
+def image_of(storage: Storage, metadata: Metadata) -> Vhd:
+    """Return the image on a storage from which the metadata were read, of the class that fits.
+
+    Raises:
+        CorruptImageError: a block of it lies where none can.
+
+    """
+    return SparseImage(storage, metadata) if isinstance(metadata, SparseMetadata) else FixedImage(storage, metadata)
+
+
+def _read_only(folder: Folder, path: str) -> ReadOnlyImageError:
+    from vhdkit.journal.claims import frozen_text  # noqa: PLC0415 - where a file is refused, and only there
+
+    why = frozen_text(folder, path) or "the file is read-only; allow writing to it first"
+    return ReadOnlyImageError(why, path=path)
