@@ -9,11 +9,12 @@ since its parent was frozen. A chain is such a leaf with everything below it; a 
     plan = vhdkit.plan_merge("web01_3A7F.avhd")           # into= an ancestor, to= a new file; writes nothing
     vhdkit.merge(plan)
 
-How it is built, from the bottom up: `format` turns bytes into frozen records and bitmaps into runs; `storage` is the
-one seam to the machine; `image` resolves ranges of one file, writes sectors and creates files; `chain` finds and
-verifies parents and reads through layers; `merging` plans with plain values and then does, in an order that leaves the
-leaf readable at every instant; `job` runs that in the background and answers for it; `snapshot` keeps a machine's tree
-of snapshots, and what deleting them owes in merges; `cli` prints. Imports point down only.
+How it is built, from the bottom up: `storage` is the one way to the machine; `disk` is what every image is, with the
+kernels over its bitmaps; `journal` holds the side files; `vhd` turns bytes into frozen records, and reads, checks,
+writes and creates one image; `chain` finds and verifies parents and reads through layers; `merging` plans with plain
+values and then does, in an order that leaves the leaf readable at every instant; `job` runs that in the background and
+answers for it; `snapshot` keeps a machine's tree of snapshots, and the merges that wait; `cli` prints. Imports point
+down only.
 
 The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.check import CheckReport, check
     from vhdkit.chain.compare import Comparison, compare
     from vhdkit.chain.convert import convert
+    from vhdkit.chain.hash import HashAlgorithm, ViewHash, hash_image
     from vhdkit.chain.rebase import Rebase, plan_rebase, rebase
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.write_access import open_image
@@ -87,6 +89,7 @@ _HOMES = {
     "vhdkit.chain.check": ("CheckReport", "check"),
     "vhdkit.chain.compare": ("Comparison", "compare"),
     "vhdkit.chain.convert": ("convert",),
+    "vhdkit.chain.hash": ("HashAlgorithm", "ViewHash", "hash_image"),
     "vhdkit.chain.scan": ("Scan", "ScannedImage", "scan"),
     "vhdkit.errors": (
         "Cancelled",
@@ -159,6 +162,7 @@ __all__ = [
     "Extents",
     "FileNameError",
     "Finding",
+    "HashAlgorithm",
     "Image",
     "ImageInUseError",
     "Job",
@@ -191,6 +195,7 @@ __all__ = [
     "UnsupportedImageError",
     "VerificationError",
     "VhdError",
+    "ViewHash",
     "cancel_job",
     "check",
     "compare",
@@ -199,6 +204,7 @@ __all__ = [
     "drop_undo",
     "ensure_merged",
     "find_job",
+    "hash_image",
     "jobs",
     "merge",
     "open_chain",

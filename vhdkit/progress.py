@@ -28,13 +28,14 @@ class Phase(StrEnum):
     RESERVING = "reserving"
     COPYING = "copying"
     COMPARING = "comparing"
+    HASHING = "hashing"
     VERIFYING = "verifying"
     FINISHING = "finishing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a verb is, in bytes: of a merge's payload, or of the disk that is converted or compared."""
+    """How far a verb is, in bytes: of a merge's payload, or of the disk that is converted, compared or hashed."""
 
     phase: Phase
     bytes_done: int

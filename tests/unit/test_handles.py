@@ -16,7 +16,7 @@ import pytest
 
 import vhdkit
 from tests.keeping import keep
-from vhdkit.chain.convert import open_raw
+from vhdkit.chain.open_view import open_raw
 from vhdkit.disk.parent_link import ParentChange
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.disk.written_sectors import WrittenSectors

@@ -60,6 +60,8 @@ def look(path: Path, entry: os.DirEntry[str]) -> bool:
 def make(path: Path, kind: str) -> int:
     vhdkit.create_image(path, size=1 << 20, disk_type=kind, block_size=1 << 16)
     vhdkit.create_image(path, parent=path, parent_map=MAPPED)
+    hashed: tuple[vhdkit.ViewHash, ...] = vhdkit.hash_image(path, search=FOLDERS, parent_map=MAPPED, parent=path)
+    print(hashed[0].digest)
     return vhdkit.convert(
         path, HERE / "new.raw", output_format=kind, search=FOLDERS, parent_map=MAPPED, parent=path, progress=print
     )

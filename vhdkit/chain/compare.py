@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.arguments import checked
-from vhdkit.chain.chain import Chain, open_chain_with
-from vhdkit.chain.convert import open_raw
+from vhdkit.chain.open_view import open_view, view_length
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.pieces import PIECE_BYTES
 from vhdkit.chain.resolve import resolve, windows
@@ -25,11 +24,11 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.read_ahead import read_ahead
 from vhdkit.units import as_text
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.file_name import may_be_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from vhdkit.chain.chain import Chain
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -91,14 +90,14 @@ def compare(
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
     parents = ParentSearch(folder=place, policy=policy, lock=lock)
     with (
-        _open_view(as_text(path_a), format_a, parents) as a,
-        _open_view(as_text(path_b), format_b, parents.without_named_parent()) as b,
+        open_view(as_text(path_a), format_a, parents) as a,
+        open_view(as_text(path_b), format_b, parents.without_named_parent()) as b,
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)
         reporter = Reporter(max(a.size, b.size), 0, progress, cancel, stopped=_stopped)
         first = first_difference(a, b, partial(reporter.reach, phase=Phase.COMPARING))
-        return Comparison(equal=first is None, first_difference=first, size_a=_length(a), size_b=_length(b))
+        return Comparison(equal=first is None, first_difference=first, size_a=view_length(a), size_b=view_length(b))
 
 
 def _stopped() -> Cancelled:
@@ -152,29 +151,9 @@ def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtyp
     return extents.distinct(extents.split(data, PIECE_BYTES).start // PIECE_BYTES)
 
 
-def _open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chain:
-    if file_format == "raw":
-        return open_raw(path, parents.folder, lock=parents.lock)
-    try:
-        return open_chain_with(path, parents)
-    except CorruptImageError as error:
-        if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
-            raise
-        if error.path != parents.folder.real(path) or file_format == "vhd":
-            raise
-        if not may_be_raw(path):
-            raise
-    return open_raw(path, parents.folder, lock=parents.lock)
-
-
 def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:
     """Refuse to compare an image with a file of no bytes, which reads as zeros: most likely it was cut off."""
     if file_format is None and other.leaf.kind is not DiskKind.RAW and view.leaf.kind is DiskKind.RAW:
         storage = view.leaf.storage
         if not storage.size():
             raise CorruptImageError(Corruption.FILE_TOO_SHORT, "the file is empty", path=storage.path)
-
-
-def _length(chain: Chain) -> int:
-    """Return the length of a view: that of a raw file need not be of whole sectors."""
-    return chain.leaf.storage.size() if chain.leaf.kind is DiskKind.RAW else chain.size

@@ -18,7 +18,6 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
-from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import Cancelled, VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
@@ -235,15 +234,3 @@ class _Blocks:
         self._storage.write_at(at, self._ones)
         self._entries[number] = at // SECTOR
         self.count += 1
-
-
-def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:
-    """Open a file as nothing but a disk's content, and hold it for reading."""
-    storage = folder.open(folder.real(path))
-    try:
-        if lock:
-            storage.lock(exclusive=False)
-        return Chain([RawImage(storage)])
-    except BaseException:
-        storage.close()
-        raise

@@ -17,6 +17,7 @@ import click
 
 from vhdkit.cli.check import check
 from vhdkit.cli.create import compare, convert, create
+from vhdkit.cli.hash import hash_
 from vhdkit.cli.info import chain, info, map_, scan
 from vhdkit.cli.job import job
 from vhdkit.cli.merge import merge
@@ -66,7 +67,23 @@ def program() -> None:
     """
 
 
-for _verb in (info, chain, scan, map_, check, merge, job, snapshot, rebase, rollback, undo, create, convert, compare):
+for _verb in (
+    info,
+    chain,
+    scan,
+    map_,
+    check,
+    merge,
+    job,
+    snapshot,
+    rebase,
+    rollback,
+    undo,
+    create,
+    convert,
+    compare,
+    hash_,
+):
     program.add_command(_verb)
 
 

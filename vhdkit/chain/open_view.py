@@ -1,0 +1,54 @@
+"""Open a file to look at what it shows: an image through its chain, or a file that is nothing but a disk's content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.disk.image import DiskKind
+from vhdkit.disk.raw_image import RawImage
+from vhdkit.errors import CorruptImageError
+from vhdkit.vhd.corruption import Corruption
+from vhdkit.vhd.file_name import may_be_raw
+
+if TYPE_CHECKING:
+    from vhdkit.chain.parent_search import ParentSearch
+    from vhdkit.storage.protocols import Folder
+
+
+def open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chain:
+    """Open a file as "vhd" or "raw"; with None one without any footer is raw, unless its suffix says another format.
+
+    Raises:
+        VhdError, OSError: it cannot be read.
+
+    """
+    if file_format == "raw":
+        return open_raw(path, parents.folder, lock=parents.lock)
+    try:
+        return open_chain_with(path, parents)
+    except CorruptImageError as error:
+        if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
+            raise
+        if error.path != parents.folder.real(path) or file_format == "vhd":
+            raise
+        if not may_be_raw(path):
+            raise
+    return open_raw(path, parents.folder, lock=parents.lock)
+
+
+def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:
+    """Open a file as nothing but a disk's content, and hold it for reading."""
+    storage = folder.open(folder.real(path))
+    try:
+        if lock:
+            storage.lock(exclusive=False)
+        return Chain([RawImage(storage)])
+    except BaseException:
+        storage.close()
+        raise
+
+
+def view_length(chain: Chain) -> int:
+    """Return the length of a view: that of a raw file need not be of whole sectors."""
+    return chain.leaf.storage.size() if chain.leaf.kind is DiskKind.RAW else chain.size
