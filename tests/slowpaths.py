@@ -73,12 +73,12 @@ def _copy_one_by_one(file: Any) -> None:
     file.LocalStorage.copy_many_from = copy_many_from
 
 
-def _stage_nothing(mover: Any) -> None:
-    mover._MANY_PIECES = _HUGE  # noqa: SLF001
+def _stage_nothing(pieces: Any) -> None:
+    pieces.MANY_PIECES = _HUGE
 
 
-def _stage_everything(mover: Any) -> None:
-    mover._MANY_PIECES = 1  # noqa: SLF001
+def _stage_everything(pieces: Any) -> None:
+    pieces.MANY_PIECES = 1
 
 
 def _count_runs(layout: Any) -> None:
@@ -115,9 +115,9 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # Many short pieces are copied in one bare loop.
     "many": ("vhdkit.storage.local_file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
-    "together": ("vhdkit.merging.run.sector_copier", _stage_nothing),
+    "together": ("vhdkit.merging.plan.pieces", _stage_nothing),
     # A piece far from others is copied file to file; without it everything goes through the staging buffer.
-    "alone": ("vhdkit.merging.run.sector_copier", _stage_everything),
+    "alone": ("vhdkit.merging.plan.pieces", _stage_everything),
     # The payload is counted from bits, where all sources are alike.
     "counting": ("vhdkit.merging.plan.placement", _count_runs),
     # Three layers and more are resolved together, by their bitmaps.

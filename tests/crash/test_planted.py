@@ -16,9 +16,9 @@ from tests.crash.walking import How, walk
 from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
 from vhdkit.journal.merge_journal import JournalWriter
-from vhdkit.merging.plan import growth, placement
-from vhdkit.merging.plan.undo_image import Saver
-from vhdkit.merging.run import engine, sector_copier
+from vhdkit.merging.plan import placement
+from vhdkit.merging.run import engine, grow, sector_copier
+from vhdkit.merging.run.undo_image import UndoSaver
 from vhdkit.vhd import header_update
 from vhdkit.vhd.image import VhdImage
 
@@ -71,7 +71,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
 @pytest.mark.parametrize("name", ["seams differencing 4096", "seams differencing 512", "2 levels differencing"])
 def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     # In a dynamic destination it is not one: what is lost reads as zeros, as before.
-    deaf(monkeypatch, sector_copier.Mover, "_begin_checkpoint")
+    deaf(monkeypatch, sector_copier.SectorCopier, "_begin_checkpoint")
     assert "neither old nor new" in finding(name)
 
 
@@ -80,9 +80,9 @@ def test_a_missing_barrier_before_the_table_is_found(monkeypatch: pytest.MonkeyP
 def test_references_written_before_the_sync_under_way_has_ended_are_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.SectorCopier._begin_checkpoint  # noqa: SLF001
 
-    def hasty(self: sector_copier.Mover) -> None:
+    def hasty(self: sector_copier.SectorCopier) -> None:
         begin(self)
         under_way = self._under_way
         if under_way is not None:
@@ -90,7 +90,7 @@ def test_references_written_before_the_sync_under_way_has_ended_are_found(
             self._end_checkpoint()
             under_way.syncing.wait()
 
-    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.SectorCopier, "_begin_checkpoint", hasty)
     assert "neither old nor new" in finding(name)
 
 
@@ -98,10 +98,10 @@ def test_references_written_before_the_sync_under_way_has_ended_are_found(
 def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.SectorCopier._begin_checkpoint  # noqa: SLF001
     stood: list[object] = []
 
-    def hasty(self: sector_copier.Mover) -> None:
+    def hasty(self: sector_copier.SectorCopier) -> None:
         before, self._under_way = self._under_way, None
         if before is None:
             begin(self)
@@ -114,7 +114,7 @@ def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
         stood.append(meanwhile)
         self._end_checkpoint()
 
-    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.SectorCopier, "_begin_checkpoint", hasty)
     with small_steps():
         assert "neither old nor new" in finding(name)
     assert any(stood)
@@ -133,7 +133,7 @@ def test_a_relink_before_the_payload_is_durable_is_found(monkeypatch: pytest.Mon
 
 
 def test_a_block_linked_before_its_copy_is_durable_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    deaf(monkeypatch, growth, "_move_blocks")
+    deaf(monkeypatch, grow, "_move_blocks")
     assert finding("longer BAT dynamic over 4 blocks")
 
 
@@ -156,16 +156,16 @@ def test_a_journal_removed_before_the_removals_are_durable_is_found() -> None:
 
 @pytest.mark.parametrize("name", ["undo fixed", "undo dynamic"])
 def test_what_is_saved_after_it_was_overwritten_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    save, move = Saver.save, sector_copier.Mover.move
+    save, move = UndoSaver.save, sector_copier.SectorCopier.copy
     late: list[tuple[Any, ...]] = []
 
-    def late_move(self: sector_copier.Mover, *arguments: Any) -> None:
+    def late_move(self: sector_copier.SectorCopier, *arguments: Any) -> None:
         move(self, *arguments)
         while late:
             save(*late.pop())
 
-    monkeypatch.setattr(Saver, "save", lambda *arguments: late.append(arguments))
-    monkeypatch.setattr(sector_copier.Mover, "move", late_move)
+    monkeypatch.setattr(UndoSaver, "save", lambda *arguments: late.append(arguments))
+    monkeypatch.setattr(sector_copier.SectorCopier, "copy", late_move)
     assert UNDO_LOST in finding(name)
 
 
@@ -176,7 +176,7 @@ UNDO_LOST = "/vms/undo.avhd: the independent reader finds other bytes"
 def test_an_undo_image_that_is_not_durable_when_its_sectors_are_overwritten_is_found(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    deaf(monkeypatch, Saver, "save")
+    deaf(monkeypatch, UndoSaver, "save")
     # Bits without data, or data without bits, are found in it first.
     assert any(UNDO_LOST in text for text in findings(name, 30, first=20))
 
@@ -199,25 +199,25 @@ def test_a_word_that_sectors_are_saved_and_is_not_durable_does_no_harm(
 
 
 def mark_before_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = sector_copier.Mover._begin_checkpoint  # noqa: SLF001
+    begin = sector_copier.SectorCopier._begin_checkpoint  # noqa: SLF001
 
-    def hasty(self: sector_copier.Mover) -> None:
+    def hasty(self: sector_copier.SectorCopier) -> None:
         self.durable(*self._reached)
         begin(self)
 
-    monkeypatch.setattr(sector_copier.Mover, "_begin_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.SectorCopier, "_begin_checkpoint", hasty)
 
 
 def mark_before_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = sector_copier.Mover._end_checkpoint  # noqa: SLF001
+    end = sector_copier.SectorCopier._end_checkpoint  # noqa: SLF001
 
-    def hasty(self: sector_copier.Mover) -> None:
+    def hasty(self: sector_copier.SectorCopier) -> None:
         is_one = self._under_way is not None
         end(self)
         if is_one:
             self.durable(*self._linked)
 
-    monkeypatch.setattr(sector_copier.Mover, "_end_checkpoint", hasty)
+    monkeypatch.setattr(sector_copier.SectorCopier, "_end_checkpoint", hasty)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_an_undo_image_is_not_written_as_if_it_were_any_leaf(vms: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only the superuser gives files away")
 def test_a_journal_of_another_user_is_not_believed(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
     cancelled(vms / "leaf.avhd", 3)
     os.chown(vms / "base.vhd.vhdkit-journal", 65534, 65534)
     with pytest.raises(vhdkit.JournalError, match="another user"):

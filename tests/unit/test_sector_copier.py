@@ -1,4 +1,4 @@
-"""How the mover interleaves copying and syncing, and how the payload is counted before."""
+"""How the copier interleaves copying and syncing, and how the payload is counted before."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind as ExtentKind
 from vhdkit.merging.plan import placement
 from vhdkit.merging.run.engine import _Merge
-from vhdkit.merging.run.sector_copier import Mover
+from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
 from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.open_image import Vhd, open_image
@@ -129,13 +129,13 @@ def test_a_block_that_two_checkpoints_touch_is_the_same_as_of_one(kind: Kind, mo
     expected = contents(folder)
     small_checkpoints(monkeypatch)
     touched: list[set[int]] = []
-    begin = Mover._begin_checkpoint  # noqa: SLF001
+    begin = SectorCopier._begin_checkpoint  # noqa: SLF001
 
-    def noting(self: Mover) -> None:
+    def noting(self: SectorCopier) -> None:
         touched.append({int(block) for each in self._pending for block in each[0]})
         begin(self)
 
-    monkeypatch.setattr(Mover, "_begin_checkpoint", noting)
+    monkeypatch.setattr(SectorCopier, "_begin_checkpoint", noting)
     folder, paths = in_memory(cut_blocks(kind))
     plan, _ = fold(folder, paths, Merge())
     new = set(plan.blocks_added.tolist())
@@ -158,20 +158,20 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
     assert tally.disks > 50
 
 
-def lone_mover(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[Mover, VhdImage]:
+def lone_copier(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[SectorCopier, VhdImage]:
     image = open_image(path, writable=True, folder=folder)
-    return Mover([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
+    return SectorCopier([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
 
 
 @pytest.mark.parametrize("kind", [Kind.FIXED, *GROWING])
 def test_a_checkpoint_of_nothing_writes_and_syncs_nothing(kind: Kind) -> None:
     folder, paths = in_memory(cut_blocks(kind))
     spy, told = SyncSpyFolder(folder), list[tuple[int, int]]()
-    mover, image = lone_mover(spy, paths[1], told)
+    copier, image = lone_copier(spy, paths[1], told)
     before = len(spy.events)
     with image:
-        mover.checkpoint()
-        mover.checkpoint()
+        copier.checkpoint()
+        copier.checkpoint()
     assert spy.events[before:] == []
     assert told == []
 
@@ -181,9 +181,11 @@ def test_a_checkpoint_of_nothing_writes_and_syncs_nothing(kind: Kind) -> None:
 def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int, int]] = []
     begun = 0
-    make, begin = Mover.__init__, VhdImage.begin_sync
+    make, begin = SectorCopier.__init__, VhdImage.begin_sync
 
-    def making(self: Mover, layers: Any, destination: Any, added: Any, report: Any, durable: Any, **named: Any) -> None:
+    def making(
+        self: SectorCopier, layers: Any, destination: Any, added: Any, report: Any, durable: Any, **named: Any
+    ) -> None:
         make(self, layers, destination, added, report, lambda *mark: told.append((*mark, begun)), **named)
         del durable
 
@@ -192,7 +194,7 @@ def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: 
         begun += 1
         return begin(self)
 
-    monkeypatch.setattr(Mover, "__init__", making)
+    monkeypatch.setattr(SectorCopier, "__init__", making)
     monkeypatch.setattr(VhdImage, "begin_sync", counting)
     folder, paths = in_memory(cut_blocks(kind))
     plan, _ = fold(folder, paths, Merge())
@@ -206,9 +208,9 @@ def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: 
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("kind", GROWING)
 def test_of_two_checkpoints_at_most_anything_is_kept(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, kept, most = Mover._begin_checkpoint, [], [0]  # noqa: SLF001
+    begin, kept, most = SectorCopier._begin_checkpoint, [], [0]  # noqa: SLF001
 
-    def noting(self: Mover) -> None:
+    def noting(self: SectorCopier) -> None:
         begin(self)
         assert not self._pending
         if self._under_way is not None:
@@ -216,7 +218,7 @@ def test_of_two_checkpoints_at_most_anything_is_kept(kind: Kind, monkeypatch: py
         gc.collect()
         most[0] = max(most[0], sum(each() is not None for each in kept))
 
-    monkeypatch.setattr(Mover, "_begin_checkpoint", noting)
+    monkeypatch.setattr(SectorCopier, "_begin_checkpoint", noting)
     folder, paths = in_memory(cut_blocks(kind))
     fold(folder, paths, Merge())
     assert len(kept) > 5
@@ -332,7 +334,7 @@ def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) 
     change = _Merge._change_names  # noqa: SLF001
 
     def spied(merge: Any, writer: Any) -> Any:
-        held.extend(len(child.table._window) for child in merge.files._children.values())  # noqa: SLF001
+        held.extend(len(child.table._loaded[1]) for child in merge.files._children.values())  # noqa: SLF001
         return change(merge, writer)
 
     monkeypatch.setattr(_Merge, "_change_names", spied)
@@ -364,15 +366,16 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
     clock = BatchClock(seconds, monkeypatch, piece)
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
     layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
-    mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
-    for writes, wipes, stop in placement.moves(layers, 1, placement.target_of(layers, 1)):
-        mover.move(writes, wipes, stop)
+    copier = SectorCopier(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    for writes, wipes, stop in placement.window_writes(layers, 1, placement.target_of(layers, 1)):
+        copier.copy(writes, wipes, stop)
     return clock.sizes
 
 
 @pytest.mark.fast_path("alone")
 def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("_STAGING", BLOCK), ("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
+    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
+    for name, size in (("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", size)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", 1 << 30)
@@ -389,7 +392,7 @@ def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.Monke
 def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
     monkeypatch: pytest.MonkeyPatch, piece: float, together: int
 ) -> None:
-    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", 2048)
+    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", 2048)
     sizes = copied_in_batches(0.0, monkeypatch, piece)
     assert max(sizes) == together * 2048
     assert sum(sizes) == 3000 * SECTOR
@@ -397,13 +400,13 @@ def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
 
 @pytest.mark.fast_path("alone")
 def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.run.sector_copier._STAGING", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
     clock = BatchClock(0.0, monkeypatch)
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)
     layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
-    mover = Mover(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    copier = SectorCopier(layers, layers[1], np.empty(0, np.uint32), clock.report)
     zeros = extents.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
-    mover.move(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)
+    copier.copy(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)
     assert set(clock.sizes[:-1]) == {BLOCK}
     assert sum(clock.sizes) == 3000 * SECTOR

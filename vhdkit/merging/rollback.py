@@ -34,13 +34,14 @@ from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, command, read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
-from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
-from vhdkit.merging.plan.undo_image import as_undo_image, forget_second_name
+from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
-from vhdkit.merging.run.sector_copier import Mover
+from vhdkit.merging.run.sector_copier import SectorCopier
+from vhdkit.merging.run.undo_image import remove_second_name
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
@@ -368,7 +369,7 @@ class _Rollback:
         if not doubt:
             # What is looked at is held by the sources and owned by the destination: nothing below is read.
             layers, depth = (*self.sources, self.destination), len(self.sources)
-            found = moves(layers, depth, target_of(layers, depth, self.begin.virtual_size))
+            found = window_writes(layers, depth, target_of(layers, depth, self.begin.virtual_size))
             storage = self.folder.open(journal.path)
             try:
                 doubt = DOUBT if may_lack_something(journal, storage, self.undo, layers, depth, found) else ""
@@ -434,7 +435,7 @@ class _Rollback:
             self.restored = True
         finally:
             writer.close()
-        forget_second_name(self.folder, self.undo, self.begin.job)
+        remove_second_name(self.folder, self.undo, self.begin.job)
         self.folder.remove(self.undo.path)
         forget(self.folder, self.undo.path)
         self.folder.sync(paths.dirname(self.undo.path))
@@ -446,11 +447,11 @@ class _Rollback:
 
     def _restore(self, reporter: Reporter) -> None:
         """Put back what the undo image holds; where the destination has no block nothing was overwritten."""
-        mover = Mover([self.undo], self.destination, np.empty(0, np.uint32), reporter.add, again=True)
+        copier = SectorCopier([self.undo], self.destination, np.empty(0, np.uint32), reporter.add, again=True)
         for start, stop in windows([self.undo], 0, self.undo.size):
             held = self.undo.resolve(start, stop - start)
-            mover.move(held.of(Kind.ZERO), held.of(Kind.DATA))
-        mover.checkpoint()
+            copier.copy(held.of(Kind.ZERO), held.of(Kind.DATA))
+        copier.checkpoint()
         self.destination.sync()
 
     def _shrink(self) -> None:

@@ -31,12 +31,12 @@ from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import command, read_journal
 from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
-from vhdkit.merging.plan.placement import Layout, destination_of, lay_out, moves, target_of
+from vhdkit.merging.plan.pieces import DestinationBlocks
+from vhdkit.merging.plan.placement import Layout, destination_of, lay_out, target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume, UndoPlan
 from vhdkit.merging.plan.resume import check_undo, is_about, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image, plan_undo
-from vhdkit.merging.run.sector_copier import Mover
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE
@@ -254,7 +254,7 @@ class Survey:
             return ""
         storage = self.folder.open(journal.path)
         try:
-            layers, found = self.chain.layers, moves(self.chain.layers, self.depth, self.target)
+            layers, found = self.chain.layers, window_writes(self.chain.layers, self.depth, self.target)
             is_doubtful = may_lack_something(journal, storage, self.undo_image, layers, self.depth, found)
         finally:
             storage.close()
@@ -276,7 +276,7 @@ class Survey:
             self.obstacles.append(MergeError("the file exists already; an undo image never replaces one", path=path))
         elif not self.folder.may_write(paths.dirname(path)):
             self.obstacles.append(ReadOnlyImageError("its folder may not be written", path=path))
-        found = moves(self.chain.layers, self.depth, self.target)
+        found = window_writes(self.chain.layers, self.depth, self.target)
         # A destination that has grown already showed less before.
         size = self.undo_image.size if self.undo_image is not None else self.target.size
         plan = plan_undo(path, self.undo_id, self.destination, size, found, self.undo_image)
@@ -399,11 +399,11 @@ class Survey:
         storage = self.destination.storage
         if storage.allocated_size >= storage.size():
             return 0
-        mover = Mover(self.chain.layers, self.destination, added, lambda _count: None)
+        blocks = DestinationBlocks(self.destination, added)
         return sum(
             storage.hole_bytes(offset, length)
-            for writes, wipes, _ in moves(self.chain.layers, self.depth, self.target)
-            for offset, length in mover.places_in_old_blocks(writes, wipes)
+            for writes, wipes, _ in window_writes(self.chain.layers, self.depth, self.target)
+            for offset, length in blocks.places_in_old_blocks(writes, wipes)
         )
 
 
@@ -428,7 +428,7 @@ def changes_nothing(chain: Chain, depth: int) -> bool:
     if chain.size != destination.size:
         return False
     sources, held = Chain(layers), 0
-    for writes, wipes, _ in moves(layers, depth, target_of(layers, depth)):
+    for writes, wipes, _ in window_writes(layers, depth, target_of(layers, depth)):
         both = extents.split(extents.concatenate([writes, wipes]), _PIECE)
         held += writes.total
         for here in both:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.siblings import leads_to
-from vhdkit.errors import VhdError
-from vhdkit.options import ParentPolicy
-from vhdkit.storage import paths
-from vhdkit.vhd.ended_view import mark_ended, marked_view, remove_marks
-from vhdkit.vhd.open_image import Vhd, open_image
+from vhdkit.vhd.ended_view import marked_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.disk.image import Image
-    from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.errors import VhdError
     from vhdkit.storage.protocols import Folder
 
 
@@ -35,42 +27,3 @@ def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdErro
             what = "it cannot be merged into" if is_destination else "it cannot be merged"
             yield view.refusal(f"{what} unless that is accepted (--accept-ended)")
         above.add(image.unique_id)
-
-
-def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder: Folder) -> None:
-    """Mark the layers between that stay, and take a mark of the destination away: it shows what the topmost one did.
-
-    The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
-    """
-    begin = journal.begin
-    if begin is None:
-        return
-    remove_marks(folder, destination.storage, destination.unique_id)
-    leaf_id = bytes.fromhex(begin.sources[0].unique_id)
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*plan.search, paths.dirname(journal.path))))
-    for state in begin.sources[1:]:
-        path = journal.resolve(state.path)
-        if path in plan.removals or not _is_between(path, state.unique_id, destination, parents):
-            continue
-        with open_image(path, folder=folder) as image:
-            if not folder.may_write(paths.dirname(path)):
-                continue
-            try:
-                mark_ended(folder, image, leaf_id=leaf_id, destination_id=destination.unique_id)
-            except OSError as error:
-                # The name of the layer leaves no room for the suffix.
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-
-
-def _is_between(path: str, unique_id: str, destination: Vhd, parents: ParentSearch) -> bool:
-    """Whether a source is still there, and reads through the destination."""
-    if not parents.folder.exists(path):
-        return False
-    try:
-        with open_image(path, folder=parents.folder) as image:
-            if image.unique_id.hex() != unique_id:
-                return False
-        return leads_to(path, destination.storage.identity, parents)
-    except (VhdError, OSError):
-        return False

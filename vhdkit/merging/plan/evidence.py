@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vhdkit.vhd.open_image import Vhd
     from vhdkit.vhd.sparse_image import Placement, SparseImage
 
-    Moves = Iterable[tuple[Extents, Extents, int]]
+    WindowWrites = Iterable[tuple[Extents, Extents, int]]
 
 _PIECE = 4 << 20
 _ENTRIES = 1 << 14
@@ -130,20 +130,20 @@ def is_room_free(destination: Vhd, own: NDArray[np.int64], first: int) -> bool:
 def has_what_sources_hold(
     layers: Sequence[Image],
     depth: int,
-    moves: Moves,
+    window_writes: WindowWrites,
     stop: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Whether the layer at `depth` shows what the layers above it hold of the disk, up to `stop`.
 
-    `moves` are those of the merge. The destination is read as the disk that it will be: as large as the leaf's, also
-    before it says so. `check` is called between the pieces.
+    `window_writes` are those of the merge. The destination is read as the disk that it will be: as large as the leaf's,
+    also before it says so. `check` is called between the pieces.
     """
     chain, last = Chain(layers), 0
     stop = chain.size if stop is None else min(stop, chain.size)
     with _as_large_as(layers[depth], chain.size):
         below = Chain(layers[depth:])
-        for writes, wipes, _ in moves:
+        for writes, wipes, _ in window_writes:
             if len(writes) and int(writes.start[0]) >= stop:
                 return True
             for at, end in _stretches(writes, wipes, last, stop):

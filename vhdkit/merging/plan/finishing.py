@@ -31,7 +31,7 @@ from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdEr
 from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
-from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left
 from vhdkit.options import ParentPolicy
@@ -92,7 +92,7 @@ def is_complete(journal: Journal, layers: Sequence[Image], depth: int, *, keep_s
     is_kept = _keeps(journal, keep_sources=keep_sources)
     if is_kept and not verify and is_untouched(journal, layers[:depth], destination):
         return True
-    found = moves(layers, depth, target_of(layers, depth, begin.virtual_size))
+    found = window_writes(layers, depth, target_of(layers, depth, begin.virtual_size))
     return has_what_sources_hold(layers, depth, found)
 
 
@@ -324,7 +324,9 @@ def _shows_all(opened: Sequence[Vhd], destination: Vhd) -> bool:
     layers = (*opened, destination)
     if any(image.size > destination.size for image in opened):
         return False
-    return has_what_sources_hold(layers, len(opened), moves(layers, len(opened), target_of(layers, len(opened))))
+    return has_what_sources_hold(
+        layers, len(opened), window_writes(layers, len(opened), target_of(layers, len(opened)))
+    )
 
 
 def check_still_shows(plan: MergePlan, layers: Sequence[Image], check: Callable[[], None] = lambda: None) -> None:
@@ -337,7 +339,7 @@ def check_still_shows(plan: MergePlan, layers: Sequence[Image], check: Callable[
     journal, depth = plan.journal, len(layers) - 1
     if journal is None or journal.begin is None or plan.read_back >= plan.virtual_size:
         return
-    found = moves(layers, depth, target_of(layers, depth, journal.begin.virtual_size))
+    found = window_writes(layers, depth, target_of(layers, depth, journal.begin.virtual_size))
     if layers[0].size == layers[depth].size and has_what_sources_hold(layers, depth, found, None, check):
         return
     how = command("merge", plan.sources[0], "--into", plan.destination)

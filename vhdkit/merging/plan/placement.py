@@ -69,7 +69,7 @@ class Layout:
         return 0 if self.growth is None else len(self.growth.blocks)
 
 
-def moves(
+def window_writes(
     layers: Sequence[Image], depth: int, target: Target, start: int = 0
 ) -> Iterator[tuple[Extents, Extents, int]]:
     """Yield (writes, wipes, end of the window) of the merge of `layers[:depth]`, a window of the disk at a time."""
@@ -134,7 +134,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
         return None
     read_back = 0
     if not is_untouched(journal, sources, destination):
-        if not has_what_sources_hold(chain.layers, depth, moves(chain.layers, depth, target), journal.mark):
+        if not has_what_sources_hold(chain.layers, depth, window_writes(chain.layers, depth, target), journal.mark):
             return None
         read_back = journal.mark
     return Layout(
@@ -198,7 +198,7 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     if destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
         return _count(chain.layers[:depth], destination, new_from)
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
-    for writes, _, _ in moves(chain.layers, depth, target):
+    for writes, _, _ in window_writes(chain.layers, depth, target):
         payload += writes.total
         if destination.kind is DiskKind.FIXED or not len(writes):
             continue

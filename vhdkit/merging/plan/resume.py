@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.disk.image import Image
-    from vhdkit.journal.merge_journal import Journal, JournalWriter
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
     from vhdkit.vhd.sparse_image import Placement
@@ -79,16 +79,6 @@ def with_names(journal: Journal, sources: Sequence[Image], undo: str = "") -> Jo
     states = tuple(msgspec.structs.replace(state, path=journal.relative(layer.path)) for state, layer in names)
     undo = journal.relative(undo) if undo else journal.begin.undo
     return replace(journal, begin=msgspec.structs.replace(journal.begin, sources=states, undo=undo))
-
-
-def note_names(writer: JournalWriter, written: Journal | None) -> JournalWriter:
-    """Write new names of files into a journal, if those of a plan differ from those that are `written` there."""
-    begin, then = writer.journal.begin, written.begin if written is not None else None
-    if begin is not None and then is not None:
-        now = ([state.path for state in begin.sources], begin.undo)
-        if now != ([state.path for state in then.sources], then.undo):
-            writer.write("names", sources=now[0], undo=now[1])
-    return writer
 
 
 def plan_digest(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan.evidence import Moves
+    from vhdkit.merging.plan.evidence import WindowWrites
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.sparse_image import SparseImage
 
@@ -72,7 +72,12 @@ def check_not_older(journal: Journal, undo: SparseImage) -> int:
 
 
 def may_lack_something(
-    journal: Journal, journal_file: Storage, undo: SparseImage | None, layers: Sequence[Image], depth: int, moves: Moves
+    journal: Journal,
+    journal_file: Storage,
+    undo: SparseImage | None,
+    layers: Sequence[Image],
+    depth: int,
+    window_writes: WindowWrites,
 ) -> bool:
     """Whether something may be overwritten that the undo image (None if there is none) lacks; see the module."""
     begin, destination = journal.begin, layers[depth]
@@ -87,7 +92,9 @@ def may_lack_something(
         return False
     size = undo.size if undo is not None else begin.virtual_size
     has_clock = journal.now > 0
-    return any(_may_be_overwritten(part, layers, depth, with_zeros=has_clock) for part in _missing(moves, undo, size))
+    return any(
+        _may_be_overwritten(part, layers, depth, with_zeros=has_clock) for part in _missing(window_writes, undo, size)
+    )
 
 
 def _is_newest(journal: Journal, file: Storage) -> bool:
@@ -96,10 +103,10 @@ def _is_newest(journal: Journal, file: Storage) -> bool:
     return journal.now > 0 and 0 <= file.ctime - journal.now <= (1 if is_coarse else _STEP_SECONDS)
 
 
-def _missing(moves: Moves, undo: SparseImage | None, size: int) -> list[Extents]:
+def _missing(window_writes: WindowWrites, undo: SparseImage | None, size: int) -> list[Extents]:
     """Return what is to be overwritten of a disk of `size` bytes and not in the undo image, by windows."""
     found = []
-    for writes, wipes, _ in moves:
+    for writes, wipes, _ in window_writes:
         wanted = affected(writes, wipes, size)
         if len(wanted) and undo is not None:
             wanted = without_held(wanted, undo)

@@ -1,53 +1,29 @@
-"""Keeping what a merge overwrites: the undo image, a child of the destination whose view is the destination before.
+"""What the undo image of a merge will hold: a child of the destination whose view is the destination as it was.
 
-**Order**, for every stretch of the disk: 1 its sectors as the destination shows them into the undo image, sync · 2 the
-bits and table entries that say so, sync · 3 only then are they overwritten. A cut leaves sectors that the undo image
-has and the destination still shows as well.
-
-A sector that the undo image holds is never saved again, whatever the journal says: it may be overwritten by now, and it
-is right, for its bit was written after its content was durable. Only the bits and table entries themselves are written
-once more by a run that goes on, since their sync may be what failed. So an old journal does no harm here; what an old
-undo image lacks is looked for in `undo_evidence`.
-
-**Source**: DESIGN 5.
+`merging.run.undo_image` makes it.
 """
 
 from __future__ import annotations
 
-import time
-import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.resolve import resolve
-from vhdkit.chain.siblings import identity_at
-from vhdkit.disk import extents, sector_bitmap, timestamp
+from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import DiskKind
-from vhdkit.errors import JournalError, VhdError
+from vhdkit.errors import JournalError
 from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
-from vhdkit.merging.run.sector_copier import Mover
-from vhdkit.storage import paths
-from vhdkit.storage.new_file import partial_name
-from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import SECTOR
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
-from vhdkit.vhd.create import new_footer, write_empty
-from vhdkit.vhd.footer import DiskType, Footer
-from vhdkit.vhd.open_image import Vhd, open_image
-from vhdkit.vhd.parent_reference import reference_to
 from vhdkit.vhd.sparse_image import Placement, SparseImage
-from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from vhdkit.disk.image import Image
-    from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.open_image import Vhd
+
 
 _BITMAP_BYTES = 2 << 20
 
@@ -57,13 +33,13 @@ def plan_undo(
     unique_id: bytes,
     destination: Vhd,
     size_before: int,
-    moves: Iterable[tuple[Extents, Extents, int]],
+    window_writes: Iterable[tuple[Extents, Extents, int]],
     existing: SparseImage | None,
 ) -> UndoPlan:
     """Return what the undo image will take; `existing` is what an earlier run has made of it."""
     block_size = destination.block_size or DEFAULT_BLOCK_SIZE
     found, last = [np.empty(0, np.uint32)], -1
-    for writes, wipes, _ in moves:
+    for writes, wipes, _ in window_writes:
         touched = affected(writes, wipes, size_before)
         if not len(touched):
             continue
@@ -128,156 +104,3 @@ def as_undo_image(image: Vhd) -> SparseImage:
         image.close()
         raise JournalError("it is no undo image: it has no parent that was merged into", path=image.path)
     return image
-
-
-def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> None:
-    """Make an undo image that holds nothing, durable with its name; it has one of the job's until it is whole.
-
-    Raises:
-        FileExistsError: the name is taken.
-
-    """
-    temporary = temporary_name(plan.path, job)
-    stamp = timestamp.from_unix(time.time())
-    reference = reference_to(
-        folder.real(destination.path),
-        plan.path,
-        unique_id=destination.unique_id,
-        timestamp=timestamp.from_unix(destination.storage.mtime),
-    )
-    footer = new_footer(DiskType.DIFFERENCING, destination.size, stamp=stamp, unique_id=plan.unique_id)
-    storage = folder.create(temporary)
-    try:
-        try:
-            write_empty(storage, footer, plan.block_size, reference)
-            storage.sync()
-        finally:
-            storage.close()
-        folder.publish(temporary, plan.path)
-        folder.sync(paths.dirname(plan.path))
-    except BaseException:
-        # An error after the file has its name leaves it with two names, or with the new one.
-        for path in (temporary, plan.path):
-            if identity_at(path, folder) == storage.identity:
-                with suppress(OSError):
-                    folder.remove(path)
-        raise
-
-
-def forget_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
-    """Remove what an earlier run of the same job, cut off, left of its undo image under the other name.
-
-    Any other file that has that name is left alone.
-    """
-    temporary = temporary_name(plan.path, job)
-    if folder.exists(temporary) and _is_half_made(folder, temporary, plan):
-        folder.remove(temporary)
-        folder.sync(paths.dirname(temporary))
-
-
-def forget_second_name(folder: Folder, undo: Vhd, job: str) -> None:
-    """Remove the name that an undo image had while it was made, if a cut has left it with both."""
-    temporary = temporary_name(undo.path, job)
-    if folder.exists(temporary) and identity_at(temporary, folder) == undo.storage.identity:
-        folder.remove(temporary)
-        folder.sync(paths.dirname(temporary))
-
-
-def _is_half_made(folder: Folder, path: str, plan: UndoPlan) -> bool:
-    """Whether a file is the undo image by another name, or an empty one as far as a cut has left it.
-
-    Such a one has at its beginning nothing, zeros, or the footer with the id of the undo image.
-    """
-    try:
-        storage = folder.open(path)
-    except OSError:
-        return False
-    try:
-        if folder.exists(plan.path) and identity_at(plan.path, folder) == storage.identity:
-            return True
-        raw = read_bytes(storage, 0, FOOTER_SIZE)
-        return storage.size() <= plan.size and (not any(raw) or _id_in(raw) == plan.unique_id)
-    finally:
-        storage.close()
-
-
-def _id_in(raw: bytes) -> bytes:
-    try:
-        return Footer.from_bytes(raw).unique_id
-    except VhdError:
-        return b""
-
-
-def temporary_name(path: str, job: str) -> str:
-    """Return the name of an undo image that is being made; a job that was called anything gets an id of its own."""
-    try:
-        token = uuid.UUID(job).hex
-    except ValueError:
-        token = uuid.uuid5(uuid.NAMESPACE_OID, job).hex
-    return partial_name(path, token)
-
-
-class Saver:
-    """Saves what the destination shows, `layers` from it down, into an undo image that has room for it.
-
-    `durable` is told up to where that is done, and how many sectors the image holds then.
-    """
-
-    def __init__(
-        self,
-        folder: Folder,
-        plan: UndoPlan,
-        layers: Sequence[Image],
-        saved: int,
-        durable: Callable[[int, Saver], None],
-        report: Callable[[int], None],
-    ) -> None:
-        self.layers = layers
-        self.saved = saved
-        self.durable = durable
-        self.held = 0
-        self.image = as_undo_image(open_image(plan.path, writable=True, exclusive=True, folder=folder))
-        try:
-            if plan.size_before:
-                self._link_again()
-            self.mover = Mover(layers, self.image, plan.blocks, report, again=plan.size_before > 0)
-            count = len(plan.blocks)
-            if count:
-                self.mover.place_added(self.image.placement(count), 0)
-                self.image.extend(count, reserve=True, sync=True)
-                self.image.sync()
-        except BaseException:
-            self.image.close()
-            raise
-
-    def _link_again(self) -> None:
-        """Write the bits and entries of every block again: what is read of them may be in memory only."""
-        for blocks, at, bitmaps in bitmaps_of(self.image):
-            for row, offset in zip(bitmaps, at.tolist(), strict=True):
-                self.image.write_at(offset, row.tobytes())
-            link_blocks(self.image, blocks, at)
-            self.held += int(sector_bitmap.count(bitmaps, self.image.sectors_per_block).sum())
-        self.image.sync()
-
-    def save(self, writes: Extents, wipes: Extents, end: int) -> None:
-        """Save the sectors that a window of the merge, up to `end`, will overwrite; durable on return."""
-        wanted = affected(writes, wipes, self.image.size)
-        if len(wanted):
-            wanted = without_held(wanted, self.image)
-        if len(wanted):
-            self._save(wanted)
-        if end > self.saved:
-            self.durable(end, self)
-            self.saved = end
-
-    def _save(self, wanted: Extents) -> None:
-        start, stop = int(wanted.start[0]), int(wanted.stop[-1])
-        before = extents.intersect(resolve(self.layers, start, stop), wanted.start, wanted.stop)
-        self.mover.move(before, before.of(Kind.PARENT))
-        self.mover.checkpoint()
-        self.image.sync()
-        self.held += wanted.total // SECTOR
-
-    def close(self) -> None:
-        """Give the undo image back."""
-        self.image.close()

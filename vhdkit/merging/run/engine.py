@@ -39,19 +39,19 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, journal_path, read_journal
-from vhdkit.merging.plan.ended_layers import mark_kept_layers
 from vhdkit.merging.plan.evidence import has_what_sources_hold, may_be_others
 from vhdkit.merging.plan.finishing import check_still_shows, is_verified
-from vhdkit.merging.plan.growth import finish, grow_table
-from vhdkit.merging.plan.placement import moves, target_of
+from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import Resume
-from vhdkit.merging.plan.resume import file_state, note_names
-from vhdkit.merging.plan.undo_image import Saver, create_undo, forget_half_made
+from vhdkit.merging.plan.resume import file_state
 from vhdkit.merging.run.checkpoints import CheckpointWriter
 from vhdkit.merging.run.failure_notes import explained, note_how_it_stands
+from vhdkit.merging.run.grow import grow_disk, grow_table
+from vhdkit.merging.run.kept_layers import mark_kept_layers
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.run.page_cache import Forgetting
-from vhdkit.merging.run.sector_copier import Mover
+from vhdkit.merging.run.sector_copier import SectorCopier
+from vhdkit.merging.run.undo_image import UndoSaver, create_undo, remove_half_made
 from vhdkit.merging.run.view_digest import view_digest
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
@@ -180,6 +180,16 @@ def _write_new_file(plan: MergePlan, folder: Folder, reporter: Reporter) -> int:
             if not folder.exists(plan.destination):
                 error.add_note(f"The chain was only read, and {plan.destination} was not made.")
             raise
+
+
+def note_names(writer: JournalWriter, written: Journal | None) -> JournalWriter:
+    """Write new names of files into a journal, if those of a plan differ from those that are `written` there."""
+    begin, then = writer.journal.begin, written.begin if written is not None else None
+    if begin is not None and then is not None:
+        now = ([state.path for state in begin.sources], begin.undo)
+        if now != ([state.path for state in then.sources], then.undo):
+            writer.write("names", sources=now[0], undo=now[1])
+    return writer
 
 
 class _Merge:
@@ -334,7 +344,7 @@ class _Merge:
         plan, destination = self.plan, self.destination
         self.reporter.report(Phase.RESERVING)
         durable, again = CheckpointWriter(plan, writer, destination.storage).durable, plan.resume is not None
-        mover = Mover(
+        copier = SectorCopier(
             self.layers,
             destination,
             plan.blocks_added,
@@ -346,23 +356,23 @@ class _Merge:
         )
         saver = self._open_undo(writer)
         try:
-            self._make_room(mover, writer)
+            self._make_room(copier, writer)
             if destination.kind is not DiskKind.FIXED and plan.growth is not None and not writer.journal.grown:
                 grow_table(self.folder, destination, plan.growth, plan.place.offsets(np.arange(plan.blocks_moved)))
                 writer.write("grown")
             self._relink_siblings()
-            mover.place_added(plan.place, plan.blocks_moved)
+            copier.place_added(plan.place, plan.blocks_moved)
             target = target_of(self.layers, self.depth, plan.virtual_size_before)
             removed = [layer for layer in self.layers[: self.depth] if layer.path in plan.removals]
             forgetting = Forgetting(removed, plan.mark)
-            for writes, wipes, stop in moves(self.layers, self.depth, target, plan.mark):
+            for writes, wipes, stop in window_writes(self.layers, self.depth, target, plan.mark):
                 if saver is not None:
                     saver.save(writes, wipes, stop)
-                mover.move(writes, wipes, stop)
+                copier.copy(writes, wipes, stop)
                 forgetting.passed(stop)
         except MergeCancelled as error:
             try:
-                mover.keep()
+                copier.keep()
             except OSError as failure:
                 # It reads as before all the same, and goes on at the last mark.
                 error.add_note(f"What was copied last could not be made durable, and is copied again: {failure}")
@@ -371,44 +381,44 @@ class _Merge:
             if saver is not None:
                 saver.close()
         self.reporter.report(Phase.FINISHING)
-        mover.checkpoint()
+        copier.checkpoint()
         destination.sync()
         self.reporter.check()
         if plan.virtual_size_before < plan.virtual_size:
-            finish(self.folder, destination, plan.virtual_size)
+            grow_disk(self.folder, destination, plan.virtual_size)
         elif plan.resume is not None and destination.kind is not DiskKind.FIXED:
             # An earlier run may have given the disk its size, and lost one of the footers that say so.
             write_footers(self.folder, destination)
 
-    def _open_undo(self, writer: JournalWriter) -> Saver | None:
+    def _open_undo(self, writer: JournalWriter) -> UndoSaver | None:
         plan, journal = self.plan.undo, writer.journal
         if plan is None or journal.begin is None:
             return None
-        forget_half_made(self.folder, plan, journal.begin.job)
+        remove_half_made(self.folder, plan, journal.begin.job)
         if plan.size_before == 0:
             create_undo(self.folder, plan, self.destination, journal.begin.job)
             self.files.made_undo = True
 
-        def durable(stop: int, saver: Saver) -> None:
+        def durable(stop: int, saver: UndoSaver) -> None:
             state = msgspec.to_builtins(Seen.of(saver.image.storage, writer.now()))
             writer.write("saved", offset=stop, held=saver.held, undo=state)
 
         if plan.doubt:
             writer.write("doubted", reason=plan.doubt)
-        saver = Saver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.reporter.throttle)
+        saver = UndoSaver(self.folder, plan, self.layers[self.depth :], journal.saved, durable, self.reporter.throttle)
         if plan.size_before:
             durable(journal.saved, saver)
         return saver
 
-    def _make_room(self, mover: Mover, writer: JournalWriter) -> None:
+    def _make_room(self, copier: SectorCopier, writer: JournalWriter) -> None:
         """Step 3 for the destination."""
         plan, destination = self.plan, self.destination
         storage = destination.storage
         if storage.allocated_size < storage.size():
             target = target_of(self.layers, self.depth, plan.virtual_size_before)
-            mover.place_added(plan.place, plan.blocks_moved)
-            for writes, wipes, _ in moves(self.layers, self.depth, target, plan.mark):
-                for offset, length in mover.places_in_old_blocks(writes, wipes):
+            copier.place_added(plan.place, plan.blocks_moved)
+            for writes, wipes, _ in window_writes(self.layers, self.depth, target, plan.mark):
+                for offset, length in copier.blocks.places_in_old_blocks(writes, wipes):
                     self.reporter.check()
                     storage.reserve(offset, length)
         if writer.journal.reserved:
@@ -483,7 +493,7 @@ class _Merge:
         self.reporter.report(Phase.VERIFYING)
         begin = writer.journal.begin
         target = target_of(self.layers, self.depth, begin.virtual_size if begin is not None else None)
-        found = moves(self.layers, self.depth, target)
+        found = window_writes(self.layers, self.depth, target)
         if not has_what_sources_hold(self.layers, self.depth, found, stop, self.reporter.check):
             self._take_back(writer, "it does not have what the sources hold")
 

@@ -1,8 +1,7 @@
-"""Moving sectors into a destination: payload first, what refers to it after the next sync.
+"""Copying sectors into a destination: payload first, what refers to it after the next sync.
 
-Most pieces are copied file to file, each alone. Where many lie close together, every other sector for example, they
-become one write: in a block that the destination has, the gaps between them are read first and written again unchanged;
-in a new block the gaps are zeros.
+What is copied alone and what as a span, `merging.plan.pieces` says. In a block that the destination has, the gaps in a
+span are read first and written again unchanged; in a new block the gaps are zeros.
 
 The disk takes one checkpoint while the next is copied: what refers to a checkpoint is written when its sync has
 returned, and is durable with the sync after.
@@ -13,6 +12,7 @@ Memory: one staging buffer of 4 MiB, and of two checkpoints three numbers a piec
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,11 +22,12 @@ from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.disk.written_sectors import WrittenSectors
+from vhdkit.merging.plan import pieces as planned
+from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.units import SECTOR
-from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,12 +35,8 @@ if TYPE_CHECKING:
     from vhdkit.progress import Clock
     from vhdkit.storage.protocols import Syncing
     from vhdkit.vhd.open_image import Vhd
+    from vhdkit.vhd.sparse_image import Placement
 
-_STAGING = 4 << 20
-# A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
-# less than a page apart dirty the same pages anyway, and from eight of them on one write is the quicker way.
-_GAP = 4096
-_MANY_PIECES = 8
 _BATCH_PIECES = 2048
 # The caller is told when pieces have taken so long, and may stop the merge there. Long ones are written several at a
 # time: the fewer calls, the less of it is spent waiting for the last of them. 2 GiB in calls of 8 MiB took 1.1 of the
@@ -75,7 +72,7 @@ class _UnderWay(NamedTuple):
     weight: _Weight
 
 
-class Mover:
+class SectorCopier:
     """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said.
 
     `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended; both may raise to stop
@@ -100,7 +97,7 @@ class Mover:
     ) -> None:
         self.layers = layers
         self.destination = destination
-        self.added = added
+        self.blocks = DestinationBlocks(destination, added)
         self.report = report
         self.durable = durable
         self.again = again
@@ -108,49 +105,48 @@ class Mover:
         self._clock = clock
         self._reached = self._linked = (0, 0)
         self._under_way: _UnderWay | None = None
-        self._batch_bytes = _STAGING
+        self._batch_bytes = planned.STAGING_BYTES
         self._checkpoint_bytes = 2 * _FEW_BYTES
         self._seconds_a_byte: float | None = None
         self._seconds_a_piece = _SECONDS_A_PIECE
-        self._moving = _Weight(0, 0)
-        self._place = Placement(-1, 0)
-        self._rank = 0
-        self._staging = np.empty(_STAGING, np.uint8)
+        self._copying = _Weight(0, 0)
+        self._staging = np.empty(planned.STAGING_BYTES, np.uint8)
         self._pending: list[tuple[NDArray[np.int64], ...]] = []
         self._pending_pieces = self._pending_bytes = 0
 
     def place_added(self, place: Placement, rank: int) -> None:
         """Say where the added blocks lie: the first of them has the given rank there."""
-        self._place, self._rank = place, rank
+        self.blocks = replace(self.blocks, place=place, rank=rank)
 
-    def move(self, writes: Extents, wipes: Extents, stop: int = 0) -> None:
+    def copy(self, writes: Extents, wipes: Extents, stop: int = 0) -> None:
         """Write the sectors of a window that ends at `stop`; a checkpoint follows whenever enough has gathered."""
         while (cut := self._cut(writes, wipes)) is not None:
-            self._move(extents.clipped(writes, 0, cut), extents.clipped(wipes, 0, cut), cut)
+            self._copy_part(extents.clipped(writes, 0, cut), extents.clipped(wipes, 0, cut), cut)
             writes, wipes = extents.clipped(writes, cut, _END), extents.clipped(wipes, cut, _END)
-        self._move(writes, wipes, stop)
+        self._copy_part(writes, wipes, stop)
 
     def _cut(self, writes: Extents, wipes: Extents) -> int | None:
         """Return the block's edge up to which there is enough for a part, None if all of it is no more."""
         part = self._part_bytes
         if writes.total + wipes.total <= part:
             return None
-        both = _merged(writes, wipes)
+        both = planned.in_order(writes, wipes)
         upto = np.cumsum(both.stop - both.start)
         index = int(np.searchsorted(upto, part))
-        unit = self.destination.block_size or _STAGING
+        unit = self.destination.block_size or planned.STAGING_BYTES
         cut = -(-(int(both.stop[index]) - int(upto[index]) + part) // unit) * unit
         return cut if cut < int(both.stop[-1]) else None
 
-    def _move(self, writes: Extents, wipes: Extents, stop: int) -> None:
-        pieces, at, is_new = self._pieces(writes, wipes)
-        self._moving = _Weight(len(pieces), pieces.total)
-        heads, tails = self._spans(pieces, at)
-        many = tails - heads >= _MANY_PIECES
-        self._copy(pieces, at, ~np.repeat(many, tails - heads))
+    def _copy_part(self, writes: Extents, wipes: Extents, stop: int) -> None:
+        cut = self.blocks.pieces(writes, wipes)
+        pieces, at, is_new = cut
+        self._copying = _Weight(len(pieces), pieces.total)
+        heads, tails = cut.spans()
+        many = tails - heads >= planned.MANY_PIECES
+        self._copy_alone(pieces, at, ~np.repeat(many, tails - heads))
         for head, tail in zip(heads[many].tolist(), tails[many].tolist(), strict=True):
             self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
-        self._moving = _Weight(0, 0)
+        self._copying = _Weight(0, 0)
         self._reached = (stop, self._reached[1] + writes.total)
         if self.destination.kind is DiskKind.FIXED:
             self._gathers(len(pieces), pieces.total)
@@ -175,13 +171,6 @@ class Mover:
         """So many bytes are written before it is looked whether the disk is idle."""
         return min(self._checkpoint_bytes, max(_PART_BYTES, self._checkpoint_bytes // 8))
 
-    def places_in_old_blocks(self, writes: Extents, wipes: Extents) -> Iterator[tuple[int, int]]:
-        """Yield (file offset, length) of what a window's sectors take of blocks that are there already."""
-        pieces, at, is_new = self._pieces(writes, wipes)
-        for head, tail in zip(*self._spans(pieces, at), strict=True):
-            if not is_new[head]:
-                yield int(at[head]), int(pieces.stop[tail - 1] - pieces.start[head])
-
     def checkpoint(self) -> None:
         """Make all of the payload durable, then write what refers to it."""
         self._begin_checkpoint()
@@ -189,14 +178,14 @@ class Mover:
         self._linked = self._reached
 
     def keep(self) -> None:
-        """Make durable what was moved so far, with what refers to it, and tell of it: nothing more is moved.
+        """Make durable what was copied so far, with what refers to it, and tell of it: nothing more is copied.
 
         On a disk on which that would take too long, as the last syncs show, nothing is done: whoever asked to stop is
         not to wait, and what is not durable is copied again.
         """
         if self._seconds_a_byte is None:
             return
-        waiting = [self._moving, _Weight(self._pending_pieces, self._pending_bytes)]
+        waiting = [self._copying, _Weight(self._pending_pieces, self._pending_bytes)]
         waiting += [self._under_way.weight] if self._under_way is not None else []
         seconds = sum(each.pieces * self._seconds_a_piece + each.size * self._seconds_a_byte for each in waiting)
         if seconds > _KEEP_SECONDS:
@@ -217,7 +206,7 @@ class Mover:
         weight = _Weight(self._pending_pieces, self._pending_bytes)
         self._pending, self._pending_pieces, self._pending_bytes = [], 0, 0
         touched, row = np.unique(block, return_inverse=True)
-        at, is_new = self._where(touched)
+        at, is_new = self.blocks.locate(touched)
         written = WrittenSectors(touched, at, is_new, row, start, stop)
         self.destination.begin_blocks(written)
         self._under_way = _UnderWay(self.destination.begin_sync(), written, self._reached, weight)
@@ -252,50 +241,7 @@ class Mover:
         block, start, stop = (np.concatenate(column) for column in zip(*self._pending, strict=True))
         return block, start, stop
 
-    def _where(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return the file offsets of blocks (ascending), and which of them the destination does not have yet."""
-        if not len(blocks):
-            return np.empty(0, np.int64), np.empty(0, np.bool_)
-        at = self.destination.block_offsets(blocks)
-        is_new = at < 0
-        at[is_new] = self._place.offsets(self._rank + np.searchsorted(self.added, blocks[is_new]))
-        return at, is_new
-
-    def _pieces(self, writes: Extents, wipes: Extents) -> tuple[Extents, NDArray[np.int64], NDArray[np.bool_]]:
-        """Return what to write cut at blocks, the file offset of each piece, and whether its block is new."""
-        image = self.destination
-        if len(wipes):
-            writes = _merged(writes, self._held(wipes))
-        if image.kind is DiskKind.FIXED:
-            pieces = extents.split(writes, _STAGING)
-            return pieces, pieces.start, np.zeros(len(pieces), np.bool_)
-        pieces = extents.split(writes, min(image.block_size, _STAGING))
-        block = pieces.start // image.block_size
-        blocks, row = np.unique(block, return_inverse=True)
-        at, is_new = self._where(blocks)
-        return pieces, at[row] + image.block_lead + pieces.start - block * image.block_size, is_new[row]
-
-    def _held(self, wipes: Extents) -> Extents:
-        """Return what of the zeros lies in blocks that the destination has: elsewhere it has zeros already."""
-        image = self.destination
-        if image.kind is DiskKind.FIXED:
-            return wipes
-        blocks = image.allocated_blocks(int(wipes.start[0]), int(wipes.stop[-1]))
-        return extents.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
-
-    @staticmethod
-    def _spans(pieces: Extents, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return [head, tail) of the pieces that one write can serve: near each other, and within the staging buffer.
-
-        Of fewer than `_MANY_PIECES` each is a span of its own.
-        """
-        heads, tails = extents.groups(pieces.start, pieces.stop, _GAP, at - pieces.start, pieces.start // _STAGING)
-        is_head = np.repeat(tails - heads < _MANY_PIECES, tails - heads)
-        is_head[heads] = True
-        heads = np.flatnonzero(is_head)
-        return heads, np.append(heads[1:], len(pieces))[: len(heads)]
-
-    def _copy(self, pieces: Extents, at: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
+    def _copy_alone(self, pieces: Extents, at: NDArray[np.int64], chosen: NDArray[np.bool_]) -> None:
         """Copy the chosen pieces, each alone, in batches."""
         pieces, at = pieces.take(chosen), at[chosen]
         length = pieces.stop - pieces.start
@@ -329,7 +275,7 @@ class Mover:
         self.report(size)
         # Whoever is told may hold the merge up, to keep to a rate: that is to be done in small steps.
         is_held = self._clock.monotonic() - begun > _BATCH_SECONDS
-        self._batch_bytes = _STAGING if is_held else min(_BATCH_BYTES, self._batch_bytes * 2)
+        self._batch_bytes = planned.STAGING_BYTES if is_held else min(_BATCH_BYTES, self._batch_bytes * 2)
 
     def _write_span(self, pieces: Extents, at: int, *, is_new: bool) -> None:
         first, length = int(pieces.start[0]), int(pieces.stop[-1] - pieces.start[0])
@@ -341,11 +287,3 @@ class Mover:
         read_extents(pieces, self.layers, first, out)
         self.destination.write_at(at, out.data)
         self.report(pieces.total)
-
-
-def _merged(writes: Extents, wipes: Extents) -> Extents:
-    """Return both in the order of the disk; they do not overlap."""
-    if not len(wipes):
-        return writes
-    both = extents.concatenate([writes, wipes])
-    return both.take(np.argsort(both.start, kind="stable"))

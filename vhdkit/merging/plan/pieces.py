@@ -1,0 +1,116 @@
+"""How sectors are written into a destination: cut at its blocks, each piece at its place in the file.
+
+Most pieces are copied file to file, each alone. Where many lie close together, every other sector for example, they
+become one write, a span, that goes over the gaps between them. Nothing here reads payload or writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vhdkit.disk import extents
+from vhdkit.disk.image import DiskKind
+from vhdkit.vhd.sparse_image import Placement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from vhdkit.disk.extents import Extents
+    from vhdkit.vhd.open_image import Vhd
+
+# A span is put together in a buffer of this size.
+STAGING_BYTES = 4 << 20
+# A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
+# less than a page apart dirty the same pages anyway, and from eight of them on one write is the quicker way.
+GAP_BYTES = 4096
+MANY_PIECES = 8
+
+# Where no block is placed.
+_NOWHERE = Placement(-1, 0)
+
+
+class Pieces(NamedTuple):
+    """What is to be written, none of it across a block's edge: the file offset of each piece, whether its block is new.
+
+    `at` is int64, `is_new` bool.
+    """
+
+    found: Extents
+    at: NDArray[np.int64]
+    is_new: NDArray[np.bool_]
+
+    def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return [head, tail) of the pieces that one write serves: near each other, and within the staging buffer.
+
+        Of fewer than `MANY_PIECES` each is a span of its own.
+        """
+        start, stop = self.found.start, self.found.stop
+        heads, tails = extents.groups(start, stop, GAP_BYTES, self.at - start, start // STAGING_BYTES)
+        is_head = np.repeat(tails - heads < MANY_PIECES, tails - heads)
+        is_head[heads] = True
+        heads = np.flatnonzero(is_head)
+        return heads, np.append(heads[1:], len(self.found))[: len(heads)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DestinationBlocks:
+    """Where the blocks of a destination lie: those that it has, and those that a merge adds.
+
+    `added` (uint32, ascending) are the blocks that are added; the first of them has the rank `rank` in `place`.
+    """
+
+    image: Vhd
+    added: NDArray[np.uint32]
+    place: Placement = _NOWHERE
+    rank: int = 0
+
+    def locate(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the file offsets of blocks (ascending), and which of them the destination does not have yet."""
+        if not len(blocks):
+            return np.empty(0, np.int64), np.empty(0, np.bool_)
+        at = self.image.block_offsets(blocks)
+        is_new = at < 0
+        at[is_new] = self.place.offsets(self.rank + np.searchsorted(self.added, blocks[is_new]))
+        return at, is_new
+
+    def pieces(self, writes: Extents, wipes: Extents) -> Pieces:
+        """Return what a window's writes and wipes are in the file."""
+        image = self.image
+        if len(wipes):
+            writes = in_order(writes, self._held(wipes))
+        if image.kind is DiskKind.FIXED:
+            found = extents.split(writes, STAGING_BYTES)
+            return Pieces(found, found.start, np.zeros(len(found), np.bool_))
+        found = extents.split(writes, min(image.block_size, STAGING_BYTES))
+        block = found.start // image.block_size
+        blocks, row = np.unique(block, return_inverse=True)
+        at, is_new = self.locate(blocks)
+        return Pieces(found, at[row] + image.block_lead + found.start - block * image.block_size, is_new[row])
+
+    def places_in_old_blocks(self, writes: Extents, wipes: Extents) -> Iterator[tuple[int, int]]:
+        """Yield (file offset, length) of what a window's sectors take of blocks that are there already."""
+        pieces = self.pieces(writes, wipes)
+        for head, tail in zip(*pieces.spans(), strict=True):
+            if not pieces.is_new[head]:
+                yield int(pieces.at[head]), int(pieces.found.stop[tail - 1] - pieces.found.start[head])
+
+    def _held(self, wipes: Extents) -> Extents:
+        """Return what of the zeros lies in blocks that the destination has: elsewhere it has zeros already."""
+        image = self.image
+        if image.kind is DiskKind.FIXED:
+            return wipes
+        blocks = image.allocated_blocks(int(wipes.start[0]), int(wipes.stop[-1]))
+        return extents.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
+
+
+def in_order(writes: Extents, wipes: Extents) -> Extents:
+    """Return both in the order of the disk; they do not overlap."""
+    if not len(wipes):
+        return writes
+    both = extents.concatenate([writes, wipes])
+    return both.take(np.argsort(both.start, kind="stable"))
