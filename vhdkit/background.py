@@ -6,7 +6,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
+from vhdkit.command_hints import command_words
 from vhdkit.errors import VhdError
+from vhdkit.findings import hints_as
 from vhdkit.job.job import JobState
 from vhdkit.job.spawn import work_at
 from vhdkit.options import Follow
@@ -20,7 +22,9 @@ _CANCELLED = 130
 
 def main() -> NoReturn:
     """Work at the job that stdin describes, and exit as it has ended: 0 complete, 130 cancelled, else 1."""
-    job = work_at(sys.stdin.buffer.read())
+    # What goes wrong is shown by commands: `job list`, `job show`.
+    with hints_as(command_words()):
+        job = work_at(sys.stdin.buffer.read())
     if job.state is JobState.COMPLETED and job.request.follow is Follow.SETTLE:
         _settle(job)
     sys.exit({JobState.COMPLETED: 0, JobState.TERMINATED: _CANCELLED}.get(job.state, 1))

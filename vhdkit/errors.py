@@ -1,6 +1,6 @@
 """What can go wrong, as a tree that callers catch and people read.
 
-    VhdError                        .path  .windows_code
+    VhdError                        .path  .windows_code  .hint (what mends it, see findings)
     +- CorruptImageError            .corruption  .offset  .detail
     +- UnsupportedImageError        valid, not ours
     +- ReadOnlyImageError           asked to change what may not be changed
@@ -27,10 +27,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.findings import printable
+from vhdkit.findings import printable, with_hint
 
 if TYPE_CHECKING:
-    from vhdkit.findings import Candidate, Rule
+    from vhdkit.findings import Candidate, Hint, Rule
 
 
 class VhdError(Exception):
@@ -38,13 +38,19 @@ class VhdError(Exception):
 
     windows_code: int | None = None
 
-    def __init__(self, message: str, *, path: str = "") -> None:
+    def __init__(self, message: str, *, path: str = "", hint: Hint | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.path = path
+        self.hint = hint
+
+    @property
+    def text(self) -> str:
+        """The message, and what mends it."""
+        return with_hint(self.message, self.hint)
 
     def __str__(self) -> str:
-        return printable(f"{self.path}: {self.message}" if self.path else self.message)
+        return printable(f"{self.path}: {self.text}" if self.path else self.text)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders; the keyword-only constructors do not survive the default way.
@@ -61,8 +67,10 @@ def _restore(kind: type[VhdError], args: tuple[object, ...], state: dict[str, ob
 class CorruptImageError(VhdError):
     """The file breaks a rule of the format, so that reading on would be guessing."""
 
-    def __init__(self, corruption: Rule, detail: str, *, path: str = "", offset: int | None = None) -> None:
-        super().__init__(detail, path=path)
+    def __init__(
+        self, corruption: Rule, detail: str, *, path: str = "", offset: int | None = None, hint: Hint | None = None
+    ) -> None:
+        super().__init__(detail, path=path, hint=hint)
         self.corruption = corruption
         self.detail = detail
         self.offset = offset
@@ -74,7 +82,9 @@ class CorruptImageError(VhdError):
 
     def located(self, path: str, offset: int) -> CorruptImageError:
         """Return the same error, told of the file and of where in it the checked bytes begin."""
-        return CorruptImageError(self.corruption, self.detail, path=path, offset=offset + (self.offset or 0))
+        return CorruptImageError(
+            self.corruption, self.detail, path=path, offset=offset + (self.offset or 0), hint=self.hint
+        )
 
 
 class UnsupportedImageError(VhdError):
@@ -110,16 +120,18 @@ class ImageInUseError(VhdError):
 
     windows_code = 0x80070020
 
-    def __init__(self, message: str, *, path: str, holders: tuple[str, ...] = ()) -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, path: str, holders: tuple[str, ...] = (), hint: Hint | None = None) -> None:
+        super().__init__(message, path=path, hint=hint)
         self.holders = holders
 
 
 class ChainError(VhdError):
     """The layers below an image cannot be put together."""
 
-    def __init__(self, message: str, *, path: str = "", candidates: tuple[Candidate, ...] = ()) -> None:
-        super().__init__(message, path=path)
+    def __init__(
+        self, message: str, *, path: str = "", candidates: tuple[Candidate, ...] = (), hint: Hint | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
         self.candidates = candidates
 
     def __str__(self) -> str:
@@ -145,8 +157,9 @@ class ParentMismatchError(ChainError):
         expected: bytes,
         found: bytes,
         candidates: tuple[Candidate, ...] = (),
+        hint: Hint | None = None,
     ) -> None:
-        super().__init__(message, path=path, candidates=candidates)
+        super().__init__(message, path=path, candidates=candidates, hint=hint)
         self.expected = expected
         self.found = found
 
@@ -166,16 +179,18 @@ class ChainLoopError(ChainError):
 class MergeError(VhdError):
     """The merge cannot be done as asked; nothing was changed unless the message says so."""
 
-    def __init__(self, message: str, *, path: str = "", windows_code: int | None = None) -> None:
-        super().__init__(message, path=path)
+    def __init__(
+        self, message: str, *, path: str = "", windows_code: int | None = None, hint: Hint | None = None
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
         self.windows_code = windows_code
 
 
 class SiblingsError(MergeError):
     """Other images read through a file that the merge would change."""
 
-    def __init__(self, message: str, *, path: str, siblings: tuple[str, ...]) -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, path: str, siblings: tuple[str, ...], hint: Hint | None = None) -> None:
+        super().__init__(message, path=path, hint=hint)
         self.siblings = siblings
 
 

@@ -344,7 +344,7 @@ def test_a_rollback_that_is_refused_leaves_the_job_what_it_was(vms: Path) -> Non
 def test_without_an_undo_image_nothing_is_rolled_back(vms: Path) -> None:
     job = vhdkit.start_merge(make_chain(vms, "a", 1))
     job.wait(HANGS_SECONDS)
-    with pytest.raises(JobError, match="--undo"):
+    with pytest.raises(JobError, match="undo= is for that"):
         vhdkit.rollback_job(job.id)
     with pytest.raises(JobError, match="completed"):
         vhdkit.resume_job(job.id)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vhdkit
+from vhdkit.command_hints import commands_of
 from vhdkit.snapshot.machine import Machine
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vhdkit.snapshot.check import Remark
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -68,3 +71,8 @@ def letter_of(path: str) -> str:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file's bytes but the lock's."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".lock"}
+
+
+def advised(remark: Remark) -> tuple[str, ...]:
+    """Return the commands that a remark shows at the command line."""
+    return tuple(command for hint in remark.hints for command in commands_of(hint))

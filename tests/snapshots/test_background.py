@@ -19,6 +19,7 @@ from tests.cli.running import environment
 from tests.jobs.making import HANGS_SECONDS, until
 from tests.snapshots.machines import MIB, Kept
 from tests.tampering import write_behind
+from tests.typed import as_typed
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.job import JobState
 from vhdkit.snapshot import check, transitions
@@ -146,7 +147,7 @@ def test_a_merge_that_is_paused_is_named_with_what_lets_it_go_on(slow: Kept) -> 
     vhdkit.pause_job(job.id)
     with pytest.raises(ImageInUseError, match="paused") as refused:
         slow.machine.settle()
-    assert f"vhdkit job resume {job.id}" in str(refused.value)
+    assert f"vhdkit job resume {job.id}" in as_typed(refused.value)
     vhdkit.resume_job(job.id)
     job.cancel()
     job.wait(HANGS_SECONDS)

@@ -11,6 +11,7 @@ import pytest
 import vhdkit
 from tests.cutting import CutError, CuttingFolder, at_first
 from tests.forging import drawn
+from tests.typed import as_typed
 from vhdkit import Ensured
 from vhdkit.disk.unique_id import guid
 from vhdkit.journal.merge_journal import read_journal
@@ -101,7 +102,7 @@ def test_a_plain_merge_that_finishes_one_that_was_begun_here_leaves_the_record(*
         vhdkit.ensure_merged(LEAF, into=BASE, leaf_id=leaf_id, folder=CuttingFolder(folder, when))
     journal = read_journal(folder, BASE)
     assert journal is not None
-    assert f"--ensure {leaf_id}` " in journal.say()
+    assert f"--ensure {leaf_id}` " in as_typed(journal.hint)
     plan = vhdkit.plan_merge(LEAF, into=BASE, folder=folder)
     assert (plan.resume is vhdkit.Resume.FINISHES) is is_complete
     vhdkit.merge(plan, folder=folder)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
+from tests.typed import as_typed
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
 from vhdkit.storage.local_folder import LocalFolder
@@ -134,7 +135,7 @@ def test_a_path_that_climbs_out_is_refused_and_not_opened(tree: Path, code: byte
     error = refused(tree, child(locator(0, code, text)))
     assert type(error) is ParentRefusedError
     assert error.windows_code == 0xC03A0016
-    (candidate,) = [item for item in error.candidates if "--search" in item.reason]
+    (candidate,) = [item for item in error.candidates if "--search" in as_typed(item)]
     assert "outside" in candidate.reason
     assert candidate.origin == code.decode()
 
@@ -171,7 +172,7 @@ def test_an_absolute_path_is_text_and_not_opened(tree: Path, code: bytes, form: 
     assert isinstance(error, REFUSALS)
     (candidate,) = [item for item in error.candidates if item.path == target]
     assert "absolute" in candidate.reason
-    assert "--parent-map" in candidate.reason
+    assert "--parent-map" in as_typed(candidate)
 
 
 def test_an_absolute_name_field_is_text_and_not_opened(tree: Path) -> None:
@@ -329,7 +330,7 @@ def test_a_device_is_no_explicit_parent(tree: Path) -> None:
 def test_the_option_that_a_refusal_names_allows_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree / "own")
     error = refused(tree, child(locator(0, b"W2ru", "..\\out\\base.vhd")))
-    option = re.search(r"--search (\S+)", str(error))
+    option = re.search(r"--search (\S+)", as_typed(error))
     assert option is not None
     assert option[1] == "../out"
     with open_chain("leaf.avhd", search=[option[1]]) as chain:
@@ -340,7 +341,7 @@ def test_search_of_the_folder_above_allows_a_parent_there(tree: Path, monkeypatc
     monkeypatch.chdir(tree / "own")
     (tree / "out/base.vhd").rename(tree / "base.vhd")
     error = refused(tree, child(locator(0, b"W2ru", "..\\base.vhd")))
-    assert "--search .. " in str(error)
+    assert "--search .. " in as_typed(error)
     with open_chain("leaf.avhd", search=[".."]) as chain:
         assert chain.read(0, 6) == b"secret"
 

@@ -14,6 +14,7 @@ import pytest
 import vhdkit
 from tests.cutting import JOURNAL, after_marks, at_first, cut_off, rewrite, small_checkpoints
 from tests.model import Kind, Merge, Snapshot, write_files
+from tests.typed import as_typed
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.journal import records
 from vhdkit.journal.file_state import Seen
@@ -153,22 +154,24 @@ def test_a_second_begin_starts_over() -> None:
 def test_what_it_says_in_words_is_what_to_do_next() -> None:
     undone = BEGIN | {"undo": "undo.avhd", "undo_id": "dd" * 16}
     mark = {"kind": "mark", "offset": 1024, "bytes": 420, "mtime": 7.5}
-    text = said(BEGIN, {"kind": "reserved"}, mark).say()
+    going = said(BEGIN, {"kind": "reserved"}, mark)
+    text = going.say()
     assert "leaf.avhd into base.vhd" in text
     assert "42 %" in text
     assert "process 77 on here" in text
-    assert "`vhdkit merge /vms/leaf.avhd --into /vms/base.vhd` goes on" in text
+    assert "merge(plan_merge('/vms/leaf.avhd', into='/vms/base.vhd')) goes on" in text
+    assert "`vhdkit merge /vms/leaf.avhd --into /vms/base.vhd` goes on" in as_typed(going.hint)
     assert (
         "(disk on fire)"
         in said(BEGIN, mark, {"kind": "stopped", "reason": "disk on fire", "destination": [9, 1.5]}).say()
     )
     assert "finishes what is left" in said(BEGIN, MERGED).say()
-    kept = said(undone, MERGED).say()
+    kept = as_typed(said(undone, MERGED).hint)
     assert "`vhdkit undo drop /vms/undo.avhd`" in kept
     assert "`vhdkit rollback /vms/undo.avhd`" in kept
     dropping = said(undone, MERGED, {"kind": "dropping", "keep_file": False}).say()
-    assert "rollback" not in dropping
-    assert "`vhdkit rollback /vms/undo.avhd` finishes it" in said(undone, MERGED, {"kind": "rollback"}).say()
+    assert "rollback(" not in dropping
+    assert "`vhdkit rollback /vms/undo.avhd` finishes it" in as_typed(said(undone, MERGED, {"kind": "rollback"}).hint)
     assert "0 %" in said(BEGIN | {"payload_bytes": 0}).say()
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR, ZERO_ID
+from tests.typed import as_typed
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
 from vhdkit.storage.local_folder import LocalFolder
@@ -405,7 +406,7 @@ def test_two_files_with_the_id_are_refused_and_both_named(lay: Lay) -> None:
         tree.chain(search=[tree / "far"])
     both = [item for item in caught.value.candidates if "right id" in item.reason]
     assert {item.path for item in both} == {tree / "own/a.vhd", tree / "far/b.vhd"}
-    assert all("--parent" in item.reason for item in both)
+    assert all("choose with --parent" in as_typed(item) for item in both)
 
 
 def test_two_names_of_one_file_are_one_candidate(tmp_path: Path) -> None:
@@ -444,7 +445,8 @@ def test_a_raw_parent_is_read_only_when_it_is_given(lay: Lay) -> None:
     tree = lay({LEAF: child(w2ru(".\\disk.img"), parent_id=ZERO_ID), "own/disk.img": raw})
     with pytest.raises(ParentRefusedError) as caught:
         tree.chain()
-    assert "--parent" in str(caught.value)
+    assert "parent= names it" in str(caught.value)
+    assert "--parent FILE names it" in as_typed(caught.value)
     with tree.chain(parent=tree / "own/disk.img") as chain:
         assert chain.read(0, SIZE) == raw.ljust(SIZE, b"\0")
 

@@ -12,7 +12,9 @@ import pytest
 import vhdkit
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING
+from tests.typed import as_typed
 from vhdkit.chain.rebase import Fit
+from vhdkit.command_hints import command_words
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -23,6 +25,7 @@ from vhdkit.errors import (
     ParentMismatchError,
     ReadOnlyImageError,
 )
+from vhdkit.findings import hints_as
 from vhdkit.vhd.open_image import open_image
 from vhdkit.vhd.sparse_image import SparseImage
 
@@ -92,7 +95,8 @@ def test_a_parent_outside_needs_a_search_folder_and_that_is_said(vms: Path, tmp_
     before = view("child.avhd")
     (tmp_path / "elsewhere").mkdir()
     (vms / "base.vhd").rename(tmp_path / "elsewhere" / "base.vhd")
-    result = vhdkit.rebase("child.avhd", str(tmp_path / "elsewhere" / "base.vhd"))
+    with hints_as(command_words()):
+        result = vhdkit.rebase("child.avhd", str(tmp_path / "elsewhere" / "base.vhd"))
     assert any(f"--search {tmp_path / 'elsewhere'}" in remark for remark in result.remarks)
     with vhdkit.open_chain("child.avhd", search=[str(tmp_path / "elsewhere")]) as chain:
         assert chain.read(0, chain.size) == before
@@ -115,8 +119,9 @@ def test_another_id_is_refused_with_both_and_taken_if_it_is_to_be_ignored(vms: P
     (vms / "base.vhd").unlink()
     made("new.vhd", size=SIZE)
     child = (vms / "child.avhd").read_bytes()
-    with pytest.raises(ParentMismatchError, match="--ignore-id-mismatch") as caught:
+    with pytest.raises(ParentMismatchError, match="ignore_id_mismatch=True") as caught:
         vhdkit.rebase("child.avhd", "new.vhd")
+    assert "--ignore-id-mismatch" in as_typed(caught.value)
     assert (caught.value.expected, caught.value.found) == (raw[-512 + 68 : -512 + 84], id_of("new.vhd"))
     assert caught.value.windows_code == 0xC03A000E
     assert (vms / "child.avhd").read_bytes() == child

@@ -16,6 +16,7 @@ from tests.unit.test_header_update import AFTER, BASE, BEFORE, HEADER, LEAF, OTH
 from tests.unit.test_merge_laws import Event, SpyFolder
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.rebase import Fit, plan_rebase, rebase
+from vhdkit.command_hints import command_words
 from vhdkit.errors import (
     CorruptImageError,
     ImageInUseError,
@@ -26,6 +27,7 @@ from vhdkit.errors import (
     UnsupportedImageError,
     VhdError,
 )
+from vhdkit.findings import hints_as
 from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
@@ -95,8 +97,9 @@ def test_what_readers_have_to_be_told_is_said_and_is_true(
 ) -> None:
     folder = laid(replace(LEAF, locators=locators), *names)  # type: ignore[arg-type] # of mixed cases
     planned = plan_rebase(PATH, parent, folder=folder)
-    result = rebase(PATH, parent, folder=folder)
-    assert planned == result
+    with hints_as(command_words()):
+        result = plan_rebase(PATH, parent, folder=folder)
+    assert planned == rebase(PATH, parent, folder=folder)
     advice = [match for remark in result.remarks if (match := re.search(r"(--\w+) (\S+) (?:finds|names)", remark))]
     assert [match[1] for match in advice] == ([] if option is None else [option])
     if option is None:
@@ -129,7 +132,8 @@ def test_the_file_that_is_taken_instead_is_named() -> None:
 def test_a_raw_parent_has_to_be_named_and_that_is_said() -> None:
     raw_child = replace(LEAF, parent_id=bytes(16), parent_name="lost.img", locators=())
     folder = laid(raw_child, **{"disk.img": b"r" * BASE.size})
-    result = rebase(PATH, "/vms/disk.img", folder=folder)
+    with hints_as(command_words()):
+        result = rebase(PATH, "/vms/disk.img", folder=folder)
     assert any("--parent /vms/disk.img" in remark for remark in result.remarks)
     assert (result.made_stamp, result.parent_block_size) == (None, 0)
     with open_chain(PATH, parent="/vms/disk.img", folder=folder) as chain:
@@ -210,7 +214,7 @@ def test_what_is_no_vhd_is_refused(raw: bytes, error: type[Exception]) -> None:
 
 def test_an_id_is_not_taken_for_the_one_of_the_child() -> None:
     folder = laid(LEAF, **{"other.vhd": build(OTHER)})
-    refused(folder, "/vms/other.vhd", ParentMismatchError, "--ignore-id-mismatch", ignore=False)
+    refused(folder, "/vms/other.vhd", ParentMismatchError, "ignore_id_mismatch=True", ignore=False)
 
 
 def test_what_may_not_be_written_is_refused_before_and_by_a_plan() -> None:

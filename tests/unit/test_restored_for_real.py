@@ -11,6 +11,7 @@ import pytest
 
 import vhdkit
 from tests.cutting import at_first, cut_off
+from tests.typed import as_typed
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
 from vhdkit.chain.chain import Chain
 from vhdkit.journal.merge_journal import read_journal
@@ -116,8 +117,9 @@ def test_an_older_journal_loses_nothing_of_what_the_undo_image_has(vms: Path) ->
 @pytest.mark.usefixtures("small_windows")
 def test_an_older_undo_image_is_refused_and_the_disk_is_had_all_the_same(vms: Path) -> None:
     expected = view(vms / "d3.avhd")
-    with pytest.raises(vhdkit.JournalError, match=r"Put the newest one back.*--to NEWFILE"):
+    with pytest.raises(vhdkit.JournalError, match=r"Put the newest one back.*to='NEWFILE'") as caught:
         rolled_back_with(vms, "u.vhd")
+    assert "--to NEWFILE` makes a new file of it" in as_typed(caught.value)
     with pytest.raises(vhdkit.JournalError, match="put back as it was"):
         vhdkit.rollback(str(vms / "u.vhd"))
     vhdkit.merge(vhdkit.plan_merge(str(vms / "d3.avhd"), to=str(vms / "new.vhd")))

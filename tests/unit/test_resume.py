@@ -11,6 +11,7 @@ from tests.cutting import JOURNAL, CutError, CuttingFolder, after_marks, at_firs
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot
 from tests.plainvhd import SECTOR
 from tests.tampering import write_behind
+from tests.typed import as_typed
 from tests.unit.test_merge_laws import SpyFolder, chain_over, contents, fold, in_memory, plain_view, put
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
@@ -402,7 +403,7 @@ def test_a_merge_without_an_undo_image_goes_on_without_one_and_says_so() -> None
     for into, resume in ((paths[2], False), (None, True)):
         plan = vhdkit.plan_merge(paths[0], into=into, undo=UNDO, resume=resume, folder=folder)
         (obstacle,) = plan.obstacles
-        assert "keeps nothing for an undo; go on without --undo" in str(obstacle)
+        assert "keeps nothing for an undo; go on without --undo" in as_typed(obstacle)
         assert vhdkit.Corruption.UNDO_DOUBTED not in {finding.corruption for finding in plan.findings}
     assert contents(folder) == before
     fold(folder, paths, Merge(depth_to=2))
@@ -424,7 +425,8 @@ def test_the_command_to_go_on_finds_a_destination_in_another_folder() -> None:
     with pytest.raises(vhdkit.MergeCancelled) as stopped:
         vhdkit.merge(plan, folder=folder, progress=stop)
     command = "`vhdkit merge /vms/leaf.avhd --into '/base disks/base.vhd' --search '/base disks'`"
-    assert command in "".join(stopped.value.__notes__)
+    call = "merge(plan_merge('/vms/leaf.avhd', into='/base disks/base.vhd', search=('/base disks',)))"
+    assert call in "".join(stopped.value.__notes__)
     journal = read_journal(folder, "/base disks/base.vhd")
     assert journal is not None
-    assert command in journal.say()
+    assert command in as_typed(journal.hint)

@@ -13,6 +13,7 @@ from tests.cutting import JOURNAL, after_marks, at_first, cut_off, small_checkpo
 from tests.keeping import keep
 from tests.model import Kind, ModelChain, Snapshot
 from tests.plaincheck import validate
+from tests.typed import as_typed
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, long_growth, plain_view, put
 from vhdkit.storage.local_folder import LocalFolder
 
@@ -142,7 +143,8 @@ def test_siblings_are_named_and_kept_alive_by_the_undo_image() -> None:
     with pytest.raises(vhdkit.SiblingsError) as caught:
         vhdkit.merge(plan, folder=folder)
     assert caught.value.siblings == (sibling,)
-    assert "--relink-siblings" in str(caught.value)
+    assert "undo= and relink_siblings=True" in str(caught.value)
+    assert "--undo FILE --relink-siblings" in as_typed(caught.value)
     view = plain_view(folder, paths)
     plan = vhdkit.plan_merge(paths[0], into=paths[2], undo=UNDO, relink_siblings=True, folder=folder)
     vhdkit.merge(plan, folder=folder)

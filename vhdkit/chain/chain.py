@@ -136,7 +136,8 @@ def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
     if journal is None or journal.begin is None or journal.dropping:
         return
     if journal.begin.undo_id == leaf.unique_id.hex():
-        raise ReadOnlyImageError(f"it is kept for taking back a merge: {journal.say()}", path=leaf.path)
+        message = f"it is kept for taking back a merge: {journal.status}"
+        raise ReadOnlyImageError(message, path=leaf.path, hint=journal.hint)
 
 
 def _check_leaf(leaf: Image) -> None:

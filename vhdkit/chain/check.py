@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.catalog import Cataloged
+    from vhdkit.findings import Hint
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
@@ -205,7 +206,8 @@ class _Checker:
             found = find_parent(metadata, parents, {layer.identity for layer in self.layers})
         except ChainError as error:
             rule = _rule_of(error)
-            self._note(rule, child.path, "\n  ".join([error.message, *map(str, error.candidates)]), Level.ERROR)
+            message = "\n  ".join([error.message, *map(str, error.candidates)])
+            self._note(rule, child.path, message, Level.ERROR, error.hint)
             if isinstance(error.__cause__, VhdError):
                 # What has the parent's name and cannot be read is most likely the parent.
                 self._check_damaged(error.__cause__)
@@ -305,8 +307,8 @@ class _Checker:
             message = f"its id is also that of {_listed(files[1:])}: only names tell which of them is a child's parent"
             self._note(Corruption.ID_SHARED, files[0], message, Level.WARNING)
 
-    def _note(self, corruption: Corruption, path: str, message: str, level: Level) -> None:
-        self.findings.append(Finding(corruption=corruption, path=path, message=message, level=level))
+    def _note(self, corruption: Corruption, path: str, message: str, level: Level, hint: Hint | None = None) -> None:
+        self.findings.append(Finding(corruption=corruption, path=path, message=message, level=level, hint=hint))
 
     def report(self) -> CheckReport:
         findings = [item for file in self.files for item in file.tally.findings] + self.findings

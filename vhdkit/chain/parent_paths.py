@@ -80,7 +80,7 @@ def mapped(link: ParentLink, parent_map: Mapping[str, str]) -> Iterator[tuple[st
             top = plain_windows_path(remote).rstrip("\\")
             if is_absolute(clue.path) and text.lower().startswith(top.lower() + "\\"):
                 rest = text[len(top) + 1 :].replace("\\", "/")
-                yield local, Clue(rest, f"{clue.origin} by --parent-map")
+                yield local, Clue(rest, f"{clue.origin} by the map of folders")
 
 
 def relative(link: ParentLink) -> Iterator[Clue]:

@@ -15,7 +15,6 @@ the search folders.
 from __future__ import annotations
 
 import errno
-import shlex
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -37,7 +36,7 @@ from vhdkit.errors import (
     ParentRefusedError,
     VhdError,
 )
-from vhdkit.findings import Candidate, Finding
+from vhdkit.findings import Advice, Candidate, Finding
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
@@ -49,10 +48,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from vhdkit.disk.image import Image
+    from vhdkit.findings import Hint
     from vhdkit.storage.protocols import Folder, Storage
 
 _BY_ID = "unique id"
-_EXPLICIT = "--parent"
+_EXPLICIT = "named by the caller"
 # Components of one path that are written in other case than the folders are: no tree of images is so deep.
 _MOST_IN_OTHER_CASE = 64
 _AMBIGUOUS = "has the right id, and so have others"
@@ -290,8 +290,8 @@ class _Search:
         self.seen.add(real)
         if not paths.is_below(paths.dirname(real), roots):
             self.refused = True
-            option = f"--search {shlex.quote(self.folder.display(paths.dirname(real)))}"
-            self._reject(clue, f"outside of the folders allowed; {option} would allow it")
+            hint = Advice.SEARCH_THERE.hint("{} would allow it", folder=self.folder.display(paths.dirname(real)))
+            self._reject(clue, "outside of the folders allowed", hint)
             return None
         try:
             storage = self.folder.open(real)
@@ -338,7 +338,7 @@ class _Search:
             self.ambiguous = True
             storage.close()
             for path in (storage.path, *rivals):
-                self._reject(Clue(path, _BY_ID), f"{_AMBIGUOUS}; {self._choose('--parent')}")
+                self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
         return self.ambiguous
 
     def _by_id(self) -> tuple[Storage, Metadata] | None:
@@ -355,7 +355,7 @@ class _Search:
             return self._try(Clue(next(iter(fitting.values())), _BY_ID), self.roots)
         self.ambiguous = bool(fitting)
         for path in fitting.values():
-            self._reject(Clue(path, _BY_ID), f"{_AMBIGUOUS}; {self._choose('--parent')}")
+            self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
         return None
 
     def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
@@ -396,8 +396,8 @@ class _Search:
     def _finding(self, corruption: Corruption, message: str) -> Finding:
         return Finding(corruption=corruption, path=self.child.path, message=message)
 
-    def _reject(self, clue: Clue, reason: str) -> None:
-        self.candidates.append(Candidate(path=clue.path, origin=clue.origin, reason=reason))
+    def _reject(self, clue: Clue, reason: str, hint: Hint | None = None) -> None:
+        self.candidates.append(Candidate(path=clue.path, origin=clue.origin, reason=reason, hint=hint))
 
     def _reject_mismatch(self, clue: Clue, storage: Storage, found: bytes) -> None:
         if self.mismatched is None and storage.identity not in self.above:
@@ -407,37 +407,40 @@ class _Search:
     def _failure(self) -> ChainError:
         for clue in parent_paths.texts(self.link):
             if parent_paths.is_absolute(clue.path):
-                reason = "an absolute path is not followed; --parent-map FOLDER=LOCAL_FOLDER would allow it"
-                self._reject(clue, reason)
+                self._reject(clue, "an absolute path is not followed", Advice.PARENT_MAP.hint("{} would allow it"))
         for clue in parent_paths.unnameable(self.link):
             self._reject(clue, "no file can have this name under the locale's encoding; a locale with UTF-8 has it")
         candidates = tuple(self.candidates)
         path = self.child.path
         if self.wanted == unique_id.NULL:
-            message = "its parent has no id: it is a raw file, which is read only if --parent names it"
-            return ParentRefusedError(message, path=path, candidates=candidates)
+            hint = Advice.PARENT.hint("it is read only if {} names it")
+            message = "its parent has no id: it is a raw file"
+            return ParentRefusedError(message, path=path, candidates=candidates, hint=hint)
         looked_for = f"its parent, id {unique_id.guid(self.wanted)}"
         if self.ambiguous:
-            message = f"{looked_for}, may be one of several files; {self._choose('--parent FILE')}"
-            return ParentNotFoundError(message, path=path, candidates=candidates)
+            message = f"{looked_for}, may be one of several files" + self._move_others
+            return ParentNotFoundError(message, path=path, candidates=candidates, hint=self._choice)
         if self.mismatched is not None:
             return self._mismatch_error(*self.mismatched)
         if self.refused:
             message = f"{looked_for}, is named outside of the folders that may be looked into"
             return ParentRefusedError(message, path=path, candidates=candidates)
-        message = f"{looked_for}, was not found; add {self._more_places}"
-        error = ParentNotFoundError(message, path=path, candidates=candidates)
+        error = ParentNotFoundError(
+            f"{looked_for}, was not found", path=path, candidates=candidates, hint=self._more_places("add {}")
+        )
         error.__cause__ = self.damaged
         return error
 
-    @property
-    def _more_places(self) -> str:
-        return "--search FOLDER or --parent FILE" if self.parents.takes_parent else "--search FOLDER"
+    def _more_places(self, text: str) -> Hint:
+        return (Advice.SEARCH_OR_PARENT if self.parents.takes_parent else Advice.SEARCH).hint(text)
 
-    def _choose(self, option: str) -> str:
-        return (
-            f"choose with {option}" if self.parents.takes_parent else "move the others out of the folders looked into"
-        )
+    @property
+    def _choice(self) -> Hint | None:
+        return Advice.PARENT.hint("choose with {}") if self.parents.takes_parent else None
+
+    @property
+    def _move_others(self) -> str:
+        return "" if self.parents.takes_parent else "; move the others out of the folders looked into"
 
     def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
         """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced.
@@ -448,11 +451,12 @@ class _Search:
         return ParentMismatchError(
             f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
             f" {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since: what the"
-            " child showed is lost then, unless the parent is put back as it was. The verbs that only read have"
-            " --accept-id-mismatch to show the child through it. If the parent lies elsewhere, add"
-            f" {self._more_places}",
+            " child showed is lost then, unless the parent is put back as it was",
             path=self.child.path,
             expected=self.wanted,
             found=found,
             candidates=tuple(self.candidates),
+            hint=Advice.ACCEPT_OTHER_ID.hint("the verbs that only read have {} to show the child through it").or_else(
+                self._more_places("if the parent lies elsewhere, add {}")
+            ),
         )

@@ -11,7 +11,6 @@ that one can still be found.
 
 from __future__ import annotations
 
-import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -40,8 +39,9 @@ from vhdkit.errors import (
     SnapshotError,
     VhdError,
 )
+from vhdkit.findings import Advice
 from vhdkit.journal.claims import Claim, claims_on
-from vhdkit.journal.merge_journal import command, read_journal
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vhdkit.disk.image import Image
+    from vhdkit.findings import Hint
     from vhdkit.formats import RelinkableImage
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
@@ -269,8 +270,8 @@ def _check_claims(child: RelinkableImage, found: bytes, parents: ParentSearch) -
 
 
 def _what_claims_it(claim: Claim) -> str:
-    how = command("snapshot", "init", claim.active_path)
-    return f"it is {claim.text()}; {how} lets the snapshots know where its parent lies"
+    hint = Advice.ADOPT.hint("{} lets the snapshots know where its parent lies", paths=(claim.active_path,))
+    return f"it is {claim.text()}; {hint}"
 
 
 def _not_its_parent(child: RelinkableImage, claim: Claim) -> SnapshotError:
@@ -364,7 +365,8 @@ def _check_not_ended(child: RelinkableImage, parent: Image, folder: Folder, *, i
         return
     view = ended_view(folder, parent.storage, parent)
     if view is not None and view.leaf_id != child.unique_id:
-        raise view.refusal(f"it cannot become the parent of {child.path} unless that is accepted (--accept-ended)")
+        what = f"it cannot become the parent of {child.path} unless that is accepted"
+        raise view.refusal(what, Advice.ACCEPT_ENDED.hint("{} accepts it"))
 
 
 def _check_difference(
@@ -381,10 +383,8 @@ def _check_difference(
         raise _not_its_parent(child, claim)
     message = f"{before}, through which it reads, and {parent.path} show other data, first at byte {at}"
     if not is_ignored:
-        raise ChainError(
-            f"{message}; --ignore-id-mismatch takes the other all the same, and the child shows other data then",
-            path=child.path,
-        )
+        text = "{} takes the other all the same, and the child shows other data then"
+        raise ChainError(message, path=child.path, hint=Advice.IGNORE_OTHER_ID.hint(text))
     return message
 
 
@@ -399,10 +399,10 @@ def _check_children(child: RelinkableImage, parents: ParentSearch) -> None:
     if children:
         message = (
             f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"
-            f" {', '.join(children)}. Turn each into one of its own (vhdkit convert FILE NEWFILE), and move it"
-            f" elsewhere{ended_advice(children, parents.folder)}"
+            f" {', '.join(children)}{ended_advice(children, parents.folder)}"
         )
-        raise SiblingsError(message, path=child.path, siblings=children)
+        hint = Advice.CONVERT_EACH.hint("turn each into one of its own ({}), and move it elsewhere")
+        raise SiblingsError(message, path=child.path, siblings=children, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -452,7 +452,8 @@ def _check_merged(child: RelinkableImage, path: str, folder: Folder) -> None:
     """
     journal = read_journal(folder, path)
     if journal is not None and journal.begin is not None:
-        raise JournalError(f"its parent cannot change now: {journal.say()}", path=child.path)
+        message = f"its parent cannot change now: {journal.status}"
+        raise JournalError(message, path=child.path, hint=journal.hint)
 
 
 def _check_size(child: RelinkableImage, parent: Image) -> None:
@@ -466,19 +467,18 @@ def _mismatch(child: RelinkableImage, parent: Image, found: bytes, old_path: str
     expected = child.parent.unique_id if child.parent is not None else unique_id.NULL
     message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
     message += f", which {old_path} has" if old_path else ""
-    return ParentMismatchError(
-        f"{message}. Only if it is known to show what the parent showed when the child was made,"
-        " --ignore-id-mismatch takes it all the same; otherwise what the child shows is lost",
-        path=child.path,
-        expected=expected,
-        found=found,
+    text = (
+        "only if it is known to show what the parent showed when the child was made, {} takes it all the same;"
+        " otherwise what the child shows is lost"
     )
+    hint = Advice.IGNORE_OTHER_ID.hint(text)
+    return ParentMismatchError(message, path=child.path, expected=expected, found=found, hint=hint)
 
 
 def _remarks(child: RelinkableImage, parent: Image, new: _Lineage, *, is_proven: bool) -> list[str]:
     mtime = parent.storage.mtime
     odd = compare_summaries(child, parent, path=parent.path, size=parent.size, mtime=mtime)
-    remarks = [finding.message for finding in odd]
+    remarks = [finding.text for finding in odd]
     if not child.is_sealed:
         remarks.append("the checksum of its header was wrong, and the header is taken as it is")
     if new.is_cut_off:
@@ -510,10 +510,14 @@ def _compared(old: _Lineage, new: _Lineage, parents: ParentSearch) -> tuple[Fit,
     return (Fit.YES if result.equal else Fit.NO), result.first_difference
 
 
+def _named(parent: Image) -> Hint:
+    return Advice.THIS_PARENT.hint("{} names it", path=parent.path)
+
+
 def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], folder: Folder) -> list[str]:
     """Return what readers have to be told to find the parent again, by looking for it as they will."""
     if parent.kind is DiskKind.RAW:
-        return [f"a raw parent is read only where it is named: --parent {shlex.quote(parent.path)} names it"]
+        return [f"a raw parent is read only where it is named: {_named(parent)}"]
     rebased = read_metadata(child.storage, patches=patches)
 
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
@@ -531,7 +535,7 @@ def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], f
     there = paths.dirname(parent.path)
     searched = found(there)
     is_searched = searched is not None and searched[0] == parent.storage.identity
-    how = f"--search {shlex.quote(there)} finds it" if is_searched else f"--parent {shlex.quote(parent.path)} names it"
+    how = Advice.SEARCH_THERE.hint("{} finds it", folder=there) if is_searched else _named(parent)
     if unasked is not None:
         return [f"whoever reads it unasked takes {unasked[1]}, which has the same id, for its parent; {how}"]
     if not paths.is_below(there, [paths.dirname(child.path)]):

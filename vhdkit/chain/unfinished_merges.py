@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 def unfinished_merges(folder: Folder, files: Iterable[str]) -> Iterator[Finding]:
     """Yield a finding for each file into which a merge was begun and not finished."""
     for path in files:
+        hint = None
         try:
             journal = read_journal(folder, path)
         except JournalError as error:
-            message = f"there is a journal of a merge into it that cannot be read: {error.message}"
+            message = f"there is a journal of a merge into it that cannot be read: {error.text}"
         except OSError as error:
             message = f"there is a journal of a merge into it that cannot be read: {error.strerror}"
         else:
             if journal is None:
                 continue
-            message = journal.say()
-        yield Finding(corruption=Corruption.MERGE_UNFINISHED, path=path, message=message)
+            message, hint = journal.status, journal.hint
+        yield Finding(corruption=Corruption.MERGE_UNFINISHED, path=path, message=message, hint=hint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from vhdkit.arguments import checked
 from vhdkit.chain.children import ended_advice, find_children
 from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
-from vhdkit.findings import Finding
+from vhdkit.findings import Advice, Finding
 from vhdkit.journal.claims import begun_layers, claims_on
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
@@ -131,7 +131,8 @@ def _begun(image: Vhd, children: Sequence[str], folder: Folder) -> set[str]:
 def _check_may_break(image: Vhd, folder: Folder) -> None:
     journal = read_journal(folder, image.path)
     if journal is not None:
-        raise JournalError(f"what reads through it cannot be broken now: {journal.say()}", path=image.path)
+        message = f"what reads through it cannot be broken now: {journal.status}"
+        raise JournalError(message, path=image.path, hint=journal.hint)
     claims = claims_on(folder, [image.path])
     if claims:
         message = f"what reads through it cannot be broken, for it is known by its id: it is {claims[0].text()}"
@@ -139,9 +140,8 @@ def _check_may_break(image: Vhd, folder: Folder) -> None:
 
 
 def _refusal(image: Vhd, children: tuple[str, ...], folder: Folder) -> SiblingsError:
-    message = (
-        f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}."
-        " Write to a new child of it instead (vhdkit create NEWFILE --parent FILE); or turn each of them into an image"
-        f" of its own first (vhdkit convert FILE NEWFILE){ended_advice(children, folder)}"
-    )
-    return SiblingsError(message, path=image.path, siblings=children)
+    message = f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}"
+    message += ended_advice(children, folder)
+    new_child = Advice.CREATE_CHILD.hint("write to a new child of it instead ({})", path=image.path)
+    convert = Advice.CONVERT_EACH.hint("turn each of them into an image of its own first ({})")
+    return SiblingsError(message, path=image.path, siblings=children, hint=new_child.or_else(convert))

@@ -59,7 +59,7 @@ def _repair(file: str) -> str:
 
 def _line(finding: Finding) -> str:
     at = "" if finding.offset is None else f" at {finding.offset:#x}"
-    message = "\n  ".join(printable(line) for line in finding.message.splitlines())
+    message = "\n  ".join(printable(line) for line in finding.text.splitlines())
     return f"{finding.level}: {path_text(finding.path)}{at}: {message} [{finding.corruption}]"
 
 
@@ -96,7 +96,7 @@ def _record(file: str, report: CheckReport) -> dict[str, Any]:
                 "level": finding.level.value,
                 "path": finding.path,
                 "offset": finding.offset,
-                "message": finding.message,
+                "message": finding.text,
             }
             for finding in report.findings
         ],

@@ -186,7 +186,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
             error.add_note(f"  {line}")
         for finding in findings:
             if finding.message != getattr(error, "detail", None):
-                error.add_note(f"  {path_text(finding.path)}: {finding.message} [{finding.corruption}]")
+                error.add_note(f"  {path_text(finding.path)}: {finding.text} [{finding.corruption}]")
 
 
 @click.command()

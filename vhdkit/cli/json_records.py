@@ -59,7 +59,7 @@ def describe(summary: ImageSummary, storage: Storage, filename: str) -> dict[str
 
 def warnings(findings: Iterable[Finding]) -> list[dict[str, str]]:
     """Return findings as plain values."""
-    return [{"rule": f.corruption.value, "filename": f.path, "message": f.message} for f in findings]
+    return [{"rule": f.corruption.value, "filename": f.path, "message": f.text} for f in findings]
 
 
 def describe_scan(found: Scan) -> dict[str, Any]:

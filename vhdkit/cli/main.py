@@ -26,8 +26,9 @@ from vhdkit.cli.rebase import rebase
 from vhdkit.cli.signals import ending_signals
 from vhdkit.cli.snapshot import snapshot
 from vhdkit.cli.undo import rollback, undo
+from vhdkit.command_hints import command_words
 from vhdkit.errors import Cancelled, FileNameError, ImageInUseError, VhdError
-from vhdkit.findings import printable
+from vhdkit.findings import hints_as, printable
 
 FAILED = 1
 USAGE = 64
@@ -89,6 +90,11 @@ for _verb in (
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every failure becomes one clear message."""
+    with hints_as(command_words(arguments)):
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         return int(program.main(arguments, prog_name="vhdkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -102,7 +102,7 @@ def path_text(path: str) -> str:
 def warn(findings: Iterable[Finding]) -> None:
     """Print what is odd about images, to stderr."""
     for finding in findings:
-        message = f"{printable(finding.message)} [{finding.corruption}]"
+        message = f"{printable(finding.text)} [{finding.corruption}]"
         echo(f"warning: {path_text(finding.path)}: {message}", err=True)
 
 

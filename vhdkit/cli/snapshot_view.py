@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import echo, path_text
+from vhdkit.command_hints import commands_of
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def describe_remark(remark: Remark) -> dict[str, Any]:
         "kind": str(remark.kind).replace(" ", "-"),
         "filename": remark.path,
         "message": remark.message,
-        "commands": list(remark.commands),
+        "commands": [command for hint in remark.hints for command in commands_of(hint)],
     }
 
 
@@ -117,7 +118,7 @@ def print_remarks(remarks: tuple[Remark, ...]) -> None:
     """Print what `check` has to say."""
     for remark in remarks:
         echo(f"{remark.kind}: {path_text(remark.path)}: {printable(remark.message)}")
-        for command in remark.commands:
+        for command in (each for hint in remark.hints for each in commands_of(hint)):
             echo(f"    {printable(command)}")
 
 

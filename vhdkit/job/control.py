@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.job import job_id as job_of_journal
 from vhdkit.job.reconcile import is_removing, noted, settled
@@ -92,7 +93,7 @@ def find_job(beginning: str) -> Job:
     if found:
         names = ", ".join(job.id for job in found)
         raise JobError(f"the ids of {len(found)} jobs begin with {beginning!r}: {names}")
-    raise JobError(f"there is no job {beginning!r}; `vhdkit job list` shows those there are")
+    raise JobError(f"there is no job {beginning!r}", hint=Advice.LIST_JOBS.hint("{} shows those there are"))
 
 
 @checked
@@ -225,12 +226,14 @@ def rollback_job(
     """
     job = find_job(job_id)
     if not job.undo:
-        message = f"the job {job.id} keeps nothing for taking it back: that is what --undo FILE is for"
+        message, hint = f"the job {job.id} keeps nothing for taking it back", Advice.UNDO_IMAGE.hint("{} is for that")
         if is_removing(job):
-            message += "; its sources are being removed, and `vhdkit job resume` finishes that"
+            message += "; its sources are being removed"
+            hint = Advice.RESUME_JOB.hint("{} finishes that", job=job.id)
         elif job.state is not JobState.COMPLETED and all(map(LocalFolder().exists, job.sources)):
-            message += "; the chain reads as before the merge, and `vhdkit job resume` goes on with it"
-        raise JobError(message, path=job.destination)
+            message += "; the chain reads as before the merge"
+            hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
+        raise JobError(message, path=job.destination, hint=hint)
     if job.rolled_back:
         raise JobError(f"the job {job.id} was rolled back already", path=job.destination)
     if not job.state.is_finished:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING
 
-from vhdkit.findings import printable
+from vhdkit.findings import Advice, printable, with_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -126,9 +126,9 @@ def jobs_of(rows: Iterable[Row]) -> tuple[Job, ...]:
 
 def _warn(row: Row, reason: str) -> None:
     name = printable(row.id[:SHOWN]) if isinstance(row.id, str) else f"in row {row.number}"
-    how = f"; `vhdkit job rm {name}` takes it off the list" if row.id == name else ""
-    text = f"the list of jobs has no readable record of the job {name}, which is left out: {printable(reason)}{how}"
-    leave_out(text)
+    hint = Advice.REMOVE_JOB.hint("{} takes it off the list", job=name) if row.id == name else None
+    text = f"the list of jobs has no readable record of the job {name}, which is left out: {printable(reason)}"
+    leave_out(with_hint(text, hint))
 
 
 def leave_out(text: str) -> None:

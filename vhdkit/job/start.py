@@ -12,6 +12,7 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain_with
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.findings import Advice
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
@@ -220,7 +221,8 @@ def _check_own(job: Job) -> None:
         return
     if journal is not None and not journal.reserved:
         message = f"nothing was changed yet by the job {job.id}, and there is nothing to take back"
-        raise JobError(f"{message}; `vhdkit job resume` goes on with it", path=job.destination)
+        hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
+        raise JobError(message, path=job.destination, hint=hint)
     message = f"the undo image {job.undo} is not there: the merge was made final, or somebody has moved it"
     raise JobError(message, path=job.destination)
 

@@ -16,6 +16,7 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from vhdkit.findings import Advice, with_hint
 from vhdkit.job.cim import UNKNOWN, Unknown
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _value(values: Mapping[str, CimValue | Unknown], name: str) -> CimValue | Un
         return values[name.lower()]
     except KeyError:
         raise FilterError(
-            f"there is no property {name}; `vhdkit job list --format cim` shows those there are"
+            with_hint(f"there is no property {name}", Advice.CIM_JOBS.hint("{} shows those there are"))
         ) from None
 
 

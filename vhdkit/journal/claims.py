@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import SnapshotError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_user
 from vhdkit.storage.protocols import read_bytes
@@ -21,6 +22,7 @@ from vhdkit.storage.protocols import read_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vhdkit.findings import Hint
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
     from vhdkit.storage.protocols import Folder
 
@@ -240,18 +242,21 @@ def _is_begun(first: Claim, sources: list[str], destination: str, others: set[st
 
 def _refusal(claims: list[Claim]) -> SnapshotError:
     shown = next((claim for claim in claims if claim.snapshots), claims[0])
-    message = f"it is {shown.text()}, whose snapshots would be lost by this: `vhdkit snapshot delete` and"
-    return SnapshotError(f"{message} `vhdkit snapshot settle` merge what is not needed", path=shown.path)
+    message = f"it is {shown.text()}, whose snapshots would be lost by this"
+    hint = Advice.DELETE_ANY.hint("{} merges what is not needed", path=shown.path)
+    return SnapshotError(message, path=shown.path, hint=hint)
 
 
-def frozen_text(folder: Folder, path: str) -> str:
-    """Return which snapshot has frozen a file, and how to go on from it, in words; "" if none has."""
+def frozen_by(folder: Folder, path: str) -> tuple[str, Hint | None]:
+    """Return which snapshot has frozen a file, in words, and how to go on from it; "" if none has."""
     try:
         found = claims_on(folder, [path])
     except (VhdError, OSError):
-        return ""
+        return "", None
     claim = next((each for each in found if not each.is_active), None)
     if claim is None:
-        return ""
-    how = f"`vhdkit snapshot apply {claim.snapshots[0]}`" if claim.snapshots else "`vhdkit snapshot apply`"
-    return f"it is {claim.text()}; {how} lets the machine go on from a snapshot in a new layer"
+        return "", None
+    text = "{} lets the machine go on from a snapshot in a new layer"
+    if claim.snapshots:
+        return f"it is {claim.text()}", Advice.APPLY.hint(text, name=claim.snapshots[0], path=claim.active_path)
+    return f"it is {claim.text()}", Advice.APPLY_ANY.hint(text, path=claim.active_path)

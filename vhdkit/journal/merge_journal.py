@@ -21,7 +21,6 @@ States of files (`Seen`) are proof only that a file was not touched since, never
 
 from __future__ import annotations
 
-import shlex
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ import msgspec
 
 from vhdkit.disk import unique_id
 from vhdkit.errors import JournalError
+from vhdkit.findings import Advice, with_hint
 from vhdkit.journal import records
 from vhdkit.journal.merge_records import (
     Begin,
@@ -60,6 +60,7 @@ from vhdkit.units import SECTOR
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vhdkit.findings import Argument, Hint
     from vhdkit.journal.file_state import Seen
     from vhdkit.storage.protocols import Folder, Storage
 
@@ -123,22 +124,26 @@ class Journal:
         """Return the absolute path of a file that the journal speaks of."""
         return paths.normpath(paths.join(paths.dirname(self.path), *path.split("/")))
 
-    def undo_command(self, *verb: str) -> str:
-        """Return the command that does something with the undo image."""
+    def undo_hint(self, advice: Advice, text: str) -> Hint:
+        """Return what is to be done with the undo image, as a hint."""
         undo = self.resolve(self.begin.undo) if self.begin is not None else ""
         place = paths.dirname(self.path)
-        return command(*verb, undo, *(["--search", place] if paths.dirname(undo) != place else []))
+        return advice.hint(text, path=undo, **({"search": (place,)} if paths.dirname(undo) != place else {}))
 
-    def merge_command(self, search: Iterable[str] = ()) -> str:
-        """Return the command that goes on with the merge; `search` are absolute folders in which its layers lie."""
+    def merge_hint(self, text: str = "{}", search: Iterable[str] = ()) -> Hint:
+        """Return how the merge goes on, as a hint; `search` are absolute folders in which its layers lie."""
         top = self.begin.sources[0] if self.begin is not None else None
         leaf, place = self.resolve(top.path) if top is not None else "", paths.dirname(self.path)
-        folders = dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])])
-        words = [word for each in folders for word in ("--search", each)]
+        folders = tuple(dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])]))
+        known: dict[str, Argument] = {
+            "path": leaf,
+            "into": self.destination,
+            **({"search": folders} if folders else {}),
+        }
         if top is not None and self.is_ensured and not (self.begin is not None and self.begin.undo):
             # `ensure_merged` began it: finished without the id it would leave no completion record.
-            words += ["--ensure", unique_id.guid(bytes.fromhex(top.unique_id))]
-        return command("merge", leaf, "--into", self.destination, *words)
+            return Advice.ENSURE_MERGED.hint(text, **known, leaf_id=unique_id.guid(bytes.fromhex(top.unique_id)))
+        return Advice.MERGE.hint(text, **known)
 
     def relative(self, path: str) -> str:
         """Return an absolute path as the journal keeps it."""
@@ -210,50 +215,63 @@ class Journal:
         self.undo_seen = record.undo or self.undo_seen
 
     def say(self) -> str:
-        """Return where the merge is, in words."""
+        """Return where the merge is, in words, and what goes on with it; see `status` and `hint`."""
+        return with_hint(self.status, self.hint)
+
+    @property
+    def hint(self) -> Hint | None:
+        """What goes on with the merge, or ends it; None where nothing does."""
+        if self.begin is None:
+            return None
+        if self.rolling_back:
+            return self.undo_hint(Advice.ROLL_BACK, "{} finishes it")
+        if self._awaits_undo:
+            back = self.undo_hint(Advice.ROLL_BACK, "{} takes it back")
+            return self.undo_hint(Advice.DROP_UNDO, "{} makes that final").or_else(back)
+        if self.merged:
+            return self._again("{} finishes what is left to be done")
+        return self._again("{} goes on, unless somebody is still at it") if self._is_top_there else None
+
+    @property
+    def _awaits_undo(self) -> bool:
+        return self.merged and self.begin is not None and bool(self.begin.undo) and not self.dropping
+
+    @property
+    def status(self) -> str:
+        """Where the merge is, in words."""
         if self.begin is None:
             return "a merge into it was about to begin when it was cut off; nothing was changed"
         top = paths.basename(self.begin.sources[0].path)
         name = paths.basename(self.destination)
         if self.rolling_back:
-            how = self.undo_command("rollback")
-            return f"rolling back the merge of {top} into {name} was not finished; {how} finishes it"
-        if self.merged and self.begin.undo and not self.dropping:
-            how = f"{self.undo_command('undo', 'drop')} makes that final, {self.undo_command('rollback')} takes it back"
-            return f"{top} was merged into {name}, and the sources are kept; {how}"
+            return f"rolling back the merge of {top} into {name} was not finished"
+        if self._awaits_undo:
+            return f"{top} was merged into {name}, and the sources are kept"
         why = f" ({self.stopped})" if self.stopped else ""
-        again, is_top_there = self._again(self.begin)
         if self.merged:
-            gone = "" if is_top_there else " and is gone"
-            return f"{top} was merged into {name}{gone}{why}; {again} finishes what is left to be done"
+            gone = "" if self._is_top_there else " and is gone"
+            return f"{top} was merged into {name}{gone}{why}"
         total = self.begin.payload_bytes
         percent = 100 * self.bytes_done // total if total else 0
         who = f"process {self.begin.pid} on {self.begin.host}"
-        how = f"{again} goes on, unless somebody is still at it"
-        if not is_top_there:
-            how = f"{top} is gone, and it cannot go on until that is put back"
-        return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}; {how}"
+        lost = "" if self._is_top_there else f"; {top} is gone, and it cannot go on until that is put back"
+        return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}{lost}"
 
-    def _again(self, begin: Begin) -> tuple[str, bool]:
-        """Return the command that goes on, and whether the topmost source is there.
+    @property
+    def _is_top_there(self) -> bool:
+        return self.begin is not None and self.resolve(self.begin.sources[0].path) not in self.gone
+
+    def _again(self, text: str) -> Hint:
+        """Return what goes on with the merge.
 
         Without it a source that is left is named: of that nothing goes which the destination does not show. If none is
         left the name of the topmost one leads to the journal, and only that goes.
         """
-        sources = [self.resolve(source.path) for source in begin.sources]
+        sources = [self.resolve(source.path) for source in self.begin.sources] if self.begin is not None else []
         there = [path for path in sources if path not in self.gone]
-        if sources[0] in self.gone and there:
-            return command("merge", there[0], "--into", self.destination), False
-        return self.merge_command(), sources[0] not in self.gone
-
-
-def command(*words: str) -> str:
-    """Return a command line as a message shows it.
-
-    >>> command("merge", "a b.avhd")
-    "`vhdkit merge 'a b.avhd'`"
-    """
-    return f"`{shlex.join(['vhdkit', *words])}`"
+        if there and not self._is_top_there:
+            return Advice.MERGE.hint(text, path=there[0], into=self.destination)
+        return self.merge_hint(text)
 
 
 def journal_path(destination: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError
+from vhdkit.findings import Advice
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 
@@ -45,8 +46,9 @@ def _check(journal: Journal, path: str, folder: Folder, roots: Sequence[str]) ->
     # First by its text alone: even asking the system about a path outside can wake an automounter.
     directory = paths.dirname(path)
     if not paths.is_below(directory, roots) or not paths.is_below(folder.real(directory), roots):
-        message = f"it names {path}, outside of the folders of its chain and of those that were named; if that is right"
-        raise JournalError(f"{message}, name {directory} with --search", path=journal.path)
+        message = f"it names {path}, outside of the folders of its chain and of those that were named"
+        hint = Advice.SEARCH_THERE.hint("if that is right, add {}", folder=directory)
+        raise JournalError(message, path=journal.path, hint=hint)
     if folder.real(path) != paths.join(folder.real(directory), paths.basename(path)):
         raise JournalError(f"it names {path}, which is a link", path=journal.path)
 

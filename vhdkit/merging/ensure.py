@@ -217,4 +217,4 @@ def _hexadecimal(leaf_id: str) -> str:
     try:
         return uuid.UUID(leaf_id).bytes_le.hex()
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"leaf_id: expected a GUID as `vhdkit info` prints it, got {leaf_id!r}") from error
+        raise ValueError(f"leaf_id: expected a GUID, as unique ids are shown, got {leaf_id!r}") from error

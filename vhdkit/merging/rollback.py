@@ -29,9 +29,10 @@ from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import JournalWriter, command, read_journal
+from vhdkit.journal.merge_journal import JournalWriter, read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
 from vhdkit.merging.plan.placement import target_of, window_writes
@@ -94,14 +95,15 @@ def drop_undo(
     else:
         check_names(journal, place, _named_directories(path, parents))
     if not journal.merged or journal.rolling_back:
-        raise JournalError(f"it cannot be dropped: {journal.say()}", path=path)
+        raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
     if place.exists(path) and not journal.dropping:
         with open_image(path, folder=place) as undo:
             children = children_of(undo, place, folders)
         if children and not keep_file:
             names = ", ".join(children)
-            message = f"{len(children)} image(s) read through it: {names}. Keep it for them with --keep-file"
-            raise SiblingsError(message, path=path, siblings=children)
+            message = f"{len(children)} image(s) read through it: {names}"
+            hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
+            raise SiblingsError(message, path=path, siblings=children, hint=hint)
     if not journal.dropping:
         _refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
     try:
@@ -111,8 +113,8 @@ def drop_undo(
         result = merge(plan, folder=place)
     except OSError as error:
         if not getattr(error, "__notes__", None):
-            how = command("undo", "drop", path, *(word for each in folders for word in ("--search", each)))
-            error.add_note(f"Every disk reads as before; {how} goes on with it.")
+            again = Advice.DROP_UNDO.hint("{} goes on with it.", path=path, **({"search": folders} if folders else {}))
+            error.add_note(f"Every disk reads as before; {again}")
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
     if is_kept and journal.begin is not None:
@@ -199,7 +201,8 @@ def rollback(
             return run.run(progress, cancel)
         except BaseException as error:
             how = "Every layer reads as before the merge" if run.restored else "The leaf reads as before"
-            error.add_note(f"{how}; `vhdkit rollback {path}` goes on with the roll-back.")
+            again = Advice.ROLL_BACK.hint("{} goes on with the roll-back.", path=path)
+            error.add_note(f"{how}; {again}")
             raise
 
 
@@ -323,7 +326,8 @@ class _Rollback:
     @staticmethod
     def _begin(journal: Journal) -> Begin:
         if journal.begin is None or journal.dropping:
-            raise JournalError(f"it cannot be rolled back: {journal.say()}", path=journal.destination)
+            message = f"it cannot be rolled back: {journal.status}"
+            raise JournalError(message, path=journal.destination, hint=journal.hint)
         return journal.begin
 
     def _locked(self, path: str, *, writable: bool = True) -> Vhd:
@@ -376,11 +380,9 @@ class _Rollback:
             finally:
                 storage.close()
         if doubt:
-            view = command("convert", self.undo.path, "NEWFILE")
-            message = (
-                f"{doubt}. The topmost layer shows the disk as it is; {view} shows what is kept of the disk before"
-            )
-            raise JournalError(message, path=self.undo.path)
+            text = "the topmost layer shows the disk as it is; {} shows what is kept of the disk before"
+            hint = Advice.CONVERT.hint(text, path=self.undo.path, new_path="NEWFILE")
+            raise JournalError(doubt, path=self.undo.path, hint=hint)
 
     def _check_destination(self) -> None:
         """Refuse if somebody wrote to the destination, or made children of it, since the merge."""

@@ -252,7 +252,8 @@ def _refuse_unfinished(folder: Folder, family: Family) -> None:
     for image in family.images:
         journal = read_journal(folder, image.path)
         if journal is not None:
-            raise SnapshotError(f"its snapshots can be listed when that is finished: {journal.say()}", path=image.path)
+            message = f"its snapshots can be listed when that is finished: {journal.status}"
+            raise SnapshotError(message, path=image.path, hint=journal.hint)
         with folder.open(image.path) as storage:
             view = marked_view(folder, storage, image.metadata)
         if view is not None:

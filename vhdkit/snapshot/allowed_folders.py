@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import SnapshotError
+from vhdkit.findings import Advice
 from vhdkit.journal.manifest import GUID
 from vhdkit.journal.manifest_pointer import MANIFEST_SUFFIX, signpost_path, signposts
-from vhdkit.journal.merge_journal import command
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_user
 
@@ -69,13 +69,15 @@ def check_folders(file: ManifestFile, manifest: Manifest) -> None:
             is_copied = paths.basename(post.path) == _signpost_name(file, manifest) and post.manifest != file.path
             if is_copied and file.folder.exists(post.manifest):
                 message = f"the images in {directory} that it tells of are those of {post.manifest}, of which it is a"
-                message += " copy; remove it, and take what is wanted from there with `vhdkit snapshot export`"
-                raise SnapshotError(message, path=file.path)
+                message += " copy"
+                hint = Advice.EXPORT.hint("remove it, and take what is wanted from there with {}", path=post.manifest)
+                raise SnapshotError(message, path=file.path, hint=hint)
         near = sorted(file.images(manifest), key=lambda path: (paths.dirname(path) != file.directory, path))
         known = next(filter(file.folder.exists, near), file.path)
-        how = command("snapshot", "init", known, "--search", directory)
-        message = f"it names images in {directory}, and no signpost there leads back to it; if they are of this"
-        raise SnapshotError(f"{message} machine, {how} puts one up; if not, remove it", path=file.path)
+        message = f"it names images in {directory}, and no signpost there leads back to it"
+        text = "if they are of this machine, {} puts one up; if not, remove it"
+        hint = Advice.ADOPT.hint(text, paths=(known,), search=(directory,))
+        raise SnapshotError(message, path=file.path, hint=hint)
 
 
 def _elsewhere(file: ManifestFile, manifest: Manifest) -> dict[str, list[str]]:
@@ -166,6 +168,6 @@ def check_room_for(file: ManifestFile, disk: Disk) -> str:
     """
     directory = file.absolute_folder(disk.directory)
     if not is_own(file, paths.join(directory, "x")):
-        message = f"new layers would be made in {directory}, from where no signpost leads back; --dir names a folder"
-        raise SnapshotError(message, path=file.path)
+        message = f"new layers would be made in {directory}, from where no signpost leads back"
+        raise SnapshotError(message, path=file.path, hint=Advice.LAYER_FOLDER.hint("{} names a folder"))
     return directory

@@ -8,7 +8,6 @@ Nothing is written. Each remark says what it is about, and with which command it
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
 from vhdkit.disk.parent_link import ParentLink
 from vhdkit.errors import VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.claims import is_named_for
 from vhdkit.journal.manifest_pointer import signposts
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vhdkit.chain.catalog import Catalog, Cataloged
+    from vhdkit.findings import Hint
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
     from vhdkit.snapshot.deferred_merges import Owed
     from vhdkit.snapshot.manifest_file import ManifestFile
@@ -64,12 +65,12 @@ DAMAGES = frozenset({Kind.CHANGED, Kind.MISSING})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """Something about a file of a machine, or beside its disks; `commands` mend it, each in its own way."""
+    """Something about a file of a machine, or beside its disks; each of `hints` mends it in its own way."""
 
     kind: Kind
     path: str
     message: str
-    commands: tuple[str, ...] = ()
+    hints: tuple[Hint, ...] = ()
 
 
 def inspect(
@@ -79,7 +80,7 @@ def inspect(
 
     `noted` is what is written, and `manifest` what that means now.
     """
-    settle = _command("snapshot", "settle", file.absolute(manifest.disks[0].active))
+    settle = Advice.SETTLE.hint(path=file.absolute(manifest.disks[0].active))
     return (
         *(remark for index in range(len(manifest.disks)) for remark in _of_layers(file, manifest, index)),
         *_of_state(file, manifest),
@@ -146,8 +147,8 @@ def _of_missing(file: ManifestFile, manifest: Manifest, index: int, layer: Layer
         return Remark(kind=Kind.MISSING, path=path, message=message)
     if names:
         message = f"it is {whose}, and is not there: put it back, or delete the snapshot"
-        commands = tuple(_command("snapshot", "delete", name, file.absolute(disk.active)) for name in names)
-        return Remark(kind=Kind.MISSING, path=path, message=message, commands=commands)
+        hints = tuple(Advice.DELETE.hint(name=name, path=file.absolute(disk.active)) for name in names)
+        return Remark(kind=Kind.MISSING, path=path, message=message, hints=hints)
     message = f"it is {whose}, and is not there: put it back"
     if layer.path == disk.active and manifest.snapshots:
         above = manifest.by_id(manifest.now) or manifest.snapshots[-1]
@@ -156,7 +157,7 @@ def _of_missing(file: ManifestFile, manifest: Manifest, index: int, layer: Layer
             kind=Kind.MISSING,
             path=path,
             message=message,
-            commands=(_command("snapshot", "apply", above.name, file.path),),
+            hints=(Advice.APPLY.hint(name=above.name, path=file.path),),
         )
     return Remark(kind=Kind.MISSING, path=path, message=message)
 
@@ -165,12 +166,12 @@ def _of_layer(
     file: ManifestFile, disk: Disk, layer: LayerRecord, whose: str, *, is_busy: bool, is_touched: bool
 ) -> Iterator[Remark]:
     path = file.absolute(layer.path)
-    accept = _command("snapshot", "check", "--accept", path)
+    accept = Advice.ACCEPT_CHANGED.hint(path=path)
     try:
         now, found = mark_at(file.folder, path)
     except (VhdError, OSError) as error:
         message = f"it is {whose}, and cannot be read: {error}"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(_command("check", path),))
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(Advice.CHECK.hint(path=path),))
         return
     if found != layer.unique_id:
         ids = [unique_id.guid(bytes.fromhex(each)) for each in (found, layer.unique_id)]
@@ -181,17 +182,17 @@ def _of_layer(
     below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
     if not is_touched and parent_id_at(file.folder, path) != below:
         message = f"it is {whose}, and was told of another parent than {layer.parent or 'none'}"
-        init = _command("snapshot", "init", path)
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(init,))
+        init = Advice.ADOPT.hint(paths=(path,))
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(init,))
         return
     different = () if layer.mark is None or is_touched else differences(layer.mark, now)
     if different:
         message = f"it is {whose}, and was changed since it was frozen: {', '.join(different)}"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(accept,))
     if layer.path != disk.active and not is_busy and file.folder.may_write(path):
         message = f"it is {whose}, and may be written; whatever writes to it ruins all that reads through it"
-        settle = _command("snapshot", "settle", file.absolute(disk.active))
-        yield Remark(kind=Kind.UNPROTECTED, path=path, message=message, commands=(settle,))
+        settle = Advice.SETTLE.hint(path=file.absolute(disk.active))
+        yield Remark(kind=Kind.UNPROTECTED, path=path, message=message, hints=(settle,))
 
 
 def _whose(manifest: Manifest, index: int, layer: LayerRecord) -> str:
@@ -224,11 +225,11 @@ def _of_kept(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, state: 
     except OSError as error:
         is_changed, message = True, f"it is {state.name} of snapshot {snapshot.name}, and cannot be read: {error}"
     if is_changed:
-        accept = _command("snapshot", "check", "--accept", file.absolute(manifest.disks[0].active))
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, commands=(accept,))
+        accept = Advice.ACCEPT_CHANGED.hint(path=file.absolute(manifest.disks[0].active))
+        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(accept,))
 
 
-def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: str) -> Iterator[Remark]:
+def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: Hint) -> Iterator[Remark]:
     """Tell of what was cut off, and of what is owed."""
     yield from _of_leftovers(file, manifest, settle)
     for folding in manifest.foldings:
@@ -236,18 +237,18 @@ def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: s
         message = f"the merge of {paths.basename(folding.fold.top)} into it is not finished"
         if not file.folder.exists(file.absolute(folding.fold.top)):
             message += ", and what it is to be merged from is not there: put that back"
-        yield Remark(kind=Kind.UNFINISHED, path=into, message=message, commands=(settle,))
+        yield Remark(kind=Kind.UNFINISHED, path=into, message=message, hints=(settle,))
     begun = {file.absolute(each.fold.destination) for each in manifest.foldings}
     for sources, into in owed.merges:
         if into not in begun:
             names = ", ".join(map(paths.basename, sources))
-            yield Remark(kind=Kind.OWED, path=into, message=f"{names} is to be merged into it", commands=(settle,))
+            yield Remark(kind=Kind.OWED, path=into, message=f"{names} is to be merged into it", hints=(settle,))
     for path, why in owed.removals:
         message = f"nobody needs it any longer; it stays since {why}" if why else "nobody needs it any longer"
-        yield Remark(kind=Kind.OWED, path=path, message=message, commands=() if why else (settle,))
+        yield Remark(kind=Kind.OWED, path=path, message=message, hints=() if why else (settle,))
 
 
-def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterator[Remark]:
+def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: Hint) -> Iterator[Remark]:
     """Tell of what operations that were cut off have left, whole or half made."""
     others = _Others(file)
     left = {file.absolute(each.path): each for each in (*manifest.begun, *manifest.doomed)}
@@ -257,7 +258,7 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterat
         message = "an operation that was cut off has left it; nobody needs it"
         if why:
             message = f"an operation that was cut off has left it; it stays since {why}"
-        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=() if why else (settle,))
+        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=() if why else (settle,))
     for directory in sorted({file.directory, *map(paths.dirname, made), *map(paths.dirname, file.images(manifest))}):
         for name in sorted(file.folder.names(directory)):
             path = paths.join(directory, name)
@@ -267,17 +268,17 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: str) -> Iterat
             is_ours = whole in made or whole == file.path
             message = "an operation that was cut off has left it half made; nobody needs it"
             message += "" if is_ours else ", unless that is going on: remove it"
-            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,) if is_ours else ())
+            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=(settle,) if is_ours else ())
 
 
-def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, settle: str) -> Iterator[Remark]:
+def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, settle: Hint) -> Iterator[Remark]:
     """Tell of merges and of changed headers whose last steps a cut has left out: the disks are what they are to be."""
     left = set(manifest.foldings)
     for folding in noted.foldings:
         if folding not in left:
             for path in filter(file.folder.exists, map(file.absolute, folding.fold.sources)):
                 message = "it is merged, and was not removed yet"
-                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, commands=(settle,))
+                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=(settle,))
     told = {file.absolute(folding.fold.destination) for folding in manifest.foldings}
     for path in sorted(file.images(noted) - told):
         if file.folder.exists(path + JOURNAL_SUFFIX):
@@ -286,7 +287,7 @@ def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, sett
             yield _of_step(file, path, settle)
 
 
-def _of_step(file: ManifestFile, path: str, settle: str) -> Remark:
+def _of_step(file: ManifestFile, path: str, settle: Hint) -> Remark:
     """Tell of a change of a header that was cut off; one that is not believed is not settled."""
     message = "what was changed in it is complete, but for its last step"
     storage = file.folder.open(path)
@@ -296,10 +297,10 @@ def _of_step(file: ManifestFile, path: str, settle: str) -> Remark:
             return Remark(kind=Kind.UNFINISHED, path=path, message=step.finding(path).message)
     finally:
         storage.close()
-    return Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
+    return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
 
 
-def _of_journal(file: ManifestFile, path: str, settle: str) -> Remark:
+def _of_journal(file: ManifestFile, path: str, settle: Hint) -> Remark:
     """Tell of a merge that is none of the machine's own: what ends it is said by its journal."""
     try:
         journal = read_journal(file.folder, path)
@@ -308,8 +309,9 @@ def _of_journal(file: ManifestFile, path: str, settle: str) -> Remark:
         return Remark(kind=Kind.UNFINISHED, path=path, message=message)
     if journal is None or journal.begin is None:
         message = "a merge into it was about to begin, and changed nothing"
-        return Remark(kind=Kind.UNFINISHED, path=path, message=message, commands=(settle,))
-    return Remark(kind=Kind.UNFINISHED, path=path, message=journal.say())
+        return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
+    hints = () if journal.hint is None else (journal.hint,)
+    return Remark(kind=Kind.UNFINISHED, path=path, message=journal.status, hints=hints)
 
 
 def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) -> Iterator[Remark]:
@@ -379,40 +381,38 @@ def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog
     """Tell of an image that no snapshot has: where it fits, and what can be done with it."""
     known = {file.absolute(layer.path): layer for disk in manifest.disks for layer in disk.layers}
     parents = Parents(catalog).of(image)
-    export = _command("convert", image.path, f"{paths.splitext(image.path)[0]}-export.vhd")
+    export = Advice.CONVERT.hint(path=image.path, new_path=f"{paths.splitext(image.path)[0]}-export.vhd")
     parent = next((each.path for each in parents if each.path in known), None)
     if parent is not None:
-        message, commands = _of_fitting(file, manifest, image.path, parent)
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(*commands, export))
+        message, hints = _of_fitting(file, manifest, image.path, parent)
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=(*hints, export))
     if parents:
         message = f"it reads through {parents[0].path}, which is no layer of this machine"
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=(export,))
+        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=(export,))
     wanted = unique_id.guid(image.parent_id or unique_id.NULL)
     message = f"its parent, with the id {wanted}, is not here"
     if any(paths.basename(image.path).startswith(f"{disk.stem}_") for disk in manifest.disks):
         message += "; by its name it belongs to this machine"
     fitting = _may_be_parents(image, catalog, known)
-    commands = tuple(
-        _command("rebase", image.path, "-b", path, "--ignore-id-mismatch", "--dry-run") for path in fitting
-    )
+    hints = tuple(Advice.COMPARE_PARENT.hint(path=image.path, parent=path, ignore_id_mismatch=True) for path in fitting)
     if fitting:
         message += "; layers of its size can be compared with it, and only one known to be its parent may become that"
-    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, commands=commands)
+    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=hints)
 
 
-def _of_fitting(file: ManifestFile, manifest: Manifest, image: str, parent: str) -> tuple[str, tuple[str, ...]]:
-    """Return what is to be said of an orphan that fits above a layer, and with which commands it is attached."""
+def _of_fitting(file: ManifestFile, manifest: Manifest, image: str, parent: str) -> tuple[str, tuple[Hint, ...]]:
+    """Return what is to be said of an orphan that fits above a layer, and what attaches it."""
     actives = tuple(file.absolute(disk.active) for disk in manifest.disks)
     fits = f"it fits above {paths.basename(parent)}"
     if parent in actives:
         # Of several disks a layer of one alone was made with nothing.
-        attach = (_command("snapshot", "init", image),) if len(actives) == 1 else ()
-        message = f"{fits}, which the machine writes to: `merge` brings into that what it holds"
-        message += "; `snapshot init` with it lets the machine go on in it" if attach else ""
-        return message, (_command("merge", image), *attach)
+        attach = (Advice.ADOPT.hint(paths=(image,)),) if len(actives) == 1 else ()
+        message = f"{fits}, which the machine writes to: a merge brings into that what it holds"
+        message += "; a list of the snapshots with it lets the machine go on in it" if attach else ""
+        return message, (Advice.MERGE.hint(path=image), *attach)
     # Merged into what is frozen it would ruin the snapshots that read through that.
-    attach = (_command("snapshot", "init", *actives),) if len(actives) == 1 else ()
-    return f"{fits}, and no snapshot has it" + ("; `snapshot init` makes it one" if attach else ""), attach
+    attach = (Advice.ADOPT.hint(paths=actives),) if len(actives) == 1 else ()
+    return f"{fits}, and no snapshot has it" + ("; a new list of the snapshots makes it one" if attach else ""), attach
 
 
 def _may_be_parents(image: Cataloged, catalog: Catalog, known: dict[str, LayerRecord]) -> list[str]:
@@ -425,7 +425,3 @@ def _may_be_parents(image: Cataloged, catalog: Catalog, known: dict[str, LayerRe
     }
     called = [path for path in sized if paths.basename(path).lower() in named]
     return called or [path for path in sized if known[path].parent is None]
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["vhdkit", *words])

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.registry import Registry, RegistryError
@@ -270,7 +271,7 @@ class Settler:
             return ()
         holder = self.holder(manifest)
         if holder is not None and not self._is_own(foldings):
-            holder.add_note("What is owed is merged when it is off: `vhdkit snapshot settle`.")
+            holder.hint = Advice.SETTLE.hint("when it is off, {} merges what is owed", path=self.file.path)
             raise holder
         noted = manifest.foldings
         touched = [new_files.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
@@ -301,8 +302,7 @@ class Settler:
         disk = manifest.disks[folding.disk]
         active = self.file.absolute(disk.active)
         if disk.active in folding.fold.layers and not self.folder.exists(active):
-            message = "it is what the machine writes to, and is not there: put it back, or go on from a snapshot with"
-            raise SnapshotError(f"{message} `vhdkit snapshot apply`", path=active)
+            raise new_files.missing_active(self.file, active)
         below = sorted(transitions.reach(disk, folding.fold) - {disk.active})
         new_files.check_frozen(self.file, manifest, disk, below, touched=touched)
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, MergeCancelled
+from vhdkit.findings import Advice
 from vhdkit.job.control import Follower
 from vhdkit.job.job import JobState
 from vhdkit.progress import Phase, Progress
@@ -31,14 +32,16 @@ def follow(job: Job, *, progress: Callable[[Progress], None] | None = None, canc
     at = Follower()
     while not job.state.is_finished:
         if job.state is JobState.SUSPENDED:
-            message = f"the merge into it, the job {job.id}, is paused; `vhdkit job resume {job.id}` lets it go on"
-            raise ImageInUseError(message, path=job.destination)
+            message = f"the merge into it, the job {job.id}, is paused"
+            hint = Advice.RESUME_JOB.hint("{} lets it go on", job=job.id)
+            raise ImageInUseError(message, path=job.destination, hint=hint)
         if progress is not None and job.phase:
             phase = next((each for each in Phase if each.value == job.phase), Phase.COPYING)
             progress(Progress(phase=phase, bytes_done=job.bytes_done, bytes_total=job.bytes_total))
         if cancel is not None and cancel.is_set():
-            message = f"the merge, the job {job.id}, goes on in the background; `vhdkit job cancel {job.id}` stops it"
-            raise MergeCancelled(message, path=job.destination)
+            message = f"the merge, the job {job.id}, goes on in the background"
+            hint = Advice.CANCEL_JOB.hint("{} stops it", job=job.id)
+            raise MergeCancelled(message, path=job.destination, hint=hint)
         time.sleep(_ASK_SECONDS)
         job = at(job)
     return job

@@ -45,7 +45,7 @@ def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
                 continue
             undo = journal.resolve(journal.begin.undo) if journal.begin.undo else ""
             if path == disk.active or undo == file.absolute(disk.active):
-                raise SnapshotError(f"end that first: {journal.say()}", path=where)
+                raise SnapshotError(f"end that first: {journal.status}", path=where, hint=journal.hint)
 
 
 def check_views(folder: Folder, actives: Sequence[Image]) -> None:

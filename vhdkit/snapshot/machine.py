@@ -29,6 +29,7 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
 from vhdkit.disk import timestamp
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
 from vhdkit.snapshot.adopt import adopt
@@ -339,7 +340,8 @@ class Machine:
         with self._changing() as manifest:
             snapshot = manifest.by_id(manifest.now)
             if snapshot is None:
-                raise SnapshotError("there is no snapshot above now; `vhdkit snapshot apply NAME` names one")
+                hint = Advice.APPLY_ANY.hint("{} names one", path=self.file.path)
+                raise SnapshotError("there is no snapshot above now", hint=hint)
             return self._apply(manifest, snapshot, as_text(state_to), directory)
 
     def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:

@@ -12,7 +12,6 @@ removes · 4 signposts that are no longer needed go.
 
 from __future__ import annotations
 
-import shlex
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal import claims, manifest_pointer
 from vhdkit.journal.manifest import MAX_BYTES, Manifest
 from vhdkit.journal.relative_paths import RelativePaths
@@ -31,6 +31,7 @@ from vhdkit.storage.protocols import read_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vhdkit.findings import Hint
     from vhdkit.storage.protocols import Folder, Storage
 
 SUFFIX = manifest_pointer.MANIFEST_SUFFIX
@@ -115,28 +116,26 @@ class ManifestFile:
         size = storage.size()
         if size > MAX_BYTES:
             message = f"it has {size} bytes, too many for a manifest"
-            raise SnapshotError(f"{message}; {self._way_out()}", path=self.path)
+            raise SnapshotError(message, path=self.path, hint=self._way_out())
         raw = read_bytes(storage, 0, size)
         if self._parsed is None or raw != self._raw:
             try:
                 self._parsed = Manifest.from_json(raw)
             except SnapshotError as error:
-                raise SnapshotError(f"{error.message}; {self._way_out()}", path=self.path) from error.__cause__
+                raise SnapshotError(error.message, path=self.path, hint=self._way_out()) from error.__cause__
             self._raw = raw
         self._paths.look_again()
         return self._parsed
 
-    def _way_out(self) -> str:
+    def _way_out(self) -> Hint:
         """Return what to do about a file that cannot be read: it may hold names and notes that nothing else has."""
         aside, count = f"{self.path}.unreadable", 1
         while self.folder.exists(aside):
             count += 1
             aside = f"{self.path}.unreadable-{count}"
-        move = shlex.join(["mv", self.path, aside])
-        return (
-            f"put back a copy of it, or move it away first (`{move}`): `vhdkit snapshot init DISK` then makes a new"
-            " tree from the images, without names and notes"
-        )
+        move = Advice.MOVE_FILE.hint("put back a copy of it, or move it away ({})", path=self.path, new_path=aside)
+        text = "when it is away, make a new tree from the images, without names and notes: {}"
+        return move.or_else(Advice.ADOPT_DISKS.hint(text))
 
     def refuse_unreadable(self) -> None:
         """Refuse to write over a file that holds something that cannot be read; one without a byte holds nothing.
@@ -344,8 +343,8 @@ class ManifestFile:
         try:
             storage.lock(exclusive=False)
         except ImageInUseError as error:
-            message = "the machine runs: `vhdkit snapshot run` has begun it, and waits for its end"
-            raise ImageInUseError(message, path=self.path, holders=error.holders) from error
+            hint = Advice.RUN_MACHINE.hint("{} has begun it, and waits for its end")
+            raise ImageInUseError("the machine runs", path=self.path, holders=error.holders, hint=hint) from error
         finally:
             storage.close()
 
@@ -384,8 +383,8 @@ def find_manifest(folder: Folder, path: str, named: Iterable[str] = ()) -> Manif
         found = _that_has(folder, directory, real, places_named)
         if found is not None:
             return found
-    message = "no machine keeps snapshots of it; `vhdkit snapshot init` with its disks begins that"
-    raise SnapshotError(message, path=path)
+    hint = Advice.ADOPT_DISKS.hint("{} begins that")
+    raise SnapshotError("no machine keeps snapshots of it", path=path, hint=hint)
 
 
 def _that_has(folder: Folder, directory: str, image: str, named: Iterable[str]) -> ManifestFile | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.manifest import LayerRecord, Made, Manifest, StateFile
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import allowed_folders, transitions
@@ -116,8 +117,9 @@ def check_kept(file: ManifestFile, snapshot: Snapshot) -> tuple[str, ...]:
         if not file.folder.exists(path):
             raise SnapshotError("it was kept with the snapshot, and is not there; put it back", path=path)
         if state.mark is not None and is_changed_file(file.folder, path, state.mark):
-            message = f"it is {state.name} of snapshot {snapshot.name}, and was changed since it was kept; put it back,"
-            raise SnapshotError(f"{message} or take it as it is now: `vhdkit snapshot check --accept`", path=path)
+            message = f"it is {state.name} of snapshot {snapshot.name}, and was changed since it was kept"
+            hint = Advice.ACCEPT_CHANGED.hint("put it back, or take it as it is now: {}", path=file.path)
+            raise SnapshotError(message, path=path, hint=hint)
     return tuple(file.absolute(state.path) for state in snapshot.state)
 
 
@@ -191,12 +193,17 @@ def held_actives(
                 )
             except FileNotFoundError:
                 if not may_miss:
-                    message = "it is what the machine writes to, and is not there: put it back, or go on from a"
-                    raise SnapshotError(f"{message} snapshot with `vhdkit snapshot apply`", path=path) from None
+                    raise missing_active(file, path) from None
             except ImageInUseError as error:
-                error.add_note("The machine runs, or a merge is at its disk: `vhdkit job list` shows merges.")
+                error.hint = Advice.LIST_JOBS.hint("the machine runs, or a merge is at its disk: {} shows merges")
                 raise
         yield tuple(images)
+
+
+def missing_active(file: ManifestFile, path: str) -> SnapshotError:
+    """Return the error that what a machine writes to is not there."""
+    hint = Advice.APPLY_ANY.hint("put it back, or go on from a snapshot with {}", path=file.path)
+    return SnapshotError("it is what the machine writes to, and is not there", path=path, hint=hint)
 
 
 def check_frozen(
@@ -233,9 +240,8 @@ def check_frozen(
         different = () if record.mark is None or path in touched else differences(record.mark, now)
         if different:
             message = f"it was changed since it was frozen: {', '.join(different)}; what it shows may no longer be the"
-            raise SnapshotError(
-                f"{message} snapshot. `vhdkit snapshot check --accept` takes it as it is now", path=where
-            )
+            hint = Advice.ACCEPT_CHANGED.hint("{} takes it as it is now", path=file.path)
+            raise SnapshotError(f"{message} snapshot", path=where, hint=hint)
 
 
 def touched_by_merges(file: ManifestFile, manifest: Manifest, disk: int) -> frozenset[str]:

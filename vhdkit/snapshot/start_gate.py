@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import ImageInUseError, JobError
+from vhdkit.findings import Advice
 from vhdkit.job.control import cancel_job, jobs
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def make_way(actives: tuple[str, ...], search: tuple[str, ...], *, yield_merges:
                 running = _merges_at(active, search)
                 if running and not yield_merges:
                     names = ", ".join(job.id for job in running)
-                    error.add_note(f"A merge is at its disk (job {names}); with --yield it stops, and goes on later.")
+                    text = f"a merge is at its disk (job {names}); with {{}} it stops, and goes on later"
+                    error.hint = Advice.YIELD_MERGES.hint(text)
                     raise
                 if (not running and not stopped) or time.monotonic() > until:
                     raise

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, ImageInUseError
-from vhdkit.findings import Level
+from vhdkit.findings import Advice, Level
 from vhdkit.vhd.check_blocks import Leaks, Tally, check_blocks
 from vhdkit.vhd.check_fields import check_fields
 from vhdkit.vhd.corruption import Corruption, as_finding
-from vhdkit.vhd.metadata import examine, repair_advice
+from vhdkit.vhd.metadata import examine
 from vhdkit.vhd.open_image import image_of
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
 
@@ -72,11 +72,10 @@ def check_file(
 
 def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequence[Finding]) -> Iterator[Finding]:
     """Yield the findings; none advises to repair footers where `repair_footers` refuses to."""
-    advice = f"; {repair_advice(storage.path)}"
-    is_advised = any(finding.message.endswith(advice) for finding in findings)
-    is_vain = is_advised and not _can_be_read(storage, metadata)
+    advised = [each for each in findings if each.hint is not None and each.hint.advice is Advice.REPAIR_FOOTERS]
+    is_vain = bool(advised) and not _can_be_read(storage, metadata)
     for finding in findings:
-        yield replace(finding, message=finding.message.removesuffix(advice)) if is_vain else finding
+        yield replace(finding, hint=None) if is_vain and finding in advised else finding
 
 
 def _can_be_read(storage: Storage, metadata: Metadata) -> bool:

@@ -138,7 +138,12 @@ def as_finding(error: VhdError, path: str) -> Finding:
     """Return a failure to read a file as what was found wrong with it."""
     if isinstance(error, CorruptImageError):
         return Finding(
-            corruption=error.corruption, path=path, message=error.detail, level=Level.ERROR, offset=error.offset
+            corruption=error.corruption,
+            path=path,
+            message=error.detail,
+            level=Level.ERROR,
+            offset=error.offset,
+            hint=error.hint,
         )
     rule = _VERSION_RULES.get(error.windows_code or 0, Corruption.UNSUPPORTED)
-    return Finding(corruption=rule, path=path, message=error.message, level=Level.ERROR)
+    return Finding(corruption=rule, path=path, message=error.message, level=Level.ERROR, hint=error.hint)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from vhdkit.disk.image import Image, ImageSummary
+    from vhdkit.findings import Hint
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
 
@@ -67,15 +68,17 @@ class EndedView:
     record: str
     leaf_id: bytes
     why: str
+    hint: Hint | None = None
 
     def finding(self, *, is_hidden: bool = False) -> Finding:
         """Return what a reader of the layer is warned of; `is_hidden` says that it reads through the topmost source."""
         level = Level.INFO if is_hidden else Level.WARNING
-        return Finding(corruption=Corruption.VIEW_ENDED, path=self.path, message=self.why, level=level)
+        return Finding(corruption=Corruption.VIEW_ENDED, path=self.path, message=self.why, level=level, hint=self.hint)
 
-    def refusal(self, what: str) -> JournalError:
-        """Return the error that refuses to use the layer."""
-        return JournalError(f"{what}, for {self.why}", path=self.path)
+    def refusal(self, what: str, hint: Hint | None = None) -> JournalError:
+        """Return the error that refuses to use the layer; `hint` says how it is used all the same."""
+        both = hint.or_else(self.hint) if hint is not None and self.hint is not None else hint or self.hint
+        return JournalError(f"{what}, for {self.why}", path=self.path, hint=both)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +127,9 @@ def _view_ended_by(merges: Iterable[_Merge], storage: Storage, unique_id: bytes)
     wanted = unique_id.hex()
     for merge in merges:
         if merge.journal.path != storage.path + JOURNAL_SUFFIX and wanted in merge.between:
-            why = f"its view has ended: {merge.journal.say()}"
-            return EndedView(path=storage.path, record=merge.journal.path, leaf_id=merge.leaf_id, why=why)
+            journal = merge.journal
+            why = f"its view has ended: {journal.status}"
+            return EndedView(path=storage.path, record=journal.path, leaf_id=merge.leaf_id, why=why, hint=journal.hint)
     return None
 
 

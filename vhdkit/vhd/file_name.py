@@ -6,11 +6,11 @@ to a volume as it is, footer and tables included.
 
 from __future__ import annotations
 
-import shlex
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, FileNameError
+from vhdkit.findings import Advice
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR
 from vhdkit.vhd.corruption import Corruption
@@ -80,8 +80,8 @@ def note_raw_disk(error: CorruptImageError, storage: Storage) -> None:
     if error.corruption is not Corruption.NOT_A_VHD or not _looks_raw(storage):
         return
     made = f"{paths.splitext(storage.path)[0]}.vhd"
-    words = ("qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", storage.path, made)
-    error.add_note(f"It looks like a raw disk, and a VHD is needed here: `{shlex.join(words)}` makes one of it.")
+    text = "it looks like a raw disk, and a VHD is needed here: {} makes one of it"
+    error.hint = Advice.MAKE_VHD.hint(text, path=storage.path, new_path=made)
 
 
 def _looks_raw(storage: Storage) -> bool:

@@ -16,7 +16,7 @@ from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.file_image import FileImage
 from vhdkit.disk.image import DiskKind, StructureChecksums
 from vhdkit.errors import CorruptImageError, MergeError, ReadOnlyImageError
-from vhdkit.journal.merge_journal import command
+from vhdkit.findings import Advice
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd import header_update
 from vhdkit.vhd.constants import FOOTER_SIZE
@@ -202,8 +202,8 @@ class FixedImage(VhdImage):
         """
         self.check_readable()
         if self.metadata.footer_place is FooterPlace.INSIDE:
-            detail = f"its footer is not at its end; {command('check', '--repair-footers', self.path)} mends that"
-            raise CorruptImageError(Corruption.FOOTER_MISPLACED, detail, path=self.path, offset=self.size)
+            detail, hint = "its footer is not at its end", Advice.REPAIR_FOOTERS.hint("{} mends that", path=self.path)
+            raise CorruptImageError(Corruption.FOOTER_MISPLACED, detail, path=self.path, offset=self.size, hint=hint)
 
     def parent_patches(self, change: ParentChange) -> tuple[Patch, ...]:
         """Refuse."""

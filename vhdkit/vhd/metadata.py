@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.parent_link import ParentLink, ParentPath
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.findings import Finding, Level
-from vhdkit.journal.merge_journal import command
+from vhdkit.findings import Advice, Finding, Level
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants, structs
@@ -216,11 +215,6 @@ def has_cookie(storage: Storage) -> bool:
     return False
 
 
-def repair_advice(path: str) -> str:
-    """Return what the findings of footers that can be mended end in."""
-    return f"{command('check', '--repair-footers', path)} mends that"
-
-
 def read_metadata(
     storage: Storage, *, verify: bool = True, verify_header: bool = True, patches: Sequence[Patch] = ()
 ) -> Metadata:
@@ -345,10 +339,20 @@ class _Reader:
         return bytes(buffer)
 
     def _note(
-        self, corruption: Corruption, message: str, offset: int | None = None, level: Level = Level.WARNING
+        self,
+        corruption: Corruption,
+        message: str,
+        offset: int | None = None,
+        level: Level = Level.WARNING,
+        *,
+        is_mended: bool = False,
     ) -> None:
-        finding = Finding(corruption=corruption, path=self.storage.path, message=message, level=level, offset=offset)
-        self.findings.append(finding)
+        """Add a finding; `is_mended` says that repairing the footers mends it."""
+        path = self.storage.path
+        hint = Advice.REPAIR_FOOTERS.hint("{} mends that", path=path) if is_mended else None
+        self.findings.append(
+            Finding(corruption=corruption, path=path, message=message, level=level, offset=offset, hint=hint)
+        )
 
     def _fail(self, corruption: Corruption, detail: str, offset: int | None = None) -> NoReturn:
         raise CorruptImageError(corruption, detail, path=self.storage.path, offset=offset)
@@ -432,27 +436,22 @@ class _Reader:
             at = footer.current_size
             message = (
                 f"its footer is at {at:#x}, {self.size - at - FOOTER_SIZE} bytes before the end: the file was padded or"
-                f" made longer by another tool, and other readers refuse it; {self._mend()}"
+                " made longer by another tool, and other readers refuse it"
             )
-            self._note(Corruption.FOOTER_MISPLACED, message, at, Level.ERROR)
+            self._note(Corruption.FOOTER_MISPLACED, message, at, Level.ERROR, is_mended=True)
         return footer
-
-    def _mend(self) -> str:
-        return repair_advice(self.storage.path)
 
     def _compare_copy(self, footer: Footer, place: FooterPlace, raw: bytes) -> None:
         if place is FooterPlace.COPY:
             message = (
                 "the footer at its end is missing or damaged, and other readers refuse the file; the copy at its"
-                f" beginning is used; {self._mend()}"
+                " beginning is used"
             )
-            self._note(Corruption.FOOTER_TRAILING_LOST, message, max(0, self.size - FOOTER_SIZE), Level.ERROR)
+            at = max(0, self.size - FOOTER_SIZE)
+            self._note(Corruption.FOOTER_TRAILING_LOST, message, at, Level.ERROR, is_mended=True)
         elif footer.disk_type is not DiskType.FIXED and self._bytes(0, FOOTER_SIZE) != raw:
-            message = (
-                "the footer copy at its beginning differs from the footer at its end; the latter is used;"
-                f" {self._mend()}"
-            )
-            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0, Level.ERROR)
+            message = "the footer copy at its beginning differs from the footer at its end; the latter is used"
+            self._note(Corruption.FOOTER_COPY_DIFFERS, message, 0, Level.ERROR, is_mended=True)
             self.copy_ok = False
         if place is FooterPlace.TRAILING_511:
             message = "the footer has 511 bytes, as before Virtual PC 2004"
@@ -510,8 +509,8 @@ class _Reader:
             located = error.located(self.storage.path, at)
             if not self.keep_going or error.corruption is not Corruption.HEADER_CHECKSUM:
                 if error.corruption is Corruption.HEADER_CHECKSUM and footer.disk_type is DiskType.DIFFERENCING:
-                    mend = command("rebase", self.storage.path, "-b", "PARENT", "--accept-header-checksum")
-                    located.add_note(f"If the path in it was edited by hand, {mend} takes the header as it is.")
+                    text = "if the path in it was edited by hand, {} takes the header as it is"
+                    located.hint = Advice.ACCEPT_HEADER.hint(text, path=self.storage.path)
                 raise located from None
             self.findings.append(as_finding(located, self.storage.path))
             header = DynamicHeader.from_bytes(raw, verify=False)

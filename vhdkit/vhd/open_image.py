@@ -88,7 +88,7 @@ def image_of(storage: Storage, metadata: Metadata) -> Vhd:
 
 
 def _read_only(folder: Folder, path: str) -> ReadOnlyImageError:
-    from vhdkit.journal.claims import frozen_text  # noqa: PLC0415 - where a file is refused, and only there
+    from vhdkit.journal.claims import frozen_by  # noqa: PLC0415 - where a file is refused, and only there
 
-    why = frozen_text(folder, path) or "the file is read-only; allow writing to it first"
-    return ReadOnlyImageError(why, path=path)
+    why, hint = frozen_by(folder, path)
+    return ReadOnlyImageError(why or "the file is read-only; allow writing to it first", path=path, hint=hint)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import MergeError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.patch import Patch, read_through
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name
 from vhdkit.vhd.header_change import is_header_change, locator_room
@@ -95,7 +96,8 @@ def _new_locator(child: SparseImage, locator: ParentLocator, reference: ParentRe
     if content is not None and locator.platform_code == PlatformCode.WINDOWS_RELATIVE:
         raise MergeError(
             f"it has to be relinked to {reference.name}, and the path takes {len(content)} bytes where its locator"
-            f" has room for {room}; move the files closer together, or merge with --to",
+            f" has room for {room}",
             path=child.path,
+            hint=Advice.NEW_FILE.hint("move the files closer together, or use {}"),
         )
     return ParentLocator(), b""

@@ -52,7 +52,7 @@ def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
         image.check_readable()
         journal = read_journal(place, real)
         if journal is not None and journal.begin is not None:
-            raise JournalError(f"finish that first: {journal.say()}", path=real)
+            raise JournalError(f"finish that first: {journal.status}", path=real, hint=journal.hint)
         return _repair(image)
 
 

@@ -14,8 +14,7 @@ from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import BlockPlaces, DiskKind, StructureChecksums
 from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import CorruptImageError
-from vhdkit.findings import Finding
-from vhdkit.journal.merge_journal import command
+from vhdkit.findings import Advice, Finding
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 from vhdkit.vhd import bat
@@ -182,9 +181,12 @@ class SparseImage(VhdImage):
         if first < self.sectors_per_block and holds_data_from(row, first, self.sectors_per_block):
             detail = (
                 f"its last block has data up to the file's end at {end:#x}, where its lost footer should be: the last"
-                f" sector may be lost too; if it is not, {command('check', '--repair-footers', self.path)} mends that"
+                " sector may be lost too"
             )
-            raise CorruptImageError(Corruption.BLOCK_IN_FOOTER, detail, path=self.path, offset=end - FOOTER_SIZE)
+            hint = Advice.REPAIR_FOOTERS.hint("if it is not, {} mends that", path=self.path)
+            raise CorruptImageError(
+                Corruption.BLOCK_IN_FOOTER, detail, path=self.path, offset=end - FOOTER_SIZE, hint=hint
+            )
 
     def resolve(self, offset: int, length: int) -> Extents:
         """Return where each byte of a range inside the disk comes from, by BAT and sector bitmaps.

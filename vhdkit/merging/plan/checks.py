@@ -27,12 +27,12 @@ from vhdkit.errors import (
     SiblingsError,
     VhdError,
 )
-from vhdkit.findings import Finding
-from vhdkit.journal.merge_journal import command, read_journal
+from vhdkit.findings import Advice, Finding
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
 from vhdkit.merging.plan.pieces import DestinationBlocks
-from vhdkit.merging.plan.placement import Layout, destination_of, lay_out, target_of, window_writes
+from vhdkit.merging.plan.placement import USE_NEW_FILE, Layout, destination_of, lay_out, target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume, UndoPlan
 from vhdkit.merging.plan.resume import check_undo, is_about, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
@@ -56,6 +56,12 @@ if TYPE_CHECKING:
 _PIECE = 4 << 20
 _SIZE_MISMATCH = 0xC03A0017
 _INVALID_STATE = 0xC03A001C
+
+_SPARE_SIBLINGS = (
+    Advice.NEW_FILE.hint("use {}, which changes nothing")
+    .or_else(Advice.CONVERT_EACH.hint("turn each of them into an image of its own first ({})"))
+    .or_else(Advice.RELINK_SIBLINGS.hint("keep the view of those that read through the destination with {}"))
+)
 
 
 class Survey:
@@ -192,13 +198,12 @@ class Survey:
         path = self._undo_path(journal) if journal.begin.undo else None
         is_named = self.request.undo is not None
         if self.request.undo not in {None, path}:
-            kept = (
-                f"keeps what it overwrites in {path} (undo image of the unfinished merge); go on with --resume"
-                if path
-                else "keeps nothing for an undo; go on without --undo"
-            )
+            kept, hint = "keeps nothing for an undo", Advice.UNDO_IMAGE.hint("go on without {}")
+            if path:
+                kept = f"keeps what it overwrites in {path} (undo image of the unfinished merge)"
+                hint = Advice.RESUME.hint("go on with {}")
             message = f"an earlier run of this merge, which was cut off, {kept}"
-            self.obstacles.append(JournalError(message, path=self.destination.path))
+            self.obstacles.append(JournalError(message, path=self.destination.path, hint=hint))
             return
         self.request = msgspec.structs.replace(
             self.request,
@@ -212,17 +217,15 @@ class Survey:
         self.journal = with_names(journal, self.sources, path)
         if not self.folder.exists(path):
             if journal.reserved:
-                message = (
-                    "it keeps what an earlier run of this merge has overwritten, and is gone; put it back. If that is"
-                    " not possible, the disk is whole all the same:"
-                    f" {command('merge', self.chain.path, '--to', 'NEWFILE')} makes a new file of it"
-                )
-                self.obstacles.append(JournalError(message, path=path))
+                message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
+                text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
+                hint = Advice.MERGE.hint(text, path=self.chain.path, to="NEWFILE")
+                self.obstacles.append(JournalError(message, path=path, hint=hint))
             elif not is_named:
                 # Whoever may lay a journal beside the destination must not choose what is made, and where.
-                again = command("merge", self.chain.path, "--into", self.destination.path, "--undo", path)
-                message = f"an earlier run of this merge was cut off before it made this undo image; {again} goes on"
-                self.obstacles.append(JournalError(message, path=path))
+                message = "an earlier run of this merge was cut off before it made this undo image"
+                hint = Advice.MERGE.hint("{} goes on", path=self.chain.path, into=self.destination.path, undo=path)
+                self.obstacles.append(JournalError(message, path=path, hint=hint))
             return
         try:
             image = as_undo_image(open_image(path, folder=self.folder))
@@ -261,11 +264,11 @@ class Survey:
         if is_doubtful and self.undo_image is not None:
             children = children_of(self.undo_image, self.folder, self.search)
             if children:
-                message = f"{DOUBT}; {len(children)} image(s) read through it: {', '.join(children)}. Put back both as"
-                message = f"{message} they were last, or turn each image into one of its own first"
-                self.obstacles.append(
-                    JournalError(f"{message} (vhdkit convert FILE NEWFILE)", path=self.undo_image.path)
+                message = f"{DOUBT}; {len(children)} image(s) read through it: {', '.join(children)}"
+                hint = Advice.CONVERT_EACH.hint(
+                    "put back both as they were last, or turn each image into one of its own first ({})"
                 )
+                self.obstacles.append(JournalError(message, path=self.undo_image.path, hint=hint))
         return DOUBT if is_doubtful else ""
 
     def _undo(self) -> UndoPlan | None:
@@ -341,12 +344,13 @@ class Survey:
             self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
         directory = paths.dirname(self.destination.path)
         if not self.folder.may_write(directory):
-            message = f"the merge keeps its journal there, and {directory} may not be written; allow that, or use --to"
-            self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path))
+            message = f"the merge keeps its journal there, and {directory} may not be written"
+            hint = Advice.NEW_FILE.hint("allow that, or use {}")
+            self.obstacles.append(ReadOnlyImageError(message, path=self.destination.path, hint=hint))
         if self.destination.storage.link_count > 1:
-            message = "the file has other names (hard links), whose content the merge would change as well; make it a"
-            message += " file of its own (copy it, and rename the copy over it), or use --to"
-            self.obstacles.append(MergeError(message, path=self.destination.path))
+            message = "the file has other names (hard links), whose content the merge would change as well"
+            text = "make it a file of its own (copy it, and rename the copy over it), or use {}"
+            self.obstacles.append(MergeError(message, path=self.destination.path, hint=Advice.NEW_FILE.hint(text)))
         for image in self.images:
             if image.is_saved_state:
                 message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
@@ -357,19 +361,24 @@ class Survey:
                 self.obstacles.append(error)
             directory = paths.dirname(image.path)
             if image is not self.destination and not self._keeps and not self.folder.may_write(directory):
-                message = f"it could not be removed from {directory}; use --keep-sources"
-                self.obstacles.append(ReadOnlyImageError(message, path=image.path))
+                hint = Advice.KEEP_SOURCES.hint("use {}")
+                message = f"it could not be removed from {directory}"
+                self.obstacles.append(ReadOnlyImageError(message, path=image.path, hint=hint))
             elif image is not self.destination and not self._keeps:
                 self.obstacles += removal_obstacles([image.path], self.folder)
+
+    def _add_size_mismatch(self, message: str) -> None:
+        error = MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH, hint=USE_NEW_FILE)
+        self.obstacles.append(error)
 
     def _check_sizes(self) -> None:
         size, target = self.chain.size, self.destination
         if size < target.size:
-            message = f"its disk of {size} bytes is smaller than that of {target.path}, {target.size}; use --to"
-            self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
+            message = f"its disk of {size} bytes is smaller than that of {target.path}, {target.size}"
+            self._add_size_mismatch(message)
         if size > target.size and target.kind is DiskKind.FIXED:
-            message = f"its disk of {size} bytes is larger than the fixed one of {target.path}, {target.size}; use --to"
-            self.obstacles.append(MergeError(message, path=self.chain.path, windows_code=_SIZE_MISMATCH))
+            message = f"its disk of {size} bytes is larger than the fixed one of {target.path}, {target.size}"
+            self._add_size_mismatch(message)
 
     def _relatives(self) -> Relatives:
         """Look for relatives; what they stand in the way of becomes an obstacle."""
@@ -385,13 +394,11 @@ class Survey:
         if harmed:
             changed = ", ".join(layer.path for layer in self.images[1:])
             message = (
-                f"the merge would ruin {len(harmed)} other image(s) that read through {changed}: {', '.join(harmed)}."
-                " Use --to NEWFILE, which changes nothing; or turn each of them into an image of its own first"
-                " (vhdkit convert FILE NEWFILE); or keep the view of those that read through the destination with"
-                " --undo FILE --relink-siblings"
+                f"the merge would ruin {len(harmed)} other image(s) that read through {changed}: {', '.join(harmed)}"
+                f"{ended_advice(harmed, self.folder)}"
             )
-            message += ended_advice(harmed, self.folder)
-            self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed)))
+            hint = _SPARE_SIBLINGS
+            self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed), hint=hint))
         return relatives
 
     def _holes(self, added: NDArray[np.uint32]) -> int:
@@ -409,13 +416,14 @@ class Survey:
 
 def _unfinished(journal: Journal, folder: Folder) -> JournalError:
     """Return what stands in the way: another merge, of which nothing is advised that could lose data."""
-    message = f"finish that first: {journal.say()}"
+    message, hint = f"finish that first: {journal.status}", journal.hint
     begin = journal.begin
     are_there = begin is not None and all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
     if are_there and begin is not None and not begin.undo and not journal.merged:
         # Every source still hides what was copied of it: the topmost shows the whole disk, journal or not.
-        message += f". If it is never to go on, remove {journal.path}"
-    return JournalError(message, path=journal.destination)
+        never = f"if it is never to go on, remove {journal.path}"
+        hint = None if hint is None else replace(hint, text=f"{hint.text}; {never}")
+    return JournalError(message, path=journal.destination, hint=hint)
 
 
 def changes_nothing(chain: Chain, depth: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.findings import Advice
 from vhdkit.vhd.ended_view import marked_view
 
 if TYPE_CHECKING:
@@ -25,5 +26,5 @@ def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdErro
         is_destination = image is images[-1]
         if view is not None and (is_destination or view.leaf_id not in above):
             what = "it cannot be merged into" if is_destination else "it cannot be merged"
-            yield view.refusal(f"{what} unless that is accepted (--accept-ended)")
+            yield view.refusal(f"{what} unless that is accepted", Advice.ACCEPT_ENDED.hint("{} accepts it"))
         above.add(image.unique_id)

@@ -28,8 +28,8 @@ from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, leads_to
 from vhdkit.disk.image import Image
 from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
-from vhdkit.findings import Finding
-from vhdkit.journal.merge_journal import SUFFIX, Journal, command, read_journal
+from vhdkit.findings import Advice, Finding
+from vhdkit.journal.merge_journal import SUFFIX, Journal, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
@@ -158,7 +158,7 @@ def finishing_plan(
     if begin is None or journal.relinks is None:
         raise JournalError("it says of no merge that it is complete", path=journal.path)
     if journal.rolling_back:
-        raise JournalError(f"finish that first: {journal.say()}", path=journal.destination)
+        raise JournalError(f"finish that first: {journal.status}", path=journal.destination, hint=journal.hint)
     is_kept = _keeps(journal, keep_sources=keep_sources)
     with open_image(journal.destination, folder=folder) as destination:
         _check_complete(journal, destination, folder, search)
@@ -169,14 +169,12 @@ def finishing_plan(
     relinks, siblings = _born_since(journal, removals, destination.unique_id, folder, search)
     obstacles = (
         *removal_obstacles(removals, folder),
-        *removal_obstacles(_dropped(journal, folder), folder, "--keep-file"),
+        *removal_obstacles(_dropped(journal, folder), folder, Advice.KEEP_UNDO_FILE),
     )
     if siblings:
-        message = (
-            f"image(s) were made since of what is to go: {', '.join(siblings)}; turn each into one of its own first"
-        )
-        message += f" (vhdkit convert FILE NEWFILE){ended_advice(siblings, folder)}"
-        error = SiblingsError(message, path=removals[0], siblings=siblings)
+        message = f"image(s) were made since of what is to go: {', '.join(siblings)}{ended_advice(siblings, folder)}"
+        hint = Advice.CONVERT_EACH.hint("turn each into one of its own first ({})")
+        error = SiblingsError(message, path=removals[0], siblings=siblings, hint=hint)
         obstacles = (error, *obstacles)
     return MergePlan(
         sources=tuple(journal.resolve(source.path) for source in begin.sources),
@@ -206,11 +204,14 @@ def finishing_plan(
     )
 
 
-def removal_obstacles(removals: Sequence[str], folder: Folder, option: str = "--keep-sources") -> tuple[VhdError, ...]:
+def removal_obstacles(
+    removals: Sequence[str], folder: Folder, keep: Advice = Advice.KEEP_SOURCES
+) -> tuple[VhdError, ...]:
     """Return an obstacle for each file that is to be removed, and could not be by this user."""
     message = "it could not be removed: it is marked immutable, or another user's in a sticky folder, or its folder may"
-    message = f"{message} not be written; allow that, as its owner, or keep it with {option}"
-    return tuple(ReadOnlyImageError(message, path=path) for path in removals if not folder.may_remove(path))
+    message = f"{message} not be written"
+    hint = keep.hint("allow that, as its owner, or keep it with {}")
+    return tuple(ReadOnlyImageError(message, path=path, hint=hint) for path in removals if not folder.may_remove(path))
 
 
 def _dropped(journal: Journal, folder: Folder) -> list[str]:
@@ -342,12 +343,12 @@ def check_still_shows(plan: MergePlan, layers: Sequence[Image], check: Callable[
     found = window_writes(layers, depth, target_of(layers, depth, journal.begin.virtual_size))
     if layers[0].size == layers[depth].size and has_what_sources_hold(layers, depth, found, None, check):
         return
-    how = command("merge", plan.sources[0], "--into", plan.destination)
     message = (
         "it does not show what its sources hold: it was put back as it was earlier, or one of them was written after it"
-        f" was merged into it; {how} merges them again, from the start"
+        " was merged into it"
     )
-    raise JournalError(message, path=plan.destination)
+    hint = Advice.MERGE.hint("{} merges them again, from the start", path=plan.sources[0], into=plan.destination)
+    raise JournalError(message, path=plan.destination, hint=hint)
 
 
 def _born_since(

@@ -14,6 +14,7 @@ from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import sector_bitmap
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.formats import writable
 from vhdkit.merging.plan.evidence import (
     has_what_sources_hold,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vhdkit.vhd.open_image import Vhd
 
 
+USE_NEW_FILE = Advice.NEW_FILE.hint("use {}")
 # So many bytes of bitmaps are looked at together, of each layer.
 _COUNTED_BYTES = 2 << 20
 
@@ -95,7 +97,7 @@ def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
     """
     layer = layers[depth]
     if layer.kind is DiskKind.RAW:
-        raise MergeError("it is a raw file, which is not merged into; use --to", path=layer.path)
+        raise MergeError("it is a raw file, which is not merged into", path=layer.path, hint=USE_NEW_FILE)
     return writable(layer)
 
 
@@ -183,7 +185,7 @@ def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], 
         try:
             place, file_end = destination.placement(count), destination.file_end_for(count)
         except OSError as error:
-            obstacles.append(MergeError(f"{error.strerror}; use --to", path=destination.path))
+            obstacles.append(MergeError(str(error.strerror), path=destination.path, hint=USE_NEW_FILE))
     sizes = (target.size, chain.size, file_end)
     digest = plan_digest(chain.layers[:depth], destination, place, growth, added, sizes)
     return Layout(payload=payload, added=added, growth=growth, place=place, file_end=file_end, digest=digest)
@@ -265,15 +267,15 @@ def _growth(image: Vhd, size: int, obstacles: list[VhdError], *, begun: bool) ->
     usable, unusable = image.entries_beyond(size)
     # An earlier run has added blocks there; what another tool left would be shown by the larger disk.
     if unusable or (usable and not begun):
-        message = "its BAT has entries behind the disk's end, which the larger disk would show; use --to"
-        obstacles.append(MergeError(message, path=image.path))
+        message = "its BAT has entries behind the disk's end, which the larger disk would show"
+        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
     entries = -(-size // image.block_size)
     if entries > constants.MAX_TABLE_ENTRIES:
-        message = f"{entries} blocks of {image.block_size} bytes are too many; use --to"
-        obstacles.append(MergeError(message, path=image.path))
+        message = f"{entries} blocks of {image.block_size} bytes are too many"
+        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
         return None
     growth = plan_growth(image, size)
     if growth is not None and image.header.table_offset < image.footer.data_offset:
-        message = "its BAT lies before its dynamic header and has no room to grow; use --to"
-        obstacles.append(MergeError(message, path=image.path))
+        message = "its BAT lies before its dynamic header and has no room to grow"
+        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
     return growth

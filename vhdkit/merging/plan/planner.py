@@ -16,6 +16,7 @@ from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import dynamic_layout
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
@@ -200,7 +201,8 @@ def _check_request(request: MergeRequest, folder: Folder) -> None:
     if undo is not None and undo.endswith(_RESERVED):
         raise MergeError(f"the name of an undo image cannot end in {paths.splitext(undo)[1]}", path=undo)
     if request.relink_siblings and undo is None:
-        raise MergeError("siblings can only be relinked to an undo image; name one with --undo", path=path)
+        hint = Advice.UNDO_IMAGE.hint("name one with {}")
+        raise MergeError("siblings can only be relinked to an undo image", path=path, hint=hint)
     for new_file in filter(None, (to, undo)):
         check_file_name(new_file, FileFormat.VHD)
     if to is not None and folder.exists(to):
@@ -212,7 +214,8 @@ def _resumed_depth(chain: Chain, folder: Folder) -> int:
         journal = read_journal(folder, layer.path)
         if journal is not None and is_about(journal, chain.layers[:depth], layer):
             return depth
-    raise MergeError("there is no merge of it that could be resumed; merge it without --resume", path=chain.path)
+    hint = Advice.RESUME.hint("merge it without {}")
+    raise MergeError("there is no merge of it that could be resumed", path=chain.path, hint=hint)
 
 
 def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:

@@ -23,7 +23,7 @@ from vhdkit.chain.resolve import windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
-from vhdkit.journal.merge_journal import command
+from vhdkit.findings import Advice
 from vhdkit.merging.plan.undo_image import affected, bitmaps_of, without_held
 from vhdkit.units import SECTOR
 
@@ -65,10 +65,10 @@ def check_not_older(journal: Journal, undo: SparseImage) -> int:
     top = journal.resolve(journal.begin.sources[0].path)
     message = (
         f"it holds {held} sectors, and held {journal.held} when the merge last wrote to it: it was put back as it was"
-        " earlier, and lacks some of what was overwritten since. Put the newest one back; if there is none, the disk is"
-        f" whole all the same: {command('merge', top, '--to', 'NEWFILE')} makes a new file of it"
+        " earlier, and lacks some of what was overwritten since. Put the newest one back"
     )
-    raise JournalError(message, path=undo.path)
+    text = "if there is none, the disk is whole all the same: {} makes a new file of it"
+    raise JournalError(message, path=undo.path, hint=Advice.MERGE.hint(text, path=top, to="NEWFILE"))
 
 
 def may_lack_something(

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import ImageInUseError, MergeError, NotEnoughSpaceError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.journal.merge_journal import journal_path
 from vhdkit.storage import paths
 
@@ -72,7 +73,7 @@ def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal |
         return
     own = paths.dirname(plan.sources[0])
     lie_in = [paths.dirname(path) for path in (*plan.sources, plan.destination)]
-    again = journal.merge_command([*map(folder.real, plan.search), *(each for each in lie_in if each != own)])
+    again = journal.merge_hint(search=[*map(folder.real, plan.search), *(each for each in lie_in if each != own)])
     if journal.merged and not folder.exists(journal.path):
         error.add_note(f"The merge is complete and durable in {plan.destination}; nothing is left to be done.")
         return
@@ -83,5 +84,5 @@ def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal |
         return
     how = f"The chain reads as before the merge; {again} goes on with it."
     if plan.undo is not None:
-        how += f" {journal.undo_command('rollback')} takes it back."
+        how += f" {journal.undo_hint(Advice.ROLL_BACK, '{} takes it back.')}"
     error.add_note(how)
