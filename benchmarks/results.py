@@ -54,9 +54,8 @@ _BOUNDS = """
 
 ## Kernels
 
-benchmarks/test_kernels.py, as pytest runs it, prints theirs. count and classify, whose bar is half of what one pass of
-numpy streams, reached 0.53 to 0.55 and 0.52 to 0.54 of it in six runs; 0.43 to 0.54 and 0.39 to 0.53 with other
-programs at work on both processors.
+benchmarks/test_kernels.py, as pytest runs it, prints theirs. count, whose bar is half of what one pass of numpy
+streams, reached 0.53 to 0.55 of it in six runs; 0.43 to 0.54 with other programs at work on both processors.
 """
 
 

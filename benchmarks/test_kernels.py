@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,47 +65,9 @@ def test_count(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
     assert int(total.sum()) == int(np.unpackbits(bitmaps).sum())
 
 
-def test_classify(benchmark: BenchmarkFixture, bitmaps: NDArray[np.uint8]) -> None:
-    kinds = benchmark(sector_bitmap.classify, bitmaps, SECTORS)
-    total = np.unpackbits(bitmaps, axis=1).sum(axis=1)
-    assert np.array_equal(kinds == sector_bitmap.Fill.EMPTY, total == 0)
-    assert np.array_equal(kinds == sector_bitmap.Fill.FULL, total == SECTORS)
-
-
-@pytest.fixture(scope="module")
-def layers() -> NDArray[np.uint8]:
-    """Ten layers of the same 4,096 blocks, each bit set once in sixteen."""
-    random = np.random.default_rng(9)
-    first, *others = (random.integers(0, 256, (10, BLOCKS, SECTORS // 8), np.uint8) for _ in range(4))
-    for other in others:
-        first &= other
-    return first
-
-
-def test_union_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
-    expected = layers[0].copy()
-    for layer in layers[1:]:
-        expected |= layer
-    assert np.array_equal(benchmark(sector_bitmap.union, layers), expected)
-
-
-def test_difference(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
-    found = benchmark(sector_bitmap.difference, layers[0], layers[1])
-    assert not (found & layers[1]).any()
-    assert np.array_equal(found | layers[0] & layers[1], layers[0])
-
-
-def test_ownership_of_ten_layers(benchmark: BenchmarkFixture, layers: NDArray[np.uint8]) -> None:
-    owned = benchmark(sector_bitmap.ownership, layers)
-    assert np.array_equal(sector_bitmap.union(owned), sector_bitmap.union(layers))
-    assert int(sector_bitmap.count(owned.reshape(-1, SECTORS // 8), SECTORS).sum()) == int(
-        sector_bitmap.count(sector_bitmap.union(layers), SECTORS).sum()
-    )
-
-
 def test_full(benchmark: BenchmarkFixture) -> None:
     rows = benchmark(sector_bitmap.full, SECTORS * 512, BLOCKS)
-    assert set(sector_bitmap.classify(rows, SECTORS).tolist()) == {sector_bitmap.Fill.FULL}
+    assert (sector_bitmap.count(rows, SECTORS) == SECTORS).all()
 
 
 def test_first_overlap_of_a_full_table(benchmark: BenchmarkFixture) -> None:
@@ -184,7 +145,7 @@ def test_bar_of_runs(request: pytest.FixtureRequest, name: str, bar: float) -> N
         assert rival >= bar * kernel
 
 
-def test_bar_of_count_and_classify(request: pytest.FixtureRequest) -> None:
+def test_bar_of_count(request: pytest.FixtureRequest) -> None:
     """At least half as fast as one pass of numpy over the same bytes."""
     is_timed = _is_timed(request)
     rows = np.zeros((524_288 if is_timed else 1024, SECTORS // 8), np.uint8)
@@ -192,17 +153,12 @@ def test_bar_of_count_and_classify(request: pytest.FixtureRequest) -> None:
     words = rows.view(np.uint64).ravel()
     expected = np.where(np.arange(len(rows)) % 5 == 0, 2 * SECTORS // 8, SECTORS * (np.arange(len(rows)) % 3 == 0))
     assert np.array_equal(sector_bitmap.count(rows, SECTORS), expected)
-    kinds = np.where(expected == SECTORS, sector_bitmap.Fill.FULL, np.where(expected > 0, sector_bitmap.Fill.MIXED, 0))
-    assert np.array_equal(sector_bitmap.classify(rows, SECTORS), kinds)
     if is_timed:
         stream = _best(lambda: np.bitwise_or.reduce(words))
-        took = {
-            call.__name__: _best(partial(call, rows, SECTORS)) for call in (sector_bitmap.count, sector_bitmap.classify)
-        }
-        for name, kernel in took.items():
-            _tell(f"{name}, against one pass", kernel, stream, rows.nbytes)
+        kernel = _best(lambda: sector_bitmap.count(rows, SECTORS))
+        _tell("count, against one pass", kernel, stream, rows.nbytes)
         # numpy's popcount alone takes 1.4 passes.
-        assert max(took.values()) <= 2 * stream
+        assert kernel <= 2 * stream
 
 
 @pytest.mark.parametrize("length", [1, 8])

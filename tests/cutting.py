@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import vhdkit
+from tests.side_files import taken_apart
 from tests.unit.test_merge_laws import CHANGES, Event, SpyFolder
 from vhdkit.journal import records
 
@@ -76,6 +77,6 @@ def after_marks(count: int) -> Callable[[Event], bool]:
 
 def rewrite(folder: MemoryFolder, path: str, change: Callable[[list[dict[str, Any]]], object]) -> None:
     """Change the records of a file, the checksums right again."""
-    found, _, _ = records.decode(bytes(folder[path].content))
+    found, _, _ = taken_apart(bytes(folder[path].content))
     change(found)
     folder[path].content[:] = records.encode(found)

@@ -181,14 +181,6 @@ def _changed_objects(value: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield f"has {key} twice, first as null", {_Key(key): None, **value}
 
 
-def _changed_texts(value: str, texts: Sequence[str]) -> Iterator[tuple[str, object]]:
-    changed = (value + "x", value[:-1], value.upper(), value + "\0", "../" + value, "/" + value, value + "/../x")
-    for text in dict.fromkeys((*texts, *changed)):
-        if text != value:
-            yield f"is {_brief(text)}", text
-    yield "is a list of letters", list(value[:100])
-
-
 def _changed_lists(items: list[Any]) -> Iterator[tuple[str, object]]:
     yield from (("is longer", [*items, *items]), ("is reversed", items[::-1]), ("is cut", items[:-1]))
     if items and len(dumps(items)) < 10_000:

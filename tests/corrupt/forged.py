@@ -16,8 +16,8 @@ from tests.cutting import JOURNAL, at_first, cut_off
 from tests.forging import drawn, forgeries
 from tests.journals.make import after_records, cut, three, two
 from tests.model import Kind, Snapshot
+from tests.side_files import taken_apart
 from tests.unit.test_merge_laws import chain_over, in_memory, put, vhdkit_view
-from vhdkit.journal import records
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.memory import MemoryFolder
 
@@ -58,7 +58,7 @@ class State:
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records of the file that is forged."""
-        return records.decode(self.files[self.forged])[0]
+        return taken_apart(self.files[self.forged])[0]
 
     def folder(self, content: bytes) -> MemoryFolder:
         """Return the files, one of them with other content."""

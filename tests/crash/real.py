@@ -22,7 +22,7 @@ import numpy as np
 import vhdkit
 from tests.cli.running import environment, program
 from tests.plainvhd import DIFFERENCING, flat, parse
-from vhdkit.journal import records
+from tests.side_files import taken_apart
 from vhdkit.journal.merge_journal import SUFFIX
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Journal:
 def journal_of(folder: Path, scene: Scene) -> Journal | None:
     """Return what the journal of the scene's merge says, None without one."""
     try:
-        found, _, _ = records.decode((folder / (scene.destination + SUFFIX)).read_bytes())
+        found, _, _ = taken_apart((folder / (scene.destination + SUFFIX)).read_bytes())
     except FileNotFoundError:
         return None
     kinds = tuple(str(record["kind"]) for record in found)

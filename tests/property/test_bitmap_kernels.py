@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind, intersect
 from vhdkit.disk.read_extents import covered
-from vhdkit.disk.sector_bitmap import Fill
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +156,6 @@ def test_counting_rows_of_any_width_overflows_nowhere(words: int) -> None:
     array[1] = 0
     array[2, 8 * words - 1] = 0xFE
     assert sector_bitmap.count(array, 64 * words).tolist() == [64 * words, 0, 64 * words - 1]
-    assert sector_bitmap.classify(array, 64 * words).tolist() == [Fill.FULL, Fill.EMPTY, Fill.MIXED]
 
 
 @settings(deadline=None)
@@ -168,17 +166,6 @@ def test_full_bitmaps_have_every_sector_set_and_the_padding_clear(power: int, co
     for sector in range(sectors):
         set_bit(expected, sector)
     assert [bytes(row) for row in sector_bitmap.full(SECTOR * sectors, count)] == [bytes(expected)] * count
-
-
-@settings(deadline=None)
-@given(bitmaps())
-def test_classify_tells_empty_from_full_from_mixed(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
-    array, sectors = drawn
-    expected = []
-    for row in array.tolist():
-        found = [bit(row, sector) for sector in range(sectors)]
-        expected.append(Fill.FULL if all(found) else Fill.MIXED if any(found) else Fill.EMPTY)
-    assert sector_bitmap.classify(array, sectors).tolist() == expected
 
 
 @settings(deadline=None)
@@ -196,8 +183,6 @@ def test_how_the_rows_lie_in_memory_changes_nothing(drawn: tuple[npt.NDArray[np.
         other = np.frombuffer(raw, np.uint8)[1:].reshape(array.shape)
     assert list(map(list, sector_bitmap.runs(other, sectors))) == list(map(list, sector_bitmap.runs(array, sectors)))
     assert sector_bitmap.count(other, sectors).tolist() == sector_bitmap.count(array, sectors).tolist()
-    layers = np.stack([other, array])
-    assert np.array_equal(sector_bitmap.ownership(layers[:, ::-1])[:, ::-1], sector_bitmap.ownership(layers))
     found = sector_bitmap.owners(len(other), [(np.arange(len(other)), other)], sectors)
     wanted = sector_bitmap.owners(len(other), [(np.arange(len(other)), array)], sectors)
     assert list(map(list, found)) == list(map(list, wanted))
@@ -213,9 +198,7 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
         again = np.zeros_like(array)
         runs = sector_bitmap.runs(array, 4095)
         sector_bitmap.set_runs(again, *runs)
-        owned = sector_bitmap.ownership(layers)
-        columns = [*runs, sector_bitmap.count(array, 4095), again, owned, *sector_bitmap.owners(37, numbered, 4095)]
-        columns += [sector_bitmap.classify(rows, 4095) for rows in (array, array * (np.arange(37) % 3 == 0)[:, None])]
+        columns = [*runs, sector_bitmap.count(array, 4095), again, *sector_bitmap.owners(37, numbered, 4095)]
         return [column.ravel().tolist() for column in columns]
 
     once = answers()
@@ -225,35 +208,6 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for dense in (0, 65):
         monkeypatch.setattr(sector_bitmap, "_DENSE", dense)
         assert answers() == once
-
-
-@st.composite
-def stacks(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
-    """Bitmaps of the same blocks in several layers: shape (layers, blocks, bytes)."""
-    sectors = draw(sector_counts)
-    depth, blocks = draw(st.integers(1, 5)), draw(st.integers(0, 3))
-    raw = [draw(rows(sectors)) for _ in range(depth * blocks)]
-    return np.frombuffer(b"".join(raw), np.uint8).reshape(depth, blocks, row_bytes(sectors)), sectors
-
-
-@settings(deadline=None)
-@given(stacks())
-def test_union_difference_and_ownership_say_it_bit_by_bit(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
-    layers, _ = drawn
-    joined, owned = sector_bitmap.union(layers), sector_bitmap.ownership(layers)
-    assert owned.shape == layers.shape
-    for place in np.ndindex(*layers.shape[1:]):
-        column = layers[(slice(None), *place)].tolist()
-        above = 0
-        for depth, byte in enumerate(column):
-            assert int(owned[(depth, *place)]) == byte & (255 ^ above)
-            above |= byte
-        assert int(joined[place]) == above
-    other = layers[-1]
-    assert sector_bitmap.difference(layers[0], other).tolist() == [
-        [a & (255 ^ b) for a, b in zip(*pair, strict=True)]
-        for pair in zip(layers[0].tolist(), other.tolist(), strict=True)
-    ]
 
 
 def plain_owners(

@@ -14,6 +14,7 @@ from tests.keeping import keep
 from tests.model import Kind, Snapshot
 from tests.plainbuild import build
 from tests.plainvhd import HEADER_CHECKSUM, SECTOR, seal
+from tests.side_files import taken_apart
 from tests.unit.test_header_update import AFTER, BEFORE, HEADER, LEAF, PATH, finished, lying, patches, step_file
 from tests.unit.test_merge_laws import chain_over, contents, in_memory, put, vhdkit_view
 from vhdkit.journal import records
@@ -174,7 +175,7 @@ def test_the_step_of_a_longer_table_is_not_done_to_a_base_that_was_put_back(has_
     assert folder.exists(paths[1] + header_update.SUFFIX)
     folder[paths[1]].content[:] = backup
     if not has_rest:
-        found, _, _ = records.decode(bytes(folder[paths[1] + header_update.SUFFIX].content))
+        found, _, _ = taken_apart(bytes(folder[paths[1] + header_update.SUFFIX].content))
         del found[0]["rest"]
         folder[paths[1] + header_update.SUFFIX].content[:] = records.encode(found)
     assert vhdkit_view(folder, paths[0]) == expected

@@ -14,6 +14,7 @@ import pytest
 import vhdkit
 from tests.cutting import JOURNAL, after_marks, at_first, cut_off, rewrite, small_checkpoints
 from tests.model import Kind, Merge, Snapshot, write_files
+from tests.side_files import taken_apart
 from tests.typed import as_typed
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.journal import records
@@ -284,7 +285,7 @@ def test_a_journal_goes_on_behind_its_last_whole_line() -> None:
     writer = JournalWriter.append(folder, journal)
     writer.write("mark", offset=1, bytes=1, mtime=1.0)
     writer.close()
-    found, _, _ = records.decode(bytes(folder["/b" + JOURNAL].content))
+    found, _, _ = taken_apart(bytes(folder["/b" + JOURNAL].content))
     assert [record["kind"] for record in found] == ["begin", "mark"]
 
 

@@ -12,6 +12,7 @@ import pytest
 import vhdkit
 from tests.cutting import JOURNAL, at_first, cut_off, small_checkpoints
 from tests.model import Kind, Snapshot, write_files
+from tests.side_files import taken_apart
 from tests.typed import as_typed
 from tests.unit.test_merge_laws import chain_over, put, vhdkit_view
 from vhdkit.journal import records
@@ -38,7 +39,7 @@ def vms(tmp_path: Path) -> Path:
 
 def forge(vms: Path, change: Callable[[Record], object]) -> None:
     journal = vms / ("layer-0.vhd" + JOURNAL)
-    found, _, _ = records.decode(journal.read_bytes())
+    found, _, _ = taken_apart(journal.read_bytes())
     change(found[0])
     journal.write_bytes(records.encode(found))
 

@@ -10,7 +10,6 @@ make on the way stays in the processor's cache however many rows there are.
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,14 +33,6 @@ _RUN_SLAB = 256 << 10
 _DENSE = 8
 _ONE, _LAST = np.uint64(1), np.uint64(63)
 _EVEN_BYTES = np.uint64(0x00FF_00FF_00FF_00FF)
-
-
-class Fill(IntEnum):
-    """How many of a block's sectors a bitmap has."""
-
-    EMPTY = 0
-    FULL = 1
-    MIXED = 2
 
 
 def bitmap_size(block_size: int) -> int:
@@ -112,51 +103,6 @@ def count(bitmaps: NDArray[np.uint8], sectors: int) -> NDArray[np.int64]:
     for first, words in _slabs(bitmaps, sectors, _COUNT_SLAB):
         total[first : first + len(words)] = _row_counts(words)
     return total
-
-
-def classify(bitmaps: NDArray[np.uint8], sectors: int) -> NDArray[np.uint8]:
-    """Return a `Fill` (uint8) a row: whether none, all or some of its bits below `sectors` are set.
-
-    >>> classify(np.array([[0, 0], [255, 240], [255, 0]], np.uint8), 12).tolist()
-    [0, 1, 2]
-    """
-    fills = np.empty(len(bitmaps), np.uint8)
-    for first, words in _slabs(bitmaps, sectors, _COUNT_SLAB):
-        found, here = _row_counts(words), fills[first : first + len(words)]
-        np.subtract(np.uint8(Fill.MIXED), found == sectors, out=here)
-        here *= found != 0
-    return fills
-
-
-def union(layers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what any layer has: from shape (layers, blocks, bytes) to (blocks, bytes)."""
-    result: NDArray[np.uint8] = np.bitwise_or.reduce(layers, axis=0)
-    return result
-
-
-def difference(bitmaps: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what the bitmaps have and the other ones, of the same shape, have not."""
-    result = np.bitwise_not(other)
-    result &= bitmaps
-    return result
-
-
-def ownership(layers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return what each layer has and none before it: (layers, blocks, bytes), leaf first, as is the result.
-
-    >>> ownership(np.array([[[0b1100]], [[0b0110]], [[0b1111]]], np.uint8)).ravel().tolist()
-    [12, 2, 1]
-    """
-    owned = np.empty_like(layers, order="C")
-    step = max(1, _RUN_SLAB // max(1, layers.shape[2]))
-    for low in range(0, layers.shape[1], step):
-        slab = slice(low, low + step)
-        seen = np.zeros(layers[:, slab].shape[1:], np.uint8)
-        for depth, layer in enumerate(layers[:, slab]):
-            new = layer & ~seen
-            owned[depth, slab] = new
-            seen |= new
-    return owned
 
 
 def owners(

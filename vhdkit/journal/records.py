@@ -15,7 +15,7 @@ import re
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -205,26 +205,6 @@ def _raw_lines(storage: Storage) -> Iterator[bytes]:
 
 def _may_start(line: bytearray) -> bool:
     return len(line) < _SUM + 2 or _START.match(line) is not None
-
-
-def decode(raw: bytes) -> tuple[list[dict[str, Any]], int, str]:
-    """Return the objects, of whatever kind, up to the first line that does not fit, its place, the last checksum."""
-    from vhdkit.storage.memory import MemoryFolder  # noqa: PLC0415 - for tests and tools that take a file apart
-
-    found: list[dict[str, Any]] = []
-    end, checksum = 0, ""
-    with MemoryFolder({"/raw": raw}).open("/raw") as storage:
-        lines = list(read_lines(storage))
-    for line in lines:
-        try:
-            record = json.loads(line.text)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(record, dict):
-            break
-        found.append(record)
-        end, checksum = line.end, line.checksum
-    return found, end, checksum
 
 
 def is_believable(storage: Storage, image: Storage) -> bool:

@@ -120,7 +120,6 @@ class Survey:
             sources=sources,
             destination=self.destination.path,
             is_new_file=False,
-            destination_type=self.destination.disk_type,
             block_size=self.destination.block_size,
             payload_bytes=laid.payload,
             blocks_added=laid.added,

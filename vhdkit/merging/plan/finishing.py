@@ -162,7 +162,7 @@ def finishing_plan(
     is_kept = _keeps(journal, keep_sources=keep_sources)
     with open_image(journal.destination, folder=folder) as destination:
         _check_complete(journal, destination, folder, search)
-        here, disk_type = LayerState.of(destination), destination.disk_type
+        here = LayerState.of(destination)
         block_size, size, file_size = destination.block_size, destination.size, destination.storage.size()
         left = _what_is_left(journal, begin, destination, folder, search, only_shown=only_shown)
     removals = () if is_kept else left.removable
@@ -180,7 +180,6 @@ def finishing_plan(
         sources=tuple(journal.resolve(source.path) for source in begin.sources),
         destination=journal.destination,
         is_new_file=False,
-        destination_type=disk_type,
         block_size=block_size,
         payload_bytes=0,
         blocks_added=np.empty(0, np.uint32),

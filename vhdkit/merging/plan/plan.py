@@ -110,7 +110,6 @@ class MergePlan:
     sources: tuple[str, ...]
     destination: str
     is_new_file: bool
-    destination_type: DiskType
     block_size: int
     payload_bytes: int
     blocks_added: NDArray[np.uint32]

@@ -34,7 +34,6 @@ from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.vhd.file_name import FileFormat, check_file_name
-from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 
 if TYPE_CHECKING:
@@ -250,7 +249,6 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
         sources=tuple(layer.path for layer in chain.layers),
         destination=to,
         is_new_file=True,
-        destination_type=DiskType.DYNAMIC,
         block_size=block_size,
         payload_bytes=payload,
         blocks_added=added,
