@@ -82,7 +82,7 @@ class Found:
         """Return what was found after files were put back."""
         found, first = cls(program, files), program.files[program.destination]
         now, journal = found.layer(program.destination), found.journal
-        is_new = journal is None or journal.begin is None
+        is_new = journal is None
         is_whole = now is not None and (is_new or now in program.yesterday[program.destination].values())
         return cls(program, files, (first, now) if is_whole and now is not None else (first,))
 
@@ -360,12 +360,12 @@ def is_needless(found: Found, verb: str) -> bool:
         case "same":
             return not is_back and _may_merge(found)
         case "resume":
-            is_begun = journal is not None and journal.begin is not None
+            is_begun = journal is not None
             # An undo image that is not there is made only where it is asked for by name.
             is_whole = UNDO in found.files or not program.undo
             return not is_back and is_begun and is_whole and _may_merge(found)
         case "roll-back":
-            is_begun = journal is not None and journal.begin is not None and UNDO in found.files
+            is_begun = journal is not None and UNDO in found.files
             is_there = all(found.layer(path) is not None for path in program.files)
             return is_begun and not is_final and is_there and _undo_is_whole(found)
         case "drop":
@@ -387,7 +387,7 @@ def _undo_is_whole(found: Found) -> bool:
     program = found.program
     if not program.undo:
         return True
-    is_begun = found.journal is not None and found.journal.begin is not None
+    is_begun = found.journal is not None
     if UNDO in found.files:
         # Without a journal nothing says whose it is.
         return is_begun and found.view(UNDO) == program.old_destination

@@ -59,7 +59,6 @@ def unpacked(case: str, place: Path) -> Path:
 def journal_of(folder: Path) -> Journal:
     journal = read_journal(LocalFolder(), str(folder / "layer-0.vhd"))
     assert journal is not None
-    assert journal.begin is not None
     return journal
 
 

@@ -19,7 +19,15 @@ from tests.typed import as_typed
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.journal import records
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import Journal, JournalWriter, journal_path, read_journal
+from vhdkit.journal.merge_journal import (
+    Journal,
+    JournalFile,
+    JournalWriter,
+    UnbegunJournal,
+    find_journal,
+    journal_path,
+    read_journal,
+)
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 
@@ -73,9 +81,10 @@ def said(*found: Record) -> Journal:
 
 
 def test_an_empty_journal_is_one_of_a_merge_that_has_not_begun() -> None:
-    journal = said()
-    assert journal.begin is None
-    assert not journal.merged
+    folder = MemoryFolder({"/vms/base.vhd": b"", "/vms/base.vhd" + JOURNAL: b""})
+    journal = find_journal(folder, "/vms/base.vhd")
+    assert isinstance(journal, UnbegunJournal)
+    assert read_journal(folder, "/vms/base.vhd") is None
     assert "nothing was changed" in journal.say()
     assert journal.destination == "/vms/base.vhd"
 
@@ -132,7 +141,6 @@ def test_names_given_later_are_what_the_files_are_called() -> None:
     undone = BEGIN | {"undo": "undo.vhd", "undo_id": "dd" * 16}
     journal = said(undone, MERGED, {"kind": "names", "sources": ["new.avhd", "middle.avhd"], "undo": "u.vhd"})
     assert journal.merged
-    assert journal.begin is not None
     assert ([source.path for source in journal.begin.sources], journal.begin.undo) == (
         ["new.avhd", "middle.avhd"],
         "u.vhd",
@@ -464,7 +472,7 @@ def test_an_undo_image_that_is_an_innocent_file_is_not_removed(path: str, droppi
     if dropping:
         drop = {"kind": "dropping", "keep_file": False}
         rewrite(folder, paths[2] + JOURNAL, lambda found: found.append(drop))
-    named = Journal(path=paths[2] + JOURNAL).resolve(path)
+    named = JournalFile(path=paths[2] + JOURNAL).resolve(path)
     for call in (
         lambda: fold(folder, paths, Merge(depth_from=1, depth_to=2)),
         lambda: vhdkit.drop_undo(named, folder=folder),

@@ -226,7 +226,6 @@ def test_a_source_renamed_between_cut_and_resume_is_found_afterwards(vms: Path, 
     merge(vms / "leaf.avhd", into=str(vms / "d0.vhd"))
     journal = read_journal(LocalFolder(), str(vms / "d0.vhd"))
     assert journal is not None
-    assert journal.begin is not None
     assert [source.path for source in journal.begin.sources] == ["leaf.avhd", "d2.avhd", "d1.avhd"]
     verb(str(vms / "u.vhd"))
     assert view(vms / "d0.vhd") == (old if verb is vhdkit.rollback else expected)

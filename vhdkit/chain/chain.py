@@ -133,7 +133,7 @@ def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
     """An undo image must stay what the merge has made it."""
     leaf, below = layers[0], layers[1:2]
     journal = read_journal(folder, below[0].path) if below else None
-    if journal is None or journal.begin is None or journal.dropping:
+    if journal is None or journal.dropping:
         return
     if journal.begin.undo_id == leaf.unique_id.hex():
         message = f"it is kept for taking back a merge: {journal.status}"

@@ -335,7 +335,7 @@ def _journal(folder: Folder, path: str) -> Journal | None:
     for found in (path, *(name.removesuffix(JOURNAL_SUFFIX) for name in beside)):
         with suppress(VhdError, OSError):
             journal = read_journal(folder, found)
-            if journal is None or journal.begin is None:
+            if journal is None:
                 continue
             if found == path or (journal.begin.undo and journal.resolve(journal.begin.undo) == path):
                 return journal

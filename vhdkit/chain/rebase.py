@@ -451,7 +451,7 @@ def _check_merged(child: RelinkableImage, path: str, folder: Folder) -> None:
 
     """
     journal = read_journal(folder, path)
-    if journal is not None and journal.begin is not None:
+    if journal is not None:
         message = f"its parent cannot change now: {journal.status}"
         raise JournalError(message, path=child.path, hint=journal.hint)
 

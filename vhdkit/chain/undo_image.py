@@ -42,7 +42,7 @@ def undo_image_of(folder: Folder, destination: str) -> UndoImage | None:
         journal = read_journal(folder, destination)
     except (VhdError, OSError):
         return None
-    if journal is None or journal.begin is None or not journal.begin.undo_id:
+    if journal is None or not journal.begin.undo_id:
         return None
     if journal.dropping and journal.keep_undo_file:
         return None

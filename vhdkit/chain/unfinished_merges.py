@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError
 from vhdkit.findings import Finding
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import find_journal
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def unfinished_merges(folder: Folder, files: Iterable[str]) -> Iterator[Finding]
     for path in files:
         hint = None
         try:
-            journal = read_journal(folder, path)
+            journal = find_journal(folder, path)
         except JournalError as error:
             message = f"there is a journal of a merge into it that cannot be read: {error.text}"
         except OSError as error:

@@ -16,7 +16,7 @@ from vhdkit.chain.children import ended_advice, find_children
 from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
 from vhdkit.journal.claims import begun_layers, claims_on
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import find_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
 from vhdkit.vhd import open_image as images
@@ -129,7 +129,7 @@ def _begun(image: Vhd, children: Sequence[str], folder: Folder) -> set[str]:
 
 
 def _check_may_break(image: Vhd, folder: Folder) -> None:
-    journal = read_journal(folder, image.path)
+    journal = find_journal(folder, image.path)
     if journal is not None:
         message = f"what reads through it cannot be broken now: {journal.status}"
         raise JournalError(message, path=image.path, hint=journal.hint)

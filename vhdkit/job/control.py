@@ -271,7 +271,7 @@ def job_of_undo(path: str) -> Job | None:
     with suppress(RegistryError, VhdError, OSError):
         for job in reversed(Registry().jobs(states=_ENDED, files=[real])):
             journal = read_journal(folder, job.destination) if job.undo == real else None
-            if journal is not None and journal.begin is not None and job_of_journal(journal.begin.job) == job.id:
+            if journal is not None and job_of_journal(journal.begin.job) == job.id:
                 return job
     return None
 

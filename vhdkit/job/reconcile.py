@@ -51,7 +51,7 @@ def as_left(job: Job) -> Job:
         journal = read_journal(folder, job.destination) if folder.exists(job.destination) else None
     except (VhdError, OSError):
         return job
-    if journal is None or journal.begin is None or job_id(journal.begin.job) != job.id:
+    if journal is None or job_id(journal.begin.job) != job.id:
         return job.at(0, job.bytes_total)
     total = journal.begin.payload_bytes
     return job.at(total if journal.merged else journal.bytes_done, total)
@@ -129,7 +129,10 @@ def _is_held(job: Job) -> bool:
 
 def _is_complete(job: Job) -> bool:
     """Whether a job that was cut off had nothing left to do: its journal is gone, or waits for an undo only."""
-    from vhdkit.journal.merge_journal import read_journal  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
+    from vhdkit.journal.merge_journal import (  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
+        UnbegunJournal,
+        find_journal,
+    )
 
     folder = LocalFolder()
     has_begun = job.phase or job.state is JobState.RUNNING
@@ -139,11 +142,13 @@ def _is_complete(job: Job) -> bool:
         # A new file has its name once it is whole.
         return job.phase == "finishing" or job.bytes_done == job.bytes_total > 0
     try:
-        journal = read_journal(folder, job.destination)
+        journal = find_journal(folder, job.destination)
     except (JournalError, OSError):
+        return False
+    if isinstance(journal, UnbegunJournal):
         return False
     if journal is None:
         # Nothing had begun, or nothing is left: then the sources are gone, or were to be kept.
         is_kept = job.request.keep_sources and job.phase == "finishing"
         return is_kept or not any(folder.exists(path) for path in job.sources)
-    return journal.merged and bool(journal.begin and journal.begin.undo) and not journal.dropping
+    return journal.merged and bool(journal.begin.undo) and not journal.dropping

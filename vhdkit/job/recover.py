@@ -87,8 +87,6 @@ def _journals(folder: Folder, directory: str) -> Iterator[Journal]:
 def _job_of(journal: Journal, folder: Folder) -> Job | None:
     """Return the job that a journal tells of."""
     begin = journal.begin
-    if begin is None:
-        return None
     sources = tuple(journal.resolve(source.path) for source in begin.sources)
     below = tuple(journal.resolve(layer.path) for layer in begin.below)
     undo = journal.resolve(begin.undo) if begin.undo else ""
@@ -150,7 +148,7 @@ def _state_of(journal: Journal, folder: Folder) -> tuple[JobState, str]:
         return JobState.KILLED, str(error)
     if journal.rolling_back:
         return JobState.KILLED, journal.say()
-    if journal.merged and journal.begin is not None and journal.begin.undo and not journal.dropping:
+    if journal.merged and journal.begin.undo and not journal.dropping:
         return JobState.COMPLETED, ""
     stopped = {"": (JobState.KILLED, "the process that was at it has ended"), "cancelled": (JobState.TERMINATED, "")}
     return stopped.get(journal.stopped, (JobState.EXCEPTION, journal.stopped))

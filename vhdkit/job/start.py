@@ -21,7 +21,7 @@ from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
 from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, touched
 from vhdkit.journal.claims import Change, obstacles
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import Journal, find_journal
 from vhdkit.merging.plan.checks import states
 from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.rollback import rollback
@@ -213,13 +213,13 @@ def take_back(job: Job, *, progress: Callable[[Progress], None] | None = None, c
 def _check_own(job: Job) -> None:
     """Refuse to take back what another merge has done with the same undo image's name, or what no image is kept for."""
     folder = LocalFolder()
-    journal = read_journal(folder, job.destination) if folder.exists(job.destination) else None
-    if journal is not None and journal.begin is not None and job_id(journal.begin.job) != job.id:
+    journal = find_journal(folder, job.destination) if folder.exists(job.destination) else None
+    if isinstance(journal, Journal) and job_id(journal.begin.job) != job.id:
         message = f"the undo image {job.undo} belongs to another merge by now, the job {job_id(journal.begin.job)}"
         raise JobError(f"{message}; this one's was made final, or taken back", path=job.destination)
     if folder.exists(job.undo):
         return
-    if journal is not None and not journal.reserved:
+    if journal is not None and not (isinstance(journal, Journal) and journal.reserved):
         message = f"nothing was changed yet by the job {job.id}, and there is nothing to take back"
         hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
         raise JobError(message, path=job.destination, hint=hint)

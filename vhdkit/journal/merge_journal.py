@@ -72,17 +72,67 @@ _FLAGS = {Reserved: "reserved", Grown: "grown", Rollback: "rolling_back"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Journal:
-    """What a journal says. `relinks` is None until the merge is complete and only names are left to be changed.
-
-    `now` is the file system's time when the last record was written, 0.0 where that was not noted. `undo_seen` is what
-    the undo image looked like when it held `held` sectors; None in journals of earlier versions, as `destination_seen`,
-    the destination when the merge was stopped, complete or rolled back. `verified` are the sources that were about to
-    be removed. `gone` are the sources below the journal's own directory that were not there when it was read.
-    """
+class JournalFile:
+    """Where a journal lies, and how it names the files around it."""
 
     path: str
-    begin: Begin | None = None
+
+    @property
+    def destination(self) -> str:
+        """The file that the journal lies beside."""
+        return self.path.removesuffix(SUFFIX)
+
+    def resolve(self, path: str) -> str:
+        """Return the absolute path of a file that the journal speaks of."""
+        return paths.normpath(paths.join(paths.dirname(self.path), *path.split("/")))
+
+    def relative(self, path: str) -> str:
+        """Return an absolute path as the journal keeps it."""
+        return paths.relpath(path, paths.dirname(self.path)).replace(paths.sep, "/")
+
+
+@dataclass(slots=True, kw_only=True)
+class UnbegunJournal(JournalFile):
+    """A journal in which no merge has begun: it was cut off before its first record was durable."""
+
+    def begun(self, record: JournalRecord) -> Journal:
+        """Return the journal that the first record makes of it.
+
+        Raises:
+            ValueError: the record begins nothing.
+
+        """
+        if not isinstance(record, Begin):
+            raise ValueError("it does not begin")  # noqa: TRY004 - as for any record that does not fit
+        return Journal(path=self.path, begin=record, now=record.now)
+
+    @property
+    def status(self) -> str:
+        """Where the merge is, in words."""
+        return "a merge into it was about to begin when it was cut off; nothing was changed"
+
+    @property
+    def hint(self) -> None:
+        """What goes on with the merge: nothing does."""
+        return None
+
+    def say(self) -> str:
+        """Return where the merge is, in words."""
+        return self.status
+
+
+@dataclass(slots=True, kw_only=True)
+class Journal(JournalFile):
+    """What a journal says of a merge that has begun.
+
+    `relinks` is None until the merge is complete and only names are left to be changed. `now` is the file system's time
+    when the last record was written, 0.0 where that was not noted. `undo_seen` is what the undo image looked like when
+    it held `held` sectors; None in journals of earlier versions, as `destination_seen`, the destination when the merge
+    was stopped, complete or rolled back. `verified` are the sources that were about to be removed. `gone` are the
+    sources below the journal's own directory that were not there when it was read.
+    """
+
+    begin: Begin
     reserved: bool = False
     grown: bool = False
     saved: int = 0
@@ -111,43 +161,30 @@ class Journal:
     checksum: str = field(default="", repr=False)
 
     @property
-    def destination(self) -> str:
-        """The file that the journal lies beside."""
-        return self.path.removesuffix(SUFFIX)
-
-    @property
     def merged(self) -> bool:
         """Whether everything is durable in the destination."""
         return self.relinks is not None
 
-    def resolve(self, path: str) -> str:
-        """Return the absolute path of a file that the journal speaks of."""
-        return paths.normpath(paths.join(paths.dirname(self.path), *path.split("/")))
-
     def undo_hint(self, advice: Advice, text: str) -> Hint:
         """Return what is to be done with the undo image, as a hint."""
-        undo = self.resolve(self.begin.undo) if self.begin is not None else ""
+        undo = self.resolve(self.begin.undo)
         place = paths.dirname(self.path)
         return advice.hint(text, path=undo, **({"search": (place,)} if paths.dirname(undo) != place else {}))
 
     def merge_hint(self, text: str = "{}", search: Iterable[str] = ()) -> Hint:
         """Return how the merge goes on, as a hint; `search` are absolute folders in which its layers lie."""
-        top = self.begin.sources[0] if self.begin is not None else None
-        leaf, place = self.resolve(top.path) if top is not None else "", paths.dirname(self.path)
+        top = self.begin.sources[0]
+        leaf, place = self.resolve(top.path), paths.dirname(self.path)
         folders = tuple(dict.fromkeys([*search, *([place] if paths.dirname(leaf) != place else [])]))
         known: dict[str, Argument] = {
             "path": leaf,
             "into": self.destination,
             **({"search": folders} if folders else {}),
         }
-        if top is not None and self.is_ensured and not (self.begin is not None and self.begin.undo):
+        if self.is_ensured and not self.begin.undo:
             # `ensure_merged` began it: finished without the id it would leave no completion record.
             return Advice.ENSURE_MERGED.hint(text, **known, leaf_id=unique_id.guid(bytes.fromhex(top.unique_id)))
         return Advice.MERGE.hint(text, **known)
-
-    def relative(self, path: str) -> str:
-        """Return an absolute path as the journal keeps it."""
-        return paths.relpath(path, paths.dirname(self.path)).replace(paths.sep, "/")
 
     def add(self, record: JournalRecord) -> None:
         """Follow one record.
@@ -192,7 +229,7 @@ class Journal:
 
     def _renamed(self, record: Names) -> Begin:
         begin = self.begin
-        if begin is None or len(record.sources) != len(begin.sources) or bool(record.undo) != bool(begin.undo):
+        if len(record.sources) != len(begin.sources) or bool(record.undo) != bool(begin.undo):
             raise ValueError("names of other files")
         named = zip(begin.sources, record.sources, strict=True)
         sources = tuple(msgspec.structs.replace(state, path=name) for state, name in named)
@@ -221,8 +258,6 @@ class Journal:
     @property
     def hint(self) -> Hint | None:
         """What goes on with the merge, or ends it; None where nothing does."""
-        if self.begin is None:
-            return None
         if self.rolling_back:
             return self.undo_hint(Advice.ROLL_BACK, "{} finishes it")
         if self._awaits_undo:
@@ -234,13 +269,11 @@ class Journal:
 
     @property
     def _awaits_undo(self) -> bool:
-        return self.merged and self.begin is not None and bool(self.begin.undo) and not self.dropping
+        return self.merged and bool(self.begin.undo) and not self.dropping
 
     @property
     def status(self) -> str:
         """Where the merge is, in words."""
-        if self.begin is None:
-            return "a merge into it was about to begin when it was cut off; nothing was changed"
         top = paths.basename(self.begin.sources[0].path)
         name = paths.basename(self.destination)
         if self.rolling_back:
@@ -259,7 +292,7 @@ class Journal:
 
     @property
     def _is_top_there(self) -> bool:
-        return self.begin is not None and self.resolve(self.begin.sources[0].path) not in self.gone
+        return self.resolve(self.begin.sources[0].path) not in self.gone
 
     def _again(self, text: str) -> Hint:
         """Return what goes on with the merge.
@@ -267,7 +300,7 @@ class Journal:
         Without it a source that is left is named: of that nothing goes which the destination does not show. If none is
         left the name of the topmost one leads to the journal, and only that goes.
         """
-        sources = [self.resolve(source.path) for source in self.begin.sources] if self.begin is not None else []
+        sources = [self.resolve(source.path) for source in self.begin.sources]
         there = [path for path in sources if path not in self.gone]
         if there and not self._is_top_there:
             return Advice.MERGE.hint(text, path=there[0], into=self.destination)
@@ -280,7 +313,21 @@ def journal_path(destination: str) -> str:
 
 
 def read_journal(folder: Folder, destination: str) -> Journal | None:
-    """Return the journal beside a file, None if there is none; without `begin` if nothing had begun.
+    """Return the journal beside a file, None if there is none, or none in which a merge has begun.
+
+    Raises:
+        JournalError: it is whole, and not a journal as they are written here.
+
+    """
+    match find_journal(folder, destination):
+        case Journal() as journal:
+            return journal
+        case _:
+            return None
+
+
+def find_journal(folder: Folder, destination: str) -> Journal | UnbegunJournal | None:
+    """Return the journal beside a file, begun or not, None if there is none.
 
     Raises:
         JournalError: it is whole, and not a journal as they are written here.
@@ -296,26 +343,23 @@ def read_journal(folder: Folder, destination: str) -> Journal | None:
             )
             raise JournalError(message, path=path)
         journal = _read(path, storage)
-    if journal.begin is not None:
-        journal.gone = _gone(journal, journal.begin, folder)
+    if isinstance(journal, Journal):
+        journal.gone = _gone(journal, folder)
     return journal
 
 
-def _gone(journal: Journal, begin: Begin, folder: Folder) -> frozenset[str]:
+def _gone(journal: Journal, folder: Folder) -> frozenset[str]:
     # Even asking the system about a path elsewhere can wake an automounter, and a journal is not trusted.
-    sources = [journal.resolve(source.path) for source in begin.sources]
+    sources = [journal.resolve(source.path) for source in journal.begin.sources]
     own = [path for path in sources if paths.is_below(path, [paths.dirname(journal.path)])]
     return frozenset(path for path in own if not folder.exists(path))
 
 
-def _read(path: str, storage: Storage) -> Journal:
-    journal = Journal(path=path)
+def _read(path: str, storage: Storage) -> Journal | UnbegunJournal:
+    journal: Journal | UnbegunJournal = UnbegunJournal(path=path)
     for line in records.read_lines(storage):
         try:
-            record = decode_record(line.text)
-            if journal.begin is None and not isinstance(record, Begin):
-                raise ValueError("it does not begin")
-            journal.add(record)
+            journal = _followed(journal, decode_record(line.text))
         except ValueError as error:
             message = (
                 f"it is no journal as they are written here ({error}); look at what made it, and move it elsewhere"
@@ -325,17 +369,40 @@ def _read(path: str, storage: Storage) -> Journal:
     return journal
 
 
+def _followed(journal: Journal | UnbegunJournal, record: JournalRecord) -> Journal:
+    if isinstance(journal, UnbegunJournal):
+        return journal.begun(record)
+    journal.add(record)
+    return journal
+
+
 class JournalWriter:
     """A journal that is being written: each record is durable when `write` returns.
 
     With `notes_time` each record has the file system's time: whether the journal is the newest shows by that.
     """
 
-    def __init__(self, storage: Storage, journal: Journal) -> None:
+    def __init__(self, storage: Storage, file: Journal | UnbegunJournal) -> None:
         self.storage = storage
-        self.journal = journal
+        self.file = file
         self.notes_time = False
         self.is_closed = False
+
+    @property
+    def journal(self) -> Journal:
+        """What the journal says; it has begun."""
+        if isinstance(self.file, UnbegunJournal):
+            raise ValueError(f"{self.file.path}: nothing has begun in this journal")  # noqa: TRY004 - no wrong type
+        return self.file
+
+    @property
+    def begun(self) -> Journal | None:
+        """What the journal says, None before a merge has begun in it."""
+        return self.file if isinstance(self.file, Journal) else None
+
+    @property
+    def _end(self) -> int:
+        return self.file.end if isinstance(self.file, Journal) else 0
 
     @classmethod
     def create(cls, folder: Folder, destination: str) -> JournalWriter:
@@ -346,10 +413,9 @@ class JournalWriter:
 
         """
         path = journal_path(destination)
-        old = read_journal(folder, destination)
-        if old is not None and old.begin is None:
+        if isinstance(find_journal(folder, destination), UnbegunJournal):
             folder.remove(path)
-        return cls(folder.create(path, private=True), Journal(path=path))
+        return cls(folder.create(path, private=True), UnbegunJournal(path=path))
 
     @classmethod
     def append(cls, folder: Folder, journal: Journal) -> JournalWriter:
@@ -373,7 +439,7 @@ class JournalWriter:
         What it is to be later than was changed just now: one step of the clock, 4 ms, is waited for, no second.
         """
         for _ in range(_STEPS):
-            self.storage.write_at(self.journal.end, bytes(SECTOR))
+            self.storage.write_at(self._end, bytes(SECTOR))
             now = self.storage.ctime
             if later_than is None or now.is_integer() or later_than.ctime < now:
                 break
@@ -387,18 +453,19 @@ class JournalWriter:
     def note(self, kind: str, *, sync: bool = False, **fields: object) -> None:
         """Append a record that nobody depends on: a sync may wait for all that the disk has still to write."""
         time = {"now": self.now()} if self.notes_time else {}
-        raw = records.encode([{"kind": kind, **fields, **time}], self.journal.checksum)
+        checksum = self.file.checksum if isinstance(self.file, Journal) else ""
+        raw = records.encode([{"kind": kind, **fields, **time}], checksum)
         # What could not be read again is not written.
         record = decode_record(raw[65:].rstrip())
         if len(raw) > records.MAX_LINE_BYTES:
             message = f"a record of {len(raw)} bytes is too long for it: too many children would be relinked at once"
-            raise JournalError(message, path=self.journal.path)
-        self.storage.write_at(self.journal.end, raw)
+            raise JournalError(message, path=self.file.path)
+        end = self._end
+        self.storage.write_at(end, raw)
         if sync:
             self.storage.sync()
-        self.journal.end += len(raw)
-        self.journal.checksum = raw[:64].decode()
-        self.journal.add(record)
+        self.file = journal = _followed(self.file, record)
+        journal.end, journal.checksum = end + len(raw), raw[:64].decode()
 
     def close(self) -> None:
         """Give the file back."""

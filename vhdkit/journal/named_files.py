@@ -31,8 +31,6 @@ def check_names(journal: Journal, folder: Folder, allowed: Iterable[str]) -> Non
 
     """
     begin = journal.begin
-    if begin is None:
-        return
     roots = list(dict.fromkeys(folder.real(each) for each in (paths.dirname(journal.path), *allowed)))
     for name in (*(source.path for source in begin.sources), *([begin.undo] if begin.undo else [])):
         _check(journal, journal.resolve(name), folder, roots)

@@ -191,7 +191,7 @@ class _Ensuring:
     def _is_being_finished(self) -> bool:
         """Whether a merge of the leaf is complete but for removing what is left of its sources."""
         journal = read_journal(self.folder, self.into)
-        if journal is None or journal.begin is None or not journal.merged or journal.begin.undo:
+        if journal is None or not journal.merged or journal.begin.undo:
             return False
         top = journal.begin.sources[0]
         return top.unique_id == self.leaf_id and not self.folder.exists(self.leaf)

@@ -117,7 +117,7 @@ def drop_undo(
             error.add_note(f"Every disk reads as before; {again}")
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
-    if is_kept and journal.begin is not None:
+    if is_kept:
         # Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
         with suppress(VhdError, OSError):
             _refresh_stamp(journal.resolve(journal.begin.undo), journal.destination, place)
@@ -146,7 +146,7 @@ def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, ke
     planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), folder, tuple(search))
     if planned.obstacles:
         raise planned.obstacles[0]
-    undo = journal.resolve(journal.begin.undo) if journal.begin is not None else ""
+    undo = journal.resolve(journal.begin.undo)
     with MergeFiles(planned, folder, undo if folder.exists(undo) and not keep_file else "") as files:
         check_still_shows(planned, files.chain.layers)
         writer = JournalWriter.append(folder, _unchanged(journal, folder))
@@ -207,9 +207,7 @@ def rollback(
 
 
 def _sources(journal: Journal) -> tuple[str, ...]:
-    return tuple(
-        journal.resolve(source.path) for source in (journal.begin.sources if journal.begin is not None else ())
-    )
+    return tuple(journal.resolve(source.path) for source in journal.begin.sources)
 
 
 def _refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], change: Change) -> None:
@@ -233,7 +231,7 @@ def _undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
             raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
         with find_parent(undo, parents, {undo.storage.identity}).layer as below:
             journal = read_journal(parents.folder, below.path)
-            if journal is None or journal.begin is None or journal.begin.undo_id != undo.unique_id.hex():
+            if journal is None or journal.begin.undo_id != undo.unique_id.hex():
                 raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
             check_names(journal, parents.folder, _named_directories(path, parents))
             return below.path, journal
@@ -325,7 +323,7 @@ class _Rollback:
 
     @staticmethod
     def _begin(journal: Journal) -> Begin:
-        if journal.begin is None or journal.dropping:
+        if journal.dropping:
             message = f"it cannot be rolled back: {journal.status}"
             raise JournalError(message, path=journal.destination, hint=journal.hint)
         return journal.begin

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from vhdkit.disk import timestamp
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders, layer_checks, new_files
 from vhdkit.snapshot.deferred_merges import Settler
 from vhdkit.snapshot.disk_tree import Family, find_family, together
@@ -250,7 +250,7 @@ def _refuse_unfinished(folder: Folder, family: Family) -> None:
 
     """
     for image in family.images:
-        journal = read_journal(folder, image.path)
+        journal = find_journal(folder, image.path)
         if journal is not None:
             message = f"its snapshots can be listed when that is finished: {journal.status}"
             raise SnapshotError(message, path=image.path, hint=journal.hint)

@@ -307,7 +307,7 @@ def _of_journal(file: ManifestFile, path: str, settle: Hint) -> Remark:
     except (VhdError, OSError) as error:
         message = f"there is a journal of a merge into it that cannot be read: {error}"
         return Remark(kind=Kind.UNFINISHED, path=path, message=message)
-    if journal is None or journal.begin is None:
+    if journal is None:
         message = "a merge into it was about to begin, and changed nothing"
         return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
     hints = () if journal.hint is None else (journal.hint,)

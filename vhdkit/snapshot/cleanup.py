@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from vhdkit.chain.children import children_of
 from vhdkit.errors import VhdError
 from vhdkit.journal.claims import claims_on
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
@@ -84,7 +84,7 @@ def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_i
 
 
 def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
-    if read_journal(file.folder, image.path) is not None:
+    if find_journal(file.folder, image.path) is not None:
         return "a merge into it is not finished"
     others = [claim for claim in claims_on(file.folder, [image.path]) if claim.manifest_path != file.path]
     if others:

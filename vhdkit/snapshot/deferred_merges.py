@@ -21,7 +21,7 @@ from vhdkit.job.handle import MergeJob
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.start import run_merge, start_merge
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal
 from vhdkit.merging.plan.planner import plan_merge, plan_request
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import Follow, MergeRequest
@@ -86,9 +86,9 @@ def has_taken_place(file: ManifestFile, manifest: Manifest, folding: Folding) ->
     if file.folder.exists(file.absolute(folding.fold.top)) or not file.folder.exists(into):
         return False
     try:
-        journal = read_journal(file.folder, into)
+        journal = find_journal(file.folder, into)
         if journal is not None:
-            return journal.merged
+            return isinstance(journal, Journal) and journal.merged
         then = manifest.disks[folding.disk].layer(folding.fold.destination).mark
         return folding.is_empty or then is None or mark_at(file.folder, into)[0] != then
     except (VhdError, OSError):
@@ -172,8 +172,8 @@ class Settler:
                 with suppress(VhdError):
                     if has_step:
                         self._finish_step(path)
-                    journal = read_journal(self.folder, path)
-                    if journal is not None and journal.begin is None:
+                    journal = find_journal(self.folder, path)
+                    if isinstance(journal, UnbegunJournal):
                         self.folder.remove(journal.path)
                         self.folder.sync(paths.dirname(path))
 
@@ -352,7 +352,7 @@ class Settler:
         search = self.file.search(manifest)
 
         def is_left() -> bool:
-            return self.folder.exists(top) or read_journal(self.folder, into) is not None
+            return self.folder.exists(top) or find_journal(self.folder, into) is not None
 
         while is_left():
             running = self._running(into)

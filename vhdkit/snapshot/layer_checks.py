@@ -41,7 +41,7 @@ def check_no_undo(file: ManifestFile, manifest: Manifest) -> None:
                 journal = read_journal(file.folder, where)
             except JournalError as error:
                 raise SnapshotError(f"a merge into it may not be finished: {error}", path=where) from error
-            if journal is None or journal.begin is None:
+            if journal is None:
                 continue
             undo = journal.resolve(journal.begin.undo) if journal.begin.undo else ""
             if path == disk.active or undo == file.absolute(disk.active):

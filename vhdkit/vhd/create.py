@@ -121,7 +121,7 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[V
         if parent.footer.saved_state:
             raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=path)
         journal = read_journal(folder, parent.path)
-        if journal is not None and journal.begin is not None and (journal.rolling_back or not journal.merged):
+        if journal is not None and (journal.rolling_back or not journal.merged):
             raise JournalError(f"no child can be made of it: {journal.status}", path=path, hint=journal.hint)
         ended = None if accept_ended else ended_view(folder, parent.storage, parent)
         if ended is not None:

@@ -115,7 +115,7 @@ def _merges_into(folder: Folder, destinations: Iterable[str]) -> list[_Merge]:
             journal = read_journal(folder, destination)
         except (VhdError, OSError):
             continue
-        if journal is not None and journal.begin is not None and (journal.reserved or journal.merged):
+        if journal is not None and (journal.reserved or journal.merged):
             top, *between = journal.begin.sources
             ids = frozenset(source.unique_id for source in between)
             merges.append(_Merge(journal=journal, leaf_id=bytes.fromhex(top.unique_id), between=ids))

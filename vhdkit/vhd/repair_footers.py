@@ -51,7 +51,7 @@ def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
     with open_image(real, writable=True, exclusive=True, folder=place) as image:
         image.check_readable()
         journal = read_journal(place, real)
-        if journal is not None and journal.begin is not None:
+        if journal is not None:
             raise JournalError(f"finish that first: {journal.status}", path=real, hint=journal.hint)
         return _repair(image)
 

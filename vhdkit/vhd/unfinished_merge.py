@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 def leaves_footer_lost(journal: Journal, metadata: Metadata) -> bool:
     """Whether the file, or the undo image, got its length from the merge, and not yet the footer at its end."""
-    if journal.begin is not None and journal.begin.undo_id == metadata.footer.unique_id.hex():
+    if journal.begin.undo_id == metadata.footer.unique_id.hex():
         return not journal.merged
     before = _footer_before(journal)
-    is_as_long = journal.begin is not None and metadata.file_size <= journal.begin.file_end + FOOTER_SIZE
+    is_as_long = metadata.file_size <= journal.begin.file_end + FOOTER_SIZE
     return is_as_long and before is not None and _are_alike(before, metadata.footer)
 
 
@@ -45,7 +45,7 @@ def leaves_footers_apart(journal: Journal, metadata: Metadata, storage: Storage)
 def rooms_of(journal: Journal, metadata: Metadata) -> tuple[tuple[int, int], ...]:
     """Return the stretches of the file that the merge has reserved, and that nothing in the file refers to yet."""
     begin = journal.begin
-    if begin is None or metadata.footer_start != begin.file_end:
+    if metadata.footer_start != begin.file_end:
         return ()
     rooms = [(min(begin.first, begin.file_end), begin.file_end)]
     if begin.growth is not None and isinstance(metadata, SparseMetadata):
@@ -55,7 +55,7 @@ def rooms_of(journal: Journal, metadata: Metadata) -> tuple[tuple[int, int], ...
 
 def _footer_before(journal: Journal) -> Footer | None:
     try:
-        return Footer.from_bytes(bytes.fromhex(journal.begin.footer)) if journal.begin is not None else None
+        return Footer.from_bytes(bytes.fromhex(journal.begin.footer))
     except (ValueError, VhdError):
         return None
 

@@ -162,7 +162,7 @@ class Survey:
         for layer in self.chain.layers:
             if layer is not self.destination:
                 self._refuse_journal(layer)
-        if journal is None or journal.begin is None:
+        if journal is None:
             return None
         if is_spent(journal, self.folder):
             self.spent = journal.checksum
@@ -178,7 +178,7 @@ class Survey:
         except JournalError as error:
             self.obstacles.append(error)
             return
-        if other is not None and other.begin is not None:
+        if other is not None:
             self.obstacles.append(_unfinished(other, self.folder))
 
     def _undo_id(self, journal: Journal | None) -> bytes:
@@ -192,7 +192,7 @@ class Survey:
     def _find_undo(self) -> None:
         """Take over the undo image of an earlier run, and open it if that has come so far."""
         journal = self.journal
-        if journal is None or journal.begin is None:
+        if journal is None:
             return
         path = self._undo_path(journal) if journal.begin.undo else None
         is_named = self.request.undo is not None
@@ -237,8 +237,8 @@ class Survey:
     def _undo_path(self, journal: Journal) -> str:
         """Return where the undo image of an earlier run is, which may have been renamed since."""
         begin = journal.begin
-        path = journal.resolve(begin.undo) if begin is not None else ""
-        if begin is None or self.folder.exists(path):
+        path = journal.resolve(begin.undo)
+        if self.folder.exists(path):
             return path
         asked = [paths.dirname(self.request.undo)] if self.request.undo is not None else []
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path), *asked])
@@ -252,7 +252,7 @@ class Survey:
     def _doubt(self) -> str:
         """Return why the undo image may lack something that an earlier run has overwritten, "" if it cannot."""
         journal = self.journal
-        if journal is None or journal.begin is None or journal.doubt or not journal.begin.undo:
+        if journal is None or journal.doubt or not journal.begin.undo:
             return ""
         storage = self.folder.open(journal.path)
         try:
@@ -417,8 +417,8 @@ def _unfinished(journal: Journal, folder: Folder) -> JournalError:
     """Return what stands in the way: another merge, of which nothing is advised that could lose data."""
     message, hint = f"finish that first: {journal.status}", journal.hint
     begin = journal.begin
-    are_there = begin is not None and all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
-    if are_there and begin is not None and not begin.undo and not journal.merged:
+    are_there = all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
+    if are_there and not begin.undo and not journal.merged:
         # Every source still hides what was copied of it: the topmost shows the whole disk, journal or not.
         never = f"if it is never to go on, remove {journal.path}"
         hint = None if hint is None else replace(hint, text=f"{hint.text}; {never}")

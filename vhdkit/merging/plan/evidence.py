@@ -61,7 +61,7 @@ def may_be_others(journal: Journal, sources: Sequence[Image]) -> bool:
 def _states_of(journal: Journal, sources: Sequence[Image]) -> list[Seen]:
     """Return what the sources looked like when the merge began, nothing if that is not known of each."""
     begin = journal.begin
-    states = [state.seen for state in begin.sources if state.seen is not None] if begin is not None else []
+    states = [state.seen for state in begin.sources if state.seen is not None]
     return states if len(states) == len(sources) else []
 
 

@@ -71,7 +71,7 @@ def find_complete(folder: Folder, path: str, search: Sequence[str]) -> Journal |
                 journal = read_journal(folder, entry.path.removesuffix(SUFFIX))
             except (JournalError, OSError):
                 continue
-            if journal is None or journal.begin is None:
+            if journal is None:
                 continue
             begin = journal.begin
             if journal.merged and journal.resolve(begin.sources[0].path) == path:
@@ -87,7 +87,7 @@ def is_complete(journal: Journal, layers: Sequence[Image], depth: int, *, keep_s
     Where no source goes, and unless it is to `verify`, it is enough that no file was touched since they were merged.
     """
     begin, destination = journal.begin, layers[depth]
-    if begin is None or not journal.merged or destination.size != layers[0].size:
+    if not journal.merged or destination.size != layers[0].size:
         return False
     is_kept = _keeps(journal, keep_sources=keep_sources)
     if is_kept and not verify and is_untouched(journal, layers[:depth], destination):
@@ -98,13 +98,13 @@ def is_complete(journal: Journal, layers: Sequence[Image], depth: int, *, keep_s
 
 def _keeps(journal: Journal, *, keep_sources: bool) -> bool:
     begin = journal.begin
-    return begin is None or keep_sources or begin.keep_sources or (bool(begin.undo) and not journal.dropping)
+    return keep_sources or begin.keep_sources or (bool(begin.undo) and not journal.dropping)
 
 
 def is_leftover(journal: Journal, sources: Sequence[Image], folder: Folder) -> bool:
     """Whether sources are some of those of a complete merge whose topmost one is gone: they are not to be merged."""
     begin = journal.begin
-    if begin is None or not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
+    if not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
         return False
     ids = {source.unique_id for source in begin.sources[1:]}
     mine = [layer.unique_id.hex() for layer in sources]
@@ -117,7 +117,7 @@ def is_spent(journal: Journal, folder: Folder) -> bool:
     Another file may have the name of one by now.
     """
     begin = journal.begin
-    if begin is None or not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
+    if not journal.merged or journal.rolling_back or (begin.undo and not journal.dropping):
         return False
     is_kept = begin.undo and not journal.keep_undo_file and folder.exists(journal.resolve(begin.undo))
     return not is_kept and not any(_is_there(journal, source, folder) for source in begin.sources)
@@ -155,7 +155,7 @@ def finishing_plan(
 
     """
     begin = journal.begin
-    if begin is None or journal.relinks is None:
+    if journal.relinks is None:
         raise JournalError("it says of no merge that it is complete", path=journal.path)
     if journal.rolling_back:
         raise JournalError(f"finish that first: {journal.status}", path=journal.destination, hint=journal.hint)
@@ -215,7 +215,7 @@ def removal_obstacles(
 
 def _dropped(journal: Journal, folder: Folder) -> list[str]:
     """Return the undo image that goes with the sources, if one does."""
-    if journal.begin is None or not journal.begin.undo or not journal.dropping or journal.keep_undo_file:
+    if not journal.begin.undo or not journal.dropping or journal.keep_undo_file:
         return []
     return [path for path in [journal.resolve(journal.begin.undo)] if folder.exists(path)]
 
@@ -231,7 +231,7 @@ def _ended(path: str, destination: str) -> Finding:
 def _check_complete(journal: Journal, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
     """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
     begin = journal.begin
-    if begin is None or destination.unique_id.hex() != begin.destination.unique_id:
+    if destination.unique_id.hex() != begin.destination.unique_id:
         raise JournalError("the file beside it is not the destination that it speaks of", path=journal.path)
     check_relinks(journal, destination, folder, search)
     undo = journal.resolve(begin.undo) if begin.undo else ""
@@ -290,7 +290,7 @@ def _without_the_topmost(
 
 def _cannot_be_told(journal: Journal, left: Left) -> str:
     begin = journal.begin
-    top = journal.resolve(begin.sources[0].path) if begin is not None else ""
+    top = journal.resolve(begin.sources[0].path)
     files = ", ".join((*left.removable, *left.kept, journal.path))
     return (
         f"{top} was merged into it and is gone, and it is not as the merge has left it: it was written since, or put"
@@ -337,7 +337,7 @@ def check_still_shows(plan: MergePlan, layers: Sequence[Image], check: Callable[
 
     """
     journal, depth = plan.journal, len(layers) - 1
-    if journal is None or journal.begin is None or plan.read_back >= plan.virtual_size:
+    if journal is None or plan.read_back >= plan.virtual_size:
         return
     found = window_writes(layers, depth, target_of(layers, depth, journal.begin.virtual_size))
     if layers[0].size == layers[depth].size and has_what_sources_hold(layers, depth, found, None, check):
@@ -354,7 +354,7 @@ def _born_since(
     journal: Journal, left: Sequence[str], destination_id: bytes, folder: Folder, search: Sequence[str]
 ) -> tuple[tuple[Relink, ...], tuple[str, ...]]:
     """Return how children that the topmost source got since are relinked, and those of the others, which cannot be."""
-    top = journal.resolve(journal.begin.sources[0].path) if journal.begin is not None else ""
+    top = journal.resolve(journal.begin.sources[0].path)
     known = {*left, *(journal.resolve(relink.path) for relink in journal.relinks or ())}
     relinks: list[Relink] = []
     siblings: list[str] = []

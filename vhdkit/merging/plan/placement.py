@@ -126,7 +126,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
     behind it is copied from them as they are now.
     """
     begin, destination, sources = journal.begin, destination_of(chain.layers, depth), chain.layers[:depth]
-    if begin is None or journal.merged:
+    if journal.merged:
         return None
     place = Placement(begin.first, begin.stride)
     payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
@@ -155,7 +155,7 @@ def _is_as_journaled(
 ) -> bool:
     """Whether the destination's size, footer and table are what `reserved`, `grown` and the mark promise."""
     begin = journal.begin
-    if begin is None or (journal.reserved and not is_reserved(destination, begin.file_end)):
+    if journal.reserved and not is_reserved(destination, begin.file_end):
         return False
     if growth is not None:
         places = place.offsets(np.arange(begin.moved))

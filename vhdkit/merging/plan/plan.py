@@ -160,7 +160,7 @@ class MergePlan:
     def undo_path(self) -> str:
         """The undo image of this merge, or of the earlier run that it goes on with; "" if there is none to be kept."""
         journal = self.journal
-        if journal is not None and journal.begin is not None and journal.begin.undo and not journal.dropping:
+        if journal is not None and journal.begin.undo and not journal.dropping:
             return journal.resolve(journal.begin.undo)
         return self.undo.path if self.undo is not None else ""
 

@@ -20,7 +20,7 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import identity_at, leads_to
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import SUFFIX, read_journal
+from vhdkit.journal.merge_journal import SUFFIX, JournalFile, read_journal
 from vhdkit.journal.merge_records import FileState
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vhdkit.vhd.sparse_image import Placement
 
 
-def file_state(layer: Image, journal: Journal, now: float = 0.0) -> FileState:
+def file_state(layer: Image, journal: JournalFile, now: float = 0.0) -> FileState:
     """Return what a journal keeps of a file at a time; a raw one has no id and no header."""
     return FileState(
         path=journal.relative(layer.path),
@@ -55,7 +55,7 @@ def file_state(layer: Image, journal: Journal, now: float = 0.0) -> FileState:
 def is_about(journal: Journal, sources: Sequence[Image], destination: Image) -> bool:
     """Whether a journal speaks of a merge of these files: the same ids and headers, in the same order."""
     begin = journal.begin
-    if begin is None or len(begin.sources) != len(sources):
+    if len(begin.sources) != len(sources):
         return False
     now = [(layer.unique_id.hex(), layer.digest) for layer in sources]
     then = [(state.unique_id, state.header) for state in begin.sources]
@@ -73,8 +73,6 @@ def with_names(journal: Journal, sources: Sequence[Image], undo: str = "") -> Jo
 
     A source that was renamed since is the one that it speaks of, by its id; what goes on later must find it.
     """
-    if journal.begin is None:
-        return journal
     names = zip(journal.begin.sources, sources, strict=True)
     states = tuple(msgspec.structs.replace(state, path=journal.relative(layer.path)) for state, layer in names)
     undo = journal.relative(undo) if undo else journal.begin.undo
@@ -165,7 +163,7 @@ def check_undo(journal: Journal, undo: Vhd, destination: Vhd, folder: Folder, se
     begin = journal.begin
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(destination.path))))
     wanted = destination.storage.identity
-    if begin is None or undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, parents) != wanted:
+    if undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, parents) != wanted:
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
@@ -177,7 +175,7 @@ def check_relinks(journal: Journal, destination: Vhd, folder: Folder, search: Se
 
     """
     begin = journal.begin
-    family = [journal.destination, *(journal.resolve(source.path) for source in (begin.sources[:1] if begin else ()))]
+    family = [journal.destination, *(journal.resolve(source.path) for source in begin.sources[:1])]
     parents = ParentSearch(
         folder=folder, policy=ParentPolicy(search=(*search, *dict.fromkeys(map(paths.dirname, family))))
     )

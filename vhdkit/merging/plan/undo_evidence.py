@@ -60,7 +60,7 @@ def check_not_older(journal: Journal, undo: SparseImage) -> int:
 
     """
     held = held_sectors(undo)
-    if held >= journal.held or journal.begin is None:
+    if held >= journal.held:
         return held
     top = journal.resolve(journal.begin.sources[0].path)
     message = (
@@ -81,7 +81,7 @@ def may_lack_something(
 ) -> bool:
     """Whether something may be overwritten that the undo image (None if there is none) lacks; see the module."""
     begin, destination = journal.begin, layers[depth]
-    if begin is None or begin.destination.seen is None or journal.rolling_back:
+    if begin.destination.seen is None or journal.rolling_back:
         return False  # an earlier version's journal has no states, and is believed as it was
     if undo is not None and journal.undo_seen is not None and journal.undo_seen.proves(undo.storage):
         return False

@@ -44,7 +44,7 @@ def completion_of(
             earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
             samples = samples_of(chain.layers, depth, sampled)
             kept = carried_on(earlier, Chain(chain.layers))
-    payload = journal.begin.payload_bytes if journal is not None and journal.begin is not None else 0
+    payload = journal.begin.payload_bytes if journal is not None else 0
     return Completion(
         leaf_id=leaf_id,
         leaf=paths.basename(plan.sources[0]),
@@ -62,7 +62,7 @@ def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
 
     """
     journal = plan.journal
-    if journal is None or journal.begin is None or journal.begin.undo or not journal.is_ensured:
+    if journal is None or journal.begin.undo or not journal.is_ensured:
         return None
     known = read_completions(folder, plan.destination)
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=plan.search), lock=True)

@@ -38,7 +38,14 @@ from vhdkit.chain.relink import apply_patches, relink_patches
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import JournalWriter, journal_path, read_journal
+from vhdkit.journal.merge_journal import (
+    Journal,
+    JournalWriter,
+    UnbegunJournal,
+    find_journal,
+    journal_path,
+    read_journal,
+)
 from vhdkit.merging.plan.evidence import has_what_sources_hold, may_be_others
 from vhdkit.merging.plan.finishing import check_still_shows, is_verified
 from vhdkit.merging.plan.placement import target_of, window_writes
@@ -63,7 +70,6 @@ from vhdkit.vhd.footer_change import write_footers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.merge_records import RelinkState
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
@@ -155,7 +161,7 @@ def merge(
 def _dropped(plan: MergePlan, folder: Folder) -> str:
     """Return the undo image that goes with a merge's sources, "" if none does."""
     journal = plan.journal
-    if journal is None or journal.begin is None or not journal.dropping or journal.keep_undo_file:
+    if journal is None or not journal.dropping or journal.keep_undo_file:
         return ""
     if plan.resume is not Resume.FINISHES:
         return ""  # the merge goes on after all, and so does its undo image
@@ -184,11 +190,10 @@ def _write_new_file(plan: MergePlan, folder: Folder, reporter: Reporter) -> int:
 
 def note_names(writer: JournalWriter, written: Journal | None) -> JournalWriter:
     """Write new names of files into a journal, if those of a plan differ from those that are `written` there."""
-    begin, then = writer.journal.begin, written.begin if written is not None else None
-    if begin is not None and then is not None:
-        now = ([state.path for state in begin.sources], begin.undo)
-        if now != ([state.path for state in then.sources], then.undo):
-            writer.write("names", sources=now[0], undo=now[1])
+    begin = writer.journal.begin
+    now = ([state.path for state in begin.sources], begin.undo)
+    if written is not None and now != ([state.path for state in written.begin.sources], written.begin.undo):
+        writer.write("names", sources=now[0], undo=now[1])
     return writer
 
 
@@ -232,7 +237,7 @@ class _Merge:
         except BaseException as error:
             self._stop(error)
             told = explained(error, self.plan, self.folder, self.reporter.done)
-            note_how_it_stands(told, self.plan, self.writer.journal if self.writer else None, self.folder)
+            note_how_it_stands(told, self.plan, self.writer.begun if self.writer else None, self.folder)
             if told is error:
                 raise
             raise told from error
@@ -264,15 +269,16 @@ class _Merge:
         return note_names(writer, now)
 
     def _begin(self, writer: JournalWriter) -> JournalWriter:
-        plan, journal = self.plan, writer.journal
+        plan, journal = self.plan, writer.file
         self.writer, self.has_begun = writer, True
         writer.notes_time = plan.undo is not None
+        before = journal.begin if isinstance(journal, Journal) else None
         pid, host = this_process()
         now = writer.now()
         files = [msgspec.to_builtins(file_state(layer, journal, now)) for layer in self.layers]
         fields: dict[str, object] = {
             "version": 1,
-            "job": (self.job or str(uuid.uuid4())) if journal.begin is None else journal.begin.job,
+            "job": (self.job or str(uuid.uuid4())) if before is None else before.job,
             "started": time.time(),
             "pid": pid,
             "host": host,
@@ -295,9 +301,9 @@ class _Merge:
             "virtual_size": plan.virtual_size_before,
             "plan": plan.digest,
         }
-        if journal.begin is not None:
+        if before is not None:
             # What was there before the first run is what a roll-back restores.
-            fields["footer"] = journal.begin.footer
+            fields["footer"] = before.footer
         writer.write("begin", **fields)
         self.folder.sync(paths.dirname(journal.path))
         return writer
@@ -314,8 +320,8 @@ class _Merge:
         if writer is None:
             with suppress(OSError):
                 path = journal_path(self.plan.destination)
-                now = read_journal(self.folder, self.plan.destination)
-                if now is not None and now.begin is None and self.plan.journal is None:
+                now = find_journal(self.folder, self.plan.destination)
+                if isinstance(now, UnbegunJournal) and self.plan.journal is None:
                     self.folder.remove(path)
             return
         if writer.is_closed:
@@ -324,7 +330,8 @@ class _Merge:
         if not self.has_begun and not is_asked:
             return  # it was refused, and nothing was changed
         with suppress(OSError):
-            if writer.journal.reserved or self.plan.journal is not None:
+            is_reserved = writer.begun is not None and writer.begun.reserved
+            if is_reserved or self.plan.journal is not None:
                 reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
                 storage = self.destination.storage
                 state = msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))
@@ -334,8 +341,8 @@ class _Merge:
                 self.folder.remove(self.plan.undo.path)
             # The journal explains a length without a footer; without it the file must have been made whole.
             self.destination.storage.sync()
-            self.folder.remove(writer.journal.path)
-            self.folder.sync(paths.dirname(writer.journal.path))
+            self.folder.remove(writer.file.path)
+            self.folder.sync(paths.dirname(writer.file.path))
 
     # The sectors
 
@@ -392,7 +399,7 @@ class _Merge:
 
     def _open_undo(self, writer: JournalWriter) -> UndoSaver | None:
         plan, journal = self.plan.undo, writer.journal
-        if plan is None or journal.begin is None:
+        if plan is None:
             return None
         remove_half_made(self.folder, plan, journal.begin.job)
         if plan.size_before == 0:
@@ -439,7 +446,7 @@ class _Merge:
         copied from a source that was put back as it was earlier may be a sector that it no longer holds.
         """
         plan, destination = self.plan, self.destination
-        if destination.kind is DiskKind.FIXED or journal.begin is None:
+        if destination.kind is DiskKind.FIXED:
             return
         is_longer = journal.begin.destination.size < plan.destination_size
         if is_longer and not may_be_others(journal, self.layers[: self.depth]):
@@ -492,7 +499,7 @@ class _Merge:
         """Hold the destination against the sources, up to `stop` of the disk; if it differs, the merge begins again."""
         self.reporter.report(Phase.VERIFYING)
         begin = writer.journal.begin
-        target = target_of(self.layers, self.depth, begin.virtual_size if begin is not None else None)
+        target = target_of(self.layers, self.depth, begin.virtual_size)
         found = window_writes(self.layers, self.depth, target)
         if not has_what_sources_hold(self.layers, self.depth, found, stop, self.reporter.check):
             self._take_back(writer, "it does not have what the sources hold")
@@ -537,7 +544,7 @@ class _Merge:
         if self.completion is not None:
             self.completion.write(self.folder, self.destination)
         removed = remove_sources(self.plan, self.files, self.folder)
-        if journal.begin is not None and journal.begin.undo and not journal.dropping:
+        if journal.begin.undo and not journal.dropping:
             return tuple(relinked), removed
         mark_kept_layers(self.plan, journal, self.destination, self.folder)
         writer.close()

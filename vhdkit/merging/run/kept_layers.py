@@ -25,8 +25,6 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder
     The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
     """
     begin = journal.begin
-    if begin is None:
-        return
     remove_marks(folder, destination.storage, destination.unique_id)
     leaf_id = bytes.fromhex(begin.sources[0].unique_id)
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*plan.search, paths.dirname(journal.path))))
