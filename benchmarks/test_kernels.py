@@ -11,6 +11,7 @@ import pytest
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.read_extents import covered
+from vhdkit.disk.sector_bitmap import HeldSectors
 from vhdkit.vhd import bat
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def test_bar_of_setting_runs(request: pytest.FixtureRequest) -> None:
 def test_bar_of_owners(request: pytest.FixtureRequest) -> None:
     """Ten layers of the same 16 blocks against a pass over each layer's unpacked bits."""
     rows, layers = np.arange(16), _random_runs(160, 20).reshape(10, 16, -1)
-    numbered = [(rows, layer) for layer in layers]
+    numbered = [HeldSectors(rows, layer) for layer in layers]
 
     def naive() -> NDArray[np.int64]:
         owner = np.full((16, SECTORS), -1)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind, intersect
 from vhdkit.disk.read_extents import covered
+from vhdkit.disk.sector_bitmap import BitOrder, HeldSectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,14 @@ sector_counts = st.sampled_from(EDGES) | st.integers(1, 300)
 
 def bit(row: Sequence[int], sector: int) -> bool:
     return bool(row[sector >> 3] & 0x80 >> (sector & 7))
+
+
+def least_first(row: Sequence[int], sector: int) -> bool:
+    return bool(row[sector >> 3] & 1 << (sector & 7))
+
+
+BITS = {BitOrder.MSB_FIRST: bit, BitOrder.LSB_FIRST: least_first}
+orders = st.sampled_from(BitOrder)
 
 
 def set_bit(row: bytearray, sector: int) -> None:
@@ -87,12 +96,14 @@ def test_a_bitmap_takes_whole_sectors(power: int) -> None:
     assert sector_bitmap.bitmap_size(SECTOR << power) == row_bytes(1 << power)
 
 
-def plain_runs(array: npt.NDArray[np.uint8], sectors: int) -> list[tuple[int, int, int]]:
+def plain_runs(
+    array: npt.NDArray[np.uint8], sectors: int, order: BitOrder = BitOrder.MSB_FIRST
+) -> list[tuple[int, int, int]]:
     found = []
     for number, row in enumerate(array.tolist()):
         start = None
         for sector in range(sectors + 1):
-            is_set = sector < sectors and bit(row, sector)
+            is_set = sector < sectors and BITS[order](row, sector)
             if is_set and start is None:
                 start = sector
             if not is_set and start is not None:
@@ -102,13 +113,13 @@ def plain_runs(array: npt.NDArray[np.uint8], sectors: int) -> list[tuple[int, in
 
 
 @settings(deadline=None)
-@given(bitmaps())
-def test_runs_are_the_longest_stretches_of_set_bits(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
+@given(bitmaps(), orders)
+def test_runs_are_the_longest_stretches_of_set_bits(drawn: tuple[npt.NDArray[np.uint8], int], order: BitOrder) -> None:
     array, sectors = drawn
     before = array.copy()
-    found = sector_bitmap.runs(array, sectors)
+    found = sector_bitmap.runs(array, sectors, order)
     assert [column.dtype for column in found] == [np.dtype(np.int64)] * 3
-    assert list(zip(*(column.tolist() for column in found), strict=True)) == plain_runs(array, sectors)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == plain_runs(array, sectors, order)
     assert np.array_equal(array, before)
 
 
@@ -138,14 +149,14 @@ def test_set_runs_of_all_runs_changes_nothing(drawn: tuple[npt.NDArray[np.uint8]
 
 
 @settings(deadline=None)
-@given(bitmaps())
+@given(bitmaps(), orders)
 def test_count_counts_the_set_bits_of_the_disk_and_not_the_padding(
-    drawn: tuple[npt.NDArray[np.uint8], int],
+    drawn: tuple[npt.NDArray[np.uint8], int], order: BitOrder
 ) -> None:
     array, sectors = drawn
-    found = sector_bitmap.count(array, sectors)
+    found = sector_bitmap.count(array, sectors, order)
     assert found.dtype == np.int64
-    assert found.tolist() == [sum(bit(row, sector) for sector in range(sectors)) for row in array.tolist()]
+    assert found.tolist() == [sum(BITS[order](row, sector) for sector in range(sectors)) for row in array.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +194,8 @@ def test_how_the_rows_lie_in_memory_changes_nothing(drawn: tuple[npt.NDArray[np.
         other = np.frombuffer(raw, np.uint8)[1:].reshape(array.shape)
     assert list(map(list, sector_bitmap.runs(other, sectors))) == list(map(list, sector_bitmap.runs(array, sectors)))
     assert sector_bitmap.count(other, sectors).tolist() == sector_bitmap.count(array, sectors).tolist()
-    found = sector_bitmap.owners(len(other), [(np.arange(len(other)), other)], sectors)
-    wanted = sector_bitmap.owners(len(other), [(np.arange(len(other)), array)], sectors)
+    found = sector_bitmap.owners(len(other), [HeldSectors(np.arange(len(other)), other)], sectors)
+    wanted = sector_bitmap.owners(len(other), [HeldSectors(np.arange(len(other)), array)], sectors)
     assert list(map(list, found)) == list(map(list, wanted))
 
 
@@ -192,7 +203,7 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(5)
     array = random.integers(0, 256, (37, 512), np.uint8) & random.integers(0, 256, (37, 512), np.uint8)
     layers = random.integers(0, 256, (3, 37, 512), np.uint8)
-    numbered = [(np.arange(37), layer) for layer in layers]
+    numbered = [HeldSectors(np.arange(37), layer) for layer in layers]
 
     def answers() -> list[list[int]]:
         again = np.zeros_like(array)
@@ -211,14 +222,14 @@ def test_many_slabs_say_what_one_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plain_owners(
-    row_count: int, layers: list[tuple[list[int], list[list[int]]]], sectors: int
+    row_count: int, layers: list[tuple[list[int], list[list[int]], BitOrder]], sectors: int
 ) -> list[tuple[int, int, int, int]]:
     found: list[tuple[int, int, int, int]] = []
     for row in range(row_count):
         for sector in range(sectors):
             owner = -1
-            for number, (held, maps) in enumerate(layers):
-                if owner < 0 and row in held and bit(maps[held.index(row)], sector):
+            for number, (held, maps, order) in enumerate(layers):
+                if owner < 0 and row in held and BITS[order](maps[held.index(row)], sector):
                     owner = number
             if sector and found[-1][3] == owner:
                 found[-1] = (row, found[-1][1], sector + 1, owner)
@@ -234,13 +245,14 @@ def test_a_sectors_owner_is_the_first_layer_that_has_it(data: st.DataObject, dep
     numbers = st.permutations(range(row_count)).flatmap(lambda all_: st.integers(0, row_count).map(lambda n: all_[:n]))
     drawn = [data.draw(numbers) for _ in range(depth)]
     maps = [[list(data.draw(rows(sectors))) for _ in held] for held in drawn]
+    ordered = [data.draw(orders) for _ in drawn]
     layers = [
-        (ints(held), np.array(found, np.uint8).reshape(len(held), row_bytes(sectors)))
-        for held, found in zip(drawn, maps, strict=True)
+        HeldSectors(ints(held), np.array(found, np.uint8).reshape(len(held), row_bytes(sectors)), order)
+        for held, found, order in zip(drawn, maps, ordered, strict=True)
     ]
     found = sector_bitmap.owners(row_count, layers, sectors)
     assert [column.dtype for column in found] == [np.dtype(np.int64)] * 4
-    expected = plain_owners(row_count, list(zip(drawn, maps, strict=True)), sectors)
+    expected = plain_owners(row_count, list(zip(drawn, maps, ordered, strict=True)), sectors)
     assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
 
 

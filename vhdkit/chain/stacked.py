@@ -13,6 +13,7 @@ import numpy as np
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
+from vhdkit.disk.sector_bitmap import HeldSectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
     for depth, own in enumerate(found):
         rows = np.searchsorted(blocks, own.blocks)
         payload_at[depth, rows] = own.payload_offsets
-        layers.append((rows, own.bitmaps))
+        layers.append(HeldSectors(rows, own.bitmaps, own.order))
     row, first, last, owner = sector_bitmap.owners(len(blocks), layers, size // sector)
     held = owner >= 0
     row, first, last, owner = row[held], first[held], last[held], owner[held]

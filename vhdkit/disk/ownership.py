@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from vhdkit.disk.sector_bitmap import BitOrder
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -12,10 +14,12 @@ if TYPE_CHECKING:
 class Ownership(NamedTuple):
     """The allocated blocks of a window, one row each.
 
-    `blocks` (int64, ascending) are their indices, `bitmaps` (uint8) has a row of bits a block, one bit a sector, and
+    `blocks` (int64, ascending) are their indices, `bitmaps` (uint8) has a row of bits a block, one bit a sector
+    in the order of `order`, and
     `payload_offsets` (int64) is where the first sector of each lies in the file.
     """
 
     blocks: NDArray[np.int64]
     bitmaps: NDArray[np.uint8]
     payload_offsets: NDArray[np.int64]
+    order: BitOrder = BitOrder.MSB_FIRST

@@ -1,7 +1,8 @@
 """Sector bitmaps, many at once: the hot path.
 
-A block's bitmap has one bit a sector, most significant bit first, padded to whole sectors. `bitmaps` below is
-always uint8 of shape (blocks, bytes): one row a block. Kernels take arrays and give arrays; what each means is
+A block's bitmap has one bit a sector, padded to whole sectors; the first sector's is the most significant bit of its
+byte in a VHD, the least significant one in a VHDX (`BitOrder`). `bitmaps` below is always uint8 of shape (blocks,
+bytes): one row a block. Kernels take arrays and give arrays; what each means is
 said again by a loop in the tests. They look at words of 64 sectors, a slab of rows at a time, so that what they
 make on the way stays in the processor's cache however many rows there are.
 
@@ -10,7 +11,8 @@ make on the way stays in the processor's cache however many rows there are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -35,6 +37,25 @@ _ONE, _LAST = np.uint64(1), np.uint64(63)
 _EVEN_BYTES = np.uint64(0x00FF_00FF_00FF_00FF)
 
 
+class BitOrder(Enum):
+    """Which bit of a byte is that of its first sector."""
+
+    MSB_FIRST = "big"
+    LSB_FIRST = "little"
+
+
+# Each byte with its bits in the other order: 0b0000_0110 becomes 0b0110_0000.
+_TURNED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), axis=1, bitorder="little").ravel()
+
+
+class HeldSectors(NamedTuple):
+    """What a layer holds of some blocks: `bitmaps` of the blocks whose numbers are `rows`, each at most once."""
+
+    rows: NDArray[np.int64]
+    bitmaps: NDArray[np.uint8]
+    order: BitOrder = BitOrder.MSB_FIRST
+
+
 def bitmap_size(block_size: int) -> int:
     """Return the bytes that a block's bitmap takes in the file.
 
@@ -45,17 +66,18 @@ def bitmap_size(block_size: int) -> int:
     return -(-bits // (8 * SECTOR)) * SECTOR
 
 
-def runs(bitmaps: NDArray[np.uint8], sectors: int) -> Columns:
+def runs(bitmaps: NDArray[np.uint8], sectors: int, order: BitOrder = BitOrder.MSB_FIRST) -> Columns:
     """Return the runs of set bits as (row, first sector, sector past the last), in order, all int64.
 
-    Bits from `sectors` on are padding and do not count. A run never crosses a row.
+    `order` says which bit of a byte comes first. Bits from `sectors` on are padding and do not count. A run never
+    crosses a row.
 
     Edges, bits that differ from the one before, are found in words, and only words that have one are looked into:
     rows of zeros or of ones cost a few operations on 64 words.
     """
     width = -(-sectors // 64) + 1  # a word of zeros behind the last sector, so that every run ends
     parts: list[tuple[int, NDArray[np.int64], NDArray[np.int32]]] = []
-    for first, words in _slabs(bitmaps, sectors, _RUN_SLAB):
+    for first, words in _slabs(bitmaps, sectors, _RUN_SLAB, order):
         flat = np.zeros(len(words) * width + 1, np.uint64)
         flat[1:].reshape(-1, width)[:, :-1] = words.view(">u8")
         edges = _edges(flat)
@@ -97,16 +119,16 @@ def set_runs(
         bitmaps[low:high] |= covered[: (high - low) * width // 8].reshape(high - low, -1)
 
 
-def count(bitmaps: NDArray[np.uint8], sectors: int) -> NDArray[np.int64]:
+def count(bitmaps: NDArray[np.uint8], sectors: int, order: BitOrder = BitOrder.MSB_FIRST) -> NDArray[np.int64]:
     """Return the number of set bits (int64, one a row) below `sectors`."""
     total = np.empty(len(bitmaps), np.int64)
-    for first, words in _slabs(bitmaps, sectors, _COUNT_SLAB):
+    for first, words in _slabs(bitmaps, sectors, _COUNT_SLAB, order):
         total[first : first + len(words)] = _row_counts(words)
     return total
 
 
 def owners(
-    row_count: int, layers: Sequence[tuple[NDArray[np.int64], NDArray[np.uint8]]], sectors: int
+    row_count: int, layers: Sequence[HeldSectors], sectors: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return the stretches of `row_count` blocks that have one owner, as (row, first sector, past the last, layer).
 
@@ -119,8 +141,8 @@ def owners(
     width = -(-sectors // 64)
     planes = np.zeros((max(1, len(layers).bit_length()), row_count, width), np.uint64)
     seen = np.zeros((row_count, width), np.uint64)
-    for number, (rows, bitmaps) in enumerate(layers, 1):
-        for first, words in _slabs(bitmaps, sectors, _RUN_SLAB):
+    for number, (rows, bitmaps, order) in enumerate(layers, 1):
+        for first, words in _slabs(bitmaps, sectors, _RUN_SLAB, order):
             here = rows[first : first + len(words)]
             own = words.view(">u8") & ~seen[here]
             seen[here] |= own
@@ -162,7 +184,7 @@ def full(block_size: int, rows: int = 1) -> NDArray[np.uint8]:
     return bitmaps
 
 
-def _slabs(bitmaps: NDArray[np.uint8], sectors: int, size: int) -> Iterator[tuple[int, Words]]:
+def _slabs(bitmaps: NDArray[np.uint8], sectors: int, size: int, order: BitOrder) -> Iterator[tuple[int, Words]]:
     """Yield (first row, words) by slabs of `size` bytes: words as they lie in memory, their padding clear.
 
     They are a view where they can be, and must not be written to.
@@ -172,9 +194,11 @@ def _slabs(bitmaps: NDArray[np.uint8], sectors: int, size: int) -> Iterator[tupl
     is_plain = not sectors % 64 and not bitmaps.shape[1] % 8 and bitmaps.strides[1] == 1
     for first in range(0, len(bitmaps), rows):
         slab = bitmaps[first : first + rows]
+        if order is BitOrder.LSB_FIRST:
+            slab = _TURNED[slab]
         if not is_plain:
-            slab = np.zeros((len(slab), 8 * width), np.uint8)
-            slab[:, :used] = bitmaps[first : first + rows, :used]
+            found, slab = slab, np.zeros((len(slab), 8 * width), np.uint8)
+            slab[:, :used] = found[:, :used]
             if sectors % 8:
                 slab[:, used - 1] &= 0xFF << (8 - sectors % 8) & 0xFF
         yield first, slab.view(np.uint64)[:, :width]
