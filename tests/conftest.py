@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
         turn_off(config.getoption("without"))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def pytest_sessionstart() -> None:
+    """Heed the signals that the tests send to programs: who runs the tests in the background may ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGHUP", "SIGTERM"):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
