@@ -405,7 +405,7 @@ def change(files: dict[bool, bytes], where: list[tuple[bool, int, bytes]], *, se
         files |= {is_leaf: sealed(raw) for is_leaf, raw in files.items()}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=PATIENT)
+@settings(max_examples=100, deadline=None, suppress_health_check=PATIENT)
 @given(
     turned=st.lists(st.tuples(IS_LEAF, PLACES, st.integers(1, 255)), min_size=1, max_size=5),
     seal_again=st.booleans(),
@@ -419,7 +419,7 @@ def test_turned_bytes_give_an_error_or_what_the_oracle_reads(
     check(put(folder, files[True], files[False]))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=PATIENT)
+@settings(max_examples=120, deadline=None, suppress_health_check=PATIENT)
 @given(
     forged=st.lists(
         st.tuples(IS_LEAF, st.sampled_from(FIELDS), st.sampled_from(VALUES) | st.integers(0, (1 << 64) - 1)),
@@ -441,7 +441,7 @@ def test_forged_fields_give_an_error_or_what_the_oracle_reads(
     check(put(folder, files[True], files[False]))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=PATIENT)
+@settings(max_examples=50, deadline=None, suppress_health_check=PATIENT)
 @given(cut=st.integers(0, len(build(LEAF))), is_leaf=IS_LEAF, added=st.binary(max_size=40))
 def test_a_file_cut_anywhere_gives_an_error_or_what_the_oracle_reads(
     folder: Path, cut: int, added: bytes, *, is_leaf: bool
@@ -451,7 +451,7 @@ def test_a_file_cut_anywhere_gives_an_error_or_what_the_oracle_reads(
     check(put(folder, files[True], files[False]))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=PATIENT)
+@settings(max_examples=70, deadline=None, suppress_health_check=PATIENT)
 @given(
     code=st.sampled_from([b"W2ru", b"W2ku", b"MacX", b"Wi2r", b"Wi2k"]) | st.binary(min_size=4, max_size=4),
     text=st.binary(max_size=80)

@@ -33,9 +33,9 @@ def test_the_states_are_all_there() -> None:
 def test_some_forgeries_of_each_record_gain_nothing() -> None:
     tally = Tally()
     for state in states():
-        forge(state, tally, seed=17, count=3)
+        forge(state, tally, seed=17, count=1)
     assert tally.faults == []
-    assert tally.calls > 300
+    assert tally.calls > 100
 
 
 @pytest.mark.slow

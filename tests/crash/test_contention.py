@@ -151,7 +151,7 @@ RACES = {
 @pytest.mark.parametrize("name", RACES)
 def test_of_two_processes_one_wins_and_the_other_says_why_not(name: str, tmp_path: Path, racers: list[Racer]) -> None:
     races, scene = RACES[name]
-    races(staged(scene, tmp_path), racers, 10)
+    races(staged(scene, tmp_path), racers, 5)
 
 
 @pytest.mark.slow

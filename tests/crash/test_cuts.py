@@ -81,7 +81,7 @@ def test_a_portion_of_the_cuts_of_dropping_keeps_the_laws(program: CrashProgram)
     assert_kept(walk_drop(program, How(seed=5, share=SHARE)))
 
 
-SHARE = 0.02
+SHARE = 0.01
 
 
 @pytest.mark.usefixtures("_in_small_steps")

@@ -49,8 +49,8 @@ def each(fault: Fault, count: int, share: float, seed: str) -> Iterator[Fault]:
 @pytest.mark.parametrize(("program", "fault"), PAIRS, ids=named)
 def test_a_merge_goes_on_after_a_portion_of_the_calls_failed(program: CrashProgram, fault: Fault) -> None:
     count = calls(run, program, lambda: fresh(program), fault)
-    for one in each(fault, count, 0.004, program.name):
-        assert [str(one), *broken_by(program, one, Tally(), share=0.02)][1:] == []
+    for one in each(fault, count, 0.001, program.name):
+        assert [str(one), *broken_by(program, one, Tally(), share=0.01)][1:] == []
 
 
 @pytest.mark.parametrize(("act", "program"), UNDOING, ids=named)
@@ -58,7 +58,7 @@ def test_a_merge_goes_on_after_a_portion_of_the_calls_failed(program: CrashProgr
 def test_undoing_goes_on_after_a_portion_of_the_calls_failed(act: object, program: CrashProgram, fault: Fault) -> None:
     chosen = take_back if act is take_back else drop
     count = calls(chosen, program, lambda: merged(program), fault)
-    for one in each(fault, count, 0.008, program.name):
+    for one in each(fault, count, 0.002, program.name):
         assert [str(one), *broken_undoing_by(chosen, program, one, Tally())][1:] == []
 
 

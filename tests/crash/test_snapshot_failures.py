@@ -86,7 +86,7 @@ def walk(acts: list[Act], disks: int, cut_acts: int, *, share: float, seed: int)
     ("disks", "acts", "cut_acts"), [program[1:] for program in PROGRAMS], ids=[program[0] for program in PROGRAMS]
 )
 def test_an_operation_whose_calls_fail_has_happened_or_has_not(disks: int, acts: list[Act], cut_acts: int) -> None:
-    share = 0.005 if Settle() in acts[-cut_acts:] else 0.02
+    share = 0.002 if Settle() in acts[-cut_acts:] else 0.008
     assert len(list(walk(acts, disks, cut_acts, share=share, seed=len(acts)))) >= len(FAULTS)
 
 

@@ -407,7 +407,7 @@ PROGRAMS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "foreign files, small blocks": (foreign_programs(SMALL), run_foreign),
     "foreign files, blocks of all sizes": (foreign_programs(BLOCK_SIZES), run_foreign),
 }
-FEW = {"small blocks": 120, "foreign files, small blocks": 120}
+FEW = {"small blocks": 60, "foreign files, small blocks": 60}
 MANY = {"small blocks": 3000, "large blocks": 300, "foreign files, small blocks": 3000}
 
 
@@ -424,7 +424,7 @@ def run_many(name: str, examples: int) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_read_and_merge_as_the_model_says(name: str) -> None:
-    run_many(name, FEW.get(name, 50))
+    run_many(name, FEW.get(name, 20))
 
 
 @pytest.mark.slow

@@ -94,9 +94,9 @@ def marked_view(
     folder: Folder, storage: Storage, image: ImageSummary, names: Iterable[str] | None = None
 ) -> EndedView | None:
     """Return what the mark of an open image says, None if it has none; `names` are those in its folder, if known."""
-    digest = image.digest
     for path, mark in _marks(folder, storage, image.unique_id.hex(), names):
-        if mark.header == digest:
+        # Worked out only here: it takes as long as opening the image, and marks are rare.
+        if mark.header == image.digest:
             below = guid(bytes.fromhex(mark.destination_id))
             why = (
                 f"its view has ended: {guid(bytes.fromhex(mark.leaf_id))} above it was merged into {below} below it."
