@@ -160,7 +160,7 @@ def start_first(survival: Survival, model: Model, at: int, where: str) -> None:
 def test_a_cut_leaves_each_operation_done_or_not_done(disks: int, acts: list[Act], cut_acts: int) -> None:
     cut_count, survivals = walk(acts, disks, cut_acts, share=12, seed=len(acts) + disks)
     assert cut_count > 0
-    assert survivals > cut_count
+    assert survivals >= cut_count
 
 
 @pytest.mark.slow
