@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 # Lines of trees are indented no further than for the longest chain that is opened.
 _MOST_INDENTED = 1024
+# Lines of a map that are printed by one call.
+_BATCH_LINES = 512
 
 
 @click.command()
@@ -277,19 +280,30 @@ def map_(file: str, *, as_json: bool, **options: Any) -> None:
         opened.check_readable()
         if as_json:
             separator = "[\n"
-            for record in _map_records(opened):
-                echo(f"{separator}  {json.dumps(record)}", nl=False)
+            for some in _in_batches(_map_records(opened)):
+                echo(separator + ",\n".join(f"  {json.dumps(record)}" for record in some), nl=False)
                 separator = ",\n"
             echo("\n]" if separator == ",\n" else "[]")
             return
         echo(f"{'start':>16}  {'length':>16}  depth  {'content':<7}  {'offset':>16}  file")
-        for record in _map_records(opened):
-            content = "data" if record["data"] else "zero"
-            offset = "-" if record["offset"] is None else record["offset"]
-            name = path_text(record["file"]) if record["file"] else "-"
-            start, length, depth = record["start"], record["length"], record["depth"]
-            echo(f"{start:>16}  {length:>16}  {depth:>5}  {content:<7}  {offset:>16}  {name}")
+        names = [path_text(layer.path) for layer in opened.layers]
+        for some in _in_batches(_map_records(opened)):
+            echo("\n".join(_map_line(record, names) for record in some))
         warn(opened.findings)
+
+
+def _in_batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield records as lists: a call for each line is a third of the time of a map of thousands."""
+    while some := list(islice(records, _BATCH_LINES)):
+        yield some
+
+
+def _map_line(record: dict[str, Any], names: list[str]) -> str:
+    content = "data" if record["data"] else "zero"
+    offset = "-" if record["offset"] is None else record["offset"]
+    start, length, depth = record["start"], record["length"], record["depth"]
+    name = names[depth] if record["file"] else "-"
+    return f"{start:>16}  {length:>16}  {depth:>5}  {content:<7}  {offset:>16}  {name}"
 
 
 def _map_records(opened: Chain) -> Iterator[dict[str, Any]]:
