@@ -49,6 +49,10 @@ class VhdError(Exception):
         """The message, and what mends it."""
         return with_hint(self.message, self.hint)
 
+    def add_hint(self, hint: Hint) -> None:
+        """Say what else mends it."""
+        self.hint = hint if self.hint is None else self.hint.then(hint)
+
     def __str__(self) -> str:
         return printable(f"{self.path}: {self.text}" if self.path else self.text)
 

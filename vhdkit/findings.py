@@ -143,7 +143,7 @@ class Advice(Enum):
 class Hint:
     """What mends a failure or a finding, with its arguments; as text it is the words of this process, see `hints_as`.
 
-    `other` is what mends it as well.
+    `other` is another way, or another step.
     """
 
     advice: Advice
@@ -153,14 +153,14 @@ class Hint:
 
     def __str__(self) -> str:
         parts = [self.text.replace("{}", _words[-1](self), 1), *([str(self.other)] if self.other is not None else [])]
-        return "; or ".join(parts)
+        return "; ".join(parts)
 
-    def or_else(self, other: Hint) -> Hint:
-        """Return it with another way."""
-        return replace(self, other=other if self.other is None else self.other.or_else(other))
+    def then(self, other: Hint) -> Hint:
+        """Return it with another behind it."""
+        return replace(self, other=other if self.other is None else self.other.then(other))
 
     def __iter__(self) -> Iterator[Hint]:
-        """Yield it and all other ways."""
+        """Yield it and all others."""
         at: Hint | None = self
         while at is not None:
             yield at

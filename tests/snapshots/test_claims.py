@@ -12,6 +12,7 @@ import pytest
 
 import vhdkit
 from tests.snapshots.machines import SIZE, Kept, advised, contents
+from tests.typed import as_typed
 from vhdkit.chain.rebase import plan_rebase
 from vhdkit.errors import MergeCancelled, ReadOnlyImageError, SnapshotError
 from vhdkit.journal.claims import Change, claims_on, obstacles
@@ -146,7 +147,7 @@ def test_a_frozen_layer_says_who_froze_it_when_it_is_to_be_written(three: Kept) 
         for opening in (vhdkit.open_image, vhdkit.open_chain):
             with pytest.raises(ReadOnlyImageError, match=f"frozen as snapshot '{name}'") as refused:
                 opening(path, writable=True)
-            assert "snapshot apply" in str(refused.value)
+            assert "vhdkit snapshot apply" in as_typed(refused.value)
             assert "allow writing" not in str(refused.value)
 
 

@@ -361,7 +361,7 @@ def test_whoever_opens_the_chain_is_told_how_far_it_is() -> None:
         (finding,) = [f for f in chain.findings if f.corruption is vhdkit.Corruption.MERGE_UNFINISHED]
     assert finding.path == paths[2]
     assert f"{percent} %" in finding.message
-    assert "goes on, unless somebody is still at it" in finding.message
+    assert "goes on, unless somebody is still at it" in finding.text
     assert 0 < percent < 100
 
 

@@ -456,7 +456,7 @@ class _Search:
             expected=self.wanted,
             found=found,
             candidates=tuple(self.candidates),
-            hint=Advice.ACCEPT_OTHER_ID.hint("the verbs that only read have {} to show the child through it").or_else(
+            hint=Advice.ACCEPT_OTHER_ID.hint("the verbs that only read have {} to show the child through it").then(
                 self._more_places("if the parent lies elsewhere, add {}")
             ),
         )

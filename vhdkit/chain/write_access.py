@@ -143,5 +143,5 @@ def _refusal(image: Vhd, children: tuple[str, ...], folder: Folder) -> SiblingsE
     message = f"writing to it would ruin {len(children)} other image(s) that read through it: {', '.join(children)}"
     message += ended_advice(children, folder)
     new_child = Advice.CREATE_CHILD.hint("write to a new child of it instead ({})", path=image.path)
-    convert = Advice.CONVERT_EACH.hint("turn each of them into an image of its own first ({})")
-    return SiblingsError(message, path=image.path, siblings=children, hint=new_child.or_else(convert))
+    convert = Advice.CONVERT_EACH.hint("or turn each of them into an image of its own first ({})")
+    return SiblingsError(message, path=image.path, siblings=children, hint=new_child.then(convert))

@@ -262,7 +262,7 @@ class Journal(JournalFile):
             return self.undo_hint(Advice.ROLL_BACK, "{} finishes it")
         if self._awaits_undo:
             back = self.undo_hint(Advice.ROLL_BACK, "{} takes it back")
-            return self.undo_hint(Advice.DROP_UNDO, "{} makes that final").or_else(back)
+            return self.undo_hint(Advice.DROP_UNDO, "{} makes that final").then(back)
         if self.merged:
             return self._again("{} finishes what is left to be done")
         return self._again("{} goes on, unless somebody is still at it") if self._is_top_there else None

@@ -271,7 +271,7 @@ class Settler:
             return ()
         holder = self.holder(manifest)
         if holder is not None and not self._is_own(foldings):
-            holder.hint = Advice.SETTLE.hint("when it is off, {} merges what is owed", path=self.file.path)
+            holder.add_hint(Advice.SETTLE.hint("when it is off, {} merges what is owed", path=self.file.path))
             raise holder
         noted = manifest.foldings
         touched = [new_files.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]

@@ -135,7 +135,7 @@ class ManifestFile:
             aside = f"{self.path}.unreadable-{count}"
         move = Advice.MOVE_FILE.hint("put back a copy of it, or move it away ({})", path=self.path, new_path=aside)
         text = "when it is away, make a new tree from the images, without names and notes: {}"
-        return move.or_else(Advice.ADOPT_DISKS.hint(text))
+        return move.then(Advice.ADOPT_DISKS.hint(text))
 
     def refuse_unreadable(self) -> None:
         """Refuse to write over a file that holds something that cannot be read; one without a byte holds nothing.

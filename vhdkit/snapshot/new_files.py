@@ -195,7 +195,7 @@ def held_actives(
                 if not may_miss:
                     raise missing_active(file, path) from None
             except ImageInUseError as error:
-                error.hint = Advice.LIST_JOBS.hint("the machine runs, or a merge is at its disk: {} shows merges")
+                error.add_hint(Advice.LIST_JOBS.hint("the machine runs, or a merge is at its disk: {} shows merges"))
                 raise
         yield tuple(images)
 

@@ -36,7 +36,7 @@ def make_way(actives: tuple[str, ...], search: tuple[str, ...], *, yield_merges:
                 if running and not yield_merges:
                     names = ", ".join(job.id for job in running)
                     text = f"a merge is at its disk (job {names}); with {{}} it stops, and goes on later"
-                    error.hint = Advice.YIELD_MERGES.hint(text)
+                    error.add_hint(Advice.YIELD_MERGES.hint(text))
                     raise
                 if (not running and not stopped) or time.monotonic() > until:
                     raise

@@ -77,7 +77,7 @@ class EndedView:
 
     def refusal(self, what: str, hint: Hint | None = None) -> JournalError:
         """Return the error that refuses to use the layer; `hint` says how it is used all the same."""
-        both = hint.or_else(self.hint) if hint is not None and self.hint is not None else hint or self.hint
+        both = hint.then(self.hint) if hint is not None and self.hint is not None else hint or self.hint
         return JournalError(f"{what}, for {self.why}", path=self.path, hint=both)
 
 

@@ -81,7 +81,7 @@ def note_raw_disk(error: CorruptImageError, storage: Storage) -> None:
         return
     made = f"{paths.splitext(storage.path)[0]}.vhd"
     text = "it looks like a raw disk, and a VHD is needed here: {} makes one of it"
-    error.hint = Advice.MAKE_VHD.hint(text, path=storage.path, new_path=made)
+    error.add_hint(Advice.MAKE_VHD.hint(text, path=storage.path, new_path=made))
 
 
 def _looks_raw(storage: Storage) -> bool:

@@ -510,7 +510,7 @@ class _Reader:
             if not self.keep_going or error.corruption is not Corruption.HEADER_CHECKSUM:
                 if error.corruption is Corruption.HEADER_CHECKSUM and footer.disk_type is DiskType.DIFFERENCING:
                     text = "if the path in it was edited by hand, {} takes the header as it is"
-                    located.hint = Advice.ACCEPT_HEADER.hint(text, path=self.storage.path)
+                    located.add_hint(Advice.ACCEPT_HEADER.hint(text, path=self.storage.path))
                 raise located from None
             self.findings.append(as_finding(located, self.storage.path))
             header = DynamicHeader.from_bytes(raw, verify=False)

@@ -59,8 +59,8 @@ _INVALID_STATE = 0xC03A001C
 
 _SPARE_SIBLINGS = (
     Advice.NEW_FILE.hint("use {}, which changes nothing")
-    .or_else(Advice.CONVERT_EACH.hint("turn each of them into an image of its own first ({})"))
-    .or_else(Advice.RELINK_SIBLINGS.hint("keep the view of those that read through the destination with {}"))
+    .then(Advice.CONVERT_EACH.hint("or turn each of them into an image of its own first ({})"))
+    .then(Advice.RELINK_SIBLINGS.hint("or keep the view of those that read through the destination with {}"))
 )
 
 
