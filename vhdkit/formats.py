@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.disk.image import WritableImage
 from vhdkit.errors import ReadOnlyImageError
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.fields import fields as vhd_fields
 from vhdkit.vhd.image import FixedImage, VhdImage
 from vhdkit.vhd.metadata import Metadata
+from vhdkit.vhd.open_image import open_image as open_vhd
 from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.parent_link import ParentChange
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.units import StrPath
     from vhdkit.vhd.open_image import Vhd
 
 
@@ -41,12 +44,77 @@ class RelinkableImage(WritableImage, Protocol):
         """Write durably what `parent_patches` returned, in one step that a power cut cannot halve."""
         ...
 
+    def is_step_changed(self, folder: Folder) -> bool:
+        """Whether somebody has begun or finished such a step since the image was opened."""
+        ...
+
     def forget_step(self, folder: Folder) -> None:
         """Remove what is left of such a step that was done."""
         ...
 
 
-def writable(image: Image) -> Vhd:
+def open_image(
+    path: StrPath,
+    *,
+    writable: bool = False,
+    verify: bool = True,
+    verify_header: bool = True,
+    exclusive: bool | None = None,
+    finish_step: bool = True,
+    follow_links: bool = True,
+    folder: Folder | None = None,
+) -> Image:
+    """Open one image of any format, without its parents.
+
+    With `verify` false wrong checksums are tolerated, with `verify_header` false that of the header that names the
+    parent. With `follow_links` false the last component of the path must be no symbolic link: for names from side
+    files. Unless `exclusive` is None it is locked before anything in it is believed. A change of its header that was
+    cut off is finished if it is opened to be written and `finish_step` is true.
+
+    Raises:
+        CorruptImageError, UnsupportedImageError: the file is no image that can be read safely.
+        ReadOnlyImageError: it should be written and is marked read-only, or its format is only read.
+        ImageInUseError: somebody else holds it.
+        OSError: the file cannot be opened.
+
+    """
+    return open_vhd(
+        path,
+        writable=writable,
+        verify=verify,
+        verify_header=verify_header,
+        exclusive=exclusive,
+        finish_step=finish_step,
+        follow_links=follow_links,
+        folder=folder,
+    )
+
+
+def open_changeable(
+    path: StrPath,
+    *,
+    writable: bool,
+    verify: bool = True,
+    verify_header: bool = True,
+    exclusive: bool | None = None,
+    finish_step: bool = True,
+    folder: Folder | None = None,
+) -> Vhd:
+    """Open one image of a format that is written here, as `open_image`; any other is refused."""
+    image = open_image(
+        path,
+        writable=writable,
+        verify=verify,
+        verify_header=verify_header,
+        exclusive=exclusive,
+        finish_step=finish_step,
+        folder=folder,
+    )
+    with closing_on_error(image):
+        return as_writable(image)
+
+
+def as_writable(image: Image) -> Vhd:
     """Return an open image as one of a format that is written here.
 
     Raises:

@@ -17,9 +17,9 @@ from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
 from vhdkit.journal.merge_journal import JournalWriter
 from vhdkit.merging.plan import placement
-from vhdkit.merging.run import engine, grow, sector_copier
+from vhdkit.merging.run import engine, sector_copier
 from vhdkit.merging.run.undo_image import UndoSaver
-from vhdkit.vhd import header_update
+from vhdkit.vhd import grow, header_update
 from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
 from vhdkit.findings import Finding
-from vhdkit.formats import writable
+from vhdkit.formats import as_writable, open_image
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
@@ -36,7 +36,6 @@ from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd.ended_view import ended_views
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.metadata import read_metadata
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -120,8 +119,9 @@ def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False,
         )
         if writable:
             _refuse_undo_image(layers, place)
-            findings += claim_for_writing(leaf, place, parents.policy.search, break_children=break_children)
-            leaf.finish_step(place)
+            writable_leaf = as_writable(leaf)
+            findings += claim_for_writing(writable_leaf, place, parents.policy.search, break_children=break_children)
+            writable_leaf.finish_step(place)
     except BaseException:
         for layer in layers:
             layer.close()
@@ -295,7 +295,7 @@ class Chain(Handle):
 
         """
         self.check_open()
-        leaf = writable(self.leaf)
+        leaf = as_writable(self.leaf)
         view = memoryview(data).cast("B")
         if offset < 0 or offset + len(view) > self.size:
             raise ValueError(f"[{offset}, {offset + len(view)}) is outside of the disk of {self.size} bytes")

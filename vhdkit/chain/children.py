@@ -22,6 +22,7 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Finding
+from vhdkit.formats import open_image
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
@@ -30,7 +31,6 @@ from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import marked_view
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import read_metadata
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

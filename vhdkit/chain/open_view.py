@@ -8,6 +8,7 @@ from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import CorruptImageError
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.file_name import may_be_raw
 
@@ -40,13 +41,10 @@ def open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chai
 def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:
     """Open a file as nothing but a disk's content, and hold it for reading."""
     storage = folder.open(folder.real(path))
-    try:
+    with closing_on_error(storage):
         if lock:
             storage.lock(exclusive=False)
         return Chain([RawImage(storage)])
-    except BaseException:
-        storage.close()
-        raise
 
 
 def view_length(chain: Chain) -> int:

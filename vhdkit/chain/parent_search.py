@@ -39,6 +39,7 @@ from vhdkit.errors import (
 from vhdkit.findings import Advice, Candidate, Finding
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header_update import pending, step_findings
 from vhdkit.vhd.metadata import Metadata, read_metadata
@@ -180,7 +181,7 @@ class _Search:
     def _accepted(self, clue: Clue, found: bytes) -> Found:
         """Open the file that the child, or the caller, names as its parent, and that has another id."""
         storage = self.folder.open(clue.path)
-        try:
+        with closing_on_error(storage):
             metadata = read_metadata(storage, patches=pending(self.folder, storage))
             message = (
                 f"{clue.path} is taken for its parent, as you asked: it has the id {unique_id.guid(found)}, and the"
@@ -188,9 +189,6 @@ class _Search:
             )
             findings = [self._finding(Corruption.PARENT_ID_DIFFERS, message)]
             layer = self._layer(storage, metadata, findings, found)
-        except BaseException:
-            storage.close()
-            raise
         return Found(layer=layer, findings=tuple(findings), was_explicit=clue.origin == _EXPLICIT)
 
     def _explicit(self) -> Found | None:
@@ -199,7 +197,7 @@ class _Search:
             return None
         clue = Clue(self.folder.real(self.parents.policy.parent), _EXPLICIT)
         storage = self.folder.open(clue.path)
-        try:
+        with closing_on_error(storage):
             metadata = self._metadata_or_raw(storage)
             found = unique_id.NULL if metadata is None else metadata.unique_id
             if found == self.wanted:
@@ -210,9 +208,6 @@ class _Search:
                 self._reject(clue, "it is a raw file, and the parent has an id")
             else:
                 self._reject_mismatch(clue, storage, found)
-        except BaseException:
-            storage.close()
-            raise
         storage.close()
         return None
 
@@ -367,12 +362,9 @@ class _Search:
         if self.wanted == unique_id.NULL:
             message = "it remembers a null id, so that only the name says that this is its parent"
             findings.append(self._finding(Corruption.PARENT_ID_NULL, message))
-        try:
+        with closing_on_error(storage):
             layer = self._layer(storage, metadata, findings, self.wanted)
             return Found(layer=layer, findings=tuple(findings), was_explicit=False)
-        except BaseException:
-            storage.close()
-            raise
 
     def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Image:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""

@@ -40,16 +40,17 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice
+from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import read_metadata
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -157,7 +158,7 @@ def plan_as_asked(request: RebaseRequest, folder: Folder) -> Rebase:
     parents = ParentSearch(folder=folder, policy=request.parents)
     verify = not request.accept_header_checksum
     with (
-        open_image(request.child, verify_header=verify, exclusive=False, folder=folder) as image,
+        open_changeable(request.child, writable=False, verify_header=verify, exclusive=False, folder=folder) as image,
         _new_parent(request.parent, image, folder) as below,
     ):
         return _planned(image, below, parents, request)
@@ -215,7 +216,7 @@ def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
     # One that may not be written is still compared: perhaps nothing is to be written.
     writable = folder.exists(own) and folder.may_write(own)
     with (
-        open_image(
+        open_changeable(
             own,
             writable=writable,
             verify_header=not request.accept_header_checksum,
@@ -290,12 +291,9 @@ def _new_parent(path: str, child: RelinkableImage, folder: Folder) -> Image:
             error.add_note("A raw file has no id, and the parent of this child has one.")
             raise
     storage = folder.open(folder.real(path))
-    try:
+    with closing_on_error(storage):
         storage.lock(exclusive=False)
         return RawImage(storage)
-    except BaseException:
-        storage.close()
-        raise
 
 
 def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, request: RebaseRequest) -> Rebase:

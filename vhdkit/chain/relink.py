@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from vhdkit.disk import timestamp
 from vhdkit.disk.parent_link import ParentChange
 from vhdkit.errors import MergeError, ReadOnlyImageError
+from vhdkit.formats import open_changeable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from vhdkit.formats import RelinkableImage
@@ -41,7 +41,7 @@ def check_relink(folder: Folder, relink: Relink) -> None:
 
     """
     check_may_relink(folder, relink.child)
-    with open_image(relink.child, folder=folder) as child:
+    with open_changeable(relink.child, writable=False, folder=folder) as child:
         relink_patches(child, relink, parent_mtime=0)
 
 

@@ -15,10 +15,10 @@ from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, 
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink
+from vhdkit.formats import open_image
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,15 +11,16 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vhdkit import formats as images
 from vhdkit.arguments import checked
 from vhdkit.chain.children import ended_advice, find_children
 from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
 from vhdkit.journal.claims import begun_layers, claims_on
 from vhdkit.journal.merge_journal import find_journal
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
-from vhdkit.vhd import open_image as images
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.unique_id_change import change_unique_id
 
@@ -61,16 +62,13 @@ def open_image(
 
     """
     place, folders = folder or LocalFolder(), as_texts(search)
-    image = images.open_image(
+    image = images.open_changeable(
         path, writable=writable, verify=verify, exclusive=exclusive, finish_step=False, folder=place
     )
-    try:
+    with closing_on_error(image):
         if writable:
             image.findings += claim_for_writing(image, place, folders, break_children=break_children)
             image.finish_step(place)
-    except BaseException:
-        image.close()
-        raise
     return image
 
 

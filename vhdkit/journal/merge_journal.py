@@ -54,6 +54,7 @@ from vhdkit.journal.merge_records import (
     decode_record,
 )
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 
@@ -424,13 +425,10 @@ class JournalWriter:
         What was read may be in memory only, if whoever wrote it was cut off before his sync; it is made durable first.
         """
         storage = folder.open(journal.path, writable=True)
-        try:
+        with closing_on_error(storage):
             for at in range(0, journal.end, _PIECE_BYTES):
                 storage.write_at(at, read_bytes(storage, at, min(_PIECE_BYTES, journal.end - at)))
             storage.sync()
-        except BaseException:
-            storage.close()
-            raise
         return cls(storage, replace(journal))
 
     def now(self, *, later_than: Storage | None = None) -> float:

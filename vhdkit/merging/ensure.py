@@ -14,6 +14,7 @@ from vhdkit.chain.chain import open_chain_with
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import unique_id
 from vhdkit.errors import JournalError, MergeError
+from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.completion import (
     Completion,
@@ -27,7 +28,6 @@ from vhdkit.merging.run.completion_record import completion_of
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import EnsureRequest, MergeRequest
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -30,6 +30,7 @@ from vhdkit.disk.extents import Kind
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
 from vhdkit.findings import Advice
+from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, read_journal
@@ -46,13 +47,13 @@ from vhdkit.merging.run.undo_image import remove_second_name
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.footer_change import write_footers
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
+    from vhdkit.vhd.open_image import Vhd
 
 
 @checked
@@ -128,7 +130,7 @@ def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> Non
     """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other."""
     with (
         open_image(destination_path, exclusive=False, folder=folder) as parent,
-        open_image(undo_path, writable=True, exclusive=True, folder=folder) as undo,
+        open_changeable(undo_path, writable=True, exclusive=True, folder=folder) as undo,
     ):
         if undo.parent is not None and undo.parent.unique_id == parent.unique_id:
             relink = Relink(
@@ -284,7 +286,7 @@ class _Rollback:
         self.restored = False
         self._open: list[Vhd] = []
         self.sources: list[Vhd] = []
-        try:
+        with closing_on_error(self):
             self.undo = as_undo_image(self._locked(names[0], writable=False))
             self.destination = self._locked(names[1], writable=True)
             _unchanged(journal, folder)
@@ -299,9 +301,6 @@ class _Rollback:
             self._check_destination()
             self.siblings = [self._sibling(child) for child in children_of(self.undo, folder, search)]
             self._finish_steps([*search, *map(paths.dirname, names)])
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -329,7 +328,7 @@ class _Rollback:
         return journal.begin
 
     def _locked(self, path: str, *, writable: bool = True) -> Vhd:
-        image = open_image(path, writable=writable, exclusive=True, finish_step=False, folder=self.folder)
+        image = open_changeable(path, writable=writable, exclusive=True, finish_step=False, folder=self.folder)
         self._open.append(image)
         return image
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from vhdkit.disk import timestamp
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.formats import open_image
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders, layer_checks, new_files
@@ -24,7 +25,6 @@ from vhdkit.snapshot.manifest_file import SUFFIX, ManifestFile, find_manifest, m
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.ended_view import marked_view
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

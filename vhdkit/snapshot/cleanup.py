@@ -13,12 +13,12 @@ from msgspec.structs import replace
 
 from vhdkit.chain.children import children_of
 from vhdkit.errors import VhdError
+from vhdkit.formats import open_image
 from vhdkit.journal.claims import claims_on
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from vhdkit.disk.image import Image

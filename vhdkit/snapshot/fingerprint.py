@@ -11,9 +11,9 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from vhdkit.formats import open_image
 from vhdkit.journal.manifest import FileMark, Mark
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from vhdkit.disk.image import Image

@@ -25,6 +25,7 @@ from vhdkit.journal.manifest import MAX_BYTES, Manifest
 from vhdkit.journal.relative_paths import RelativePaths
 from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.new_file import is_partial, partial_name
 from vhdkit.storage.protocols import read_bytes
 
@@ -263,13 +264,10 @@ class ManifestFile:
             storage = self.folder.open(self._lock_path, writable=True)
         except FileNotFoundError:
             return None
-        try:
+        with closing_on_error(storage):
             storage.lock(exclusive=True)
             if self._leads_to(self._lock_path, storage):
                 return storage
-        except BaseException:
-            storage.close()
-            raise
         storage.close()
         return None
 

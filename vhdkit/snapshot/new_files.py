@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.findings import Advice
+from vhdkit.formats import open_image
 from vhdkit.journal.manifest import LayerRecord, Made, Manifest, StateFile
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import allowed_folders, transitions
@@ -22,7 +23,6 @@ from vhdkit.snapshot.layer_tree import line_of
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import new_file
 from vhdkit.vhd.create import create_image
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

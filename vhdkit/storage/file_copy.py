@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.storage.background_call import Aside, end_all
+from vhdkit.storage.handle import closing_on_error
 
 try:
     import fcntl
@@ -77,11 +78,8 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.out, self.into = os.pipe()
-        try:
+        with closing_on_error(self):
             fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
         """Give it back, with whatever is in it."""

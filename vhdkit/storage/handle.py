@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NoReturn, Self
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import SupportsIndex
+
+
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None:
+        """Close it."""
+        ...
 
 
 class Handle:
@@ -55,3 +65,13 @@ class Handle:
         """
         if self._closed:
             raise ValueError(f"{self.path}: the {self.handle_kind} is closed")
+
+
+@contextmanager
+def closing_on_error(*opened: Closable) -> Iterator[None]:
+    """Close what was opened if the block raises; else it is whoever's the block gives it to."""
+    with ExitStack() as closing:
+        for each in opened:
+            closing.callback(each.close)
+        yield
+        closing.pop_all()

@@ -137,6 +137,11 @@ class VhdImage(FileImage):
         self.check_writable()
         header_update.apply(folder, self.storage, patches)
 
+    def is_step_changed(self, folder: Folder) -> bool:
+        """Whether somebody has begun or finished such a step since the image was opened."""
+        self.check_open()
+        return header_update.pending(folder, self.storage) != self.step_patches
+
     def forget_step(self, folder: Folder) -> None:
         """Remove what is left of such a step that was done."""
         self.check_open()

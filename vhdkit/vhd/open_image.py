@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from vhdkit.arguments import checked
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.file_name import note_raw_disk
@@ -15,6 +17,8 @@ from vhdkit.vhd.metadata import Metadata, SparseMetadata, read_metadata
 from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
 
@@ -55,7 +59,7 @@ def open_image(
     if writable and place.exists(path) and not place.may_write(path):
         raise _read_only(place, path)
     storage = place.open(path, writable=writable)
-    try:
+    with closing_on_error(storage), _noting_raw_disks(storage):
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
         if writable and storage.is_protected:
@@ -67,14 +71,17 @@ def open_image(
         image.step_patches = patches
         if writable and finish_step:
             image.finish_step(place)
+    return image
+
+
+@contextmanager
+def _noting_raw_disks(storage: Storage) -> Iterator[None]:
+    """Add to the error of a file that is no image what it may be instead."""
+    try:
+        yield
     except CorruptImageError as error:
         note_raw_disk(error, storage)
-        storage.close()
         raise
-    except BaseException:
-        storage.close()
-        raise
-    return image
 
 
 def image_of(storage: Storage, metadata: Metadata) -> Vhd:

@@ -28,6 +28,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice, Finding
+from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.finishing import is_spent, removal_obstacles
@@ -41,7 +42,6 @@ from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.open_image import open_image
 
 if TYPE_CHECKING:
     import numpy as np

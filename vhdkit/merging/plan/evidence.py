@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.journal.file_state import Seen
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan.growth import Growth
+    from vhdkit.vhd.growth import Growth
     from vhdkit.vhd.open_image import Vhd
     from vhdkit.vhd.sparse_image import Placement, SparseImage
 

@@ -29,6 +29,7 @@ from vhdkit.chain.siblings import Relatives, leads_to
 from vhdkit.disk.image import Image
 from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
+from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import SUFFIX, Journal, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import target_of, window_writes
@@ -37,7 +38,6 @@ from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -228,7 +228,7 @@ def _ended(path: str, destination: str) -> Finding:
     return Finding(corruption=Corruption.VIEW_ENDED, path=path, message=message)
 
 
-def _check_complete(journal: Journal, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
+def _check_complete(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
     """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
     begin = journal.begin
     if destination.unique_id.hex() != begin.destination.unique_id:
@@ -241,12 +241,12 @@ def _check_complete(journal: Journal, destination: Vhd, folder: Folder, search: 
 
 
 def _what_is_left(
-    journal: Journal, begin: Begin, destination: Vhd, folder: Folder, search: Sequence[str], *, only_shown: bool
+    journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
 ) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
     parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
     own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
-    opened: list[Vhd] = []
+    opened: list[Image] = []
     try:
         for _, path in own:
             opened.append(open_image(path, folder=folder))
@@ -262,7 +262,7 @@ def _what_is_left(
             image.close()
 
 
-def _leads_to(path: str, destination: Vhd, parents: ParentSearch) -> bool:
+def _leads_to(path: str, destination: Image, parents: ParentSearch) -> bool:
     try:
         return leads_to(path, destination.storage.identity, parents)
     except (VhdError, OSError):
@@ -270,7 +270,7 @@ def _leads_to(path: str, destination: Vhd, parents: ParentSearch) -> bool:
 
 
 def _without_the_topmost(
-    journal: Journal, destination: Vhd, opened: Sequence[Vhd], left: Left, *, only_shown: bool
+    journal: Journal, destination: Image, opened: Sequence[Image], left: Left, *, only_shown: bool
 ) -> Left:
     """Return which sources may go, though not all are there any more; see the module."""
     known = () if only_shown else journal.verified or ()
@@ -298,7 +298,7 @@ def _cannot_be_told(journal: Journal, left: Left) -> str:
     )
 
 
-def _is_as_left(journal: Journal, destination: Vhd) -> bool:
+def _is_as_left(journal: Journal, destination: Image) -> bool:
     seen, after = journal.destination_seen, journal.destination_after
     if seen is None:
         return after is not None and is_as_left(after, destination)
@@ -319,7 +319,7 @@ def is_verified(journal: Journal, plan: MergePlan, layers: Sequence[Image]) -> b
     return all(_is_as_verified(image, verified.get(image.path)) for image in going)
 
 
-def _shows_all(opened: Sequence[Vhd], destination: Vhd) -> bool:
+def _shows_all(opened: Sequence[Image], destination: Image) -> bool:
     """Whether the destination shows what the sources that are left hold, one over the other."""
     layers = (*opened, destination)
     if any(image.size > destination.size for image in opened):

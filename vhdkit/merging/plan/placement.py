@@ -15,7 +15,7 @@ from vhdkit.disk import sector_bitmap
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Advice
-from vhdkit.formats import writable
+from vhdkit.formats import as_writable
 from vhdkit.merging.plan.evidence import (
     has_what_sources_hold,
     is_reserved,
@@ -24,12 +24,12 @@ from vhdkit.merging.plan.evidence import (
     linked_as_planned,
     may_grow,
 )
-from vhdkit.merging.plan.growth import Growth, plan_growth
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import SECTOR
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
+from vhdkit.vhd.growth import Growth, plan_growth
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
     layer = layers[depth]
     if layer.kind is DiskKind.RAW:
         raise MergeError("it is a raw file, which is not merged into", path=layer.path, hint=USE_NEW_FILE)
-    return writable(layer)
+    return as_writable(layer)
 
 
 def lay_out(

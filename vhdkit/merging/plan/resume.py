@@ -19,13 +19,13 @@ from vhdkit.chain.children import parent_of
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import identity_at, leads_to
 from vhdkit.errors import JournalError, VhdError
+from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import SUFFIX, JournalFile, read_journal
 from vhdkit.journal.merge_records import FileState
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.growth import Growth
     from vhdkit.vhd.sparse_image import Placement
 
 
@@ -81,7 +81,7 @@ def with_names(journal: Journal, sources: Sequence[Image], undo: str = "") -> Jo
 
 def plan_digest(
     sources: Sequence[Image],
-    destination: Vhd,
+    destination: Image,
     place: Placement,
     growth: Growth | None,
     added: NDArray[np.uint32],
@@ -153,7 +153,7 @@ def find_source(
     return path
 
 
-def check_undo(journal: Journal, undo: Vhd, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
+def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder, search: Sequence[str]) -> None:
     """Refuse an undo image that is not the one that the journal speaks of, or not of this destination.
 
     Raises:
@@ -167,7 +167,7 @@ def check_undo(journal: Journal, undo: Vhd, destination: Vhd, folder: Folder, se
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
-def check_relinks(journal: Journal, destination: Vhd, folder: Folder, search: Sequence[str]) -> None:
+def check_relinks(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
     """Refuse relinks of files that are not children in this chain, or that would change more than the parent.
 
     Raises:
@@ -189,7 +189,7 @@ def check_relinks(journal: Journal, destination: Vhd, folder: Folder, search: Se
             message += " back, or changed since. Put it back as the merge left it; or move it elsewhere, as it is, and"
             message += " the same command again goes on without it"
             raise JournalError(message, path=journal.path)
-        with open_image(path, folder=folder) as child:
+        with open_changeable(path, writable=False, folder=folder) as child:
             if not child.is_parent_change(relink.patches, destination.unique_id):
                 message = f"what it says of {path} is no relinking to this destination, or more than that"
                 raise JournalError(message, path=journal.path)

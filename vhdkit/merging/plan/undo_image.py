@@ -11,9 +11,11 @@ import numpy as np
 
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.disk.image import DiskKind
+from vhdkit.disk.image import DiskKind, Image
 from vhdkit.errors import JournalError
+from vhdkit.formats import as_writable
 from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
@@ -93,13 +95,15 @@ def bitmaps_of(image: SparseImage) -> Iterator[tuple[NDArray[np.int64], NDArray[
             yield blocks[first : first + step], some, image.read_bitmaps(some)
 
 
-def as_undo_image(image: Vhd) -> SparseImage:
+def as_undo_image(opened: Image) -> SparseImage:
     """Return an open image as one that can be an undo image.
 
     Raises:
         JournalError: it has no parent whose sectors it could keep.
 
     """
+    with closing_on_error(opened):
+        image = as_writable(opened)
     if image.kind is DiskKind.FIXED or image.parent is None:
         image.close()
         raise JournalError("it is no undo image: it has no parent that was merged into", path=image.path)

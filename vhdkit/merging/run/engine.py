@@ -53,7 +53,6 @@ from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state
 from vhdkit.merging.run.checkpoints import CheckpointWriter
 from vhdkit.merging.run.failure_notes import explained, note_how_it_stands
-from vhdkit.merging.run.grow import grow_disk, grow_table
 from vhdkit.merging.run.kept_layers import mark_kept_layers
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.run.page_cache import Forgetting
@@ -66,6 +65,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import this_process
 from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.grow import grow_disk, grow_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import leads_to
 from vhdkit.errors import VhdError
+from vhdkit.formats import open_image
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, remove_marks
-from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.open_image import Vhd
 
 
 def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder: Folder) -> None:

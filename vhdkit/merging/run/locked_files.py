@@ -14,14 +14,16 @@ from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
+from vhdkit.formats import open_changeable, open_image
 from vhdkit.merging.plan.checks import states
 from vhdkit.merging.plan.finishing import finishing_plan
 from vhdkit.merging.plan.placement import destination_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.ended_view import remove_marks
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.open_image import Vhd, open_image
+from vhdkit.vhd.open_image import Vhd
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -62,12 +64,9 @@ def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive
     if state.unique_id:
         return open_image(state.path, writable=writable, exclusive=exclusive, finish_step=False, folder=folder)
     storage = folder.open(state.path)
-    try:
+    with closing_on_error(storage):
         storage.lock(exclusive=exclusive)
         return RawImage(storage)
-    except BaseException:
-        storage.close()
-        raise
 
 
 class MergeFiles:
@@ -77,15 +76,15 @@ class MergeFiles:
     """
 
     def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
-        self.dropped: Vhd | None = None
+        self.dropped: Image | None = None
         self._children: dict[str, Vhd] = {}
         self.made_undo = False
         self.chain = open_planned(plan, folder, plan.destination)
         found = [layer for layer in self.chain.layers if layer.path == plan.destination]
-        try:
+        with closing_on_error(self):
             self.destination = destination_of(found, 0)
             for path in _children(plan, folder):
-                child = open_image(path, writable=True, exclusive=True, finish_step=False, folder=folder)
+                child = open_changeable(path, writable=True, exclusive=True, finish_step=False, folder=folder)
                 self._children[path] = child
                 # There may be thousands.
                 child.drop_tables()
@@ -94,9 +93,6 @@ class MergeFiles:
             _check_plan(plan, self.chain, folder)
             if plan.resume is not Resume.FINISHES:
                 self.finish_steps(plan, folder)
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         return self

@@ -24,16 +24,17 @@ from vhdkit.chain.siblings import identity_at
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import VhdError
+from vhdkit.formats import open_image
 from vhdkit.merging.plan.undo_image import affected, as_undo_image, bitmaps_of, without_held
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.create import new_footer, write_empty
 from vhdkit.vhd.footer import DiskType, Footer
-from vhdkit.vhd.open_image import Vhd, open_image
 from vhdkit.vhd.parent_reference import reference_to
 from vhdkit.vhd.write import link_blocks
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.merging.plan.plan import UndoPlan
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.open_image import Vhd
 
 
 def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> None:
@@ -152,7 +154,7 @@ class UndoSaver:
         self.durable = durable
         self.held = 0
         self.image = as_undo_image(open_image(plan.path, writable=True, exclusive=True, folder=folder))
-        try:
+        with closing_on_error(self.image):
             if plan.size_before:
                 self._link_again()
             self.copier = SectorCopier(layers, self.image, plan.blocks, report, again=plan.size_before > 0)
@@ -161,9 +163,6 @@ class UndoSaver:
                 self.copier.place_added(self.image.placement(count), 0)
                 self.image.extend(count, reserve=True, sync=True)
                 self.image.sync()
-        except BaseException:
-            self.image.close()
-            raise
 
     def _link_again(self) -> None:
         """Write the bits and entries of every block again: what is read of them may be in memory only."""

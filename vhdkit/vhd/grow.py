@@ -34,8 +34,8 @@ from vhdkit.vhd.write import link_blocks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhdkit.merging.plan.growth import Growth
     from vhdkit.storage.protocols import Folder
+    from vhdkit.vhd.growth import Growth
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.open_image import Vhd
     from vhdkit.vhd.sparse_image import SparseImage
