@@ -22,7 +22,7 @@ from vhdkit.errors import Cancelled, VhdError
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import SECTOR, as_text
+from vhdkit.units import SECTOR, as_text, ceil_div
 from vhdkit.vhd import bat, constants
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
@@ -146,8 +146,8 @@ def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint3
             last = int(found[-1])
             touched.append(found.astype(np.uint32))
     blocks = np.concatenate(touched)
-    place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
-    end = place.at(len(blocks)) if len(blocks) else table_end_for(-(-chain.size // block_size))
+    place = Placement.behind(table_end_for(ceil_div(chain.size, block_size)), block_size)
+    end = place.at(len(blocks)) if len(blocks) else table_end_for(ceil_div(chain.size, block_size))
     return end + FOOTER_SIZE, blocks, payload
 
 
@@ -171,11 +171,11 @@ def write_dynamic(
     """
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
-    entries = np.full(-(-chain.size // block_size), bat.UNALLOCATED, np.uint32)
+    entries = np.full(ceil_div(chain.size, block_size), bat.UNALLOCATED, np.uint32)
     if len(entries) > constants.MAX_TABLE_ENTRIES:
         raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
     header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
-    place = Placement.behind(table_end_for(-(-chain.size // block_size)), block_size)
+    place = Placement.behind(table_end_for(ceil_div(chain.size, block_size)), block_size)
     with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
         blocks = _Blocks(storage, entries, place, block_size)
@@ -188,14 +188,14 @@ def write_dynamic(
                 looked(done)
         looked(chain.size)
         used = blocks.count
-        end = place.at(used) if used else table_end_for(-(-chain.size // block_size))
+        end = place.at(used) if used else table_end_for(ceil_div(chain.size, block_size))
         storage.truncate(end)
         storage.write_at(0, footer.to_bytes())
         storage.write_at(FOOTER_SIZE, header.to_bytes())
         for first in range(0, len(entries), _TABLE_SLICE):
             storage.write_at(TABLE_OFFSET + first * 4, bat.to_bytes(entries[first : first + _TABLE_SLICE]))
-        padding = TABLE_OFFSET + -(-len(entries) // bat.ENTRIES_PER_SECTOR) * SECTOR
-        storage.write_at(padding, b"\xff" * (table_end_for(-(-chain.size // block_size)) - padding))
+        padding = TABLE_OFFSET + ceil_div(len(entries), bat.ENTRIES_PER_SECTOR) * SECTOR
+        storage.write_at(padding, b"\xff" * (table_end_for(ceil_div(chain.size, block_size)) - padding))
         storage.write_at(end, footer.to_bytes())
         return storage.size()
 

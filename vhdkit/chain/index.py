@@ -27,7 +27,7 @@ from vhdkit.chain.resolve import layer_extents, resolve
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.read_extents import read_extents
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ class ChainIndex:
         """Follow a write into the leaf, which now owns the range: the maps that are kept stay right."""
         self._changes = self._change_count()
         leaf = self._layers[0]
-        for number in range(offset // WINDOW_BYTES, -(-(offset + length) // WINDOW_BYTES)):
+        for number in range(offset // WINDOW_BYTES, ceil_div(offset + length, WINDOW_BYTES)):
             known = self._maps.get(number)
             if known is None:
                 continue
@@ -176,7 +176,7 @@ class ChainIndex:
     def _read_arrays(self, window: WindowMap, first: int, last: int, position: int, view: memoryview) -> None:
         """Read many stretches; the parts of sectors at either end are read by themselves."""
         stop = position + len(view)
-        low, high = -(-position // SECTOR) * SECTOR, stop // SECTOR * SECTOR
+        low, high = round_up(position, SECTOR), stop // SECTOR * SECTOR
         if position < low:
             self._read_window(window, position, view[: low - position])
         if high < stop:

@@ -14,6 +14,7 @@ import numpy as np
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.sector_bitmap import HeldSectors
+from vhdkit.units import ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
     size, sector = _grain(images[0])
     found = [image.ownership(start, stop) for image in images]
     first_block = start // size
-    is_held = np.zeros(-(-stop // size) - first_block, np.bool_)
+    is_held = np.zeros(ceil_div(stop, size) - first_block, np.bool_)
     for own in found:
         is_held[own.blocks - first_block] = True
     blocks = np.flatnonzero(is_held) + first_block

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import path_text, size_text
+from vhdkit.cli.time_text import local_text, utc_iso
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
 
@@ -34,9 +34,9 @@ def describe_job(job: Job) -> dict[str, Any]:
         "bytes-total": job.bytes_total,
         "rate": round(job.rate),
         "seconds-left": None if left is None else round(left, 1),
-        "submitted": _moment(job.submitted),
-        "started": _moment(job.started),
-        "ended": _moment(job.ended),
+        "submitted": utc_iso(job.submitted),
+        "started": utc_iso(job.started),
+        "ended": utc_iso(job.ended),
         "elapsed": round(job.elapsed_at(now), 3),
         "runs": job.runs,
         "pid": job.pid,
@@ -82,9 +82,9 @@ def job_rows(job: Job) -> list[tuple[str, object]]:
         rows += [("phase", job.phase or "not begun"), ("rate", _rate(job) or "not known yet")]
         rows.append(("time left", _left(job) or "not known yet"))
         rows.append(("may be cancelled", "yes" if job.is_cancellable else "no, it is finishing"))
-    rows.append(("submitted", _local(job.submitted)))
-    rows += [("started", _local(job.started))] if job.started else []
-    rows += [("ended", _local(job.ended))] if job.ended else []
+    rows.append(("submitted", local_text(job.submitted)))
+    rows += [("started", local_text(job.started))] if job.started else []
+    rows += [("ended", local_text(job.ended))] if job.ended else []
     rows.append(("took" if job.state.is_finished else "elapsed", duration(job.elapsed_at(now))))
     if job.runs > 1:
         rows.append(("runs", job.runs))
@@ -128,7 +128,7 @@ def _cells(job: Job, shortest: int, now: float) -> tuple[str, ...]:
         f"{''.join(names)}{more} -> {path_text(job.destination)}",
         _rate(job),
         _left(job),
-        _local(job.started),
+        local_text(job.started),
         duration(job.elapsed_at(now)),
     )
 
@@ -156,16 +156,6 @@ def _rate(job: Job) -> str:
 def _left(job: Job) -> str:
     left = job.seconds_left
     return "" if left is None else duration(left)
-
-
-def _local(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return dt.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _moment(seconds: float | None) -> str | None:
-    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")
 
 
 def _next(job: Job) -> list[str]:

@@ -78,18 +78,28 @@ def _json_parts(value: object) -> Iterator[str]:
             yield json.dumps(content)
 
 
-def size_text(size: int) -> str:
-    """Return a size for people.
+def short_size(size: int) -> str:
+    """Return about how large something is.
 
-    >>> size_text(512), size_text(40 << 20)
-    ('512 bytes', '40.0 MiB (41943040 bytes)')
+    >>> short_size(512), short_size(40 << 20)
+    ('512 bytes', '40.0 MiB')
     """
     value, unit = float(size), ""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if value < 1024 or unit == "TiB":
             break
         value /= 1024
-    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit} ({size} bytes)"
+    return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def size_text(size: int) -> str:
+    """Return a size for people, also to the byte.
+
+    >>> size_text(512), size_text(40 << 20)
+    ('512 bytes', '40.0 MiB (41943040 bytes)')
+    """
+    short = short_size(size)
+    return short if short.endswith("bytes") else f"{short} ({size} bytes)"
 
 
 def path_text(path: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.cli.output import echo, path_text
+from vhdkit.cli.output import echo, path_text, short_size
+from vhdkit.cli.time_text import local_iso
 from vhdkit.command_hints import commands_of
 from vhdkit.findings import printable
 
@@ -55,7 +56,7 @@ def describe_snapshot(machine: Machine, manifest: Manifest, snapshot: Snapshot) 
         "id": snapshot.id,
         "name": snapshot.name,
         "note": snapshot.note,
-        "taken": _when(snapshot.taken),
+        "taken": local_iso(snapshot.taken),
         "parent": snapshot.parent,
         "is-above-now": snapshot.id == manifest.now,
         "layers": [
@@ -98,7 +99,7 @@ def _lines(machine: Machine, manifest: Manifest) -> list[str]:
     return [
         f"{printable(manifest.machine)}, {_count(len(manifest.disks), 'disk')}{running}",
         *_tree(machine, manifest),
-        *(f"active: {path_text(path)}  {_size_text(sizes['file-size'])}" for path, sizes in actives),
+        *(f"active: {path_text(path)}  {_file_size(sizes)}" for path, sizes in actives),
     ]
 
 
@@ -153,8 +154,8 @@ def _line(machine: Machine, snapshot: Snapshot | None) -> str:
     if snapshot is None:
         return "now"
     sizes = [_sizes(machine, path)["file-size"] for path in snapshot.layers]
-    size = "missing" if None in sizes else _size_text(sum(size or 0 for size in sizes))
-    when = _when(snapshot.taken)
+    size = "missing" if None in sizes else short_size(sum(size or 0 for size in sizes))
+    when = local_iso(snapshot.taken)
     parts = [printable(snapshot.name), (when or "").replace("T", " ")[:16], size, printable(snapshot.note)]
     if snapshot.state:
         parts.insert(3, _count(len(snapshot.state), "kept file"))
@@ -173,24 +174,9 @@ def _sizes(machine: Machine, path: str) -> dict[str, int | None]:
         storage.close()
 
 
-def _size_text(size: int | None) -> str:
-    if size is None:
-        return "missing"
-    value = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{size} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def _when(seconds: float) -> str | None:
-    """Return an instant as ISO 8601 in this machine's time zone, None where it is not known."""
-    import datetime as dt
-
-    if not seconds:
-        return None
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone().isoformat(timespec="seconds")
+def _file_size(sizes: dict[str, int | None]) -> str:
+    size = sizes["file-size"]
+    return "missing" if size is None else short_size(size)
 
 
 def _count(number: int, what: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +63,7 @@ def bitmap_size(block_size: int) -> int:
     (512, 512, 1024)
     """
     bits = block_size // SECTOR
-    return -(-bits // (8 * SECTOR)) * SECTOR
+    return ceil_div(bits, 8 * SECTOR) * SECTOR
 
 
 def runs(bitmaps: NDArray[np.uint8], sectors: int, order: BitOrder = BitOrder.MSB_FIRST) -> Columns:
@@ -75,7 +75,7 @@ def runs(bitmaps: NDArray[np.uint8], sectors: int, order: BitOrder = BitOrder.MS
     Edges, bits that differ from the one before, are found in words, and only words that have one are looked into:
     rows of zeros or of ones cost a few operations on 64 words.
     """
-    width = -(-sectors // 64) + 1  # a word of zeros behind the last sector, so that every run ends
+    width = ceil_div(sectors, 64) + 1  # a word of zeros behind the last sector, so that every run ends
     parts: list[tuple[int, NDArray[np.int64], NDArray[np.int32]]] = []
     for first, words in _slabs(bitmaps, sectors, _RUN_SLAB, order):
         flat = np.zeros(len(words) * width + 1, np.uint64)
@@ -112,7 +112,7 @@ def set_runs(
         head, tail = np.searchsorted(start, [low * width, high * width]).tolist()
         if head == tail:
             continue
-        edges = np.zeros(-(-(high - low) * width // 64) + 1, np.uint64)
+        edges = np.zeros(ceil_div((high - low) * width, 64) + 1, np.uint64)
         for position in (start[head:tail] - low * width, stop[head:tail] - low * width):
             np.bitwise_xor.at(edges, position >> 6, _ONE << (_LAST - (position & 63).astype(np.uint64)))
         covered = _prefix_xor(edges).astype(">u8").view(np.uint8)
@@ -138,7 +138,7 @@ def owners(
     The owner's number is kept as bits in planes of words, so that ten layers cost four planes and not ten merges.
     Memory is one bit a sector and plane: callers go through the disk by windows.
     """
-    width = -(-sectors // 64)
+    width = ceil_div(sectors, 64)
     planes = np.zeros((max(1, len(layers).bit_length()), row_count, width), np.uint64)
     seen = np.zeros((row_count, width), np.uint64)
     for number, (rows, bitmaps, order) in enumerate(layers, 1):
@@ -189,7 +189,7 @@ def _slabs(bitmaps: NDArray[np.uint8], sectors: int, size: int, order: BitOrder)
 
     They are a view where they can be, and must not be written to.
     """
-    used, width = -(-sectors // 8), -(-sectors // 64)
+    used, width = ceil_div(sectors, 8), ceil_div(sectors, 64)
     rows = max(1, size // max(1, 8 * width))
     is_plain = not sectors % 64 and not bitmaps.shape[1] % 8 and bitmaps.strides[1] == 1
     for first in range(0, len(bitmaps), rows):

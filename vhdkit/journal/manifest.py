@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import SnapshotError
+from vhdkit.journal.records import check_keys
 from vhdkit.storage import paths
 
 VERSION = 1
@@ -295,28 +296,12 @@ def _decoded(raw: bytes) -> Manifest:
         version = bytes(head.version)[:20].decode(errors="replace")
         raise ValueError(f"it has version {version}, expected {VERSION}; a later vhdkit may know it")
     written = msgspec.json.decode(held, type=_Written)
-    refuse_repeated_keys(held)
+    check_keys(held)
     manifest = Manifest(**{name: getattr(written, name) for name in Manifest.__struct_fields__})
     if held is not raw:
         manifest = _let_go(manifest)
     _check(manifest)
     return manifest
-
-
-def refuse_repeated_keys(raw: bytes) -> None:
-    """Refuse JSON that has a key twice in one object, of which decoders take the last.
-
-    Raises:
-        ValueError: it has, or is none.
-
-    """
-    json.loads(raw, object_pairs_hook=_refuse_repeated)
-
-
-def _refuse_repeated(pairs: list[tuple[str, object]]) -> None:
-    """Refuse an object that has a key twice; nothing of it is kept, for there may be millions."""
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError(f"a key is there twice: {sorted(key for key, _ in pairs)}")
 
 
 def held_names(raw: bytes) -> bytes:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from vhdkit.journal.manifest import check_path, held_names, names_of, refuse_repeated_keys
+from vhdkit.journal.manifest import check_path, held_names, names_of
+from vhdkit.journal.records import check_keys
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial, new_file
 from vhdkit.storage.protocols import read_bytes
@@ -103,7 +104,7 @@ def read_signpost(folder: Folder, path: str) -> Signpost | None:
             return None
         raw = held_names(read_bytes(storage, 0, size))
         record = msgspec.json.decode(raw, type=_Signpost)
-        refuse_repeated_keys(raw)
+        check_keys(raw)
         manifest = names_of(record.manifest)
         check_path(manifest)
         if not manifest.endswith(MANIFEST_SUFFIX):

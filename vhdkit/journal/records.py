@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from vhdkit.errors import JournalError
 from vhdkit.storage.process import this_user
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -152,7 +152,7 @@ def encode(records: Iterable[Mapping[str, object]], previous: str = "") -> bytes
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
         previous = sha256((previous + text).encode()).hexdigest()
         line = f"{previous} {text}".encode()
-        lines.append(line.ljust(-(-(len(line) + 1) // SECTOR) * SECTOR - 1) + b"\n")
+        lines.append(line.ljust(round_up(len(line) + 1, SECTOR) - 1) + b"\n")
     return b"".join(lines)
 
 

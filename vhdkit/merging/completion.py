@@ -166,10 +166,10 @@ def is_shown(entry: MergedLeaf, destination: Sequence[Image]) -> bool:
         return False
     if not entry.payload_bytes or any(digest == sample.after for digest, sample in found):
         return True
-    return is_untouched(entry.seen, image.storage)
+    return looks_untouched(entry.seen, image.storage)
 
 
-def is_untouched(seen: Seen, storage: Storage) -> bool:
+def looks_untouched(seen: Seen, storage: Storage) -> bool:
     """Whether a file is what it was as far as its size and times show; see `Seen.proves` for what is certain."""
     return seen.ctime > 0 and replace(seen, now=0.0) == Seen.of(storage, 0.0)
 

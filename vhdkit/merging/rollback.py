@@ -49,7 +49,7 @@ from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
+from vhdkit.units import as_text, ceil_div
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.footer_change import write_footers
@@ -464,7 +464,7 @@ class _Rollback:
             return
         image.footer = self.footer
         write_footers(self.folder, image)
-        first = -(-self.footer.current_size // image.block_size)
+        first = ceil_div(self.footer.current_size, image.block_size)
         for base, entries in image.table.windows():
             beyond = bat.allocated(entries) + base
             beyond = beyond[beyond >= first]

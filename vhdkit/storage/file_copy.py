@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.storage.background_call import Aside, end_all
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.units import ceil_div
 
 try:
     import fcntl
@@ -248,7 +249,7 @@ def _windows(piece: int, source_offset: int, offset: int, start: int, stop: int)
     # Each page takes a place in a pipe, also those of which the first and the last byte are.
     most = _PIPE_BYTES - (_PAGE if (source_offset + start) % _PAGE else 0)
     pages = (stop - start) // _PAGE
-    length = -(-pages // max(1, -(-pages * _PAGE // most))) * _PAGE
+    length = ceil_div(pages, max(1, ceil_div(pages * _PAGE, most))) * _PAGE
     for at in range(start, stop, max(_PAGE, length)):
         yield _Window(piece, source_offset + at, offset + at, min(length, stop - at), at == start)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from vhdkit.disk import sector_bitmap
 from vhdkit.findings import Finding, Level
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import bat, constants, structs
 from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
@@ -147,7 +147,7 @@ def _shape(metadata: SparseMetadata, header: DynamicHeader, kept: tuple[tuple[in
         block_size=header.block_size,
         bitmap_size=sector_bitmap.bitmap_size(header.block_size),
         size=size,
-        needed=-(-size // header.block_size),
+        needed=ceil_div(size, header.block_size),
         limit=metadata.footer_start,
         footer_at=min(metadata.footer_start, max(0, end - FOOTER_SIZE)),
         structures=tuple((min(start, end), min(stop, end)) for start, stop in structures),
@@ -361,8 +361,8 @@ def _check_batmap(storage: Storage, metadata: SparseMetadata, table: Table, tall
         return
     fields = structs.parse_batmap(_read(storage, at, SECTOR).tobytes())
     start, room, version = int(fields["data_offset"]), int(fields["sectors"]) * SECTOR, int(fields["version"])
-    blocks = -(-min(metadata.footer.current_size, constants.MAX_VIRTUAL_SIZE) // constants.DEFAULT_BLOCK_SIZE)
-    length = -(-blocks // (8 * SECTOR)) * SECTOR
+    blocks = ceil_div(min(metadata.footer.current_size, constants.MAX_VIRTUAL_SIZE), constants.DEFAULT_BLOCK_SIZE)
+    length = ceil_div(blocks, 8 * SECTOR) * SECTOR
     if version not in {0x0001_0001, 0x0001_0002}:
         message = f"blktap's map of full blocks has the unknown version {version:#010x}; blktap passes it over"
         tally.add(Corruption.BATMAP, Level.WARNING, message, at + 20)

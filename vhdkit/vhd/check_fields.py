@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.findings import Finding, Level, printable
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
@@ -153,7 +153,7 @@ def _header_rules(footer: Footer, header: DynamicHeader) -> Iterator[_Rule]:
     message = f"the block size is {block}; other tools are tested with 2 MiB and 512 KiB"
     yield _Rule(valid and block not in _USUAL_BLOCK_SIZES, Corruption.BLOCK_SIZE_UNUSUAL, 32, message)
     # Not a warning: a BAT made for later growth is in order, and checkers that object are wrong (reference 4.3, B17).
-    needed = -(-footer.current_size // block) if valid else header.max_table_entries
+    needed = ceil_div(footer.current_size, block) if valid else header.max_table_entries
     message = f"the BAT has {header.max_table_entries} entries, the disk needs {needed}"
     yield _Rule(header.max_table_entries > needed, Corruption.BAT_LARGER, 28, message, Level.INFO)
 

@@ -176,6 +176,14 @@ def table_end_for(entry_count: int) -> int:
     return round_up(TABLE_OFFSET + entry_count * 4, _PAGE)
 
 
+def empty_child_end(entry_count: int) -> int:
+    """Return where the structures of a new child end: its table, and a page for each of two locators.
+
+    A path that needs more than a page is a rare thing.
+    """
+    return table_end_for(entry_count) + 2 * _PAGE
+
+
 def write_empty(storage: Storage, footer: Footer, block_size: int, reference: ParentReference | None) -> None:
     """Write a dynamic or differencing image that holds no block into an empty file."""
     if block_size < SECTOR or block_size > constants.MAX_BLOCK_SIZE or block_size & (block_size - 1):

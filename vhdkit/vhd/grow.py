@@ -24,7 +24,7 @@ import numpy as np
 
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import bat, header_update, structs
 from vhdkit.vhd.bat_window import Table
 from vhdkit.vhd.footer_change import write_footers
@@ -91,7 +91,7 @@ def _move_locators(folder: Folder, image: SparseImage, header: DynamicHeader, gr
     for slot, offset in growth.locator_offsets.items():
         locator = header.locators[slot]
         data = read_bytes(image.storage, locator.data_offset, locator.data_length)
-        image.write_at(offset, data.ljust(-(-len(data) // SECTOR) * SECTOR, b"\0"))
+        image.write_at(offset, data.ljust(round_up(len(data), SECTOR), b"\0"))
     image.sync()
     locators = tuple(
         replace(entry, data_offset=growth.locator_offsets.get(slot, entry.data_offset))

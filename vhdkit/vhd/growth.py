@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class Growth:
 def plan_growth(image: SparseImage, new_size: int) -> Growth | None:
     """Return what must be done before the table can have an entry for every block; None if it can already."""
     header = image.header
-    entry_count = -(-new_size // image.block_size)
+    entry_count = ceil_div(new_size, image.block_size)
     if entry_count <= header.max_table_entries:
         return None
-    table_end = -(-(header.table_offset + entry_count * 4) // SECTOR) * SECTOR
+    table_end = round_up(header.table_offset + entry_count * 4, SECTOR)
     has_batmap = image.metadata.batmap != (0, 0)
-    batmap_bytes = SECTOR + -(-entry_count // (8 * SECTOR)) * SECTOR if has_batmap else 0
+    batmap_bytes = SECTOR + ceil_div(entry_count, 8 * SECTOR) * SECTOR if has_batmap else 0
     end = table_end + batmap_bytes
     offsets: dict[int, int] = {}
     in_the_way = [
@@ -86,7 +86,7 @@ def plan_growth(image: SparseImage, new_size: int) -> Growth | None:
     for slot in in_the_way:
         offsets[slot] = place
         room = max(min(header.locators[slot].space, MAX_LOCATOR_BYTES), header.locators[slot].data_length)
-        place += -(-room // SECTOR) * SECTOR
+        place += round_up(room, SECTOR)
     span = image.block_span
     moving = [blocks[(at < place) & (at + span > header.table_offset)] for blocks, at in image.windows()]
     return Growth(

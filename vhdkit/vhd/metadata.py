@@ -21,7 +21,7 @@ from vhdkit.disk.parent_link import ParentLink, ParentPath
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.findings import Advice, Finding, Level
 from vhdkit.storage import paths
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.corruption import Corruption, as_finding
@@ -523,7 +523,7 @@ class _Reader:
             detail = f"the block size is {block}: expected a power of two from {SECTOR} to {constants.MAX_BLOCK_SIZE}"
             self._wrong(Corruption.BLOCK_SIZE, detail, footer.data_offset + 32)
             return  # nothing can be said about blocks
-        needed = -(-footer.current_size // block)
+        needed = ceil_div(footer.current_size, block)
         if header.max_table_entries < needed:
             detail = f"the BAT has {header.max_table_entries} entries, a disk of this size needs {needed}"
             self._wrong(Corruption.BAT_TOO_SHORT, detail, footer.data_offset + 28)

@@ -16,7 +16,7 @@ from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import CorruptImageError
 from vhdkit.findings import Advice, Finding
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat
 from vhdkit.vhd.bat_window import Room, Table, check_placement, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
@@ -54,8 +54,8 @@ class Placement(NamedTuple):
         """Return the placement for blocks from `free` on that puts their data at 4 KiB boundaries."""
         bitmap_size = sector_bitmap.bitmap_size(block_size)
         step = _PAGE if block_size >= _PAGE else SECTOR
-        first = -(-(free + bitmap_size) // step) * step - bitmap_size
-        return cls(first, -(-(bitmap_size + block_size) // step) * step)
+        first = round_up(free + bitmap_size, step) - bitmap_size
+        return cls(first, round_up(bitmap_size + block_size, step))
 
     def at(self, rank: int) -> int:
         """Return the file offset of the bitmap of the block of that rank."""
@@ -208,7 +208,7 @@ class SparseImage(VhdImage):
         """
         self.check_readable()
         first = offset // self.block_size
-        entries = self.table.entries(first, -(-stop // self.block_size))
+        entries = self.table.entries(first, ceil_div(stop, self.block_size))
         inside = bat.allocated(entries)
         return inside + first, bat.offsets(entries[inside])
 
@@ -280,7 +280,7 @@ class SparseImage(VhdImage):
     def entries_beyond(self, size: int) -> tuple[int, int]:
         """Return how many entries lie behind the disk's end, up to `size`: that could be blocks, and that could not."""
         self.check_open()
-        first, stop = -(-self.size // self.block_size), -(-size // self.block_size)
+        first, stop = ceil_div(self.size, self.block_size), ceil_div(size, self.block_size)
         entries = self.table.entries(first, min(stop, self.table.entry_count))
         usable = self._room().is_usable(bat.offsets(entries[bat.allocated(entries)]))
         return int(usable.sum()), int((~usable).sum())
@@ -317,7 +317,7 @@ class SparseImage(VhdImage):
         end = max(end, self.data_end, self.floor)
         if new_blocks:
             end = max(end, self.placement(new_blocks).at(new_blocks - 1) + self.block_span)
-        return -(-end // SECTOR) * SECTOR
+        return round_up(end, SECTOR)
 
     def extend(self, new_blocks: int, *, reserve: bool, sync: bool) -> None:
         """Make room for blocks where `placement` puts them, and let the file end with a footer behind them.

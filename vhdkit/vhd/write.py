@@ -19,7 +19,7 @@ import numpy as np
 
 from vhdkit.disk import sector_bitmap
 from vhdkit.disk.image import DiskKind
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import bat
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _BATCH_BITS = 2 << 20
 def write_blocks(image: SparseImage, offset: int, view: memoryview, *, sync: bool) -> None:
     """Write whole sectors at a byte offset of the disk, and allocate the blocks that it lacks."""
     size = image.block_size
-    blocks = np.arange(offset // size, -(-(offset + len(view)) // size), dtype=np.int64)
+    blocks = np.arange(offset // size, ceil_div(offset + len(view), size), dtype=np.int64)
     entries = image.table.entries(int(blocks[0]), int(blocks[-1]) + 1).copy()
     at = bat.offsets(entries)
     missing = np.flatnonzero(entries == bat.UNALLOCATED)

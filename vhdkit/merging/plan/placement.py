@@ -26,7 +26,7 @@ from vhdkit.merging.plan.evidence import (
 )
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.growth import Growth, plan_growth
@@ -205,7 +205,7 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
         if destination.kind is DiskKind.FIXED or not len(writes):
             continue
         size = destination.block_size
-        first, stop = int(writes.start[0]) // size, -(-int(writes.stop[-1]) // size)
+        first, stop = int(writes.start[0]) // size, ceil_div(int(writes.stop[-1]), size)
         entries = destination.table.entries(first, stop)
         if new_from is not None:
             entries = np.where(entries >= new_from, np.uint32(UNALLOCATED), entries)
@@ -235,7 +235,7 @@ def _are_alike(chain: Chain, depth: int, target: Target) -> bool:
 def _count(sources: Sequence[Image], destination: SparseImage, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
     """Do what `_measure` does from the bits alone, without a look at each run of them: thirty times quicker."""
     disk, size = sources[0].size, destination.block_size
-    block_count = -(-disk // size)
+    block_count = ceil_div(disk, size)
     payload, added = 0, [np.empty(0, np.uint32)]
     step = max(1, _COUNTED_BYTES // destination.bitmap_size)
     for first in range(0, block_count, step):
@@ -269,7 +269,7 @@ def _growth(image: Vhd, size: int, obstacles: list[VhdError], *, begun: bool) ->
     if unusable or (usable and not begun):
         message = "its BAT has entries behind the disk's end, which the larger disk would show"
         obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
-    entries = -(-size // image.block_size)
+    entries = ceil_div(size, image.block_size)
     if entries > constants.MAX_TABLE_ENTRIES:
         message = f"{entries} blocks of {image.block_size} bytes are too many"
         obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))

@@ -16,7 +16,9 @@ from vhdkit.errors import JournalError
 from vhdkit.formats import as_writable
 from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.units import ceil_div
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
+from vhdkit.vhd.create import empty_child_end
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def plan_undo(
         touched = affected(writes, wipes, size_before)
         if not len(touched):
             continue
-        first, stop = int(touched.start[0]) // block_size, -(-int(touched.stop[-1]) // block_size)
+        first, stop = int(touched.start[0]) // block_size, ceil_div(int(touched.stop[-1]), block_size)
         entries = np.full(stop - first, 0xFFFF_FFFF, np.uint32)
         if existing is not None:
             entries = existing.table.entries(first, stop)
@@ -58,9 +60,7 @@ def plan_undo(
     if existing is not None:
         size = existing.file_end_for(len(blocks)) + FOOTER_SIZE
     else:
-        # Two locators of a page each, and an absolute path that needs more than one would be a rare thing.
-        entries_end = -(-size_before // block_size) * 4 + 1536
-        free = -(-entries_end // 4096) * 4096 + 2 * 4096
+        free = empty_child_end(ceil_div(size_before, block_size))
         last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
         size = (last_at + sector_bitmap.bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
     before = 0 if existing is None else existing.storage.size()

@@ -24,7 +24,7 @@ from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.disk.written_sectors import WrittenSectors
 from vhdkit.merging.plan import pieces as planned
 from vhdkit.merging.plan.pieces import DestinationBlocks
-from vhdkit.units import SECTOR
+from vhdkit.units import SECTOR, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,7 +134,7 @@ class SectorCopier:
         upto = np.cumsum(both.stop - both.start)
         index = int(np.searchsorted(upto, part))
         unit = self.destination.block_size or planned.STAGING_BYTES
-        cut = -(-(int(both.stop[index]) - int(upto[index]) + part) // unit) * unit
+        cut = round_up(int(both.stop[index]) - int(upto[index]) + part, unit)
         return cut if cut < int(both.stop[-1]) else None
 
     def _copy_part(self, writes: Extents, wipes: Extents, stop: int) -> None:
