@@ -122,13 +122,13 @@ def test_a_sync_under_way_that_stands_for_what_is_copied_meanwhile_is_found(
 
 @pytest.mark.parametrize("name", ["seams dynamic 4096", "seams differencing 512", "longer BAT dynamic over 1 blocks"])
 def test_a_footer_moved_without_a_sync_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    deaf(monkeypatch, engine._Merge, "_make_room")  # noqa: SLF001
+    deaf(monkeypatch, engine._Merge, "reserve")  # noqa: SLF001
     assert finding(name)
 
 
 @pytest.mark.parametrize("name", ["relinked dynamic from 1 to 2", "two children relinked fixed", "2 levels dynamic"])
 def test_a_relink_before_the_payload_is_durable_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    deaf(monkeypatch, engine._Merge, "_fold")  # noqa: SLF001
+    deaf(monkeypatch, engine._Merge, "write_sectors")  # noqa: SLF001
     assert finding(name)
 
 

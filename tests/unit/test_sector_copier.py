@@ -26,6 +26,7 @@ from vhdkit.chain.resolve import windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind as ExtentKind
 from vhdkit.merging.plan import placement
+from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.run.engine import _Merge
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
@@ -160,7 +161,9 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
 
 def lone_copier(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[SectorCopier, VhdImage]:
     image = open_image(path, writable=True, folder=folder)
-    return SectorCopier([], image, np.empty(0, np.uint32), lambda _: None, lambda *mark: told.append(mark)), image
+    return SectorCopier(
+        [], DestinationBlocks(image, np.empty(0, np.uint32)), lambda _: None, lambda *mark: told.append(mark)
+    ), image
 
 
 @pytest.mark.parametrize("kind", [Kind.FIXED, *GROWING])
@@ -183,10 +186,8 @@ def test_marks_follow_the_sync_after_and_never_go_back(kind: Kind, monkeypatch: 
     begun = 0
     make, begin = SectorCopier.__init__, VhdImage.begin_sync
 
-    def making(
-        self: SectorCopier, layers: Any, destination: Any, added: Any, report: Any, durable: Any, **named: Any
-    ) -> None:
-        make(self, layers, destination, added, report, lambda *mark: told.append((*mark, begun)), **named)
+    def making(self: SectorCopier, layers: Any, blocks: Any, report: Any, durable: Any, **named: Any) -> None:
+        make(self, layers, blocks, report, lambda *mark: told.append((*mark, begun)), **named)
         del durable
 
     def counting(self: VhdImage) -> Syncing:
@@ -331,13 +332,13 @@ def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) 
     vhdkit.create_image("/middle.avhd", parent="/base.vhd", folder=folder)
     vhdkit.create_image("/leaf.avhd", parent="/middle.avhd", folder=folder)
     held: list[int] = []
-    change = _Merge._change_names  # noqa: SLF001
+    relink = _Merge.relink_children
 
-    def spied(merge: Any, writer: Any) -> Any:
+    def spied(merge: Any) -> Any:
         held.extend(len(child.table._loaded[1]) for child in merge.files._children.values())  # noqa: SLF001
-        return change(merge, writer)
+        return relink(merge)
 
-    monkeypatch.setattr(_Merge, "_change_names", spied)
+    monkeypatch.setattr(_Merge, "relink_children", spied)
     vhdkit.merge(vhdkit.plan_merge("/middle.avhd", folder=folder), folder=folder)
     assert held == [0]
 
@@ -366,7 +367,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
     clock = BatchClock(seconds, monkeypatch, piece)
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
     layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
-    copier = SectorCopier(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    copier = SectorCopier(layers, DestinationBlocks(layers[1], np.empty(0, np.uint32)), clock.report)
     for writes, wipes, stop in placement.window_writes(layers, 1, placement.target_of(layers, 1)):
         copier.copy(writes, wipes, stop)
     return clock.sizes
@@ -405,7 +406,7 @@ def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPa
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)
     layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
-    copier = SectorCopier(layers, layers[1], np.empty(0, np.uint32), clock.report)
+    copier = SectorCopier(layers, DestinationBlocks(layers[1], np.empty(0, np.uint32)), clock.report)
     zeros = extents.single(0, 3000 * SECTOR, ExtentKind.ZERO, 0)
     copier.copy(zeros, zeros.take(np.empty(0, np.int64)), 3000 * SECTOR)
     assert set(clock.sizes[:-1]) == {BLOCK}

@@ -36,6 +36,7 @@ from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import JournalWriter, read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
@@ -446,7 +447,8 @@ class _Rollback:
 
     def _restore(self, reporter: Reporter) -> None:
         """Put back what the undo image holds; where the destination has no block nothing was overwritten."""
-        copier = SectorCopier([self.undo], self.destination, np.empty(0, np.uint32), reporter.add, again=True)
+        blocks = DestinationBlocks(self.destination, np.empty(0, np.uint32))
+        copier = SectorCopier([self.undo], blocks, reporter.add, again=True)
         for start, stop in windows([self.undo], 0, self.undo.size):
             held = self.undo.resolve(start, stop - start)
             copier.copy(held.of(Kind.ZERO), held.of(Kind.DATA))

@@ -44,9 +44,6 @@ from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.options import MergeRequest
@@ -112,7 +109,7 @@ class Survey:
         size, size_after = self.destination.storage.size(), laid.file_end + FOOTER_SIZE
         if self.destination.kind is DiskKind.FIXED:
             size_after = size
-        needed = max(0, size_after - size) + self._holes(laid.added)
+        needed = max(0, size_after - size) + self._holes(laid)
         undo_needed = 0 if undo is None else undo.size - undo.size_before
         free = self._check_space(needed, undo_needed)
         sources = tuple(layer.path for layer in self.sources)
@@ -400,12 +397,12 @@ class Survey:
             self.obstacles.append(SiblingsError(message, path=self.chain.path, siblings=tuple(harmed), hint=hint))
         return relatives
 
-    def _holes(self, added: NDArray[np.uint32]) -> int:
+    def _holes(self, laid: Layout) -> int:
         """Return the bytes of holes in a sparse file that the merge will fill."""
         storage = self.destination.storage
         if storage.allocated_size >= storage.size():
             return 0
-        blocks = DestinationBlocks(self.destination, added)
+        blocks = DestinationBlocks(self.destination, laid.added, laid.place, laid.moved)
         return sum(
             storage.hole_bytes(offset, length)
             for writes, wipes, _ in window_writes(self.chain.layers, self.depth, self.target)

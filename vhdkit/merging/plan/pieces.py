@@ -29,9 +29,8 @@ STAGING_BYTES = 4 << 20
 # less than a page apart dirty the same pages anyway, and from eight of them on one write is the quicker way.
 GAP_BYTES = 4096
 MANY_PIECES = 8
-
-# Where no block is placed.
-_NOWHERE = Placement(-1, 0)
+# Where no block is placed: no offset of a sector, so that no piece seems to lie beside it.
+UNPLACED = Placement(-1, 0)
 
 
 class Pieces(NamedTuple):
@@ -66,7 +65,7 @@ class DestinationBlocks:
 
     image: Vhd
     added: NDArray[np.uint32]
-    place: Placement = _NOWHERE
+    place: Placement = UNPLACED
     rank: int = 0
 
     def locate(self, blocks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

@@ -76,6 +76,8 @@ class MergeFiles:
     """
 
     def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
+        self.plan = plan
+        self.folder = folder
         self.dropped: Image | None = None
         self._children: dict[str, Vhd] = {}
         self.made_undo = False
@@ -92,7 +94,7 @@ class MergeFiles:
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
             _check_plan(plan, self.chain, folder)
             if plan.resume is not Resume.FINISHES:
-                self.finish_steps(plan, folder)
+                self.finish_steps()
 
     def __enter__(self) -> Self:
         return self
@@ -102,15 +104,21 @@ class MergeFiles:
     ) -> None:
         self.close()
 
-    def finish_steps(self, plan: MergePlan, folder: Folder) -> None:
+    @property
+    def layers(self) -> tuple[Image, ...]:
+        """The layers of the chain, leaf first."""
+        return self.chain.layers
+
+    def finish_steps(self) -> None:
         """Finish what an earlier run has left of changes of headers; nothing else was written yet.
 
         Of a merge that is complete, the caller has held the destination against the sources before.
         """
         for image in (self.destination, *self._children.values()):
-            image.finish_step(folder)
-        if plan.resume is not None:
-            finish_all(folder, [*plan.search, *(paths.dirname(layer.path) for layer in plan.layers)])
+            image.finish_step(self.folder)
+        if self.plan.resume is not None:
+            directories = [paths.dirname(layer.path) for layer in self.plan.layers]
+            finish_all(self.folder, [*self.plan.search, *directories])
 
     def child(self, path: str) -> Vhd:
         """Return an open child of the destination or of the topmost source."""
@@ -152,13 +160,14 @@ def _check_plan(plan: MergePlan, chain: Chain, folder: Folder) -> None:
         check_relink(folder, relink)
 
 
-def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -> None:
+def check_before_finishing(files: MergeFiles) -> None:
     """Hold the family against the plan once more: what follows goes by names, and takes files away.
 
     Raises:
         MergeError: something came, went or was written that should not have been.
 
     """
+    plan, folder = files.plan, files.folder
     kept = "the sectors were merged, and no source was removed or relinked; look at the files and merge again"
     depth = len(plan.sources)
     for state in plan.layers[:depth]:
@@ -174,7 +183,7 @@ def check_before_finishing(plan: MergePlan, files: MergeFiles, folder: Folder) -
         raise MergeError(f"other images of its family came or went during the merge: {kept}", path=files.chain.path)
 
 
-def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[str, ...]:
+def remove_sources(files: MergeFiles) -> tuple[str, ...]:
     """Remove the sources that the plan says, leaf first, then a dropped undo image; each is held until it is gone.
 
     The layers between the topmost and the destination no longer show what they did; the journal, which goes last, says
@@ -184,7 +193,8 @@ def remove_sources(plan: MergePlan, files: MergeFiles, folder: Folder) -> tuple[
         MergeError: another file has the name of one; it is left alone.
 
     """
-    held = {layer.path: layer for layer in files.chain.layers}
+    plan, folder = files.plan, files.folder
+    held = {layer.path: layer for layer in files.layers}
     for path in plan.removals:
         _remove_held(held[path], plan, folder)
     if files.dropped is not None:

@@ -12,7 +12,7 @@ Memory: one staging buffer of 4 MiB, and of two checkpoints three numbers a piec
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,20 +22,19 @@ from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.disk.written_sectors import WrittenSectors
+from vhdkit.errors import MergeCancelled
 from vhdkit.merging.plan import pieces as planned
-from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.units import SECTOR, round_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from vhdkit.disk.image import Image
+    from vhdkit.merging.plan.pieces import DestinationBlocks
     from vhdkit.progress import Clock
     from vhdkit.storage.protocols import Syncing
-    from vhdkit.vhd.open_image import Vhd
-    from vhdkit.vhd.sparse_image import Placement
 
 _BATCH_PIECES = 2048
 # The caller is told when pieces have taken so long, and may stop the merge there. Long ones are written several at a
@@ -73,7 +72,7 @@ class _UnderWay(NamedTuple):
 
 
 class SectorCopier:
-    """Writes into one destination; the blocks `added` (uint32, ascending) go where `place_added` said.
+    """Writes into one destination, into the blocks that it has and those that it gets.
 
     `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended; both may raise to stop
     it. `durable` is told up to where the disk is durable in the destination, with what refers to it, and how many bytes
@@ -86,8 +85,7 @@ class SectorCopier:
     def __init__(
         self,
         layers: Sequence[Image],
-        destination: Vhd,
-        added: NDArray[np.uint32],
+        blocks: DestinationBlocks,
         report: Callable[[int], None],
         durable: Callable[[int, int], None] = lambda _stop, _bytes: None,
         *,
@@ -96,8 +94,8 @@ class SectorCopier:
         clock: Clock = time,
     ) -> None:
         self.layers = layers
-        self.destination = destination
-        self.blocks = DestinationBlocks(destination, added)
+        self.destination = blocks.image
+        self.blocks = blocks
         self.report = report
         self.durable = durable
         self.again = again
@@ -113,10 +111,6 @@ class SectorCopier:
         self._staging = np.empty(planned.STAGING_BYTES, np.uint8)
         self._pending: list[tuple[NDArray[np.int64], ...]] = []
         self._pending_pieces = self._pending_bytes = 0
-
-    def place_added(self, place: Placement, rank: int) -> None:
-        """Say where the added blocks lie: the first of them has the given rank there."""
-        self.blocks = replace(self.blocks, place=place, rank=rank)
 
     def copy(self, writes: Extents, wipes: Extents, stop: int = 0) -> None:
         """Write the sectors of a window that ends at `stop`; a checkpoint follows whenever enough has gathered."""
@@ -194,6 +188,19 @@ class SectorCopier:
         self.checkpoint()
         self.destination.sync()
         self.durable(*self._linked)
+
+    @contextmanager
+    def kept_when_cancelled(self) -> Iterator[None]:
+        """Keep what was copied if the merge is cancelled inside."""
+        try:
+            yield
+        except MergeCancelled as error:
+            try:
+                self.keep()
+            except OSError as failure:
+                # It reads as before all the same, and goes on at the last mark.
+                error.add_note(f"What was copied last could not be made durable, and is copied again: {failure}")
+            raise
 
     def _begin_checkpoint(self) -> None:
         """Begin to make the payload durable, and with it what refers to the checkpoint before."""

@@ -25,6 +25,7 @@ from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
+from vhdkit.merging.plan.pieces import UNPLACED, DestinationBlocks
 from vhdkit.merging.plan.undo_image import affected, as_undo_image, bitmaps_of, without_held
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage import paths
@@ -157,10 +158,11 @@ class UndoSaver:
         with closing_on_error(self.image):
             if plan.size_before:
                 self._link_again()
-            self.copier = SectorCopier(layers, self.image, plan.blocks, report, again=plan.size_before > 0)
             count = len(plan.blocks)
+            place = self.image.placement(count) if count else UNPLACED
+            blocks = DestinationBlocks(self.image, plan.blocks, place)
+            self.copier = SectorCopier(layers, blocks, report, again=plan.size_before > 0)
             if count:
-                self.copier.place_added(self.image.placement(count), 0)
                 self.image.extend(count, reserve=True, sync=True)
                 self.image.sync()
 
