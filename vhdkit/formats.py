@@ -1,26 +1,31 @@
-"""Which format a file is in, and what can be done with an image of it."""
+"""Which format a file is in, and what can be done with an image of it.
+
+The modules of a format that work on tables are loaded when they are needed: reading what files say of themselves is not
+to load numpy.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vhdkit.disk.image import WritableImage
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd.fields import fields as vhd_fields
-from vhdkit.vhd.image import FixedImage, VhdImage
+from vhdkit.vhd import metadata as vhd_metadata
+from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import Metadata
-from vhdkit.vhd.open_image import open_image as open_vhd
-from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.disk.image import Image, ImageSummary
+    from vhdkit.disk.image import FileSummary, Image, ImageSummary
     from vhdkit.disk.parent_link import ParentChange
+    from vhdkit.findings import Finding
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
+    from vhdkit.vhd.check import FileCheck
     from vhdkit.vhd.open_image import Vhd
 
 
@@ -78,6 +83,8 @@ def open_image(
         OSError: the file cannot be opened.
 
     """
+    from vhdkit.vhd.open_image import open_image as open_vhd
+
     return open_vhd(
         path,
         writable=writable,
@@ -114,6 +121,66 @@ def open_changeable(
         return as_writable(image)
 
 
+class Examined(NamedTuple):
+    """What can be told of a file that may be damaged, None if nothing can, and every rule seen broken on the way."""
+
+    summary: FileSummary | None
+    findings: tuple[Finding, ...]
+
+
+def may_be_image(storage: Storage) -> bool:
+    """Whether a file seems to be an image of some format: a glance, for telling images from a folder's other files."""
+    return vhd_metadata.has_cookie(storage)
+
+
+def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> FileSummary:
+    """Read what a file says of its disk; no table, and nothing of any parent.
+
+    A change of it that was cut off is read as if it had been finished. With `verify` false wrong checksums are
+    tolerated, and told by `checksum_ok`.
+
+    Raises:
+        CorruptImageError: a rule without which nothing can be read is broken.
+        UnsupportedImageError: the file is of no format that is read here.
+
+    """
+    return vhd_metadata.read_metadata(storage, verify=verify, patches=pending(folder, storage))
+
+
+def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
+    """Read what a file will say of its disk when patches are written to it."""
+    return vhd_metadata.read_metadata(storage, patches=patches)
+
+
+def examine(folder: Folder, storage: Storage) -> Examined:
+    """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
+    found = vhd_metadata.examine(storage, pending(folder, storage))
+    return Examined(found.metadata, found.findings)
+
+
+def image_of(storage: Storage, summary: ImageSummary) -> Image:
+    """Return the image on a storage from which a summary was read.
+
+    Raises:
+        CorruptImageError: its tables are such that nothing can be read by them.
+
+    """
+    from vhdkit.vhd.open_image import image_of as vhd_image_of
+
+    match summary:
+        case Metadata():
+            return vhd_image_of(storage, summary)
+        case _:
+            raise TypeError(f"no format has images of a {type(summary).__name__}")
+
+
+def check_file(folder: Folder, storage: Storage, *, deep: bool, now: float, journal: Journal | None) -> FileCheck:
+    """Judge one file; with `deep` all bitmaps and the data that they say are not there are read too."""
+    from vhdkit.vhd.check import check_file as check_vhd
+
+    return check_vhd(storage, deep=deep, now=now, patches=pending(folder, storage), journal=journal)
+
+
 def as_writable(image: Image) -> Vhd:
     """Return an open image as one of a format that is written here.
 
@@ -121,6 +188,9 @@ def as_writable(image: Image) -> Vhd:
         ReadOnlyImageError: its format is only read.
 
     """
+    from vhdkit.vhd.image import FixedImage
+    from vhdkit.vhd.sparse_image import SparseImage
+
     match image:
         case FixedImage() | SparseImage():
             return image
@@ -130,11 +200,15 @@ def as_writable(image: Image) -> Vhd:
 
 def summary_of(image: Image) -> ImageSummary:
     """Return what the file of an open image said of itself when it was opened."""
+    from vhdkit.vhd.image import VhdImage
+
     return image.metadata if isinstance(image, VhdImage) else image
 
 
 def fields(summary: ImageSummary, storage: Storage, filename: str) -> dict[str, object]:
     """Return everything that an image says about itself, as plain values by the names of JSON output."""
+    from vhdkit.vhd.fields import fields as vhd_fields
+
     match summary:
         case Metadata():
             return vhd_fields(summary, storage, filename)

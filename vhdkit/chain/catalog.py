@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.formats import may_be_image, read_summary
 from vhdkit.storage import paths
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.metadata import has_cookie, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -130,13 +129,10 @@ def read_entries(
         if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
             continue
         try:
-            storage = folder.open(entry.path)
-            try:
-                if not looks_like_one and not has_cookie(storage):
+            with folder.open(entry.path) as storage:
+                if not looks_like_one and not may_be_image(storage):
                     continue
-                metadata = read_metadata(storage, patches=pending(folder, storage))
-            finally:
-                storage.close()
+                metadata = read_summary(folder, storage)
         except FileNotFoundError:
             # It went since the folder was listed, as the sources of another merge do: it is no image that could be
             # harmed, or harm.

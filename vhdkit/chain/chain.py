@@ -27,15 +27,14 @@ from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
 from vhdkit.findings import Finding
-from vhdkit.formats import as_writable, open_image
+from vhdkit.formats import as_writable, open_image, read_summary
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text
 from vhdkit.vhd.ended_view import ended_views
-from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.metadata import read_metadata
+from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -175,7 +174,7 @@ def _refuse_unused(leaf: Image, parents: ParentSearch) -> None:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
     storage = parents.folder.open(parents.folder.real(parents.policy.parent or ""))
     with storage:
-        found = read_metadata(storage, patches=pending(parents.folder, storage)).unique_id
+        found = read_summary(parents.folder, storage).unique_id
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
         f" looks for; the image's parent has {unique_id.guid(leaf.parent.unique_id)}",

@@ -35,26 +35,27 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Finding, Level, Rule
+from vhdkit.formats import check_file
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.check import FileCheck, check_file
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
-from vhdkit.vhd.header_update import pending, step_findings
+from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.catalog import Cataloged
+    from vhdkit.disk.image import ImageSummary
     from vhdkit.findings import Hint
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
-    from vhdkit.vhd.metadata import Metadata
+    from vhdkit.vhd.check import FileCheck
 
 CLEAN = 0
 NOT_CHECKED = 1
@@ -158,7 +159,7 @@ class _Checked:
     identity: tuple[int, int]
     size: int
     mtime: float
-    metadata: Metadata | None
+    metadata: ImageSummary | None
 
 
 class _Checker:
@@ -174,11 +175,8 @@ class _Checker:
         self.parent_unused = parents.policy.parent is not None
 
     def check_leaf(self, path: str) -> None:
-        storage = self.parents.folder.open(path)
-        try:
+        with self.parents.folder.open(path) as storage:
             self._check_storage(storage)
-        finally:
-            storage.close()
 
     def check_below(self) -> None:
         """Follow the parents for as long as they can be found, whatever is wrong with them."""
@@ -199,7 +197,7 @@ class _Checker:
             message = f"the parent given, {self.parents.policy.parent}, is none that any layer looks for"
             self._note(Corruption.PARENT_ID_DIFFERS, self.layers[0].path, message, Level.ERROR)
 
-    def _check_parent(self, child: _Checked, metadata: Metadata) -> bool:
+    def _check_parent(self, child: _Checked, metadata: ImageSummary) -> bool:
         """Find, check and append the parent of a layer; return whether there is a link to it."""
         parents = self.parents if self.parent_unused else self.parents.without_named_parent()
         try:
@@ -239,9 +237,8 @@ class _Checker:
         self.findings += unfinished_merges(self.parents.folder, [storage.path])
         if not is_raw:
             self.findings += step_findings(self.parents.folder, storage)
-            patches = pending(self.parents.folder, storage)
             journal = _journal(self.parents.folder, storage.path)
-            checked = check_file(storage, deep=self.deep, now=self.now, patches=patches, journal=journal)
+            checked = check_file(self.parents.folder, storage, deep=self.deep, now=self.now, journal=journal)
             self.files.append(checked)
             metadata = checked.metadata
             self._check_view(storage, metadata)
@@ -254,7 +251,7 @@ class _Checker:
         )
         self.layers.append(layer)
 
-    def _check_view(self, storage: Storage, metadata: Metadata | None) -> None:
+    def _check_view(self, storage: Storage, metadata: ImageSummary | None) -> None:
         """Tell of a layer that a merge went past, and which no longer shows what it did."""
         if metadata is None:
             return

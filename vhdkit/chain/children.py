@@ -22,15 +22,13 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Finding
-from vhdkit.formats import open_image
+from vhdkit.formats import open_image, read_summary
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import marked_view
-from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +142,7 @@ def parent_id_of_damaged(folder: Folder, path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        return read_metadata(storage, verify=False, patches=pending(folder, storage)).remembered_parent_id
+        return read_summary(folder, storage, verify=False).remembered_parent_id
     except (VhdError, OSError):
         return None
     finally:

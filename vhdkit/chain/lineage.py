@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.chain import MAX_LAYERS
 from vhdkit.chain.parent_search import parent_path
 from vhdkit.errors import ChainError, CorruptImageError, UnsupportedImageError, VhdError
-from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.metadata import examine
+from vhdkit.formats import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhdkit.chain.parent_search import ParentSearch
+    from vhdkit.disk.image import FileSummary
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +24,7 @@ class SeenLayer:
     """A layer whose file is open until the next is asked for; `metadata` is None if it says nothing of itself."""
 
     storage: Storage
-    metadata: Metadata | None
+    metadata: FileSummary | None
     findings: tuple[Finding, ...]
 
     @property
@@ -47,17 +46,14 @@ def seen_layers(path: str, parents: ParentSearch) -> Iterator[SeenLayer]:
     while at is not None:
         if len(known) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=path)
-        storage = parents.folder.open(at)
-        try:
+        with parents.folder.open(at) as storage:
             known.add(storage.identity)
-            examined = examine(storage, pending(parents.folder, storage))
-            yield SeenLayer(storage=storage, metadata=examined.metadata, findings=examined.findings)
-            at = _below(at, examined.metadata, parents, known)
-        finally:
-            storage.close()
+            examined = examine(parents.folder, storage)
+            yield SeenLayer(storage=storage, metadata=examined.summary, findings=examined.findings)
+            at = _below(at, examined.summary, parents, known)
 
 
-def _below(path: str, metadata: Metadata | None, parents: ParentSearch, known: set[tuple[int, int]]) -> str | None:
+def _below(path: str, metadata: FileSummary | None, parents: ParentSearch, known: set[tuple[int, int]]) -> str | None:
     if metadata is None or metadata.parent is None:
         return None
     try:

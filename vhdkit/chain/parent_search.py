@@ -24,7 +24,7 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_paths import Clue
 from vhdkit.disk import unique_id
 from vhdkit.disk.file_image import FileImage
-from vhdkit.disk.image import DiskKind
+from vhdkit.disk.image import DiskKind, ImageSummary
 from vhdkit.disk.parent_link import ParentLink
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import (
@@ -37,13 +37,12 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice, Candidate, Finding
+from vhdkit.formats import image_of, read_summary
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.header_update import pending, step_findings
-from vhdkit.vhd.metadata import Metadata, read_metadata
-from vhdkit.vhd.open_image import image_of
+from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -182,7 +181,7 @@ class _Search:
         """Open the file that the child, or the caller, names as its parent, and that has another id."""
         storage = self.folder.open(clue.path)
         with closing_on_error(storage):
-            metadata = read_metadata(storage, patches=pending(self.folder, storage))
+            metadata = read_summary(self.folder, storage)
             message = (
                 f"{clue.path} is taken for its parent, as you asked: it has the id {unique_id.guid(found)}, and the"
                 f" parent has {unique_id.guid(self.wanted)}, so that the disk may read wrongly"
@@ -211,9 +210,9 @@ class _Search:
         storage.close()
         return None
 
-    def _metadata_or_raw(self, storage: Storage) -> Metadata | None:
+    def _metadata_or_raw(self, storage: Storage) -> ImageSummary | None:
         try:
-            return read_metadata(storage, patches=pending(self.folder, storage))
+            return read_summary(self.folder, storage)
         except CorruptImageError as error:
             if error.corruption in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
                 self.unreadable = error
@@ -274,7 +273,7 @@ class _Search:
     def _may_list(self, directory: str, roots: list[str]) -> bool:
         return paths.is_below(paths.normpath(directory), roots) and paths.is_below(self.folder.real(directory), roots)
 
-    def _try(self, clue: Clue, roots: list[str]) -> tuple[Storage, Metadata] | None:
+    def _try(self, clue: Clue, roots: list[str]) -> tuple[Storage, ImageSummary] | None:
         """Open a candidate if it is allowed, is there, is a VHD and has the right id."""
         # First by its text alone: even asking the system about a path outside can wake an automounter.
         real = paths.normpath(clue.path)
@@ -305,12 +304,12 @@ class _Search:
             return None
         return storage, metadata
 
-    def _fitting_metadata(self, storage: Storage, clue: Clue) -> Metadata | None:
+    def _fitting_metadata(self, storage: Storage, clue: Clue) -> ImageSummary | None:
         """Read an opened candidate; None if it cannot be the parent."""
         if clue.derived and storage.identity in self.above:
             return None
         try:
-            metadata = read_metadata(storage, patches=pending(self.folder, storage))
+            metadata = read_summary(self.folder, storage)
         except VhdError as error:
             self.damaged = self.damaged or error
             self._reject(clue, str(error))
@@ -336,7 +335,7 @@ class _Search:
                 self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
         return self.ambiguous
 
-    def _by_id(self) -> tuple[Storage, Metadata] | None:
+    def _by_id(self) -> tuple[Storage, ImageSummary] | None:
         """Look through whole folders for the id; several files that fit are as good as none."""
         fitting: dict[tuple[int, int], str] = {}
         for root in dict.fromkeys(self.roots):
@@ -353,7 +352,7 @@ class _Search:
             self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
         return None
 
-    def _found(self, storage: Storage, metadata: Metadata, clue: Clue) -> Found:
+    def _found(self, storage: Storage, metadata: ImageSummary, clue: Clue) -> Found:
         findings = []
         expected = {paths.basename(path) for path in parent_paths.named_paths(self.link, "")}
         if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
@@ -366,13 +365,15 @@ class _Search:
             layer = self._layer(storage, metadata, findings, self.wanted)
             return Found(layer=layer, findings=tuple(findings), was_explicit=False)
 
-    def _layer(self, storage: Storage, metadata: Metadata | None, findings: list[Finding], expected: bytes) -> Image:
+    def _layer(
+        self, storage: Storage, metadata: ImageSummary | None, findings: list[Finding], expected: bytes
+    ) -> Image:
         """Make a layer of what fits, which has been glanced at so far: once it is locked it is read again."""
         self._refuse_loop(storage)
         if self.parents.lock:
             storage.lock(exclusive=False)
             if metadata is not None:
-                metadata = read_metadata(storage, patches=pending(self.folder, storage))
+                metadata = read_summary(self.folder, storage)
                 if metadata.unique_id != expected:
                     raise ChainError("it was given another id while it was opened; try again", path=storage.path)
         if self.glance:

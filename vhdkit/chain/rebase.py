@@ -40,7 +40,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice
-from vhdkit.formats import open_changeable, open_image
+from vhdkit.formats import open_changeable, open_image, summary_after
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy, RebaseRequest
@@ -49,8 +49,6 @@ from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
-from vhdkit.vhd.header_update import pending
-from vhdkit.vhd.metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -232,7 +230,7 @@ def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
             image.storage.lock(exclusive=True)
             # Until then others were let in.
             _check_free(image, below, folder)
-            if pending(folder, image.storage) != image.step_patches:
+            if image.is_step_changed(folder):
                 raise ImageInUseError("its header was changed while it was looked at; try again", path=own)
             image.finish_step(folder)
             apply_patches(folder, image, plan.patches)
@@ -516,7 +514,7 @@ def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], f
     """Return what readers have to be told to find the parent again, by looking for it as they will."""
     if parent.kind is DiskKind.RAW:
         return [f"a raw parent is read only where it is named: {_named(parent)}"]
-    rebased = read_metadata(child.storage, patches=patches)
+    rebased = summary_after(child.storage, patches)
 
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
         try:

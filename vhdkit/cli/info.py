@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.scan import ScannedImage
     from vhdkit.disk.extents import Extent
+    from vhdkit.disk.image import FileSummary
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.metadata import Metadata
 
 # Lines of trees are indented no further than for the longest chain that is opened.
 _MOST_INDENTED = 1024
@@ -88,7 +88,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
         echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
 
 
-def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
+def _ended_view(folder: Folder, file: str, metadata: FileSummary) -> list[Finding]:
     from vhdkit.vhd.ended_view import ended_view
 
     with folder.open(folder.real(file)) as storage:
@@ -96,25 +96,20 @@ def _ended_view(folder: Folder, file: str, metadata: Metadata) -> list[Finding]:
     return [] if view is None else [view.finding()]
 
 
-def _described(folder: Folder, file: str) -> tuple[Metadata, dict[str, Any], VhdError | None]:
+def _described(folder: Folder, file: str) -> tuple[FileSummary, dict[str, Any], VhdError | None]:
     """Return what an image says about itself, and why that is not all of it if it is damaged."""
     from vhdkit.cli.json_records import describe
-    from vhdkit.vhd.header_update import pending
-    from vhdkit.vhd.metadata import examine, read_metadata
+    from vhdkit.formats import examine, read_summary
 
-    storage = folder.open(folder.real(file))
-    try:
-        patches = pending(folder, storage)
+    with folder.open(folder.real(file)) as storage:
         try:
-            metadata = read_metadata(storage, verify=False, patches=patches)
+            metadata = read_summary(folder, storage, verify=False)
         except VhdError as error:
-            seen = examine(storage, patches).metadata
+            seen = examine(folder, storage).summary
             if seen is None:
                 raise
             return seen, describe(seen, storage, file), error
         return metadata, describe(metadata, storage, file), None
-    finally:
-        storage.close()
 
 
 def _print_info(record: dict[str, Any]) -> None:

@@ -73,6 +73,19 @@ class ImageSummary(Protocol):
     def findings(self) -> tuple[Finding, ...]: ...  # noqa: D102
 
 
+class FileSummary(ImageSummary, Protocol):
+    """What was read of a file that may be damaged.
+
+    `checksum_ok` says whether all checksums were right, `remembered_parent_id` what stands where a child has its
+    parent's id, whatever the damage says that the disk is; None without such a place.
+    """
+
+    @property
+    def checksum_ok(self) -> bool: ...  # noqa: D102 - the class's docstring explains the properties
+    @property
+    def remembered_parent_id(self) -> bytes | None: ...  # noqa: D102
+
+
 @runtime_checkable
 class Image(Protocol):
     """An open image of any format.

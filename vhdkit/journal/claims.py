@@ -142,14 +142,11 @@ def _claims_of(folder: Folder, path: str, wanted: dict[str, None]) -> Iterator[C
     from vhdkit.journal.manifest import MAX_BYTES, Manifest  # noqa: PLC0415 - see _SUFFIXES
     from vhdkit.journal.relative_paths import RelativePaths  # noqa: PLC0415 - see _SUFFIXES
 
-    storage = folder.open(path)
-    try:
+    with folder.open(path) as storage:
         owner, size = storage.owner, storage.size()
         if size > MAX_BYTES:
             raise SnapshotError(f"it has {size} bytes, too many for a manifest", path=path)
         manifest = Manifest.from_json(read_bytes(storage, 0, size))
-    finally:
-        storage.close()
     place = RelativePaths(folder, paths.dirname(path))
     for index, disk in enumerate(manifest.disks):
         for layer in disk.layers:

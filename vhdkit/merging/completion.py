@@ -126,16 +126,13 @@ class Completion:
         partial = f"{path}.partial"
         if folder.exists(partial):
             folder.remove(partial)
-        storage = folder.create(partial, private=True)
-        try:
+        with folder.create(partial, private=True) as storage:
             # The file system's own clock says whether the destination could have changed since in the same tick.
             storage.write_at(0, b"{")
             seen = Seen.of(destination.storage, max(0.0, storage.ctime))
             record = self._record(destination, seen, max(0.0, storage.ctime))
             storage.write_at(0, json.dumps(record, separators=(",", ":")).encode())
             storage.sync()
-        finally:
-            storage.close()
         folder.replace(partial, path)
         folder.sync(paths.dirname(path))
 

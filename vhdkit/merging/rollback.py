@@ -372,11 +372,8 @@ class _Rollback:
             # What is looked at is held by the sources and owned by the destination: nothing below is read.
             layers, depth = (*self.sources, self.destination), len(self.sources)
             found = window_writes(layers, depth, target_of(layers, depth, self.begin.virtual_size))
-            storage = self.folder.open(journal.path)
-            try:
+            with self.folder.open(journal.path) as storage:
                 doubt = DOUBT if may_lack_something(journal, storage, self.undo, layers, depth, found) else ""
-            finally:
-                storage.close()
         if doubt:
             text = "the topmost layer shows the disk as it is; {} shows what is kept of the disk before"
             hint = Advice.CONVERT.hint(text, path=self.undo.path, new_path="NEWFILE")

@@ -290,13 +290,10 @@ def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, sett
 def _of_step(file: ManifestFile, path: str, settle: Hint) -> Remark:
     """Tell of a change of a header that was cut off; one that is not believed is not settled."""
     message = "what was changed in it is complete, but for its last step"
-    storage = file.folder.open(path)
-    try:
+    with file.folder.open(path) as storage:
         step = read_step(file.folder, storage)
         if step is not None and step.refusal:
             return Remark(kind=Kind.UNFINISHED, path=path, message=step.finding(path).message)
-    finally:
-        storage.close()
     return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
 
 

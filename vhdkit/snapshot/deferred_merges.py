@@ -182,15 +182,12 @@ class Settler:
         if is_marked:
             self.folder.protect(path, is_protected=False)
         try:
-            storage = self.folder.open(path, writable=True)
-            try:
+            with self.folder.open(path, writable=True) as storage:
                 storage.lock(exclusive=True)
                 finish(self.folder, storage)
                 # One that was cut off before it was whole has changed nothing.
                 if self.folder.exists(path + STEP_SUFFIX) and read_step(self.folder, storage) is None:
                     forget(self.folder, path)
-            finally:
-                storage.close()
         finally:
             if is_marked:
                 self.folder.protect(path, is_protected=True)

@@ -48,24 +48,18 @@ def parent_id_at(folder: Folder, path: str) -> str:
 
 def is_alike(folder: Folder, path: str, then: Mark) -> bool:
     """Whether a file has the length and the time that it had."""
-    storage = folder.open(path)
-    try:
+    with folder.open(path) as storage:
         return (storage.size(), storage.mtime) == (then.size, then.mtime)
-    finally:
-        storage.close()
 
 
 def file_mark_at(folder: Folder, path: str) -> FileMark:
     """Return what a file is like, its bytes included."""
-    storage = folder.open(path)
-    try:
+    with folder.open(path) as storage:
         digest = sha256()
         size = storage.size()
         for at in range(0, size, _PIECE_BYTES):
             digest.update(read_bytes(storage, at, min(_PIECE_BYTES, size - at)))
         return FileMark(size=size, mtime=storage.mtime, ctime=storage.ctime, digest=digest.hexdigest())
-    finally:
-        storage.close()
 
 
 def is_changed_file(folder: Folder, path: str, then: FileMark) -> bool:
@@ -73,11 +67,8 @@ def is_changed_file(folder: Folder, path: str, then: FileMark) -> bool:
 
     Nobody can choose a change time, but copying a file gives it another; where there is none the bytes are read.
     """
-    storage = folder.open(path)
-    try:
+    with folder.open(path) as storage:
         now = (storage.size(), storage.mtime, storage.ctime)
-    finally:
-        storage.close()
     if now[0] != then.size:
         return True
     is_same = now == (then.size, then.mtime, then.ctime) and now[2] != 0

@@ -103,12 +103,9 @@ class ManifestFile:
                 from which no signpost leads back here.
 
         """
-        storage = self.folder.open(self.path)
-        try:
+        with self.folder.open(self.path) as storage:
             manifest = self._parse(storage)
             owner = storage.owner
-        finally:
-            storage.close()
         allowed_folders.check_owner(self, manifest, owner)
         allowed_folders.check_folders(self, manifest)
         return manifest
@@ -147,12 +144,9 @@ class ManifestFile:
         """
         if not self.exists():
             return
-        storage = self.folder.open(self.path)
-        try:
+        with self.folder.open(self.path) as storage:
             if storage.size():
                 self._parse(storage)
-        finally:
-            storage.close()
 
     def write(self, manifest: Manifest) -> None:
         """Replace it, durably; see the module for the order.
@@ -201,11 +195,8 @@ class ManifestFile:
         raise SnapshotError(message, path=self.path)
 
     def _bytes(self) -> bytes:
-        storage = self.folder.open(self.path)
-        try:
+        with self.folder.open(self.path) as storage:
             return read_bytes(storage, 0, min(storage.size(), MAX_BYTES))
-        finally:
-            storage.close()
 
     def put_up_signposts(self, manifest: Manifest) -> None:
         """Let every folder with images of the machine lead here, each once; `manifest` is what is written.
@@ -307,8 +298,7 @@ class ManifestFile:
         """
         with suppress(FileExistsError):
             self.folder.create(self._running_path).close()
-        storage = self.folder.open(self._running_path, writable=True)
-        try:
+        with self.folder.open(self._running_path, writable=True) as storage:
             until = time.monotonic() + _GLANCE_SECONDS
             while True:
                 try:
@@ -320,8 +310,6 @@ class ManifestFile:
                         self.refuse_running()
                 time.sleep(0.01)
             yield
-        finally:
-            storage.close()
 
     def refuse_running(self) -> None:
         """Refuse what a machine that is run forbids.

@@ -125,13 +125,10 @@ def check_kept(file: ManifestFile, snapshot: Snapshot) -> tuple[str, ...]:
 
 def copy_file(file: ManifestFile, source: str, destination: str) -> None:
     """Copy a file, which is no link, to a new name, durably; nobody may write to it meanwhile."""
-    storage = file.folder.open(source)
-    try:
+    with file.folder.open(source) as storage:
         storage.lock(exclusive=False)
         with new_file(file.folder, destination) as copy:
             copy.copy_from(storage, 0, 0, storage.size())
-    finally:
-        storage.close()
 
 
 @contextmanager

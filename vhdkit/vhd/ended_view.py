@@ -180,8 +180,7 @@ def mark_ended(folder: Folder, image: Image, *, leaf_id: bytes, destination_id: 
     partial = f"{path}.partial"
     if folder.exists(partial):
         folder.remove(partial)
-    storage = folder.create(partial)
-    try:
+    with folder.create(partial) as storage:
         mark = {
             "version": 1,
             "unique_id": image.unique_id.hex(),
@@ -192,8 +191,6 @@ def mark_ended(folder: Folder, image: Image, *, leaf_id: bytes, destination_id: 
         }
         storage.write_at(0, json.dumps(mark, separators=(",", ":")).encode())
         storage.sync()
-    finally:
-        storage.close()
     folder.replace(partial, path)
     folder.sync(paths.dirname(path))
 

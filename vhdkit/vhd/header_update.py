@@ -108,12 +108,9 @@ def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
         "patches": [patch.to_record() for patch in patches],
         "rest": "" if is_of_footers(patches) else rest_digest(storage, patches),
     }
-    step = folder.create(path, private=True)
-    try:
+    with folder.create(path, private=True) as step:
         step.write_at(0, encode([record]))
         step.sync()
-    finally:
-        step.close()
     folder.sync(paths.dirname(path))
     _write(storage, patches)
     forget(folder, storage.path)

@@ -251,12 +251,9 @@ class Survey:
         journal = self.journal
         if journal is None or journal.doubt or not journal.begin.undo:
             return ""
-        storage = self.folder.open(journal.path)
-        try:
+        with self.folder.open(journal.path) as storage:
             layers, found = self.chain.layers, window_writes(self.chain.layers, self.depth, self.target)
             is_doubtful = may_lack_something(journal, storage, self.undo_image, layers, self.depth, found)
-        finally:
-            storage.close()
         if is_doubtful and self.undo_image is not None:
             children = children_of(self.undo_image, self.folder, self.search)
             if children:
