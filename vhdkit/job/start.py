@@ -22,7 +22,7 @@ from vhdkit.job.spawn import spawn, work
 from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, touched
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
-from vhdkit.merging.plan.checks import states
+from vhdkit.merging.plan.plan import states_of
 from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.rollback import rollback
 from vhdkit.options import MergeRequest
@@ -320,7 +320,7 @@ def expected_job(request: MergeRequest, machine: str) -> Job:
     """Return the job of a merge whose files may be in use: what it will touch, as far as that can be seen unasked."""
     with open_chain_with(request.child, ParentSearch(folder=LocalFolder(), policy=request.parents)) as chain:
         files = [layer.path for layer in chain.layers]
-        identities = identities_of(states(chain))
+        identities = identities_of(states_of(chain.layers))
     depth = 1
     if request.into is not None:
         names = [request.into, Registry.real(request.into)]

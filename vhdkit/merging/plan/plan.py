@@ -30,6 +30,8 @@ from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from vhdkit.chain.relink import Relink
@@ -66,6 +68,11 @@ class LayerState:
             mtime=layer.storage.mtime,
             ctime=layer.storage.ctime,
         )
+
+
+def states_of(layers: Sequence[Image]) -> tuple[LayerState, ...]:
+    """Return the files of layers as they are now."""
+    return tuple(map(LayerState.of, layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

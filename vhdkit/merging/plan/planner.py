@@ -22,9 +22,9 @@ from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
-from vhdkit.merging.plan.checks import Survey, states
 from vhdkit.merging.plan.finishing import find_complete, finishing_plan, is_complete, is_leftover
-from vhdkit.merging.plan.plan import MergePlan
+from vhdkit.merging.plan.in_place import plan_in_place
+from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals, with_names
 from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
@@ -131,10 +131,8 @@ def plan_request(request: MergeRequest, folder: Folder, *, acting_for: str = "")
         journal = read_journal(folder, destination.path)
         if journal is not None:
             check_names(journal, folder, _named_directories(chain, request.undo, named))
-        plan = (
-            _finishing_plan(chain, depth, folder, request, journal)
-            or Survey(chain, depth, folder, request, journal).plan()
-        )
+        finishing = _finishing_plan(chain, depth, folder, request, journal)
+        plan = finishing or plan_in_place(chain, depth, folder, request, journal)
         return _with_claims(plan, folder, acting_for)
 
 
@@ -259,7 +257,7 @@ def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...
         space_needed=size,
         space_free=free,
         keep_sources=True,
-        layers=states(chain),
+        layers=states_of(chain.layers),
         search=search,
         findings=chain.findings,
         obstacles=tuple(in_the_way),

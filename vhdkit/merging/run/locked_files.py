@@ -15,10 +15,9 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
 from vhdkit.formats import open_changeable, open_image
-from vhdkit.merging.plan.checks import states
 from vhdkit.merging.plan.finishing import finishing_plan
 from vhdkit.merging.plan.placement import destination_of
-from vhdkit.merging.plan.plan import Resume
+from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.ended_view import remove_marks
@@ -51,7 +50,7 @@ def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
             layer = _open_locked(state, folder, writable=state.path == writable, exclusive=state.path in changing)
             layers.append(layer)
         chain = Chain(layers)
-        if states(chain) != plan.layers:
+        if states_of(chain.layers) != plan.layers:
             raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
     except BaseException:
         for layer in layers:
