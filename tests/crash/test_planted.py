@@ -14,8 +14,8 @@ from tests.crash.acts import small_steps, uncut
 from tests.crash.programs import PROGRAMS
 from tests.crash.walking import How, walk
 from tests.crashfs import CrashStorage, FolderSynced, Named, Synced
+from vhdkit.journal.journal_writer import JournalWriter
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
-from vhdkit.journal.merge_journal import JournalWriter
 from vhdkit.merging.plan import placement
 from vhdkit.merging.run import engine, sector_copier
 from vhdkit.merging.run.undo_image import UndoSaver

@@ -12,7 +12,7 @@ from vhdkit.snapshot.machine import Machine
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vhdkit.snapshot.check import Remark
+    from vhdkit.snapshot.remark import Remark
 
 MIB = 1 << 20
 SIZE = 8 * MIB

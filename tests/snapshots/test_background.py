@@ -24,6 +24,7 @@ from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.job.job import JobState
 from vhdkit.snapshot import check, transitions
 from vhdkit.snapshot.machine import Machine
+from vhdkit.snapshot.remark import Remark, RemarkKind
 
 if TYPE_CHECKING:
     from vhdkit.job.job import Job
@@ -394,12 +395,12 @@ def test_many_processes_take_at_once_and_none_is_lost(tmp_path: Path, monkeypatc
 # Looking while something goes on
 
 
-def remark(kind: check.Kind, message: str = "it is odd") -> check.Remark:
-    return check.Remark(kind=kind, path="/vms/xp.vhd", message=message)
+def remark(kind: RemarkKind, message: str = "it is odd") -> Remark:
+    return Remark(kind=kind, path="/vms/xp.vhd", message=message)
 
 
-MISSING, OWED = remark(check.Kind.MISSING), remark(check.Kind.OWED)
-Looks = list[tuple[check.Remark, ...] | OSError]
+MISSING, OWED = remark(RemarkKind.MISSING), remark(RemarkKind.OWED)
+Looks = list[tuple[Remark, ...] | OSError]
 
 
 @pytest.fixture
@@ -420,12 +421,12 @@ def idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     ],
 )
 def test_damage_is_told_when_it_was_seen_twice(
-    looks: Looks, said: tuple[check.Remark, ...], count: int, idle: Kept, monkeypatch: pytest.MonkeyPatch
+    looks: Looks, said: tuple[Remark, ...], count: int, idle: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(looks)
     seen = []
 
-    def inspect(*_: object) -> tuple[check.Remark, ...]:
+    def inspect(*_: object) -> tuple[Remark, ...]:
         seen.append(look := next(left))
         if isinstance(look, OSError):
             raise look
@@ -439,14 +440,14 @@ def test_damage_is_told_when_it_was_seen_twice(
 def test_an_error_is_told_when_it_was_met_twice_and_what_never_rests_is_refused(
     idle: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> tuple[check.Remark, ...]:
+    def fail(*_: object) -> tuple[Remark, ...]:
         raise OSError("it is gone")
 
     numbers = iter(range(1000))
     monkeypatch.setattr(check, "inspect", fail)
     with pytest.raises(OSError, match="it is gone"):
         idle.machine.check()
-    monkeypatch.setattr(check, "inspect", lambda *_: (remark(check.Kind.MISSING, str(next(numbers))),))
+    monkeypatch.setattr(check, "inspect", lambda *_: (remark(RemarkKind.MISSING, str(next(numbers))),))
     with pytest.raises(ImageInUseError, match="keep changing"):
         idle.machine.check()
     assert next(numbers) < 100
@@ -477,7 +478,7 @@ def test_a_snapshot_is_never_missing_while_what_is_below_it_is_merged(slow: Kept
         assert all(shown), "a layer is not there"
     job.wait()
     assert the_job().state is JobState.COMPLETED
-    assert said <= {check.Kind.OWED, check.Kind.UNFINISHED, check.Kind.UNPROTECTED}
+    assert said <= {RemarkKind.OWED, RemarkKind.UNFINISHED, RemarkKind.UNPROTECTED}
     slow.machine.settle()
     assert slow.machine.check() == ()
 

@@ -19,15 +19,8 @@ from tests.typed import as_typed
 from tests.unit.test_merge_laws import chain_over, contents, fold, in_memory, plain_view, put, vhdkit_view
 from vhdkit.journal import records
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import (
-    Journal,
-    JournalFile,
-    JournalWriter,
-    UnbegunJournal,
-    find_journal,
-    journal_path,
-    read_journal,
-)
+from vhdkit.journal.journal_writer import JournalWriter
+from vhdkit.journal.merge_journal import Journal, JournalFile, UnbegunJournal, find_journal, journal_path, read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 

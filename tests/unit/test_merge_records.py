@@ -18,7 +18,8 @@ from tests.keeping import keep
 from tests.through import ThroughStorage
 from tests.unit.test_merge_journal import BEGIN, FILE, MERGED, SEEN
 from vhdkit.journal import records
-from vhdkit.journal.merge_journal import JournalWriter, read_journal
+from vhdkit.journal.journal_writer import JournalWriter
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.merge_records import Begin, decode_record
 from vhdkit.storage.memory import MemoryFolder
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from vhdkit.chain import parent_paths
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_paths import Clue
+from vhdkit.chain.rejected_parents import EXPLICIT, RejectedParents
 from vhdkit.disk import unique_id
 from vhdkit.disk.file_image import FileImage
 from vhdkit.disk.image import DiskKind, ImageSummary
@@ -31,12 +32,9 @@ from vhdkit.errors import (
     ChainError,
     ChainLoopError,
     CorruptImageError,
-    ParentMismatchError,
-    ParentNotFoundError,
-    ParentRefusedError,
     VhdError,
 )
-from vhdkit.findings import Advice, Candidate, Finding
+from vhdkit.findings import Advice, Finding
 from vhdkit.formats import image_of, read_summary
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
@@ -48,11 +46,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from vhdkit.disk.image import Image
-    from vhdkit.findings import Hint
+    from vhdkit.disk.parent_link import ParentLink
     from vhdkit.storage.protocols import Folder, Storage
 
 _BY_ID = "unique id"
-_EXPLICIT = "named by the caller"
 # Components of one path that are written in other case than the folders are: no tree of images is so deep.
 _MOST_IN_OTHER_CASE = 64
 _AMBIGUOUS = "has the right id, and so have others"
@@ -135,27 +132,20 @@ def parent_path(child: Child, parents: ParentSearch, above: Collection[tuple[int
         return layer.path
 
 
-class _Search:
+class _Search(RejectedParents):
     """One search: it gathers the candidates that were not taken. With `glance` the parent's table is not read."""
 
     def __init__(
         self, child: Child, parents: ParentSearch, above: Collection[tuple[int, int]], *, glance: bool = False
     ) -> None:
+        super().__init__(child, parents)
         self.glance = glance
-        self.child = child
-        self.parents = parents
         self.folder = parents.folder
         self.index = parents.index or FolderIndex(parents.folder)
         self.above = above
         self.directory = paths.dirname(self.folder.real(child.path))
-        self.candidates: list[Candidate] = []
         self.seen: set[str] = set()
-        self.refused = self.ambiguous = False
-        self.mismatched: tuple[Clue, bytes] | None = None
-        self.damaged: VhdError | None = None
         self.unreadable: VhdError | None = None
-        self.link = child.parent or ParentLink()
-        self.wanted = self.link.unique_id
         self.searched = [self.folder.real(path) for path in parents.policy.search]
         self.roots = [self.directory, *self.searched]
 
@@ -168,14 +158,14 @@ class _Search:
             if parent is not None and not self._has_rival(parent[0], clue):
                 return self._found(*parent, clue)
             if self.ambiguous:
-                raise self._failure()
+                raise self.failure()
         if self.wanted != unique_id.NULL:
             parent = self._by_id()
             if parent is not None:
                 return self._found(*parent, Clue(parent[0].path, _BY_ID))
         if self.parents.policy.accept_id_mismatch and self.mismatched is not None:
             return self._accepted(*self.mismatched)
-        raise self.unreadable or self._failure()
+        raise self.unreadable or self.failure()
 
     def _accepted(self, clue: Clue, found: bytes) -> Found:
         """Open the file that the child, or the caller, names as its parent, and that has another id."""
@@ -188,13 +178,13 @@ class _Search:
             )
             findings = [self._finding(Corruption.PARENT_ID_DIFFERS, message)]
             layer = self._layer(storage, metadata, findings, found)
-        return Found(layer=layer, findings=tuple(findings), was_explicit=clue.origin == _EXPLICIT)
+        return Found(layer=layer, findings=tuple(findings), was_explicit=clue.origin == EXPLICIT)
 
     def _explicit(self) -> Found | None:
         """Return the parent that the caller named, if it is this image's."""
         if self.parents.policy.parent is None:
             return None
-        clue = Clue(self.folder.real(self.parents.policy.parent), _EXPLICIT)
+        clue = Clue(self.folder.real(self.parents.policy.parent), EXPLICIT)
         storage = self.folder.open(clue.path)
         with closing_on_error(storage):
             metadata = self._metadata_or_raw(storage)
@@ -204,9 +194,9 @@ class _Search:
                 layer = self._layer(storage, metadata, findings, self.wanted)
                 return Found(layer=layer, findings=tuple(findings), was_explicit=True)
             if metadata is None:
-                self._reject(clue, "it is a raw file, and the parent has an id")
+                self.reject(clue, "it is a raw file, and the parent has an id")
             else:
-                self._reject_mismatch(clue, storage, found)
+                self.reject_mismatch(clue, storage, found, is_above=storage.identity in self.above)
         storage.close()
         return None
 
@@ -285,18 +275,18 @@ class _Search:
         if not paths.is_below(paths.dirname(real), roots):
             self.refused = True
             hint = Advice.SEARCH_THERE.hint("{} would allow it", folder=self.folder.display(paths.dirname(real)))
-            self._reject(clue, "outside of the folders allowed", hint)
+            self.reject(clue, "outside of the folders allowed", hint)
             return None
         try:
             storage = self.folder.open(real)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise  # of the file it says nothing
-            self._reject(clue, (getattr(error, "strerror", None) or str(error)).lower())
+            self.reject(clue, (getattr(error, "strerror", None) or str(error)).lower())
             return None
         if not self.folder.is_without_links(real, storage.identity):
             storage.close()
-            self._reject(clue, "a folder in its path was replaced while it was opened")
+            self.reject(clue, "a folder in its path was replaced while it was opened")
             return None
         metadata = self._fitting_metadata(storage, clue)
         if metadata is None:
@@ -312,10 +302,10 @@ class _Search:
             metadata = read_summary(self.folder, storage)
         except VhdError as error:
             self.damaged = self.damaged or error
-            self._reject(clue, str(error))
+            self.reject(clue, str(error))
             return None
         if metadata.unique_id != self.wanted:
-            self._reject_mismatch(clue, storage, metadata.unique_id)
+            self.reject_mismatch(clue, storage, metadata.unique_id, is_above=storage.identity in self.above)
             return None
         return metadata
 
@@ -332,7 +322,7 @@ class _Search:
             self.ambiguous = True
             storage.close()
             for path in (storage.path, *rivals):
-                self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
+                self.reject(Clue(path, _BY_ID), _AMBIGUOUS, self.choice)
         return self.ambiguous
 
     def _by_id(self) -> tuple[Storage, ImageSummary] | None:
@@ -349,7 +339,7 @@ class _Search:
             return self._try(Clue(next(iter(fitting.values())), _BY_ID), self.roots)
         self.ambiguous = bool(fitting)
         for path in fitting.values():
-            self._reject(Clue(path, _BY_ID), _AMBIGUOUS, self._choice)
+            self.reject(Clue(path, _BY_ID), _AMBIGUOUS, self.choice)
         return None
 
     def _found(self, storage: Storage, metadata: ImageSummary, clue: Clue) -> Found:
@@ -388,68 +378,3 @@ class _Search:
 
     def _finding(self, corruption: Corruption, message: str) -> Finding:
         return Finding(corruption=corruption, path=self.child.path, message=message)
-
-    def _reject(self, clue: Clue, reason: str, hint: Hint | None = None) -> None:
-        self.candidates.append(Candidate(path=clue.path, origin=clue.origin, reason=reason, hint=hint))
-
-    def _reject_mismatch(self, clue: Clue, storage: Storage, found: bytes) -> None:
-        if self.mismatched is None and storage.identity not in self.above:
-            self.mismatched = Clue(storage.path, clue.origin), found
-        self._reject(clue, f"its id is {unique_id.guid(found)}, expected {unique_id.guid(self.wanted)}")
-
-    def _failure(self) -> ChainError:
-        for clue in parent_paths.texts(self.link):
-            if parent_paths.is_absolute(clue.path):
-                self._reject(clue, "an absolute path is not followed", Advice.PARENT_MAP.hint("{} would allow it"))
-        for clue in parent_paths.unnameable(self.link):
-            self._reject(clue, "no file can have this name under the locale's encoding; a locale with UTF-8 has it")
-        candidates = tuple(self.candidates)
-        path = self.child.path
-        if self.wanted == unique_id.NULL:
-            hint = Advice.PARENT.hint("it is read only if {} names it")
-            message = "its parent has no id: it is a raw file"
-            return ParentRefusedError(message, path=path, candidates=candidates, hint=hint)
-        looked_for = f"its parent, id {unique_id.guid(self.wanted)}"
-        if self.ambiguous:
-            message = f"{looked_for}, may be one of several files" + self._move_others
-            return ParentNotFoundError(message, path=path, candidates=candidates, hint=self._choice)
-        if self.mismatched is not None:
-            return self._mismatch_error(*self.mismatched)
-        if self.refused:
-            message = f"{looked_for}, is named outside of the folders that may be looked into"
-            return ParentRefusedError(message, path=path, candidates=candidates)
-        error = ParentNotFoundError(
-            f"{looked_for}, was not found", path=path, candidates=candidates, hint=self._more_places("add {}")
-        )
-        error.__cause__ = self.damaged
-        return error
-
-    def _more_places(self, text: str) -> Hint:
-        return (Advice.SEARCH_OR_PARENT if self.parents.takes_parent else Advice.SEARCH).hint(text)
-
-    @property
-    def _choice(self) -> Hint | None:
-        return Advice.PARENT.hint("choose with {}") if self.parents.takes_parent else None
-
-    @property
-    def _move_others(self) -> str:
-        return "" if self.parents.takes_parent else "; move the others out of the folders looked into"
-
-    def _mismatch_error(self, clue: Clue, found: bytes) -> ParentMismatchError:
-        """Say first that the file is there: it is the commonest failure, where a parent was written to or replaced.
-
-        Nothing shows which of the two it is, so no command is advised that would make the child read through the file.
-        """
-        named = "the parent given" if clue.origin == _EXPLICIT else "where its parent should be"
-        return ParentMismatchError(
-            f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
-            f" {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since: what the"
-            " child showed is lost then, unless the parent is put back as it was",
-            path=self.child.path,
-            expected=self.wanted,
-            found=found,
-            candidates=tuple(self.candidates),
-            hint=Advice.ACCEPT_OTHER_ID.hint("the verbs that only read have {} to show the child through it").then(
-                self._more_places("if the parent lies elsewhere, add {}")
-            ),
-        )

@@ -17,11 +17,20 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
-from vhdkit.chain.children import children_of, ended_advice
+from vhdkit.chain.ancestry import Ancestry, ancestry_of
 from vhdkit.chain.compare import compare
-from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_check import compare_summaries
 from vhdkit.chain.parent_search import ParentSearch, find_parent
+from vhdkit.chain.rebase_checks import (
+    check_children,
+    check_claims,
+    check_difference,
+    check_free,
+    check_merged,
+    check_not_ended,
+    check_size,
+    mismatch_error,
+)
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.disk.image import DiskKind
@@ -31,24 +40,16 @@ from vhdkit.errors import (
     ChainLoopError,
     CorruptImageError,
     ImageInUseError,
-    JournalError,
-    MergeError,
-    ParentMismatchError,
-    ReadOnlyImageError,
-    SiblingsError,
-    SnapshotError,
     VhdError,
 )
 from vhdkit.findings import Advice
 from vhdkit.formats import open_changeable, open_image, summary_after
 from vhdkit.journal.claims import Claim, claims_on
-from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.ended_view import ended_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-
-_SIZE_MISMATCH = 0xC03A0017
 
 
 class Fit(StrEnum):
@@ -229,7 +228,7 @@ def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
         if not plan.changes_nothing:
             image.storage.lock(exclusive=True)
             # Until then others were let in.
-            _check_free(image, below, folder)
+            check_free(image, below, folder)
             if image.is_step_changed(folder):
                 raise ImageInUseError("its header was changed while it was looked at; try again", path=own)
             image.finish_step(folder)
@@ -252,30 +251,9 @@ def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]
             folder.protect(child, is_protected=True)
 
 
-def _check_claims(child: RelinkableImage, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
-    """Refuse to let a machine's layer read through another image than its snapshots say; return what claims it.
-
-    A parent of the same id that shows the same, as far as both can be read, was only moved or renamed.
-
-    Raises:
-        SnapshotError: it is another.
-
-    """
-    claims = claims_on(parents.folder, [child.path], parents.policy.search)
-    for claim in claims:
-        if claim.parent_id != found.hex():
-            raise _not_its_parent(child, claim)
-    return claims
-
-
 def _what_claims_it(claim: Claim) -> str:
     hint = Advice.ADOPT.hint("{} lets the snapshots know where its parent lies", paths=(claim.active_path,))
     return f"it is {claim.text()}; {hint}"
-
-
-def _not_its_parent(child: RelinkableImage, claim: Claim) -> SnapshotError:
-    message = f"it is {claim.text()}, which would show something else through another parent"
-    return SnapshotError(message, path=child.path)
 
 
 def _new_parent(path: str, child: RelinkableImage, folder: Folder) -> Image:
@@ -299,28 +277,28 @@ def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, reque
     if link is None:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
     found = parent.unique_id or unique_id.NULL
-    old, new = _lineage(child, parents), _lineage(parent, parents)
+    old, new = ancestry_of(child, parents), ancestry_of(parent, parents)
     if child.storage.identity in new.identities:
         message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
         raise ChainLoopError(message, path=child.path)
-    _check_free(child, parent, parents.folder)
+    check_free(child, parent, parents.folder)
     for path in (*old.paths[1:], *new.paths[1:]):
-        _check_merged(child, path, parents.folder)
+        check_merged(child, path, parents.folder)
     if found != link.unique_id:
-        _check_size(child, parent)
+        check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
-    claims = _check_claims(child, found, parents)
+    claims = check_claims(child, found, parents)
     if found != link.unique_id and not request.ignore_id_mismatch:
-        raise _mismatch(child, parent, found, old_path)
+        raise mismatch_error(child, parent, found, old_path)
     fits, difference = _compared(old, new, parents)
-    _check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
+    check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
     remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == link.unique_id)
     if fits is Fit.NO:
         remarks.append(
-            _check_difference(child, parent, old_path, difference, claims, is_ignored=request.ignore_id_mismatch)
+            check_difference(child, parent, old_path, difference, claims, is_ignored=request.ignore_id_mismatch)
         )
     if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != link.unique_id):
-        _check_children(child, parents)
+        check_children(child, parents)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
     remarks += _found_by(child, parent, patches, parents.folder)
@@ -350,128 +328,7 @@ def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, reque
     return result
 
 
-def _check_not_ended(child: RelinkableImage, parent: Image, folder: Folder, *, is_accepted: bool) -> None:
-    """Refuse a parent that a merge went past, unless the child is what was merged, which hides the rest.
-
-    Raises:
-        JournalError: its view has ended.
-
-    """
-    if is_accepted or parent.kind is DiskKind.RAW:
-        return
-    view = ended_view(folder, parent.storage, parent)
-    if view is not None and view.leaf_id != child.unique_id:
-        what = f"it cannot become the parent of {child.path} unless that is accepted"
-        raise view.refusal(what, Advice.ACCEPT_ENDED.hint("{} accepts it"))
-
-
-def _check_difference(
-    child: RelinkableImage, parent: Image, before: str, at: int | None, claims: Sequence[Claim], *, is_ignored: bool
-) -> str:
-    """Return what is to be said of a parent that shows other data.
-
-    Raises:
-        SnapshotError: snapshots of a machine need the child as it is.
-        ChainError: that is not to be ignored.
-
-    """
-    for claim in claims:
-        raise _not_its_parent(child, claim)
-    message = f"{before}, through which it reads, and {parent.path} show other data, first at byte {at}"
-    if not is_ignored:
-        text = "{} takes the other all the same, and the child shows other data then"
-        raise ChainError(message, path=child.path, hint=Advice.IGNORE_OTHER_ID.hint(text))
-    return message
-
-
-def _check_children(child: RelinkableImage, parents: ParentSearch) -> None:
-    """Refuse while images read through the child that would show other data, as far as is known.
-
-    Raises:
-        SiblingsError: there are some.
-
-    """
-    children = children_of(child, parents.folder, parents.policy.search)
-    if children:
-        message = (
-            f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"
-            f" {', '.join(children)}{ended_advice(children, parents.folder)}"
-        )
-        hint = Advice.CONVERT_EACH.hint("turn each into one of its own ({}), and move it elsewhere")
-        raise SiblingsError(message, path=child.path, siblings=children, hint=hint)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lineage:
-    """An image and what it reads through, as far as that is found: paths, and which files they are."""
-
-    paths: tuple[str, ...]
-    identities: tuple[tuple[int, int], ...]
-    is_cut_off: bool
-
-
-def _lineage(first: Image, parents: ParentSearch) -> _Lineage:
-    found, identities = [first.path], [first.storage.identity]
-    layer, is_cut_off = first, False
-    quiet = replace(parents, lock=False, index=FolderIndex(parents.folder))
-    while layer.parent is not None:
-        try:
-            below = find_parent(layer, quiet, set(identities)).layer
-        except (VhdError, OSError):
-            # It is mended next, perhaps; a loop in what others have made is for whoever reads it to refuse.
-            is_cut_off = True
-            break
-        finally:
-            if layer is not first:
-                layer.close()
-        layer = below
-        found.append(layer.path)
-        identities.append(layer.storage.identity)
-    if layer is not first:
-        layer.close()
-    return _Lineage(paths=tuple(found), identities=tuple(identities), is_cut_off=is_cut_off)
-
-
-def _check_free(child: RelinkableImage, parent: Image, folder: Folder) -> None:
-    for image in (child, parent):
-        if image.is_saved_state:
-            raise ReadOnlyImageError("it belongs to a saved machine state, which would no longer fit", path=image.path)
-        _check_merged(child, image.path, folder)
-
-
-def _check_merged(child: RelinkableImage, path: str, folder: Folder) -> None:
-    """Refuse while a merge is not finished: it counts on the child's header, and ends the views of what lies between.
-
-    Raises:
-        JournalError: one into the file at that path is not.
-
-    """
-    journal = read_journal(folder, path)
-    if journal is not None:
-        message = f"its parent cannot change now: {journal.status}"
-        raise JournalError(message, path=child.path, hint=journal.hint)
-
-
-def _check_size(child: RelinkableImage, parent: Image) -> None:
-    """Refuse a larger parent with another id; one with the right id was made larger since, and is read as before."""
-    if child.size < parent.size:
-        message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
-        raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
-
-
-def _mismatch(child: RelinkableImage, parent: Image, found: bytes, old_path: str) -> ParentMismatchError:
-    expected = child.parent.unique_id if child.parent is not None else unique_id.NULL
-    message = f"{parent.path} has the id {unique_id.guid(found)}, and the child looks for {unique_id.guid(expected)}"
-    message += f", which {old_path} has" if old_path else ""
-    text = (
-        "only if it is known to show what the parent showed when the child was made, {} takes it all the same;"
-        " otherwise what the child shows is lost"
-    )
-    hint = Advice.IGNORE_OTHER_ID.hint(text)
-    return ParentMismatchError(message, path=child.path, expected=expected, found=found, hint=hint)
-
-
-def _remarks(child: RelinkableImage, parent: Image, new: _Lineage, *, is_proven: bool) -> list[str]:
+def _remarks(child: RelinkableImage, parent: Image, new: Ancestry, *, is_proven: bool) -> list[str]:
     mtime = parent.storage.mtime
     odd = compare_summaries(child, parent, path=parent.path, size=parent.size, mtime=mtime)
     remarks = [finding.text for finding in odd]
@@ -484,7 +341,7 @@ def _remarks(child: RelinkableImage, parent: Image, new: _Lineage, *, is_proven:
     return remarks
 
 
-def _compared(old: _Lineage, new: _Lineage, parents: ParentSearch) -> tuple[Fit, int | None]:
+def _compared(old: Ancestry, new: Ancestry, parents: ParentSearch) -> tuple[Fit, int | None]:
     """Read both parents, if the old one is there and is another file."""
     if len(old.paths) == 1:
         return Fit.UNKNOWN, None

@@ -16,8 +16,8 @@ from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
-    from vhdkit.snapshot.check import Remark
     from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.snapshot.remark import Remark
 
 _FAILED = 1
 # As `check` has them: corrupt, and something is left over.
@@ -379,7 +379,7 @@ def _how_it_goes(job: MergeJob) -> str:
 
 
 def _code(remarks: tuple[Remark, ...]) -> int:
-    from vhdkit.snapshot.check import DAMAGES
+    from vhdkit.snapshot.remark import DAMAGES
 
     if any(remark.kind in DAMAGES for remark in remarks):
         return _DAMAGED

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from vhdkit.journal.manifest import Manifest, Snapshot
-    from vhdkit.snapshot.check import Remark
-    from vhdkit.snapshot.deferred_merges import Owed
     from vhdkit.snapshot.machine import Machine
+    from vhdkit.snapshot.pending_merges import Owed
+    from vhdkit.snapshot.remark import Remark
 
 
 # Beyond 64 levels a terminal shows no tree.

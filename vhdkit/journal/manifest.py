@@ -14,14 +14,15 @@ import posixpath
 import re
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import SnapshotError
+from vhdkit.journal.held_names import held_names, let_go
+from vhdkit.journal.manifest_names import check_path, is_plain_name
 from vhdkit.journal.records import check_keys
-from vhdkit.storage import paths
 
 VERSION = 1
 _KIND = "vhdkit snapshots"
@@ -34,14 +35,8 @@ _MOST = 2**63 - 1
 _SHORTEST_ID = 8
 # As names of files have it.
 GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
-# Relative paths from one folder of a system to another, which has 4,096 letters at most for each.
-_MAX_PATH, _MAX_COMPONENTS = 8192, 256
 # Hyper-V gives a machine 260 at most.
 _MAX_DISKS = 300
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
-# Bytes of a file name that are no UTF-8, as Python has them in text and JSON escapes them.
-_LONE = re.compile(rb"\\u[dD][cC][89a-fA-F][0-9a-fA-F]")
-_HELD = re.compile(r"\0([0-9a-f]{2})")
 
 Size = Annotated[int, Meta(ge=0, le=_MOST)]
 Checksum = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -299,46 +294,9 @@ def _decoded(raw: bytes) -> Manifest:
     check_keys(held)
     manifest = Manifest(**{name: getattr(written, name) for name in Manifest.__struct_fields__})
     if held is not raw:
-        manifest = _let_go(manifest)
+        manifest = let_go(manifest)
     _check(manifest)
     return manifest
-
-
-def held_names(raw: bytes) -> bytes:
-    r"""Return JSON with each byte of a file name that is no UTF-8 as a NUL and two digits: no decoder takes the other.
-
-    >>> held_names(rb'"\udcff"')
-    b'"\\u0000ff"'
-    """
-    if b"\\u" not in raw:
-        return raw
-
-    held, done = bytearray(), 0
-    # Not `sub`, which has all the pieces in memory together: of a file of nothing but escapes 200 MiB.
-    for found in _ESCAPE.finditer(raw):
-        escape = found[0]
-        if escape.lower() == b"\\u0000":
-            raise ValueError("a NUL can be in no path or name")
-        if _LONE.fullmatch(escape):
-            held += raw[done : found.start()] + b"\\u0000" + escape[4:].lower()
-            done = found.end()
-    return bytes(held + raw[done:]) if done else raw
-
-
-def names_of(text: str) -> str:
-    """Return text with names as Python has them, where `held_names` has changed them."""
-    return _HELD.sub(lambda found: chr(0xDC00 + int(found[1], 16)), text) if "\0" in text else text
-
-
-def _let_go(value: Any) -> Any:  # noqa: ANN401 - any part of a manifest, and the same part
-    """Return a part of a manifest with names as Python has them, where `held_names` has changed them."""
-    if isinstance(value, str):
-        return names_of(value)
-    if isinstance(value, tuple):
-        return tuple(map(_let_go, value))
-    if isinstance(value, Record):
-        return type(value)(**{name: _let_go(getattr(value, name)) for name in value.__struct_fields__})
-    return value
 
 
 # Against each other
@@ -356,24 +314,6 @@ def _check(manifest: Manifest) -> None:
         check_path(made.path)
     _check_snapshots(manifest)
     _check_foldings(manifest)
-
-
-def check_path(path: str) -> None:
-    """Refuse a path that is none as manifests have it: relative, plain, and of a file.
-
-    Raises:
-        ValueError: it is not.
-
-    """
-    is_plain = posixpath.normpath(path) == path and not path.startswith("/") and path.count("/") < _MAX_COMPONENTS
-    is_other_kind = paths.sep != "/" and (paths.sep in path or ":" in path)
-    if not is_plain or is_other_kind or len(path) > _MAX_PATH or posixpath.basename(path) in {"", ".", ".."}:
-        raise ValueError(f"{path[:80]!r} is no path of a file as a manifest has it")
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether text can be a file's name: it leads to no other folder."""
-    return name not in {"", ".", ".."} and "/" not in name and paths.sep not in name and "\0" not in name
 
 
 def _check_disk(disk: Disk) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from vhdkit.journal.manifest import check_path, held_names, names_of
+from vhdkit.journal.held_names import held_names, names_of
+from vhdkit.journal.manifest_names import check_path
 from vhdkit.journal.records import check_keys
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial, new_file

@@ -33,7 +33,8 @@ from vhdkit.findings import Advice
 from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import JournalWriter, read_journal
+from vhdkit.journal.journal_writer import JournalWriter
+from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
 from vhdkit.merging.plan.pieces import DestinationBlocks

@@ -7,17 +7,12 @@ Nothing is written. Each remark says what it is about, and with which command it
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from vhdkit.chain.catalog import Parents, read_catalog
-from vhdkit.chain.parent_paths import named_paths
+from vhdkit.chain.catalog import read_catalog
 from vhdkit.disk import unique_id
-from vhdkit.disk.parent_link import ParentLink
 from vhdkit.errors import VhdError
 from vhdkit.findings import Advice
 from vhdkit.journal.claims import is_named_for
@@ -27,9 +22,11 @@ from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import transitions
 from vhdkit.snapshot.allowed_folders import is_kept_name
 from vhdkit.snapshot.cleanup import why_left
+from vhdkit.snapshot.find_manifest import manifests_in
 from vhdkit.snapshot.fingerprint import differences, file_mark_at, is_changed_file, mark_at, parent_id_at
-from vhdkit.snapshot.manifest_file import manifests_in
 from vhdkit.snapshot.new_files import touched_by_merges
+from vhdkit.snapshot.orphan_check import remark_on_orphan
+from vhdkit.snapshot.remark import PASSING, Remark, RemarkKind
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
@@ -38,39 +35,10 @@ from vhdkit.vhd.header_update import read_step
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.chain.catalog import Catalog, Cataloged
     from vhdkit.findings import Hint
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest, Snapshot, StateFile
-    from vhdkit.snapshot.deferred_merges import Owed
     from vhdkit.snapshot.manifest_file import ManifestFile
-
-
-class Kind(StrEnum):
-    """What a remark is of."""
-
-    CHANGED = "changed"
-    MISSING = "missing"
-    UNPROTECTED = "unprotected"
-    UNFINISHED = "unfinished"
-    OWED = "owed"
-    ORPHAN = "orphan"
-    LEFT_OVER = "left over"
-
-
-# What may be seen for an instant while an operation or a merge goes on beside.
-_PASSING = frozenset({Kind.CHANGED, Kind.MISSING, Kind.UNPROTECTED, Kind.UNFINISHED, Kind.LEFT_OVER})
-# What cannot be put right by settling.
-DAMAGES = frozenset({Kind.CHANGED, Kind.MISSING})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remark:
-    """Something about a file of a machine, or beside its disks; each of `hints` mends it in its own way."""
-
-    kind: Kind
-    path: str
-    message: str
-    hints: tuple[Hint, ...] = ()
+    from vhdkit.snapshot.pending_merges import Owed
 
 
 def inspect(
@@ -94,7 +62,7 @@ def inspect(
 
 def may_pass(remarks: Sequence[Remark]) -> bool:
     """Whether another look, a moment later, could find otherwise."""
-    return any(remark.kind in _PASSING for remark in remarks)
+    return any(remark.kind in PASSING for remark in remarks)
 
 
 def accepted(file: ManifestFile, manifest: Manifest) -> Manifest:
@@ -144,22 +112,22 @@ def _of_missing(file: ManifestFile, manifest: Manifest, index: int, layer: Layer
     disk = manifest.disks[index]
     if layer.path in disk.children:
         message = f"it is {whose}, and is not there: put it back; what reads through it is lost without it"
-        return Remark(kind=Kind.MISSING, path=path, message=message)
+        return Remark(kind=RemarkKind.MISSING, path=path, message=message)
     if names:
         message = f"it is {whose}, and is not there: put it back, or delete the snapshot"
         hints = tuple(Advice.DELETE.hint(name=name, path=file.absolute(disk.active)) for name in names)
-        return Remark(kind=Kind.MISSING, path=path, message=message, hints=hints)
+        return Remark(kind=RemarkKind.MISSING, path=path, message=message, hints=hints)
     message = f"it is {whose}, and is not there: put it back"
     if layer.path == disk.active and manifest.snapshots:
         above = manifest.by_id(manifest.now) or manifest.snapshots[-1]
         message += ", or let the machine go on from a snapshot; what was written since is lost then"
         return Remark(
-            kind=Kind.MISSING,
+            kind=RemarkKind.MISSING,
             path=path,
             message=message,
             hints=(Advice.APPLY.hint(name=above.name, path=file.path),),
         )
-    return Remark(kind=Kind.MISSING, path=path, message=message)
+    return Remark(kind=RemarkKind.MISSING, path=path, message=message)
 
 
 def _of_layer(
@@ -171,28 +139,28 @@ def _of_layer(
         now, found = mark_at(file.folder, path)
     except (VhdError, OSError) as error:
         message = f"it is {whose}, and cannot be read: {error}"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(Advice.CHECK.hint(path=path),))
+        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(Advice.CHECK.hint(path=path),))
         return
     if found != layer.unique_id:
         ids = [unique_id.guid(bytes.fromhex(each)) for each in (found, layer.unique_id)]
         message = f"it is {whose}, and another image has taken its place (its id is {ids[0]}, was {ids[1]}):"
         message += " move that image elsewhere, and put the layer back"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message)
+        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message)
         return
     below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
     if not is_touched and parent_id_at(file.folder, path) != below:
         message = f"it is {whose}, and was told of another parent than {layer.parent or 'none'}"
         init = Advice.ADOPT.hint(paths=(path,))
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(init,))
+        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(init,))
         return
     different = () if layer.mark is None or is_touched else differences(layer.mark, now)
     if different:
         message = f"it is {whose}, and was changed since it was frozen: {', '.join(different)}"
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(accept,))
+        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(accept,))
     if layer.path != disk.active and not is_busy and file.folder.may_write(path):
         message = f"it is {whose}, and may be written; whatever writes to it ruins all that reads through it"
         settle = Advice.SETTLE.hint(path=file.absolute(disk.active))
-        yield Remark(kind=Kind.UNPROTECTED, path=path, message=message, hints=(settle,))
+        yield Remark(kind=RemarkKind.UNPROTECTED, path=path, message=message, hints=(settle,))
 
 
 def _whose(manifest: Manifest, index: int, layer: LayerRecord) -> str:
@@ -211,7 +179,7 @@ def _of_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
             path = file.absolute(state.path)
             if not file.folder.exists(path):
                 message = f"it is {state.name} of snapshot {each.name}, and is not there; put it back"
-                yield Remark(kind=Kind.MISSING, path=path, message=message)
+                yield Remark(kind=RemarkKind.MISSING, path=path, message=message)
             else:
                 yield from _of_kept(file, manifest, each, state)
 
@@ -226,7 +194,7 @@ def _of_kept(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, state: 
         is_changed, message = True, f"it is {state.name} of snapshot {snapshot.name}, and cannot be read: {error}"
     if is_changed:
         accept = Advice.ACCEPT_CHANGED.hint(path=file.absolute(manifest.disks[0].active))
-        yield Remark(kind=Kind.CHANGED, path=path, message=message, hints=(accept,))
+        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(accept,))
 
 
 def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: Hint) -> Iterator[Remark]:
@@ -237,15 +205,15 @@ def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: H
         message = f"the merge of {paths.basename(folding.fold.top)} into it is not finished"
         if not file.folder.exists(file.absolute(folding.fold.top)):
             message += ", and what it is to be merged from is not there: put that back"
-        yield Remark(kind=Kind.UNFINISHED, path=into, message=message, hints=(settle,))
+        yield Remark(kind=RemarkKind.UNFINISHED, path=into, message=message, hints=(settle,))
     begun = {file.absolute(each.fold.destination) for each in manifest.foldings}
     for sources, into in owed.merges:
         if into not in begun:
             names = ", ".join(map(paths.basename, sources))
-            yield Remark(kind=Kind.OWED, path=into, message=f"{names} is to be merged into it", hints=(settle,))
+            yield Remark(kind=RemarkKind.OWED, path=into, message=f"{names} is to be merged into it", hints=(settle,))
     for path, why in owed.removals:
         message = f"nobody needs it any longer; it stays since {why}" if why else "nobody needs it any longer"
-        yield Remark(kind=Kind.OWED, path=path, message=message, hints=() if why else (settle,))
+        yield Remark(kind=RemarkKind.OWED, path=path, message=message, hints=() if why else (settle,))
 
 
 def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: Hint) -> Iterator[Remark]:
@@ -258,7 +226,7 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: Hint) -> Itera
         message = "an operation that was cut off has left it; nobody needs it"
         if why:
             message = f"an operation that was cut off has left it; it stays since {why}"
-        yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=() if why else (settle,))
+        yield Remark(kind=RemarkKind.LEFT_OVER, path=path, message=message, hints=() if why else (settle,))
     for directory in sorted({file.directory, *map(paths.dirname, made), *map(paths.dirname, file.images(manifest))}):
         for name in sorted(file.folder.names(directory)):
             path = paths.join(directory, name)
@@ -268,7 +236,7 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: Hint) -> Itera
             is_ours = whole in made or whole == file.path
             message = "an operation that was cut off has left it half made; nobody needs it"
             message += "" if is_ours else ", unless that is going on: remove it"
-            yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=(settle,) if is_ours else ())
+            yield Remark(kind=RemarkKind.LEFT_OVER, path=path, message=message, hints=(settle,) if is_ours else ())
 
 
 def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, settle: Hint) -> Iterator[Remark]:
@@ -278,7 +246,7 @@ def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, sett
         if folding not in left:
             for path in filter(file.folder.exists, map(file.absolute, folding.fold.sources)):
                 message = "it is merged, and was not removed yet"
-                yield Remark(kind=Kind.LEFT_OVER, path=path, message=message, hints=(settle,))
+                yield Remark(kind=RemarkKind.LEFT_OVER, path=path, message=message, hints=(settle,))
     told = {file.absolute(folding.fold.destination) for folding in manifest.foldings}
     for path in sorted(file.images(noted) - told):
         if file.folder.exists(path + JOURNAL_SUFFIX):
@@ -293,8 +261,8 @@ def _of_step(file: ManifestFile, path: str, settle: Hint) -> Remark:
     with file.folder.open(path) as storage:
         step = read_step(file.folder, storage)
         if step is not None and step.refusal:
-            return Remark(kind=Kind.UNFINISHED, path=path, message=step.finding(path).message)
-    return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
+            return Remark(kind=RemarkKind.UNFINISHED, path=path, message=step.finding(path).message)
+    return Remark(kind=RemarkKind.UNFINISHED, path=path, message=message, hints=(settle,))
 
 
 def _of_journal(file: ManifestFile, path: str, settle: Hint) -> Remark:
@@ -303,12 +271,12 @@ def _of_journal(file: ManifestFile, path: str, settle: Hint) -> Remark:
         journal = read_journal(file.folder, path)
     except (VhdError, OSError) as error:
         message = f"there is a journal of a merge into it that cannot be read: {error}"
-        return Remark(kind=Kind.UNFINISHED, path=path, message=message)
+        return Remark(kind=RemarkKind.UNFINISHED, path=path, message=message)
     if journal is None:
         message = "a merge into it was about to begin, and changed nothing"
-        return Remark(kind=Kind.UNFINISHED, path=path, message=message, hints=(settle,))
+        return Remark(kind=RemarkKind.UNFINISHED, path=path, message=message, hints=(settle,))
     hints = () if journal.hint is None else (journal.hint,)
-    return Remark(kind=Kind.UNFINISHED, path=path, message=journal.status, hints=hints)
+    return Remark(kind=RemarkKind.UNFINISHED, path=path, message=journal.status, hints=hints)
 
 
 def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) -> Iterator[Remark]:
@@ -323,7 +291,7 @@ def _of_others(file: ManifestFile, manifest: Manifest, search: Sequence[str]) ->
         if path in known or path in told or is_partial(path) or others.have(path):
             continue
         if image.parent_id is not None:
-            yield _of_orphan(file, manifest, image, catalog)
+            yield remark_on_orphan(file, manifest, image, catalog)
 
 
 def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
@@ -335,7 +303,7 @@ def _of_lost_state(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
         path = paths.join(file.directory, name)
         if is_kept_name(manifest, path) and file.relative(path) not in known and not is_partial(path):
             message = "it was kept with a snapshot that is not known any longer; remove it if nobody wants it"
-            yield Remark(kind=Kind.ORPHAN, path=path, message=message)
+            yield Remark(kind=RemarkKind.ORPHAN, path=path, message=message)
 
 
 def _of_signposts(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
@@ -343,7 +311,7 @@ def _of_signposts(file: ManifestFile, manifest: Manifest) -> Iterator[Remark]:
         for post in signposts(file.folder, directory):
             if not file.folder.exists(post.manifest):
                 message = f"it leads to {post.manifest}, a list of snapshots that is not there; remove it"
-                yield Remark(kind=Kind.LEFT_OVER, path=post.path, message=message)
+                yield Remark(kind=RemarkKind.LEFT_OVER, path=post.path, message=message)
 
 
 class _Others:
@@ -372,53 +340,3 @@ class _Others:
             except (VhdError, OSError):
                 unread.append(other.path)
         return frozenset(images), tuple(unread)
-
-
-def _of_orphan(file: ManifestFile, manifest: Manifest, image: Cataloged, catalog: Catalog) -> Remark:
-    """Tell of an image that no snapshot has: where it fits, and what can be done with it."""
-    known = {file.absolute(layer.path): layer for disk in manifest.disks for layer in disk.layers}
-    parents = Parents(catalog).of(image)
-    export = Advice.CONVERT.hint(path=image.path, new_path=f"{paths.splitext(image.path)[0]}-export.vhd")
-    parent = next((each.path for each in parents if each.path in known), None)
-    if parent is not None:
-        message, hints = _of_fitting(file, manifest, image.path, parent)
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=(*hints, export))
-    if parents:
-        message = f"it reads through {parents[0].path}, which is no layer of this machine"
-        return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=(export,))
-    wanted = unique_id.guid(image.parent_id or unique_id.NULL)
-    message = f"its parent, with the id {wanted}, is not here"
-    if any(paths.basename(image.path).startswith(f"{disk.stem}_") for disk in manifest.disks):
-        message += "; by its name it belongs to this machine"
-    fitting = _may_be_parents(image, catalog, known)
-    hints = tuple(Advice.COMPARE_PARENT.hint(path=image.path, parent=path, ignore_id_mismatch=True) for path in fitting)
-    if fitting:
-        message += "; layers of its size can be compared with it, and only one known to be its parent may become that"
-    return Remark(kind=Kind.ORPHAN, path=image.path, message=message, hints=hints)
-
-
-def _of_fitting(file: ManifestFile, manifest: Manifest, image: str, parent: str) -> tuple[str, tuple[Hint, ...]]:
-    """Return what is to be said of an orphan that fits above a layer, and what attaches it."""
-    actives = tuple(file.absolute(disk.active) for disk in manifest.disks)
-    fits = f"it fits above {paths.basename(parent)}"
-    if parent in actives:
-        # Of several disks a layer of one alone was made with nothing.
-        attach = (Advice.ADOPT.hint(paths=(image,)),) if len(actives) == 1 else ()
-        message = f"{fits}, which the machine writes to: a merge brings into that what it holds"
-        message += "; a list of the snapshots with it lets the machine go on in it" if attach else ""
-        return message, (Advice.MERGE.hint(path=image), *attach)
-    # Merged into what is frozen it would ruin the snapshots that read through that.
-    attach = (Advice.ADOPT.hint(paths=actives),) if len(actives) == 1 else ()
-    return f"{fits}, and no snapshot has it" + ("; a new list of the snapshots makes it one" if attach else ""), attach
-
-
-def _may_be_parents(image: Cataloged, catalog: Catalog, known: dict[str, LayerRecord]) -> list[str]:
-    """Return the layers of an orphan's size: those called as its parent was, else the bases."""
-    size = image.metadata.size
-    sized = [path for path in known if path in catalog.images and catalog.images[path].metadata.size == size]
-    named = {
-        re.split(r"[\\/]", path)[-1].lower()
-        for path in named_paths(image.metadata.parent or ParentLink(), paths.dirname(image.path))
-    }
-    called = [path for path in sized if paths.basename(path).lower() in named]
-    return called or [path for path in sized if known[path].parent is None]

@@ -9,7 +9,6 @@ its place · 5 the manifest says so, and what the files are like now · 6 they a
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -21,12 +20,13 @@ from vhdkit.job.handle import MergeJob
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.start import run_merge, start_merge
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
-from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal
+from vhdkit.journal.merge_journal import UnbegunJournal, find_journal
 from vhdkit.merging.plan.planner import plan_merge, plan_request
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import Follow, MergeRequest
 from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transitions
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
+from vhdkit.snapshot.pending_merges import Owed, complete_ones
 from vhdkit.storage import paths
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 from vhdkit.vhd.header_update import finish, forget, read_step
@@ -38,61 +38,6 @@ if TYPE_CHECKING:
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
     from vhdkit.progress import Cancel, Progress
     from vhdkit.snapshot.manifest_file import ManifestFile
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owed:
-    """What deletions owe. Paths are absolute.
-
-    `removals` are layers that nobody needs, with why each is there still ("" if nothing keeps it); `merges` are the
-    layers to be merged (topmost first) and what into; `waiting` are layers that stay for their several children.
-    """
-
-    removals: tuple[tuple[str, str], ...]
-    merges: tuple[tuple[tuple[str, ...], str], ...]
-    waiting: tuple[str, ...]
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether there is nothing that settling would do."""
-        return not self.merges and not any(not why for _, why in self.removals)
-
-
-def effective(file: ManifestFile, manifest: Manifest) -> Manifest:
-    """Return what a manifest means now: a merge whose topmost source is gone is complete."""
-    for folding in _complete_ones(file, manifest):
-        manifest = transitions.folded(manifest, folding)
-        disk = manifest.disks[folding.disk]
-        # Those that were relinked have another header than was noted, which whoever changes something next notes.
-        layers_now = tuple(
-            replace(layer, mark=None) if layer.parent == folding.fold.destination else layer for layer in disk.layers
-        )
-        manifest = manifest.with_disk(folding.disk, replace(disk, layers=layers_now))
-    return manifest
-
-
-def _complete_ones(file: ManifestFile, manifest: Manifest) -> list[Folding]:
-    """Return the merges that are complete: asked before anything that is noted is changed."""
-    return [folding for folding in manifest.foldings if has_taken_place(file, manifest, folding)]
-
-
-def has_taken_place(file: ManifestFile, manifest: Manifest, folding: Folding) -> bool:
-    """Whether a merge's destination has taken its topmost source's place, and that was not merely lost.
-
-    Then its journal says that all is merged, or there is none any longer, and the destination was written to, unless
-    there was nothing to be merged.
-    """
-    into = file.absolute(folding.fold.destination)
-    if file.folder.exists(file.absolute(folding.fold.top)) or not file.folder.exists(into):
-        return False
-    try:
-        journal = find_journal(file.folder, into)
-        if journal is not None:
-            return isinstance(journal, Journal) and journal.merged
-        then = manifest.disks[folding.disk].layer(folding.fold.destination).mark
-        return folding.is_empty or then is None or mark_at(file.folder, into)[0] != then
-    except (VhdError, OSError):
-        return False
 
 
 class Settler:
@@ -149,7 +94,7 @@ class Settler:
     def recover(self, manifest: Manifest) -> Manifest:
         """Settle what a cut, or a merge that is complete, has left; return what is known then."""
         before = manifest
-        for folding in _complete_ones(self.file, manifest):
+        for folding in complete_ones(self.file, manifest):
             manifest = self._complete(manifest, folding)
         manifest = cleanup.sweep(self.file, manifest)
         if manifest != before:

@@ -34,9 +34,10 @@ from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
 from vhdkit.snapshot.adopt import adopt
 from vhdkit.snapshot.cleanup import sweep
-from vhdkit.snapshot.deferred_merges import Settler, effective
+from vhdkit.snapshot.deferred_merges import Settler
+from vhdkit.snapshot.find_manifest import find_manifest
 from vhdkit.snapshot.fingerprint import mark_of
-from vhdkit.snapshot.manifest_file import find_manifest
+from vhdkit.snapshot.pending_merges import effective
 from vhdkit.snapshot.stable_read import rested, seen_twice
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Made, Manifest
     from vhdkit.progress import Cancel, Progress
-    from vhdkit.snapshot.check import Remark
-    from vhdkit.snapshot.deferred_merges import Owed
+    from vhdkit.snapshot.pending_merges import Owed
+    from vhdkit.snapshot.remark import Remark
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 

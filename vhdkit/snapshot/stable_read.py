@@ -11,7 +11,7 @@ from vhdkit.snapshot.check import may_pass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vhdkit.snapshot.check import Remark
+    from vhdkit.snapshot.remark import Remark
 
 State = TypeVar("State")
 Answer = TypeVar("Answer")

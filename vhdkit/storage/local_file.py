@@ -15,7 +15,6 @@ import time
 import warnings
 from collections import deque
 from itertools import groupby
-from threading import Lock
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from vhdkit.storage.background_call import Aside
@@ -29,7 +28,7 @@ from vhdkit.storage.file_copy import (
     do_overlap,
 )
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.locks import system_lock, whole_lock
+from vhdkit.storage.locks import system_lock
 
 try:
     import fcntl
@@ -47,14 +46,14 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_PIECE_BYTES = 8 << 20
+PIECE_BYTES = 8 << 20
 # What is to be forgotten is told in pieces of so much, so that two threads can share it.
 _FORGET_BYTES = 64 << 20
 _MOST_TO_FORGET = 4096
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
-def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def naming_file(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Let the errors of a method that works on a descriptor say which file it was, and whether it is closed."""
 
     @functools.wraps(method)
@@ -75,7 +74,7 @@ def _naming(method: Callable[Parameters, Result]) -> Callable[Parameters, Result
     return wrapped
 
 
-class _FileStorage(Handle):
+class FileStorage(Handle):
     """What both implementations share: everything that needs no position.
 
     One that is dropped without being closed warns as a file object does, and closes itself.
@@ -146,15 +145,15 @@ class _FileStorage(Handle):
     def is_protected(self) -> bool:
         return not self._status().st_mode & 0o222
 
-    @_naming
+    @naming_file
     def _status(self) -> os.stat_result:
         return os.fstat(self._descriptor)
 
-    @_naming
+    @naming_file
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
-    @_naming
+    @naming_file
     def reserve(self, offset: int, length: int) -> None:
         if offset + length > self.size() and not length:
             self.truncate(offset)
@@ -171,8 +170,8 @@ class _FileStorage(Handle):
 
     def _fill(self, offset: int, length: int) -> None:
         """Take space by writing: what is there already, and zeros behind the end."""
-        for at in range(offset, offset + length, _PIECE_BYTES):
-            piece = bytearray(min(_PIECE_BYTES, offset + length - at))
+        for at in range(offset, offset + length, PIECE_BYTES):
+            piece = bytearray(min(PIECE_BYTES, offset + length - at))
             self.read_into(at, piece)
             self.write_at(at, piece)
 
@@ -182,7 +181,7 @@ class _FileStorage(Handle):
     def write_at(self, offset: int, buffer: Buffer) -> None:
         raise NotImplementedError
 
-    @_naming
+    @naming_file
     def hole_bytes(self, offset: int, length: int) -> int:
         end = min(offset + length, self.size())
         holes = 0
@@ -196,11 +195,11 @@ class _FileStorage(Handle):
             offset = min(end, os.lseek(self._descriptor, data, os.SEEK_HOLE)) if data < end else end
         return holes
 
-    @_naming
+    @naming_file
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
 
-    @_naming
+    @naming_file
     def sync(self) -> None:
         sync_descriptor(self._descriptor)
 
@@ -233,7 +232,7 @@ class _FileStorage(Handle):
                 with contextlib.suppress(OSError):
                     os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
 
-    @_naming
+    @naming_file
     def lock(self, *, exclusive: bool) -> None:
         self.check_open()
         self._file_lock.take(self._descriptor, self._path, exclusive=exclusive)
@@ -276,14 +275,14 @@ class _FileStorage(Handle):
                 os.close(descriptor)
 
 
-class LocalStorage(_FileStorage):
+class LocalStorage(FileStorage):
     """An open file, by positioned calls of the kernel."""
 
     def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
         self._long_copies = LongCopies(descriptor)
         super().__init__(descriptor, path, writable=writable)
 
-    @_naming
+    @naming_file
     def read_into(self, offset: int, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
         done = 0
@@ -294,14 +293,14 @@ class LocalStorage(_FileStorage):
             done += count
         return done
 
-    @_naming
+    @naming_file
     def write_at(self, offset: int, buffer: Buffer) -> None:
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
             done += os.pwrite(self._descriptor, view[done : done + CALL_BYTES], offset + done)
 
-    @_naming
+    @naming_file
     def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         self._copy_pieces(source, [(source_offset, offset, length)])
 
@@ -328,7 +327,7 @@ class LocalStorage(_FileStorage):
         if done < length:
             copy_through_memory(source, source_offset + done, self, offset + done, length - done)
 
-    @_naming
+    @naming_file
     def copy_many_from(
         self,
         source: Storage,
@@ -373,53 +372,6 @@ class LocalStorage(_FileStorage):
         # First: a Ctrl-C that comes while it waits leaves a file that can still be closed.
         self._long_copies.close()
         return super()._taken()
-
-
-class PortableStorage(_FileStorage):
-    """The same by seek, read and write under a lock."""
-
-    _new_lock = staticmethod(whole_lock)
-
-    def __init__(self, descriptor: int, path: str, *, writable: bool) -> None:
-        self._lock = Lock()
-        super().__init__(descriptor, path, writable=writable)
-
-    @_naming
-    def read_into(self, offset: int, buffer: Buffer) -> int:
-        view = memoryview(buffer).cast("B")
-        done = 0
-        with self._lock:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            while done < len(view):
-                piece = os.read(self._descriptor, min(len(view) - done, _PIECE_BYTES))
-                if not piece:
-                    break
-                view[done : done + len(piece)] = piece
-                done += len(piece)
-        return done
-
-    @_naming
-    def write_at(self, offset: int, buffer: Buffer) -> None:
-        view = memoryview(buffer).cast("B")
-        done = 0
-        with self._lock:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
-            while done < len(view):
-                done += os.write(self._descriptor, view[done : done + CALL_BYTES])
-
-    @_naming
-    def copy_from(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
-        copy_through_memory(source, source_offset, self, offset, length)
-
-    def copy_many_from(
-        self,
-        source: Storage,
-        source_offsets: Sequence[int],
-        offsets: Sequence[int],
-        lengths: Sequence[int],
-        until: float = math.inf,
-    ) -> int:
-        return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
 
 
 def _alike(pieces: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:

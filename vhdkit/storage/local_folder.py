@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.directory_walk import TreeWalk
-from vhdkit.storage.local_file import LocalStorage, PortableStorage, sync_descriptor
+from vhdkit.storage.local_file import LocalStorage, sync_descriptor
+from vhdkit.storage.portable_file import PortableStorage
 from vhdkit.storage.process import this_user
 
 try:

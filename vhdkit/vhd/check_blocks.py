@@ -8,75 +8,40 @@ four million blocks take 32 MiB and half a second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhdkit.disk import sector_bitmap
-from vhdkit.findings import Finding, Level
+from vhdkit.findings import Level
 from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import bat, constants, structs
 from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
+from vhdkit.vhd.leaks import PAGE, Gaps, Leaks
 from vhdkit.vhd.metadata import SparseMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from vhdkit.storage.protocols import Storage
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.metadata import Metadata
+    from vhdkit.vhd.tally import Tally
 
-# A damaged table may break a rule in every entry: so many are told one by one, the others are counted.
-MAX_LISTED = 10
 # A block's number takes 22 bits (MAX_TABLE_ENTRIES), its sector 32: both fit into one sortable int64.
 _BLOCK_BITS = 22
 _SLICE = 1 << 18
-# Makers align blocks, tables and the footer to this; gaps below it are nobody's loss (reference 1.12).
-_PAGE = 4096
 _PIECE = 1 << 20
 
 
-@dataclass(slots=True)
-class Tally:
-    """Findings of one file: the first of each kind one by one, the others as numbers."""
-
-    path: str
-    findings: list[Finding] = field(default_factory=list)
-    unlisted: dict[Corruption, tuple[Level, int]] = field(default_factory=dict)
-    _listed: dict[tuple[Corruption, Level], int] = field(default_factory=dict)
-
-    def add(self, corruption: Corruption, level: Level, message: str, offset: int | None = None) -> None:
-        """Note one thing."""
-        self.add_many(corruption, level, 1, lambda _: (message, offset))
-
-    def extend(self, findings: Iterable[Finding]) -> None:
-        """Take over what was found elsewhere, of which there is little."""
-        self.findings.extend(findings)
-
-    def add_many(
-        self, corruption: Corruption, level: Level, count: int, tell: Callable[[int], tuple[str, int | None]]
-    ) -> None:
-        """Note `count` things, of which `tell(index)` gives message and offset; it is called for few of them."""
-        listed = self._listed.get((corruption, level), 0)
-        for index in range(min(count, MAX_LISTED - listed)):
-            message, offset = tell(index)
-            finding = Finding(corruption=corruption, path=self.path, message=message, level=level, offset=offset)
-            self.findings.append(finding)
-            listed += 1
-            count -= 1
-        self._listed[corruption, level] = listed
-        if count:
-            self.unlisted[corruption] = (level, self.unlisted.get(corruption, (level, 0))[1] + count)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
+class Shape:
     """What the blocks of a file are held against; all in bytes, `needed` in blocks.
 
     Blocks end at `limit`; `footer_at` lies before it where the footer is lost, and is where that should be. `rooms` are
@@ -94,15 +59,8 @@ class _Shape:
 
     @property
     def span(self) -> int:
+        """Bytes that a block takes in the file."""
         return self.bitmap_size + self.block_size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaks:
-    """Space that nothing refers to: how many stretches, and their bytes."""
-
-    stretches: int = 0
-    size: int = 0
 
 
 def check_blocks(
@@ -138,12 +96,12 @@ def check_blocks(
     return leaks
 
 
-def _shape(metadata: SparseMetadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> _Shape:
+def _shape(metadata: SparseMetadata, header: DynamicHeader, kept: tuple[tuple[int, int], ...]) -> Shape:
     size = min(max(metadata.footer.current_size, 0), constants.MAX_VIRTUAL_SIZE)
     end = metadata.file_size
     is_child = metadata.footer.disk_type is DiskType.DIFFERENCING
     structures = (*metadata.structures, *(metadata.locator_rooms if is_child else ()))
-    return _Shape(
+    return Shape(
         block_size=header.block_size,
         bitmap_size=sector_bitmap.bitmap_size(header.block_size),
         size=size,
@@ -175,9 +133,9 @@ def _slices(keys: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArra
         yield part & ((1 << _BLOCK_BITS) - 1), (part >> _BLOCK_BITS) * SECTOR
 
 
-def _check_places(keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> Leaks:
+def _check_places(keys: NDArray[np.int64], shape: Shape, tally: Tally) -> Leaks:
     unaligned = count = 0
-    gaps = _Gaps(shape, int(keys[0] >> _BLOCK_BITS) * SECTOR if len(keys) else shape.limit)
+    gaps = Gaps(shape, int(keys[0] >> _BLOCK_BITS) * SECTOR if len(keys) else shape.limit)
     previous: tuple[int, int] | None = None
     for all_blocks, all_at in _slices(keys):
         # What no sector of the disk can reach is only told.
@@ -190,15 +148,15 @@ def _check_places(keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> Leaks
             _check_overlaps(blocks, at, previous, shape, tally)
             previous = int(blocks[-1]), int(at[-1])
             count += len(blocks)
-            unaligned += int(np.count_nonzero((at + shape.bitmap_size) % _PAGE))
+            unaligned += int(np.count_nonzero((at + shape.bitmap_size) % PAGE))
         gaps.pass_over(all_at, all_at + shape.span)
     if unaligned:
-        message = f"{unaligned} of {count} blocks have data that do not begin at a multiple of {_PAGE}: slower"
+        message = f"{unaligned} of {count} blocks have data that do not begin at a multiple of {PAGE}: slower"
         tally.add(Corruption.BLOCK_ALIGNMENT, Level.INFO, message)
     return gaps.finish(tally)
 
 
-def _check_structures(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+def _check_structures(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: Shape, tally: Tally) -> None:
     """Tell every block that lies on a structure, once, with the first of those that it lies on."""
     hit = np.full(len(at), -1, np.int64)
     for number, (start, stop) in reversed(list(enumerate(shape.structures))):
@@ -214,7 +172,7 @@ def _check_structures(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: _
     tally.add_many(Corruption.BLOCK_IN_HEADERS, Level.ERROR, len(clash), tell)
 
 
-def _check_limit(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+def _check_limit(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: Shape, tally: Tally) -> None:
     """Only the unused tail of the block that the disk ends inside may be cut off (row 31)."""
     used = np.full(len(at), shape.span, np.int64)
     used[blocks == shape.needed - 1] = shape.bitmap_size + shape.size - (shape.needed - 1) * shape.block_size
@@ -232,7 +190,7 @@ def _check_limit(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: _Shape
     tally.add_many(Corruption.BLOCK_TAIL_CUT, Level.WARNING, len(cut), lambda i: (message, int(at[cut[i]])))
 
 
-def _check_beyond(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+def _check_beyond(blocks: NDArray[np.int64], at: NDArray[np.int64], shape: Shape, tally: Tally) -> None:
     beyond = np.flatnonzero(blocks >= shape.needed)
 
     def tell(i: int) -> tuple[str, int]:
@@ -245,7 +203,7 @@ def _check_overlaps(
     blocks: NDArray[np.int64],
     at: NDArray[np.int64],
     previous: tuple[int, int] | None,
-    shape: _Shape,
+    shape: Shape,
     tally: Tally,
 ) -> None:
     """Tell every block that begins inside the one before it in the file, which a slice before may hold."""
@@ -259,52 +217,6 @@ def _check_overlaps(
         return f"blocks {first} and {second} share bytes around {offset:#x}", offset
 
     tally.add_many(Corruption.BLOCKS_OVERLAP, Level.ERROR, len(clash), tell)
-
-
-class _Gaps:
-    """What lies between the things that a file refers to, told as one walks over it in file order.
-
-    Before the first block up to a block's span is nobody's loss: some makers leave room there for tables of their own.
-    """
-
-    def __init__(self, shape: _Shape, first_block: int) -> None:
-        self.limit = shape.footer_at
-        self.first_block = min(first_block, shape.footer_at)
-        # Blocks smaller than a page are not aligned to one.
-        self.least = _PAGE if shape.block_size >= _PAGE else shape.span
-        self.least_before = max(self.least, shape.span)
-        self.fixed = sorted(shape.structures + shape.rooms)
-        self.reach = self.stretches = self.size = 0
-        self.first = -1
-
-    def pass_over(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> None:
-        """Go over blocks, ascending, and over whatever lies between them."""
-        between = [item for item in self.fixed if item[0] <= int(start[-1])]
-        self.fixed = self.fixed[len(between) :]
-        if between:
-            start = np.concatenate((start, np.array([item[0] for item in between], np.int64)))
-            stop = np.concatenate((stop, np.array([item[1] for item in between], np.int64)))
-            order = np.argsort(start, kind="stable")
-            start, stop = start[order], stop[order]
-        reach = np.maximum.accumulate(np.concatenate(([self.reach], stop)))
-        low, high = np.minimum(reach[:-1], self.limit), np.minimum(start, self.limit)
-        least = np.where(high <= self.first_block, self.least_before, self.least)
-        lost = np.flatnonzero(high - low >= least)
-        if len(lost):
-            self.first = int(low[lost[0]]) if self.first < 0 else self.first
-            self.stretches += len(lost)
-            self.size += int((high - low)[lost].sum())
-        self.reach = int(reach[-1])
-
-    def finish(self, tally: Tally) -> Leaks:
-        """Go over what is left before the footer, and tell what was lost."""
-        end = np.array([self.limit], np.int64)
-        self.fixed = [item for item in self.fixed if item[0] <= self.limit]
-        self.pass_over(end, end)
-        if self.stretches:
-            message = f"{self.size} bytes in {self.stretches} stretches belong to nothing, the first at {self.first:#x}"
-            tally.add(Corruption.LEAKED_SPACE, Level.INFO, message, self.first)
-        return Leaks(stretches=self.stretches, size=self.size)
 
 
 def _read(storage: Storage, offset: int, length: int) -> NDArray[np.uint8]:
@@ -323,7 +235,7 @@ def _check_padding(storage: Storage, header: DynamicHeader, entry_count: int, ta
         tally.add(Corruption.BAT_PADDING, Level.INFO, f"the room behind the BAT's last entry is {filling}", at)
 
 
-def _check_last_bitmap(storage: Storage, table: Table, shape: _Shape, tally: Tally) -> None:
+def _check_last_bitmap(storage: Storage, table: Table, shape: Shape, tally: Tally) -> None:
     """Bits past the disk's end say nothing; only the block that the disk ends inside can have them (row 36)."""
     last = shape.needed - 1
     if not 0 <= last < table.entry_count:
@@ -339,7 +251,7 @@ def _check_last_bitmap(storage: Storage, table: Table, shape: _Shape, tally: Tal
         tally.add(Corruption.BITS_BEYOND_END, Level.INFO, message, entry * SECTOR)
 
 
-def _check_last_sector(storage: Storage, keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+def _check_last_sector(storage: Storage, keys: NDArray[np.int64], shape: Shape, tally: Tally) -> None:
     """Where the footer is lost the last sector of the last block may be, too (row 31)."""
     if shape.footer_at == shape.limit:
         return
@@ -389,7 +301,7 @@ def _check_batmap(storage: Storage, metadata: SparseMetadata, table: Table, tall
         tally.add(Corruption.BATMAP, Level.WARNING, message, start + empty[0] // 8)
 
 
-def _check_clear_sectors(storage: Storage, keys: NDArray[np.int64], shape: _Shape, tally: Tally) -> None:
+def _check_clear_sectors(storage: Storage, keys: NDArray[np.int64], shape: Shape, tally: Tally) -> None:
     """Sectors whose bit is clear should be zeros: some tools read them whatever their bit says (row 35).
 
     A block whose bitmap is full costs one small read; what is read of the others is a mebibyte at a time, and their
@@ -405,7 +317,7 @@ def _check_clear_sectors(storage: Storage, keys: NDArray[np.int64], shape: _Shap
                 reach = offset + shape.span
 
 
-def _check_clear_bits(storage: Storage, block: int, offset: int, shape: _Shape, tally: Tally) -> None:
+def _check_clear_bits(storage: Storage, block: int, offset: int, shape: Shape, tally: Tally) -> None:
     sectors = shape.block_size // SECTOR
     bits = np.unpackbits(_read(storage, offset, shape.bitmap_size), bitorder="big")
     if bits[sectors:].any():

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vhdkit.journal.merge_journal import JournalWriter
+    from vhdkit.journal.journal_writer import JournalWriter
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Storage
 

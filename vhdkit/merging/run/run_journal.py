@@ -12,14 +12,8 @@ import msgspec
 from vhdkit.chain.relink import relink_patches
 from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
-from vhdkit.journal.merge_journal import (
-    Journal,
-    JournalWriter,
-    UnbegunJournal,
-    find_journal,
-    journal_path,
-    read_journal,
-)
+from vhdkit.journal.journal_writer import JournalWriter
+from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal, journal_path, read_journal
 from vhdkit.merging.plan.finishing import is_verified
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state
