@@ -41,11 +41,10 @@ MERGE = ("merge", "--progress", "none", "--json")
 VHDKIT = (sys.executable, "-m", "vhdkit")
 # Nothing is shared, which copying in the kernel may do as well: what is written direct is the fastest then.
 _COPYING = """
-from vhdkit.storage import file_copy
-from vhdkit.storage import local_file
+from vhdkit.storage import file_copy, local_file
 from vhdkit.__main__ import entry
-copying.LongCopies._share = lambda *_: False
-file.copy_in_kernel = lambda *_: 0
+file_copy.LongCopies._share = lambda *_: False
+local_file.copy_in_kernel = lambda *_: 0
 entry()
 """
 # It takes the Windows path in the child for a name of this system, so the parent gets that name as well.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vhdkit
-from benchmarks import rivals
+from benchmarks import rivals, whole_disks
 from benchmarks.images import Inputs, VhdChain
 from benchmarks.measuring import Step
 from benchmarks.rivals import Contender, UnavailableError
@@ -64,6 +64,14 @@ ROWS = {
     "W6-btrfs": Row("W6-btrfs", "W6, extents shared on Btrfs", "vhdkit", "unshared", 0.2),
     "W1-double": Row("W1-double", "W1, twice the payload", "twice", "once", 2.1),
     "W2-double": Row("W2-double", "W2, twice the payload", "twice", "once", 2.1),
+    "reads-one": Row("reads", "100,000 reads of 4 KiB, one dynamic layer", "one", "dissect", 1.2),
+    "reads-ten": Row("reads", "the same through ten layers", "ten", "dissect", 1.6),
+    "convert-qemu": Row("half", "`convert -O raw`, 2 GiB half full", "convert", "qemu", 0.9),
+    "convert-7zz": Row("two", "`convert -O raw`, a chain of two, 300 blocks patched", "convert", "7zz", 0.6),
+    "to-cp": Row("two", "`merge --to` of that chain", "to", "cp", 1.0),
+    "compare-qemu": Row("half", "`compare` with the raw disk", "compare", "qemu-compare", 0.8),
+    "hash-sha256sum": Row("half", "`hash`", "hash", "sha256sum", 0.6),
+    "map": Row("two", "`map` of 300 patched blocks", "map", "imports", limit=0.3),
     "help": Row("asking", "`vhdkit --help`", "help", "start", limit=0.1),
     "info": Row("asking", "`info` of 2040 GiB", "info", "start", limit=0.3),
     "chain": Row("asking", "`chain` of 64 layers of 2040 GiB", "chain", "start", limit=1.5),
@@ -97,6 +105,8 @@ def group(name: str, scale: float, place: Place) -> Iterator[dict[str, Maker]]:
     with ExitStack() as stack:
         if name == "asking":
             yield _asking(scale, place)
+        elif name in {"reads", "half", "two"}:
+            yield whole_disks.makers(name, scale, place.at)
         elif name.startswith("W6"):
             kind = name.partition("-")[2]
             work = WORKLOADS["W6"](scale)

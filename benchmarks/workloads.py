@@ -177,6 +177,22 @@ def _chain(scale: float) -> Workload:
     return Workload("W5", entries * BLOCK, tuple(layers))
 
 
+def half_full(scale: float) -> Workload:
+    """A disk of 2 GiB in one layer, every other block of it full."""
+    entries = _at_least(1024 * scale, 16)
+    return Workload("half full", entries * BLOCK, (_full(0, np.arange(0, entries, 2, dtype=np.int64)),))
+
+
+def patched(scale: float) -> Workload:
+    """A disk of 2 GiB, the first half in the base; 300 blocks of the child, in each up to 20 runs of 16 sectors."""
+    random = np.random.default_rng(7)
+    entries, count = _at_least(1024 * scale, 16), _at_least(300 * scale)
+    blocks = random.permutation(entries)[:count].astype(np.int64)
+    held = np.array([_runs(random, 20, 16) for _ in range(count)])
+    base = _full(0, np.arange(entries // 2, dtype=np.int64))
+    return Workload("patched", entries * BLOCK, (base, Layer(1, blocks, held)))
+
+
 WORKLOADS: dict[str, Callable[[float], Workload]] = {
     "W1": lambda scale: _dense("W1", scale),
     "W2": _scattered,
