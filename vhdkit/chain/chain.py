@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Literal, overload
 from weakref import WeakSet
 
 from vhdkit.arguments import checked
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.folder_index import FolderIndex
-from vhdkit.chain.index import ChainIndex
 from vhdkit.chain.parent_check import compare_link
 from vhdkit.chain.parent_search import ParentSearch, find_parent
-from vhdkit.chain.resolve import resolve, windows
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
 from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.chain.write_access import claim_for_writing
@@ -32,16 +31,15 @@ from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import SECTOR, as_text
+from vhdkit.units import as_text
 from vhdkit.vhd.ended_view import ended_views
 from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
 
 # blktap stops at 30 layers, Hyper-V at 50 snapshots; beyond this a chain is a mistake or an attack.
 MAX_LAYERS = 1024
-# Reads up to this length share a buffer.
-_SCRATCH_BYTES = 1 << 20
 
 
 @checked
@@ -184,8 +180,10 @@ def _refuse_unused(leaf: Image, parents: ParentSearch) -> None:
     )
 
 
-class Chain(Handle):
-    """A disk as its leaf shows it. Positions and lengths are in bytes and need no alignment.
+class Chain(Handle, DiskView):
+    """A disk as its leaf shows it, through layers that it owns.
+
+    Positions and lengths are in bytes and need no alignment.
 
     It is a context manager. Once it is closed, every method but `close` raises ValueError. One that is dropped without
     being closed warns (ResourceWarning) and closes its files, as a file object does.
@@ -194,11 +192,8 @@ class Chain(Handle):
     handle_kind = "chain"
 
     def __init__(self, layers: Sequence[Image], findings: tuple[Finding, ...] = ()) -> None:
-        self.layers = tuple(layers)
+        super().__init__(layers)
         self.findings = findings
-        self.size = self.layers[0].size
-        self._index = ChainIndex(self.layers)
-        self._scratch: list[bytearray] = []
         # Buffered streams that write: what they hold must reach the leaf before it is closed.
         self._streams: WeakSet[BufferedStream] = WeakSet()
 
@@ -206,11 +201,6 @@ class Chain(Handle):
         """Return the leaf's path, the number of layers, the size, and whether it is closed."""
         closed = " (closed)" if self._closed else ""
         return f"<Chain {self.path!r}: {len(self.layers)} layers, {self.size} bytes{closed}>"
-
-    @property
-    def leaf(self) -> Image:
-        """The topmost layer."""
-        return self.layers[0]
 
     @property
     def path(self) -> str:
@@ -243,46 +233,6 @@ class Chain(Handle):
         for layer in self.layers:
             layer.check_readable()
 
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extents]:
-        """Return an iterator over where the bytes of a range come from, in order, by windows; no kind is PARENT."""
-        self.check_open()
-        if offset < 0:
-            raise ValueError(f"offset {offset} is negative")
-        stop = self.size if length is None else min(self.size, offset + length)
-        return (resolve(self.layers, start, end) for start, end in windows(self.layers, offset, stop))
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes of a range, fewer where the disk ends."""
-        if length < 0:
-            raise ValueError(f"length {length} is negative")
-        count = max(0, min(length, self.size - offset))
-        if count > _SCRATCH_BYTES:
-            out = bytearray(count)
-            self.read_into(offset, out)
-            return bytes(out)
-        # New memory costs more than the copy: the buffer is kept, and another thread that reads now makes its own.
-        try:
-            scratch = self._scratch.pop()
-        except IndexError:
-            scratch = bytearray(_SCRATCH_BYTES)
-        view = memoryview(scratch)[:count]
-        self.read_into(offset, view)
-        found = bytes(view)
-        self._scratch.append(scratch)
-        return found
-
-    def read_into(self, offset: int, buffer: Buffer) -> int:
-        """Fill a buffer from an offset; return the number of bytes, fewer where the disk ends."""
-        if self._closed:  # not by a call, which would cost a hundredth of a short read
-            self.check_open()
-        if offset < 0:
-            raise ValueError(f"offset {offset} is negative")
-        view = memoryview(buffer).cast("B")
-        if offset + len(view) > self.size:
-            view = view[: max(0, self.size - offset)]
-        self._index.read_into(offset, view)
-        return len(view)
-
     def write(self, offset: int, data: Buffer, *, sync: bool = False) -> None:
         """Write bytes into the leaf; with `sync` each step of the write order is durable before the next.
 
@@ -299,7 +249,8 @@ class Chain(Handle):
         if offset < 0 or offset + len(view) > self.size:
             raise ValueError(f"[{offset}, {offset + len(view)}) is outside of the disk of {self.size} bytes")
         leaf.check_writable()
-        head, tail = offset % SECTOR, -(offset + len(view)) % SECTOR
+        sector = leaf.logical_sector_size
+        head, tail = offset % sector, -(offset + len(view)) % sector
         if len(view) and (head or tail):
             parts = (self.read(offset - head, head), view, self.read(offset + len(view), tail))
             view = memoryview(b"".join(parts))

@@ -27,7 +27,7 @@ from vhdkit.chain.resolve import layer_extents, resolve
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.read_extents import read_extents
-from vhdkit.units import SECTOR, ceil_div, round_up
+from vhdkit.units import ceil_div, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,7 +176,8 @@ class ChainIndex:
     def _read_arrays(self, window: WindowMap, first: int, last: int, position: int, view: memoryview) -> None:
         """Read many stretches; the parts of sectors at either end are read by themselves."""
         stop = position + len(view)
-        low, high = round_up(position, SECTOR), stop // SECTOR * SECTOR
+        sector = self._layers[0].logical_sector_size
+        low, high = round_up(position, sector), stop // sector * sector
         if position < low:
             self._read_window(window, position, view[: low - position])
         if high < stop:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 _WINDOW_SECTORS = 524_288
 _WINDOW_BYTES = 32 << 30
 _WINDOW_BLOCKS = 16384
+_SMALLEST_WINDOW_BYTES = 2 << 20
 # From so many layers on their bitmaps are looked at together; of fewer, one layer's answer over the next one's is as
 # quick, and those below a layer that holds everything are not even asked.
 _STACKED = 3
@@ -31,7 +31,7 @@ def windows(layers: Sequence[Image], offset: int, stop: int) -> Iterator[tuple[i
     """Yield [start, end) windows of a range, halved until their bitmaps are few enough to look at together."""
     blocks = [layer.block_size for layer in layers if layer.block_size]
     largest = min([_WINDOW_BYTES, *(size * _WINDOW_BLOCKS for size in blocks)])
-    smallest = min(largest, SECTOR * 4096)
+    smallest = min(largest, _SMALLEST_WINDOW_BYTES)
     length = largest
     while offset < stop:
         length = min(length * 2, largest)

@@ -28,7 +28,7 @@ import numpy as np
 from msgspec import Meta
 from msgspec.structs import replace
 
-from vhdkit.chain.chain import Chain
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.resolve import resolve
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
@@ -157,7 +157,7 @@ def is_shown(entry: MergedLeaf, destination: Sequence[Image]) -> bool:
     image = destination[0]
     if image.unique_id.hex() != entry.base_id or image.size < entry.virtual_size:
         return False
-    chain = Chain(destination)
+    chain = DiskView(destination)
     found = [(_digest(chain, sample.offset, sample.length), sample) for sample in entry.samples]
     if any(digest == sample.before for digest, sample in found):
         return False
@@ -173,13 +173,13 @@ def looks_untouched(seen: Seen, storage: Storage) -> bool:
 
 def samples_of(layers: Sequence[Image], depth: int, known: Sequence[Sample]) -> tuple[Sample, ...]:
     """Return the samples of a merge of `layers[:depth]`, those that an earlier run of it took (`known`) among them."""
-    kept = list(_renewed(known, Chain(layers)))
+    kept = list(_renewed(known, DiskView(layers)))
     taken = {sample.offset for sample in kept}
     kept += [sample for sample in take_samples(layers, depth) if sample.offset not in taken]
     return tuple(sorted(kept[:MAX_SAMPLES], key=lambda sample: sample.offset))
 
 
-def carried_on(entries: Sequence[MergedLeaf], after: Chain) -> tuple[MergedLeaf, ...]:
+def carried_on(entries: Sequence[MergedLeaf], after: DiskView) -> tuple[MergedLeaf, ...]:
     """Return entries whose destination a merge changes so that it shows what `after` does.
 
     A sample that holds again what it held before that leaf's merge is no sign any longer, and is dropped.
@@ -187,7 +187,7 @@ def carried_on(entries: Sequence[MergedLeaf], after: Chain) -> tuple[MergedLeaf,
     return tuple(replace(entry, samples=tuple(_renewed(entry.samples, after))) for entry in entries)
 
 
-def _renewed(samples: Sequence[Sample], after: Chain) -> Iterator[Sample]:
+def _renewed(samples: Sequence[Sample], after: DiskView) -> Iterator[Sample]:
     for sample in samples:
         digest = _digest(after, sample.offset, sample.length)
         if digest != sample.before:
@@ -199,7 +199,7 @@ def take_samples(layers: Sequence[Image], depth: int) -> tuple[Sample, ...]:
 
     A merge goes upwards: a destination in which the last place is as before is one of before, or of half-way.
     """
-    view, below = Chain(layers), Chain(layers[depth:])
+    view, below = DiskView(layers), DiskView(layers[depth:])
     samples: list[Sample] = []
     for offset, length in _candidates(layers[:depth], view.size):
         before, after = (_digest(chain, offset, length) for chain in (below, view))
@@ -232,6 +232,6 @@ def _candidates(sources: Sequence[Image], size: int) -> Iterator[tuple[int, int]
             yield at, stop - at
 
 
-def _digest(chain: Chain, offset: int, length: int) -> str:
+def _digest(chain: DiskView, offset: int, length: int) -> str:
     # Past the end of a disk that will grow are zeros.
     return sha256(chain.read(offset, length).ljust(length, b"\0")).hexdigest()

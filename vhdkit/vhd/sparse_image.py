@@ -247,6 +247,8 @@ class SparseImage(VhdImage):
     def block_offsets(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where the bitmaps of blocks (ascending) lie in the file, -1 where they are not allocated."""
         self.check_open()
+        if not len(blocks):
+            return np.empty(0, np.int64)
         first = int(blocks[0])
         entries = self.table.entries(first, int(blocks[-1]) + 1)[blocks - first]
         return np.where(entries == bat.UNALLOCATED, np.int64(-1), bat.offsets(entries))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.chain import Chain
 from vhdkit.chain.children import ended_advice
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.disk import extents
 from vhdkit.disk.image import DiskKind, Image
@@ -25,6 +25,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vhdkit.chain.chain import Chain
     from vhdkit.chain.siblings import Relatives
     from vhdkit.storage.protocols import Folder
     from vhdkit.vhd.open_image import Vhd
@@ -152,10 +153,10 @@ def changes_nothing(chain: Chain, depth: int) -> bool:
     Then nobody who reads through the destination is harmed by doing it again. Sources that hold nothing do not count:
     there is no sign of an earlier merge then.
     """
-    layers, destination = chain.layers, Chain(chain.layers[depth:])
+    layers, destination = chain.layers, DiskView(chain.layers[depth:])
     if chain.size != destination.size:
         return False
-    sources, held = Chain(layers), 0
+    sources, held = DiskView(layers), 0
     for writes, wipes, _ in window_writes(layers, depth, target_of(layers, depth)):
         both = extents.split(extents.concatenate([writes, wipes]), _PIECE)
         held += writes.total

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.disk import extents
 from vhdkit.disk.image import DiskKind
 from vhdkit.vhd import bat
@@ -139,10 +139,10 @@ def has_what_sources_hold(
     `window_writes` are those of the merge. The destination is read as the disk that it will be: as large as the leaf's,
     also before it says so. `check` is called between the pieces.
     """
-    chain, last = Chain(layers), 0
+    chain, last = DiskView(layers), 0
     stop = chain.size if stop is None else min(stop, chain.size)
     with _as_large_as(layers[depth], chain.size):
-        below = Chain(layers[depth:])
+        below = DiskView(layers[depth:])
         for writes, wipes, _ in window_writes:
             if len(writes) and int(writes.start[0]) >= stop:
                 return True

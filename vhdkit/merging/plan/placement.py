@@ -26,9 +26,8 @@ from vhdkit.merging.plan.evidence import (
 )
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
-from vhdkit.units import SECTOR, ceil_div
+from vhdkit.units import ceil_div
 from vhdkit.vhd import constants
-from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.growth import Growth, plan_growth
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
@@ -129,7 +128,7 @@ def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> La
     if journal.merged:
         return None
     place = Placement(begin.first, begin.stride)
-    payload, added = _measure(chain, depth, target, place.at(begin.moved) // SECTOR)
+    payload, added = _measure(chain, depth, target, place.at(begin.moved))
     growth = Growth.from_record(begin.growth) if begin.growth is not None else None
     digest = plan_digest(sources, destination, place, growth, added, (target.size, chain.size, begin.file_end))
     if digest != begin.plan or not _is_as_journaled(destination, journal, place, added, growth):
@@ -194,7 +193,7 @@ def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], 
 def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = None) -> tuple[int, NDArray[np.uint32]]:
     """Return the payload in bytes and the blocks that the destination lacks, or lacked.
 
-    Blocks at the file's sector `new_from` and behind are those that an earlier run has added.
+    Blocks at the file's offset `new_from` and behind are those that an earlier run has added.
     """
     destination = destination_of(chain.layers, depth)
     if destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
@@ -206,10 +205,8 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
             continue
         size = destination.block_size
         first, stop = int(writes.start[0]) // size, ceil_div(int(writes.stop[-1]), size)
-        entries = destination.table.entries(first, stop)
-        if new_from is not None:
-            entries = np.where(entries >= new_from, np.uint32(UNALLOCATED), entries)
-        missing = missing_blocks(writes, entries, first, size)
+        is_lacking = _is_lacking(destination, np.arange(first, stop), new_from)
+        missing = missing_blocks(writes, is_lacking, first, size)
         # A block that the window's edge cuts is met twice.
         missing = missing[missing > last]
         if len(missing):
@@ -218,13 +215,20 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     return payload, np.concatenate(added)
 
 
+def _is_lacking(destination: Vhd, blocks: NDArray[np.int64], new_from: int | None) -> NDArray[np.bool_]:
+    """Return which blocks (ascending) the destination lacks, or lacked before an earlier run added them."""
+    at = destination.block_offsets(blocks)
+    is_new = at >= new_from if new_from is not None else np.zeros(len(blocks), np.bool_)
+    return (at < 0) | is_new
+
+
 def _are_alike(chain: Chain, depth: int, target: Target) -> bool:
     """Whether what is merged is just what any source has a set bit for.
 
     That is so if all have blocks of one size, and no source or destination is shorter than the leaf.
     """
     size, sources = chain.layers[depth].block_size, chain.layers[:depth]
-    if not size or target.size < chain.size or chain.size % SECTOR:
+    if not size or target.size < chain.size or chain.size % chain.layers[depth].logical_sector_size:
         return False
     return all(
         layer.kind is DiskKind.DIFFERENCING and (layer.block_size, layer.size) == (size, chain.size)
@@ -234,7 +238,7 @@ def _are_alike(chain: Chain, depth: int, target: Target) -> bool:
 
 def _count(sources: Sequence[Image], destination: SparseImage, new_from: int | None) -> tuple[int, NDArray[np.uint32]]:
     """Do what `_measure` does from the bits alone, without a look at each run of them: thirty times quicker."""
-    disk, size = sources[0].size, destination.block_size
+    disk, size, sector = sources[0].size, destination.block_size, destination.logical_sector_size
     block_count = ceil_div(disk, size)
     payload, added = 0, [np.empty(0, np.uint32)]
     step = max(1, _COUNTED_BYTES // destination.bitmap_size)
@@ -250,14 +254,12 @@ def _count(sources: Sequence[Image], destination: SparseImage, new_from: int | N
         for layer in sources:
             own = layer.ownership(first * size, min(disk, stop * size))
             rows[np.searchsorted(touched, own.blocks)] |= own.bitmaps
-        sectors = sector_bitmap.count(rows, size // SECTOR)
+        sectors = sector_bitmap.count(rows, size // sector)
         if touched[-1] == block_count - 1:
-            sectors[-1] = sector_bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // SECTOR)[0]
-        payload += int(sectors.sum()) * SECTOR
+            sectors[-1] = sector_bitmap.count(rows[-1:], (disk - (block_count - 1) * size) // sector)[0]
+        payload += int(sectors.sum()) * sector
         written = touched[sectors > 0]
-        entries = destination.table.entries(first, stop)[written - first]
-        is_missing = (entries == UNALLOCATED) | (False if new_from is None else entries >= new_from)
-        added.append(written[is_missing].astype(np.uint32))
+        added.append(written[_is_lacking(destination, written, new_from)].astype(np.uint32))
     return payload, np.concatenate(added)
 
 

@@ -25,7 +25,6 @@ import numpy as np
 from vhdkit.chain.siblings import Relatives
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.vhd import bat
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.sparse_image import Placement
 
@@ -220,9 +219,9 @@ def choose(sources: Extents, target: Target) -> tuple[Extents, Extents]:
     return writes, wipes
 
 
-def missing_blocks(writes: Extents, entries: NDArray[np.uint32], first: int, block_size: int) -> NDArray[np.int64]:
-    """Return the blocks (ascending) that the writes touch and the table lacks; `entries` begin with block `first`."""
+def missing_blocks(writes: Extents, is_lacking: NDArray[np.bool_], first: int, block_size: int) -> NDArray[np.int64]:
+    """Return the blocks (ascending) that writes touch and the image lacks; `is_lacking` is of those from `first` on."""
     pieces = extents.split(writes, block_size)
     touched = extents.distinct(pieces.start // block_size)
-    missing: NDArray[np.int64] = touched[entries[touched - first] == bat.UNALLOCATED]
+    missing: NDArray[np.int64] = touched[is_lacking[touched - first]]
     return missing

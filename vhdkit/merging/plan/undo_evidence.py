@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.chain import Chain
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.resolve import windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
@@ -120,7 +120,7 @@ def _may_be_overwritten(missing: Extents, layers: Sequence[Image], depth: int, *
 
     Zeros over zeros are common. Where files have no change times, so that nothing else can tell, they do not count.
     """
-    chain, below = Chain(layers), Chain(layers[depth:])
+    chain, below = DiskView(layers), DiskView(layers[depth:])
     start, stop = int(missing.start[0]), int(missing.stop[-1])
     for first, end in windows(layers[depth : depth + 1], start, min(stop, layers[depth].size)):
         owned = layers[depth].resolve(first, end - first).of(Kind.DATA)

@@ -48,10 +48,10 @@ def plan_undo(
         if not len(touched):
             continue
         first, stop = int(touched.start[0]) // block_size, ceil_div(int(touched.stop[-1]), block_size)
-        entries = np.full(stop - first, 0xFFFF_FFFF, np.uint32)
+        is_lacking = np.ones(stop - first, np.bool_)
         if existing is not None:
-            entries = existing.table.entries(first, stop)
-        missing = missing_blocks(touched, entries, first, block_size)
+            is_lacking = existing.block_offsets(np.arange(first, stop)) < 0
+        missing = missing_blocks(touched, is_lacking, first, block_size)
         missing = missing[missing > last]
         if len(missing):
             last = int(missing[-1])

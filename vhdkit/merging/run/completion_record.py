@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.chain.chain import open_chain_with
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
 from vhdkit.merging.plan.plan import Resume
@@ -43,7 +44,7 @@ def completion_of(
             depth = len(plan.sources)
             earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
             samples = samples_of(chain.layers, depth, sampled)
-            kept = carried_on(earlier, Chain(chain.layers))
+            kept = carried_on(earlier, DiskView(chain.layers))
     payload = journal.begin.payload_bytes if journal is not None else 0
     return Completion(
         leaf_id=leaf_id,

@@ -24,7 +24,7 @@ from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.disk.written_sectors import WrittenSectors
 from vhdkit.errors import MergeCancelled
 from vhdkit.merging.plan import pieces as planned
-from vhdkit.units import SECTOR, round_up
+from vhdkit.units import round_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -148,7 +148,8 @@ class SectorCopier:
         owned = extents.split(writes, self.destination.block_size)
         block = owned.start // self.destination.block_size
         base = block * self.destination.block_size
-        self._pending.append((block, (owned.start - base) // SECTOR, (owned.stop - base) // SECTOR))
+        sector = self.destination.logical_sector_size
+        self._pending.append((block, (owned.start - base) // sector, (owned.stop - base) // sector))
         self._gathers(len(pieces), pieces.total)
 
     def _gathers(self, pieces: int, size: int) -> None:

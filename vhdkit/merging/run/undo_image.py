@@ -32,7 +32,6 @@ from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import SECTOR
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.create import new_footer, write_empty
 from vhdkit.vhd.footer import DiskType, Footer
@@ -192,7 +191,7 @@ class UndoSaver:
         self.copier.copy(before, before.of(Kind.PARENT))
         self.copier.checkpoint()
         self.image.sync()
-        self.held += wanted.total // SECTOR
+        self.held += wanted.total // self.image.logical_sector_size
 
     def close(self) -> None:
         """Give the undo image back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.chain import Chain
+from vhdkit.chain.disk_view import DiskView
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 
@@ -23,7 +23,7 @@ _PIECE = 1 << 20
 
 def view_digest(layers: Sequence[Image], check: Callable[[], None] = lambda: None) -> str:
     """Return the digest of what is read through layers, leaf first; `check` is called between the pieces."""
-    chain = Chain(layers)
+    chain = DiskView(layers)
     total = sha256(chain.size.to_bytes(8))
     last = -1
     for window in chain.extents():
