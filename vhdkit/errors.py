@@ -25,12 +25,42 @@ Attributes come first, the message is derived from them. An OSError is never wra
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from vhdkit.findings import printable, with_hint
 
 if TYPE_CHECKING:
     from vhdkit.findings import Candidate, Hint, Rule
+
+
+class WindowsCode(IntEnum):
+    """What Windows calls a failure: HRESULTs, and the codes of virtual disks (winerror.h, facility 0x3A)."""
+
+    FAIL = 0x80004005  # a failure that has no name
+    ACCESS_DENIED = 0x80070005
+    CRC = 0x80070017
+    SHARING_VIOLATION = 0x80070020
+    DISK_FULL = 0x80070070
+    CANCELLED = 0x800704C7
+    VHD_DRIVE_FOOTER_MISSING = 0xC03A0001
+    VHD_DRIVE_FOOTER_CHECKSUM_MISMATCH = 0xC03A0002
+    VHD_DRIVE_FOOTER_CORRUPT = 0xC03A0003
+    VHD_FORMAT_UNKNOWN = 0xC03A0004
+    VHD_FORMAT_UNSUPPORTED_VERSION = 0xC03A0005
+    VHD_SPARSE_HEADER_CHECKSUM_MISMATCH = 0xC03A0006
+    VHD_SPARSE_HEADER_UNSUPPORTED_VERSION = 0xC03A0007
+    VHD_SPARSE_HEADER_CORRUPT = 0xC03A0008
+    VHD_BLOCK_ALLOCATION_TABLE_CORRUPT = 0xC03A000A
+    VHD_INVALID_BLOCK_SIZE = 0xC03A000B
+    VHD_PARENT_VHD_NOT_FOUND = 0xC03A000D
+    VHD_CHILD_PARENT_ID_MISMATCH = 0xC03A000E
+    VHD_INVALID_SIZE = 0xC03A0012
+    VHD_INVALID_FILE_SIZE = 0xC03A0013
+    VHD_PARENT_VHD_ACCESS_DENIED = 0xC03A0016
+    VHD_CHILD_PARENT_SIZE_MISMATCH = 0xC03A0017
+    VHD_DIFFERENCING_CHAIN_CYCLE_DETECTED = 0xC03A0018
+    VHD_INVALID_STATE = 0xC03A001C
 
 
 class VhdError(Exception):
@@ -94,9 +124,9 @@ class CorruptImageError(VhdError):
 class UnsupportedImageError(VhdError):
     """The file is a valid something, but not a VHD of a kind that is read here."""
 
-    windows_code = 0xC03A0004
+    windows_code: int | None = WindowsCode.VHD_FORMAT_UNKNOWN
 
-    def __init__(self, message: str, *, path: str = "", windows_code: int = 0xC03A0004) -> None:
+    def __init__(self, message: str, *, path: str = "", windows_code: int = WindowsCode.VHD_FORMAT_UNKNOWN) -> None:
         super().__init__(message, path=path)
         self.windows_code = windows_code
 
@@ -104,7 +134,7 @@ class UnsupportedImageError(VhdError):
 class ReadOnlyImageError(VhdError):
     """The image may not be changed: its file is read-only, it was opened so, or an earlier write failed."""
 
-    windows_code = 0x80070005
+    windows_code: int | None = WindowsCode.ACCESS_DENIED
 
 
 class FileNameError(VhdError, ValueError):
@@ -122,7 +152,7 @@ class FileNameError(VhdError, ValueError):
 class ImageInUseError(VhdError):
     """Another process holds the file in a way that excludes what was asked; `holders` says who, if that is known."""
 
-    windows_code = 0x80070020
+    windows_code: int | None = WindowsCode.SHARING_VIOLATION
 
     def __init__(self, message: str, *, path: str, holders: tuple[str, ...] = (), hint: Hint | None = None) -> None:
         super().__init__(message, path=path, hint=hint)
@@ -145,13 +175,13 @@ class ChainError(VhdError):
 class ParentNotFoundError(ChainError):
     """No file that was looked at is the parent."""
 
-    windows_code = 0xC03A000D
+    windows_code: int | None = WindowsCode.VHD_PARENT_VHD_NOT_FOUND
 
 
 class ParentMismatchError(ChainError):
     """The file that should be the parent has another unique id than the child remembers."""
 
-    windows_code = 0xC03A000E
+    windows_code: int | None = WindowsCode.VHD_CHILD_PARENT_ID_MISMATCH
 
     def __init__(
         self,
@@ -171,13 +201,13 @@ class ParentMismatchError(ChainError):
 class ParentRefusedError(ChainError):
     """The image names a parent outside of the folders that the caller allowed."""
 
-    windows_code = 0xC03A0016
+    windows_code: int | None = WindowsCode.VHD_PARENT_VHD_ACCESS_DENIED
 
 
 class ChainLoopError(ChainError):
     """A file is its own ancestor."""
 
-    windows_code = 0xC03A0018
+    windows_code: int | None = WindowsCode.VHD_DIFFERENCING_CHAIN_CYCLE_DETECTED
 
 
 class MergeError(VhdError):
@@ -207,7 +237,7 @@ class NotEnoughSpaceError(MergeError):
             f"not enough space: {needed} bytes are needed, {available} are free, {missing} are missing; "
             "free that much and run the same command again",
             path=path,
-            windows_code=0x80070070,
+            windows_code=WindowsCode.DISK_FULL,
         )
         self.needed = needed
         self.available = available
@@ -232,10 +262,10 @@ class Cancelled(VhdError):  # noqa: N818 - a state that was asked for, named as 
 class MergeCancelled(MergeError, Cancelled):  # noqa: N818 - a state that was asked for, named as the field names it
     """The merge was stopped as asked; everything reads as before, and the same command continues it."""
 
-    windows_code = 0x800704C7
+    windows_code: int | None = WindowsCode.CANCELLED
 
 
 class VerificationError(MergeError):
     """What was merged does not read as it should; no source was removed."""
 
-    windows_code = 0x80070017
+    windows_code: int | None = WindowsCode.CRC

@@ -19,7 +19,8 @@ import vhdkit
 import vhdkit.merging.plan.checks
 import vhdkit.merging.rollback
 from tests.cli.running import ROOT, environment
-from vhdkit.cli.main import IN_USE, run
+from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.main import run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _write(path: str, offset: int, data: str) -> int:
             chain.write(offset, bytes.fromhex(data))
     except vhdkit.ImageInUseError as error:
         sys.stderr.write(str(error))
-        return IN_USE
+        return ExitCode.IN_USE
     except (vhdkit.VhdError, OSError) as error:
         sys.stderr.write(str(error))
         return 1

@@ -15,6 +15,7 @@ from vhdkit.errors import (
     ReadOnlyImageError,
     SiblingsError,
     SnapshotError,
+    WindowsCode,
 )
 from vhdkit.findings import Advice
 from vhdkit.journal.claims import Claim, claims_on
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.formats import RelinkableImage
     from vhdkit.storage.protocols import Folder
-
-
-_SIZE_MISMATCH = 0xC03A0017
 
 
 def check_claims(child: RelinkableImage, found: bytes, parents: ParentSearch) -> tuple[Claim, ...]:
@@ -135,7 +133,7 @@ def check_size(child: RelinkableImage, parent: Image) -> None:
     """Refuse a larger parent with another id; one with the right id was made larger since, and is read as before."""
     if child.size < parent.size:
         message = f"its disk has {child.size} bytes, and that of {parent.path} {parent.size}: data would be cut off"
-        raise MergeError(message, path=child.path, windows_code=_SIZE_MISMATCH)
+        raise MergeError(message, path=child.path, windows_code=WindowsCode.VHD_CHILD_PARENT_SIZE_MISMATCH)
 
 
 def mismatch_error(child: RelinkableImage, parent: Image, found: bytes, old_path: str) -> ParentMismatchError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import vhdkit
+from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.options import (
     accept_option,
     chain_options,
@@ -77,7 +78,7 @@ def hash_(
         print_json(records)
     if not failures:
         return 0
-    return 75 if all(isinstance(error, ImageInUseError) for error in failures) else 1
+    return ExitCode.IN_USE if all(isinstance(error, ImageInUseError) for error in failures) else ExitCode.FAILED
 
 
 def _report(error: VhdError | OSError) -> None:

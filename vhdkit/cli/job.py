@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.options import FOLDER, json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
 from vhdkit.findings import printable
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from vhdkit.job.job import Job
 
-FAILED = 1
-IN_USE = 75
-CANCELLED = 130
 # Nobody reads more at once, and all of them are there when asked for.
 _NEWEST = 200
 
@@ -185,7 +183,7 @@ def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
         ended = [wait_for_job(each.id, None if until is None else max(0.0, until - time.monotonic())) for each in found]
     except TimeoutError as error:
         echo(f"vhdkit: {error}", err=True)
-        return IN_USE
+        return ExitCode.IN_USE
     _print_states(ended, as_json=as_json)
     return next((code for code in map(exit_code, ended) if code), 0)
 
@@ -197,8 +195,8 @@ def exit_code(ended: Job) -> int:
     if ended.state is JobState.COMPLETED:
         return 0
     if ended.state is JobState.TERMINATED:
-        return CANCELLED
-    return IN_USE if ended.error_class == "ImageInUseError" else FAILED
+        return ExitCode.INTERRUPTED
+    return ExitCode.IN_USE if ended.error_class == "ImageInUseError" else ExitCode.FAILED
 
 
 @job.command()

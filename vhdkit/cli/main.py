@@ -17,6 +17,7 @@ import click
 
 from vhdkit.cli.check import check
 from vhdkit.cli.create import compare, convert, create
+from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.hash import hash_
 from vhdkit.cli.info import chain, info, map_, scan
 from vhdkit.cli.job import job
@@ -29,11 +30,6 @@ from vhdkit.cli.undo import rollback, undo
 from vhdkit.command_hints import command_words
 from vhdkit.errors import Cancelled, FileNameError, ImageInUseError, VhdError
 from vhdkit.findings import hints_as, printable
-
-FAILED = 1
-USAGE = 64
-IN_USE = 75
-INTERRUPTED = 130
 
 # Other tools' words for merging, which means one thing here.
 _ALIASES = {"commit": "merge", "coalesce": "merge"}
@@ -99,18 +95,18 @@ def _run(arguments: list[str]) -> int:
         return int(program.main(arguments, prog_name="vhdkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         _say(error.format_message())
-        return USAGE
+        return ExitCode.USAGE
     except click.ClickException as error:
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         _say(f"{usage}vhdkit: {printable(error.format_message())}")
-        return USAGE if isinstance(error, click.UsageError) else FAILED
+        return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
     except (click.Abort, KeyboardInterrupt, Cancelled) as error:
         _say("\n".join(["vhdkit: interrupted", *map(printable, _notes_of(error))]))
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return ExitCode.FAILED
     except (VhdError, OSError, ValueError) as error:
         _say("\n".join([explain(error), *_job_at(error)]))
         return _code_of(error)
@@ -119,11 +115,11 @@ def _run(arguments: list[str]) -> int:
 def _code_of(error: VhdError | OSError | ValueError) -> int:
     match error:
         case ImageInUseError():
-            return IN_USE
+            return ExitCode.IN_USE
         case FileNameError():
-            return USAGE
+            return ExitCode.USAGE
         case _:
-            return FAILED
+            return ExitCode.FAILED
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, parent_arguments, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.options import EnsureRequest, MergeRequest
     from vhdkit.progress import Progress
-
-_FAILED = 1
 
 
 @click.command()
@@ -115,7 +114,7 @@ def merge(
     if dry_run:
         plan = plan_request(request, LocalFolder())
         _print_plan(plan, as_json=as_json)
-        return _FAILED if plan.obstacles else 0
+        return ExitCode.FAILED if plan.obstacles else 0
     with _logged(log_file, is_shown=progress == "json"):
         if background:
             _start(request, machine=machine, as_json=as_json)

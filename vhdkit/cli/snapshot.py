@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.machine import Applied, Machine
     from vhdkit.snapshot.remark import Remark
 
-_FAILED = 1
 # As `check` has them: corrupt, and something is left over.
 _DAMAGED = 2
 _LEFT_OVER = 3

@@ -15,7 +15,7 @@ import sys
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import VhdError
+from vhdkit.errors import VhdError, WindowsCode
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
 from vhdkit.storage import paths
@@ -36,8 +36,6 @@ logger = logging.getLogger("vhdkit.job")
 # A program that has not asked for it is not told on its stderr.
 logger.addHandler(logging.NullHandler())
 _LOG_BEGINS = b'{"time": "'
-# E_FAIL: what Windows says of a failure that has no name.
-_FAIL = 0x80004005
 
 
 def tell(job: Job) -> None:
@@ -54,7 +52,7 @@ def tell(job: Job) -> None:
         case JobState.KILLED:
             _log(logging.WARNING, INTERRUPTED, f"{name} was interrupted at {job.percent} %. {which}", job)
         case JobState.EXCEPTION:
-            code = job.error_code or _FAIL
+            code = job.error_code or WindowsCode.FAIL
             _log(logging.ERROR, FAILED, f"{name} failed to complete: {job.error} (0x{code:08X}). {which}", job)
         case _:
             names = ", ".join(paths.basename(path) for path in job.sources)
@@ -65,7 +63,7 @@ def tell(job: Job) -> None:
 def tell_refused(child: str, machine: str, error: VhdError | OSError) -> None:
     """Say that a merge was refused before it was a job."""
     name = machine or paths.basename(paths.dirname(paths.abspath(child)))
-    code = (error.windows_code if isinstance(error, VhdError) else None) or _FAIL
+    code = (error.windows_code if isinstance(error, VhdError) else None) or WindowsCode.FAIL
     text = f"'{name}' background disk merge failed to complete: {error} (0x{code:08X}). ({child})"
     # Who reads it may read no name that is no text.
     logger.error("%s", printable(text), extra={"event_id": FAILED})

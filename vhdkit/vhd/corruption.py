@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vhdkit.errors import CorruptImageError, VhdError
+from vhdkit.errors import CorruptImageError, VhdError, WindowsCode
 from vhdkit.findings import Finding, Level, Rule
 
 
@@ -107,31 +107,34 @@ class Corruption(Rule):
 
 
 _WINDOWS_CODES = {
-    Corruption.NOT_A_VHD: 0xC03A0001,
-    Corruption.FILE_TOO_SHORT: 0xC03A0013,
-    Corruption.FOOTER_CHECKSUM: 0xC03A0002,
-    Corruption.FOOTER_POISONED: 0xC03A0003,
-    Corruption.DISK_TYPE: 0xC03A0003,
-    Corruption.DISK_SIZE: 0xC03A0012,
-    Corruption.FIXED_DATA_MISSING: 0xC03A0013,
-    Corruption.HEADER_OFFSET: 0xC03A0003,
-    Corruption.HEADER_COOKIE: 0xC03A0008,
-    Corruption.HEADER_CHECKSUM: 0xC03A0006,
-    Corruption.BLOCK_SIZE: 0xC03A000B,
-    Corruption.BAT_TOO_SHORT: 0xC03A000A,
-    Corruption.BAT_TOO_LONG: 0xC03A000A,
-    Corruption.BAT_OFFSET: 0xC03A000A,
-    Corruption.BAT_OUTSIDE_FILE: 0xC03A000A,
-    Corruption.BLOCK_IN_HEADERS: 0xC03A000A,
-    Corruption.BLOCK_OUTSIDE_FILE: 0xC03A000A,
-    Corruption.BLOCKS_OVERLAP: 0xC03A000A,
-    Corruption.BLOCK_IN_FOOTER: 0xC03A000A,
-    Corruption.FOOTER_MISPLACED: 0xC03A0001,
-    Corruption.FOOTERS_LOST: 0xC03A0001,
+    Corruption.NOT_A_VHD: WindowsCode.VHD_DRIVE_FOOTER_MISSING,
+    Corruption.FILE_TOO_SHORT: WindowsCode.VHD_INVALID_FILE_SIZE,
+    Corruption.FOOTER_CHECKSUM: WindowsCode.VHD_DRIVE_FOOTER_CHECKSUM_MISMATCH,
+    Corruption.FOOTER_POISONED: WindowsCode.VHD_DRIVE_FOOTER_CORRUPT,
+    Corruption.DISK_TYPE: WindowsCode.VHD_DRIVE_FOOTER_CORRUPT,
+    Corruption.DISK_SIZE: WindowsCode.VHD_INVALID_SIZE,
+    Corruption.FIXED_DATA_MISSING: WindowsCode.VHD_INVALID_FILE_SIZE,
+    Corruption.HEADER_OFFSET: WindowsCode.VHD_DRIVE_FOOTER_CORRUPT,
+    Corruption.HEADER_COOKIE: WindowsCode.VHD_SPARSE_HEADER_CORRUPT,
+    Corruption.HEADER_CHECKSUM: WindowsCode.VHD_SPARSE_HEADER_CHECKSUM_MISMATCH,
+    Corruption.BLOCK_SIZE: WindowsCode.VHD_INVALID_BLOCK_SIZE,
+    Corruption.BAT_TOO_SHORT: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BAT_TOO_LONG: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BAT_OFFSET: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BAT_OUTSIDE_FILE: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BLOCK_IN_HEADERS: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BLOCK_OUTSIDE_FILE: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BLOCKS_OVERLAP: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.BLOCK_IN_FOOTER: WindowsCode.VHD_BLOCK_ALLOCATION_TABLE_CORRUPT,
+    Corruption.FOOTER_MISPLACED: WindowsCode.VHD_DRIVE_FOOTER_MISSING,
+    Corruption.FOOTERS_LOST: WindowsCode.VHD_DRIVE_FOOTER_MISSING,
 }
 
 
-_VERSION_RULES = {0xC03A0005: Corruption.FORMAT_VERSION, 0xC03A0007: Corruption.HEADER_VERSION}
+_VERSION_RULES: dict[int, Corruption] = {
+    WindowsCode.VHD_FORMAT_UNSUPPORTED_VERSION: Corruption.FORMAT_VERSION,
+    WindowsCode.VHD_SPARSE_HEADER_UNSUPPORTED_VERSION: Corruption.HEADER_VERSION,
+}
 
 
 def as_finding(error: VhdError, path: str) -> Finding:

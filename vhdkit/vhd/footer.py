@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
-from vhdkit.errors import CorruptImageError, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.geometry import Geometry
@@ -73,7 +73,7 @@ class Footer:
         fields = structs.parse_footer(raw)
         if fields["version"] >> 16 != 1:
             message = f"format version {fields['version']:#010x} is unknown, only 1.x is known"
-            raise UnsupportedImageError(message, windows_code=0xC03A0005)
+            raise UnsupportedImageError(message, windows_code=WindowsCode.VHD_FORMAT_UNSUPPORTED_VERSION)
         if fields["disk_type"] not in {2, 3, 4}:
             detail = f"disk type {fields['disk_type']} is none of 2 (fixed), 3 (dynamic), 4 (differencing)"
             raise CorruptImageError(Corruption.DISK_TYPE, detail, offset=60)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from vhdkit.errors import CorruptImageError, UnsupportedImageError
+from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.corruption import Corruption
@@ -51,7 +51,7 @@ class DynamicHeader:
         fields = structs.parse_header(raw)
         if fields["version"] >> 16 != 1:
             message = f"dynamic header version {fields['version']:#010x} is unknown, only 1.x is known"
-            raise UnsupportedImageError(message, windows_code=0xC03A0007)
+            raise UnsupportedImageError(message, windows_code=WindowsCode.VHD_SPARSE_HEADER_UNSUPPORTED_VERSION)
         del fields["cookie"], fields["checksum"]
         return cls(**fields | {"locators": tuple(ParentLocator(**entry) for entry in fields["locators"])})
 

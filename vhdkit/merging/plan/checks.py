@@ -16,6 +16,7 @@ from vhdkit.errors import (
     ReadOnlyImageError,
     SiblingsError,
     VhdError,
+    WindowsCode,
 )
 from vhdkit.findings import Advice
 from vhdkit.merging.plan.finishing import removal_obstacles
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from vhdkit.vhd.open_image import Vhd
 
 _PIECE = 4 << 20
-_SIZE_MISMATCH = 0xC03A0017
-_INVALID_STATE = 0xC03A001C
 
 _SPARE_SIBLINGS = (
     Advice.NEW_FILE.hint("use {}, which changes nothing")
@@ -61,7 +60,7 @@ def image_obstacles(image: Image) -> Iterator[VhdError]:
     """Yield why an image cannot take part: it belongs to a saved state, or is damaged."""
     if image.is_saved_state:
         message = "it belongs to a saved machine state; start and shut down the machine, or delete the state"
-        yield MergeError(message, path=image.path, windows_code=_INVALID_STATE)
+        yield MergeError(message, path=image.path, windows_code=WindowsCode.VHD_INVALID_STATE)
     try:
         image.check_sound()
     except CorruptImageError as error:
@@ -85,7 +84,9 @@ def size_obstacles(chain: Chain, destination: Vhd) -> Iterator[VhdError]:
     if size > destination.size and destination.kind is DiskKind.FIXED:
         message = f"its disk of {size} bytes is larger than the fixed one of {destination.path}, {destination.size}"
     if message:
-        yield MergeError(message, path=chain.path, windows_code=_SIZE_MISMATCH, hint=USE_NEW_FILE)
+        yield MergeError(
+            message, path=chain.path, windows_code=WindowsCode.VHD_CHILD_PARENT_SIZE_MISMATCH, hint=USE_NEW_FILE
+        )
 
 
 def relative_obstacles(
