@@ -96,7 +96,7 @@ def copy_nonzero(layers: Sequence[Image], size: int, storage: Storage, places: P
                 copier.written += stop - start
         copier.begin_sync()
         yield piece.stop
-    copier.flush()
+    copier.finish()
 
 
 def copy_all(layers: Sequence[Image], size: int, storage: Storage, places: Places) -> Iterator[tuple[int, int]]:
@@ -118,7 +118,7 @@ def copy_all(layers: Sequence[Image], size: int, storage: Storage, places: Place
         copier.add(long, rest)
         copier.begin_sync()
         yield int(piece.stop[-1]), data.total
-    copier.flush()
+    copier.finish()
 
 
 def bridged(piece: Extents) -> Extents:
@@ -229,5 +229,16 @@ class _Copier:
     def begin_sync(self) -> None:
         """Let what was written reach the disk while the copy goes on, if that is much."""
         if self.written >= _SYNC_BYTES and (self._syncing is None or self._syncing.is_done()):
+            self._wait()
             self.written = 0
             self._syncing = self._storage.begin_sync()
+
+    def finish(self) -> None:
+        """Copy what waits; raise what the last sync that was begun has failed of."""
+        self.flush()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Raise what the sync that was begun has failed of: the system reports that once, and not to the next sync."""
+        if self._syncing is not None:
+            self._syncing.wait()

@@ -1,0 +1,55 @@
+"""Copying a view to a new file (vhdkit/chain/copy_view.py): what the property tests do not see."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import vhdkit
+from vhdkit.chain import copy_view
+from vhdkit.storage.local_file import LocalStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("output", ["raw", "dynamic"])
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_sync_that_was_begun_and_failed_fails_the_copy(
+    output: str, which: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of lost writes once: the last sync would say that all is well."""
+    source, target = tmp_path / "a.vhd", tmp_path / ("b.raw" if output == "raw" else "b.vhd")
+    vhdkit.create_image(source, size=64 << 20)
+    with vhdkit.open_chain(source, writable=True) as chain:
+        for block in range(32):
+            # Less than is copied from file to file.
+            chain.write(block << 21, b"x" * 8192)
+        chain.sync()
+    monkeypatch.setattr(copy_view, "_SYNC_BYTES", 65536)
+    begun = [0]
+    sync = LocalStorage.begin_sync
+
+    def failing(self: LocalStorage) -> object:
+        begun[0] += 1
+        if begun[0] == which:
+            with monkeypatch.context() as patch:
+
+                def fail() -> None:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
+
+                patch.setattr(self, "sync", fail, raising=False)
+                done = sync(self)
+                while not done.is_done():
+                    pass
+                return done
+        return sync(self)
+
+    monkeypatch.setattr(LocalStorage, "begin_sync", failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        vhdkit.convert(source, target, output_format=output)
+    assert begun[0] >= which
+    assert sorted(os.listdir(tmp_path)) == ["a.vhd"]
