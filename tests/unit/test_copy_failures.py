@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,12 @@ from vhdkit.storage.local_file import LocalStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vhdkit.storage.protocols import Syncing
+
+
+def fail(path: str) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
 
 @pytest.mark.parametrize("output", ["raw", "dynamic"])
@@ -33,20 +41,16 @@ def test_a_sync_that_was_begun_and_failed_fails_the_copy(
     begun = [0]
     sync = LocalStorage.begin_sync
 
-    def failing(self: LocalStorage) -> object:
+    def failing(self: LocalStorage) -> Syncing:
+        """Sync at once, so that the next one begins whatever else the machine does."""
         begun[0] += 1
-        if begun[0] == which:
-            with monkeypatch.context() as patch:
-
-                def fail() -> None:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO), self.path)
-
-                patch.setattr(self, "sync", fail, raising=False)
-                done = sync(self)
-                while not done.is_done():
-                    pass
-                return done
-        return sync(self)
+        with monkeypatch.context() as patch:
+            if begun[0] == which:
+                patch.setattr(self, "sync", partial(fail, self.path), raising=False)
+            done = sync(self)
+            while not done.is_done():
+                time.sleep(0.001)
+        return done
 
     monkeypatch.setattr(LocalStorage, "begin_sync", failing)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
