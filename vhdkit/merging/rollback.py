@@ -28,7 +28,7 @@ from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_reli
 from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.image import DiskKind
-from vhdkit.errors import CorruptImageError, JournalError, MergeError, SiblingsError, VhdError
+from vhdkit.errors import JournalError, MergeError, SiblingsError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.claims import Change, obstacles
@@ -51,11 +51,9 @@ from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text, ceil_div
-from vhdkit.vhd import bat
-from vhdkit.vhd.footer import Footer
-from vhdkit.vhd.footer_change import write_footers
+from vhdkit.units import as_text
 from vhdkit.vhd.header_update import finish_all, forget
+from vhdkit.vhd.size_record import recorded_footer, restore_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +64,7 @@ if TYPE_CHECKING:
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
+    from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.open_image import Vhd
 
 
@@ -292,7 +291,7 @@ class _Rollback:
             self.undo = as_undo_image(self._locked(names[0], writable=False))
             self.destination = self._locked(names[1], writable=True)
             _unchanged(journal, folder)
-            self.footer = self._footer()
+            self.size_before = self._size_before()
             check_undo(journal, self.undo, self.destination, folder, search)
             check_relinks(journal, self.destination, folder, search)
             self._check_sources()
@@ -341,17 +340,12 @@ class _Rollback:
             raise JournalError(message, path=self.journal.path)
         return self._locked(path)
 
-    def _footer(self) -> Footer:
-        """Return the destination's footer before the merge."""
+    def _size_before(self) -> Footer:
+        """Return what the destination said of its size before the merge."""
         try:
-            footer = Footer.from_bytes(bytes.fromhex(self.begin.footer))
-        except (ValueError, CorruptImageError) as error:
-            raise JournalError(f"the footer in it is none: {error}", path=self.journal.path) from error
-        if footer.unique_id != self.destination.unique_id or footer.disk_type is not self.destination.disk_type:
-            raise JournalError("the footer in it is another image's", path=self.journal.path)
-        if footer.current_size != self.undo.size:
-            raise JournalError("the footer in it is of a disk of another size", path=self.journal.path)
-        return footer
+            return recorded_footer(self.destination, self.begin.footer, self.undo.size)
+        except ValueError as error:
+            raise JournalError(str(error), path=self.journal.path) from error
 
     def _check_sources(self) -> None:
         identity = self.destination.storage.identity
@@ -459,15 +453,4 @@ class _Rollback:
         Done even if it seems to have it: a merge that was cut off may have left one footer of two, or blocks whose
         disk had yet to grow.
         """
-        image = self.destination
-        if image.kind is DiskKind.FIXED:
-            return
-        image.footer = self.footer
-        write_footers(self.folder, image)
-        first = ceil_div(self.footer.current_size, image.block_size)
-        for base, entries in image.table.windows():
-            beyond = bat.allocated(entries) + base
-            beyond = beyond[beyond >= first]
-            if len(beyond):
-                image.table.assign(beyond, np.full(len(beyond), bat.UNALLOCATED, np.uint32))
-        image.sync()
+        restore_size(self.folder, self.destination, self.size_before)

@@ -16,18 +16,12 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import as_writable
-from vhdkit.merging.plan.evidence import (
-    has_what_sources_hold,
-    is_reserved,
-    is_room_free,
-    is_untouched,
-    linked_as_planned,
-    may_grow,
-)
+from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import ceil_div
 from vhdkit.vhd import constants
+from vhdkit.vhd.as_planned import is_reserved, is_room_free, linked_as_planned, may_grow
 from vhdkit.vhd.growth import Growth, plan_growth
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vhdkit.disk.image import DiskKind
 from vhdkit.merging.plan.evidence import may_be_others
 from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import target_of, window_writes
-from vhdkit.vhd.bat import UNALLOCATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +59,7 @@ def clean_room(files: MergeFiles, journal: Journal, check: Callable[[], None]) -
     storage, span = destination.storage, destination.block_span
     for rank, block in enumerate(plan.blocks_added.tolist(), plan.blocks_moved):
         at = plan.place.at(rank)
-        is_linked = destination.table.entries(block, block + 1)[0] != UNALLOCATED
+        is_linked = destination.block_offsets(np.array([block]))[0] >= 0
         if not is_linked and storage.hole_bytes(at, span) < span:
             check()
             destination.write_at(at, bytes(span))

@@ -19,6 +19,7 @@ from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_process
+from vhdkit.vhd.size_record import size_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ class RunJournal:
             "added": len(plan.blocks_added),
             "file_end": plan.file_end,
             "growth": plan.growth.to_record() if plan.growth is not None else None,
-            "footer": destination.footer.to_bytes().hex(),
+            "footer": size_record(destination),
             "virtual_size": plan.virtual_size_before,
             "plan": plan.digest,
         }
