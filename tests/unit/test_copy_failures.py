@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from vhdkit.chain import copy_view
 from vhdkit.storage.local_file import LocalStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from vhdkit.storage.protocols import Syncing
@@ -57,3 +59,37 @@ def test_a_sync_that_was_begun_and_failed_fails_the_copy(
         vhdkit.convert(source, target, output_format=output)
     assert begun[0] >= which
     assert sorted(os.listdir(tmp_path)) == ["a.vhd"]
+
+
+class StoppedError(Exception):
+    """What a progress function raises."""
+
+
+VERBS: dict[str, Callable[[Path, Path, Callable[[vhdkit.Progress], None]], object]] = {
+    "raw": lambda a, b, stop: vhdkit.convert(a, b.with_suffix(".raw"), output_format="raw", progress=stop),
+    "dynamic": lambda a, b, stop: vhdkit.convert(a, b, progress=stop),
+    "compare": lambda a, _, stop: vhdkit.compare(a, a, progress=stop),
+    "hash": lambda a, _, stop: vhdkit.hash_image(a, progress=stop),
+    "merge --to": lambda a, b, stop: vhdkit.merge(vhdkit.plan_merge(a, to=b), progress=stop),
+}
+
+
+def stop(_progress: vhdkit.Progress) -> None:
+    raise StoppedError
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())
+def test_a_verb_that_is_stopped_half_way_leaves_no_file_open_and_no_thread(
+    verb: Callable[[Path, Path, Callable[[vhdkit.Progress], None]], object], tmp_path: Path
+) -> None:
+    source = tmp_path / "a.vhd"
+    vhdkit.create_image(source, size=64 << 20)
+    with vhdkit.open_chain(source, writable=True) as chain:
+        for block in range(32):
+            chain.write(block << 21, b"x" * (1 << 20))
+    before = threading.active_count()
+    with pytest.raises(StoppedError):
+        verb(source, tmp_path / "b.vhd", stop)
+    assert threading.active_count() == before
+    with vhdkit.open_chain(source, writable=True):
+        assert os.listdir(tmp_path) == ["a.vhd"]

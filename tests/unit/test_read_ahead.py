@@ -21,8 +21,9 @@ def test_items_come_in_order_and_no_more_are_ahead_than_asked_for() -> None:
             made.append(number)
             yield number
 
-    for number in read_ahead(items(), 2):
-        assert len(made) <= number + 4
+    with read_ahead(items(), 2) as ahead:
+        for number in ahead:
+            assert len(made) <= number + 4
     assert made == list(range(50))
 
 
@@ -31,10 +32,10 @@ def test_what_working_out_raises_comes_after_the_items_before_it() -> None:
         yield 1
         raise OSError(5, "failed")
 
-    found = read_ahead(items(), 2)
-    assert next(found) == 1
-    with pytest.raises(OSError, match="failed"):
-        next(found)
+    with read_ahead(items(), 2) as found:
+        assert next(found) == 1
+        with pytest.raises(OSError, match="failed"):
+            next(found)
 
 
 def test_a_caller_that_stops_early_leaves_no_thread_behind() -> None:
@@ -42,10 +43,24 @@ def test_a_caller_that_stops_early_leaves_no_thread_behind() -> None:
         yield from range(1_000_000)
 
     before = threading.active_count()
-    ahead = read_ahead(items(), 2)
-    assert next(ahead) == 0
-    ahead.close()  # type: ignore[attr-defined] # it is a generator
+    with read_ahead(items(), 2) as ahead:
+        assert next(ahead) == 0
     assert threading.active_count() == before
+
+
+def test_an_error_of_the_caller_leaves_no_thread_behind() -> None:
+    def items() -> Iterator[int]:
+        yield from range(1_000_000)
+
+    def fail() -> None:
+        with read_ahead(items(), 2) as ahead:
+            raise ValueError(next(ahead))
+
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="0") as caught:
+        fail()
+    # The error, whose traceback keeps every local value alive, is still there.
+    assert (threading.active_count(), caught.type) == (before, ValueError)
 
 
 def test_without_threads_items_are_worked_out_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,4 +68,5 @@ def test_without_threads_items_are_worked_out_when_they_are_asked_for(monkeypatc
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert list(read_ahead(iter(range(5)), 2)) == [0, 1, 2, 3, 4]
+    with read_ahead(iter(range(5)), 2) as ahead:
+        assert list(ahead) == [0, 1, 2, 3, 4]

@@ -111,14 +111,13 @@ def first_difference(a: Chain, b: Chain, looked: Callable[[int], None] = lambda 
     """
     other = bytearray(PIECE_BYTES)
     # The first view is read on another thread, the second one here.
-    for first, length, one in read_ahead(_read_first(a, b), _AHEAD):
-        _fill(b, first, other, length)
-        # Of whole bytearrays memcmp compares them, many times as fast as arrays are compared.
-        if one == other if length == PIECE_BYTES else one[:length] == other[:length]:
+    with read_ahead(_read_first(a, b), _AHEAD) as pieces:
+        for first, length, one in pieces:
+            _fill(b, first, other, length)
+            # Of whole bytearrays memcmp compares them, many times as fast as arrays are compared.
+            if one != other if length == PIECE_BYTES else one[:length] != other[:length]:
+                return first + int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).argmax())
             looked(first + length)
-            continue
-        return first + int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).argmax())
-    looked(max(a.size, b.size))
     return None
 
 

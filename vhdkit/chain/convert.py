@@ -88,8 +88,7 @@ def convert(
         file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
-            for done in copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk()):
-                reporter.reach(done)
+            copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)
             if output_format == "fixed":
                 stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
                 footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
@@ -125,10 +124,11 @@ def write_stream(
         done += len(data)
         reporter.reach(done)
 
-    for start, data in read_pieces(chain.layers, chain.size):
-        while done < start:
-            put(zeros[: start - done])
-        put(data.data)
+    with read_pieces(chain.layers, chain.size) as pieces:
+        for start, data in pieces:
+            while done < start:
+                put(zeros[: start - done])
+            put(data.data)
     while done < chain.size:
         put(zeros[: chain.size - done])
 
@@ -180,12 +180,9 @@ def write_dynamic(
         storage.truncate(place.first)
         blocks = _Blocks(storage, entries, place, block_size)
         if skip_zeros:
-            for done in copy_nonzero(chain.layers, chain.size, storage, blocks):
-                looked(done)
+            copy_nonzero(chain.layers, chain.size, storage, blocks, looked)
         else:
-            for done, count in copy_all(chain.layers, chain.size, storage, blocks):
-                copied(count)
-                looked(done)
+            copy_all(chain.layers, chain.size, storage, blocks, looked, copied)
         looked(chain.size)
         used = blocks.count
         end = place.at(used) if used else table_end_for(ceil_div(chain.size, block_size))

@@ -19,7 +19,7 @@ from vhdkit.disk.read_extents import read_extents
 from vhdkit.storage.read_ahead import read_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -79,46 +79,61 @@ def pages_in_use(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return used
 
 
-def copy_nonzero(layers: Sequence[Image], size: int, storage: Storage, places: Places) -> Iterator[int]:
-    """Copy every page of a view that is not all zeros; yield how far it is, in bytes of the disk.
+def copy_nonzero(
+    layers: Sequence[Image], size: int, storage: Storage, places: Places, looked: Callable[[int], None]
+) -> None:
+    """Copy every page of a view that is not all zeros; `looked` is called with how much of the disk is done.
 
     Pages are counted from the beginning of each piece. The file reads as zeros where nothing was written.
     """
     copier = _Copier(layers, storage, places)
-    for piece in read_ahead(_read(layers, size, places.piece_bytes), _AHEAD):
-        copier.add(piece.copies)
-        if piece.writes_over_copies:
-            copier.flush()
-        if len(piece.writes):
-            offset = int(places.offsets(np.array([piece.start]))[0])
-            for start, stop in piece.writes.tolist():
-                storage.write_at(offset + start, piece.data[start:stop].data)
-                copier.written += stop - start
-        copier.begin_sync()
-        yield piece.stop
-    copier.finish()
+    with read_ahead(_read(layers, size, places.piece_bytes), _AHEAD) as pieces:
+        for piece in pieces:
+            copier.add(piece.copies)
+            if piece.writes_over_copies:
+                copier.flush()
+            if len(piece.writes):
+                offset = int(places.offsets(np.array([piece.start]))[0])
+                for start, stop in piece.writes.tolist():
+                    storage.write_at(offset + start, piece.data[start:stop].data)
+                    copier.written += stop - start
+            copier.begin_sync()
+            looked(piece.stop)
+        copier.finish()
 
 
-def copy_all(layers: Sequence[Image], size: int, storage: Storage, places: Places) -> Iterator[tuple[int, int]]:
-    """Copy everything that layers hold; yield (how far, bytes that layers hold there) in turn.
+def copy_all(
+    layers: Sequence[Image],
+    size: int,
+    storage: Storage,
+    places: Places,
+    looked: Callable[[int], None],
+    copied: Callable[[int], None],
+) -> None:
+    """Copy everything that layers hold; `copied` is called with the bytes that they hold of each piece, then `looked`.
 
     Long holes of files get their room as well, but nothing is written there.
     """
     copier = _Copier(layers, storage, places)
-    for piece in read_ahead(held_pieces(layers, size, places.piece_bytes, with_holes=True), 64):
-        data = piece.of(Kind.DATA)
-        places.offsets(data.start)
-        held = without_holes(piece, layers)
-        long = bridged(held)
-        rest = held.of(Kind.DATA)
-        if len(long):
-            under = np.searchsorted(long.start, rest.start, "right") - 1
-            inside = (under >= 0) & (rest.stop <= long.stop[under]) & (rest.depth == long.depth[0])
-            rest = rest.take(~inside)
-        copier.add(long, rest)
-        copier.begin_sync()
-        yield int(piece.stop[-1]), data.total
-    copier.finish()
+    with read_ahead(held_pieces(layers, size, places.piece_bytes, with_holes=True), 64) as pieces:
+        for piece in pieces:
+            data = piece.of(Kind.DATA)
+            places.offsets(data.start)
+            copier.add(*_long_and_rest(without_holes(piece, layers)))
+            copier.begin_sync()
+            copied(data.total)
+            looked(int(piece.stop[-1]))
+        copier.finish()
+
+
+def _long_and_rest(held: Extents) -> tuple[Extents, Extents]:
+    """Return the stretches that are copied first, and what is copied after them."""
+    long, rest = bridged(held), held.of(Kind.DATA)
+    if not len(long):
+        return long, rest
+    under = np.searchsorted(long.start, rest.start, "right") - 1
+    inside = (under >= 0) & (rest.stop <= long.stop[under]) & (rest.depth == long.depth[0])
+    return long, rest.take(~inside)
 
 
 def bridged(piece: Extents) -> Extents:

@@ -116,10 +116,11 @@ def _digest(layers: Sequence[Image], size: int, total: _Hash, reporter: Reporter
         while done < stop:
             update(zeros[: stop - done])
 
-    for start, data in read_pieces(layers, layers[0].size):
-        zeros_to(start)
-        # The last sector of a raw file may be cut short.
-        update(data.data[: size - start])
+    with read_pieces(layers, layers[0].size) as pieces:
+        for start, data in pieces:
+            zeros_to(start)
+            # The last sector of a raw file may be cut short.
+            update(data.data[: size - start])
     zeros_to(size)
     return total.hexdigest()
 

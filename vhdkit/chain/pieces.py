@@ -6,6 +6,7 @@ holds is in no piece; it reads as zeros.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,10 +50,14 @@ def held_pieces(layers: Sequence[Image], size: int, piece_bytes: int, *, with_ho
             yield found.take(np.arange(head, tail + 1))
 
 
+@contextmanager
 def read_pieces(
     layers: Sequence[Image], size: int, piece_bytes: int = PIECE_BYTES
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield (offset, bytes) of each piece that is held, read ahead; the bytes are valid until the next is asked for."""
+) -> Iterator[Iterator[tuple[int, NDArray[np.uint8]]]]:
+    """Iterate inside the block over (offset, bytes) of each piece that is held, read ahead.
+
+    The bytes are valid until the next piece is asked for.
+    """
     buffers = [np.empty(piece_bytes, np.uint8) for _ in range(_AHEAD + 2)]
 
     def read() -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -62,4 +67,5 @@ def read_pieces(
             read_extents(piece, layers, first, out)
             yield first, out
 
-    return read_ahead(read(), _AHEAD)
+    with read_ahead(read(), _AHEAD) as pieces:
+        yield pieces

@@ -5,6 +5,7 @@ Reading and writing a file let go of the interpreter, so that a copy reads its n
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Semaphore, current_thread
 from typing import TYPE_CHECKING, TypeVar
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
-    """Yield the items, at most `depth` of them worked out before they are asked for.
+@contextmanager
+def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Iterator[Item]]:
+    """Iterate over items inside the block, at most `depth` of them worked out before they are asked for.
 
     While the caller has one item, `depth` wait and one is being made: what is reused for items needs `depth + 2` of it.
-    What working them out raises is raised here, after the items before it. A caller that stops early closes this
-    iterator, which returns when the other thread has stopped. Where no thread is to be had, nothing is ahead.
+    What working them out raises is raised here, after the items before it. However the block ends, the other thread has
+    stopped by then: the files that it reads may be closed. Where no thread is to be had, nothing is ahead.
     """
     slots, ready = Semaphore(depth + 1), SimpleQueue[tuple[Item] | None]()
     caller, is_stopped = current_thread(), False
@@ -39,16 +41,19 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
         finally:
             ready.put(None)
 
-    ahead = Aside(work)
-    ahead.begin()
-    if ahead.ident is None:
-        yield from items
-        return
-    try:
+    def made() -> Iterator[Item]:
         while (found := ready.get()) is not None:
             yield found[0]
             slots.release()
         ahead.wait()
+
+    ahead = Aside(work)
+    ahead.begin()
+    if ahead.ident is None:
+        yield iter(items)
+        return
+    try:
+        yield made()
     finally:
         is_stopped = True
         slots.release()
