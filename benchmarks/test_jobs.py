@@ -17,7 +17,7 @@ from tests.cli.running import environment
 from tests.unit.test_job import a_job
 from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
-from vhdkit.job.registry_row import encode
+from vhdkit.job.registry_row import encode_job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def ten_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for number in range(_JOBS - 1):
             files = (f"/vms/{number}.avhd", f"/vms/{number}.vhd")
             job = replace(a_job(), id=str(uuid.uuid4()), state=JobState.COMPLETED, changed=now, files=files)
-            values = (job.id, job.state, job.changed, encode(job))
+            values = (job.id, job.state, job.changed, encode_job(job))
             database.execute("INSERT INTO jobs (id, state, changed, record) VALUES (?, ?, ?, ?)", values)
             database.executemany("INSERT INTO files VALUES (?, ?)", [(file.encode(), job.id) for file in files])
         database.execute("COMMIT")

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from vhdkit.chain.compare import Comparison, compare
     from vhdkit.chain.convert import convert
     from vhdkit.chain.hash import HashAlgorithm, ViewHash, hash_image
-    from vhdkit.chain.rebase import Rebase, plan_rebase, rebase
+    from vhdkit.chain.rebase import plan_rebase, rebase
+    from vhdkit.chain.rebase_plan import Rebase
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.write_access import open_image
     from vhdkit.disk.extents import Extent, Extents, Kind
@@ -79,7 +80,8 @@ if TYPE_CHECKING:
     from vhdkit.merging.rollback import drop_undo, rollback
     from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.progress import Phase, Progress
-    from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.snapshot.machine import Machine
+    from vhdkit.snapshot.operation import Applied
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
     from vhdkit.vhd.repair_footers import repair_footers
@@ -138,10 +140,12 @@ _HOMES = {
     "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
     "vhdkit.progress": ("Phase", "Progress"),
     "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
-    "vhdkit.chain.rebase": ("Rebase", "plan_rebase", "rebase"),
+    "vhdkit.chain.rebase": ("plan_rebase", "rebase"),
+    "vhdkit.chain.rebase_plan": ("Rebase",),
     "vhdkit.merging.rollback": ("drop_undo", "rollback"),
     "vhdkit.merging.plan.planner": ("plan_merge",),
-    "vhdkit.snapshot.machine": ("Applied", "Machine"),
+    "vhdkit.snapshot.machine": ("Machine",),
+    "vhdkit.snapshot.operation": ("Applied",),
     "vhdkit.journal.manifest": ("Snapshot",),
 }
 

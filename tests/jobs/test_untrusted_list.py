@@ -25,7 +25,7 @@ from vhdkit.cli.main import run
 from vhdkit.errors import JobError, VhdError
 from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.registry_row import encode
+from vhdkit.job.registry_row import encode_job
 from vhdkit.job.spawn import task_of, work_at
 from vhdkit.journal import merge_journal
 from vhdkit.options import Follow
@@ -162,7 +162,7 @@ def test_a_forged_record_hides_no_other_job_and_only_known_errors_come_of_it(
     count: int, vms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = put_both(vms)
-    record = json.loads(encode(registry.find(FORGED)[0]))
+    record = json.loads(encode_job(registry.find(FORGED)[0]))
     texts = [str(tmp_path / "outside" / name) for name in ("precious.vhd", "new.vhd")]
     found = drawn(record, 17, count, texts=texts)
     refused = hold_forgeries(found, vms, tmp_path)

@@ -1,4 +1,4 @@
-"""What holds of the whole source: no message below the command line is written for it."""
+"""What holds of the whole source: its messages, its sizes, its names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Those that are written for a person at a shell.
 WITH_COMMANDS = {"cli", "command_hints.py"}
 VERBS = "|".join([*program.commands, "commit", "coalesce"])
-COMMAND = re.compile(rf"(^|[^\w-])--[a-z]|\bvhdkit ({VERBS})\b")
+COMMAND = re.compile(rf"(^|[^\w-])--[a-z]|(`|\bvhdkit )({VERBS})\b")
 
 
 def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
@@ -56,3 +56,93 @@ def test_every_advice_has_words_for_the_command_line() -> None:
         hint = Hint(advice=advice, arguments=tuple(named.items()))
         assert "{" not in as_typed(hint)
         assert all(command.split()[0] in {"vhdkit", "qemu-img", "mv"} for command in commands_of(hint))
+
+
+# Sizes
+
+MOST_LINES, MOST_FUNCTION_LINES, MOST_COMPLEX = 400, 60, 12
+# What is known to be larger: these sets only shrink.
+LONG_MODULES: set[str] = {
+    "job/worker.py",
+    "merging/rollback.py",
+    "vhd/metadata.py",
+}
+LONG_FUNCTIONS: set[str] = {
+    "cli/merge.py:merge",
+    "merging/plan/finishing.py:finishing_plan",
+}
+COMPLEX_FUNCTIONS: set[str] = {
+    "cli/merge.py:_check_usage",
+    "cli/merge.py:_print_plan",
+    "merging/plan/earlier_run.py:_find_undo",
+    "merging/plan/finishing.py:_without_the_topmost",
+    "merging/plan/planner.py:_check_request",
+    "merging/rollback.py:drop_undo",
+    "merging/run/completion_record.py:completion_of",
+    "merging/run/failure_notes.py:note_how_it_stands",
+    "merging/run/run_journal.py:note_stop",
+    "storage/file_copy.py:_write_windows",
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def branches(node: ast.AST) -> int:
+    """Return how many ways a node adds to those through its function."""
+    own = isinstance(
+        node,
+        ast.If | ast.IfExp | ast.ExceptHandler | ast.Assert | ast.For | ast.AsyncFor | ast.While | ast.comprehension,
+    )
+    otherwise = isinstance(node, ast.For | ast.AsyncFor | ast.While | ast.Try) and bool(node.orelse)
+    tests = len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+    filters = len(node.ifs) if isinstance(node, ast.comprehension) else 0
+    cases = len(node.cases) - 1 if isinstance(node, ast.Match) else 0
+    return own + otherwise + tests + filters + cases
+
+
+def functions(path: Path) -> Iterator[Function]:
+    yield from (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, Function))
+
+
+def named(path: Path, function: Function) -> str:
+    return f"{path.relative_to(PACKAGE)}:{function.name}"
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    long = {str(path.relative_to(PACKAGE)) for path in MODULES if len(path.read_text().splitlines()) > MOST_LINES}
+    assert long == LONG_MODULES
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    assert {
+        named(path, each)
+        for path in MODULES
+        for each in functions(path)
+        if (each.end_lineno or 0) - each.lineno >= MOST_FUNCTION_LINES
+    } == LONG_FUNCTIONS
+
+
+def test_no_function_has_more_than_twelve_ways_through_it() -> None:
+    """As radon counts them: operators of conditions and comprehensions are ways, too."""
+    assert {
+        named(path, each)
+        for path in MODULES
+        for each in functions(path)
+        if 1 + sum(map(branches, ast.walk(each))) > MOST_COMPLEX
+    } == COMPLEX_FUNCTIONS
+
+
+# Names
+
+# Of any format: each hands on to the function of that name of the file's format.
+DISPATCHED = {"check_file", "examine", "fields", "image_of", "open_image"}
+
+
+def test_no_two_public_names_are_alike() -> None:
+    """A verb of the command line is called as what it does, and what its function is called is its own affair."""
+    homes: dict[str, set[Path]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(path.relative_to(PACKAGE))
+    alike = {name for name, paths in homes.items() if len([each for each in paths if each.parts[0] != "cli"]) > 1}
+    assert alike == DISPATCHED

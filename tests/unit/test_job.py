@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhdkit.job.job import Job, JobState, job_id, share_a_file
-from vhdkit.job.registry_row import decode, encode
+from vhdkit.job.registry_row import decode_job, encode_job
 from vhdkit.options import Follow, MergeRequest
 
 GOING = [state for state in JobState if not state.is_finished]
@@ -105,11 +105,11 @@ def test_it_may_be_cancelled_until_it_stops_or_changes_names(state: JobState) ->
 def test_a_row_gives_back_the_job() -> None:
     job = a_job(state=JobState.KILLED, undo="/vms/\udcff.vhd", error="é\n", error_code=0xC03A000E)
     job = replace(job, request=msgspec.structs.replace(job.request, follow=Follow.SETTLE))
-    assert decode(encode(job)) == job
+    assert decode_job(encode_job(job)) == job
 
 
 def test_a_row_has_the_fields_of_a_job_and_of_its_request() -> None:
-    record = json.loads(encode(a_job()))
+    record = json.loads(encode_job(a_job()))
     assert list(record) == ["wishes" if name == "request" else name for name in Job.__slots__]
     assert list(record["wishes"]) == list(MergeRequest.__struct_fields__)
 

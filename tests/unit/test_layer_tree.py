@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vhdkit.journal.manifest import Fold
-from vhdkit.snapshot.layer_tree import Removal, carried_out, children_of, line_of, owed, waiting
+from vhdkit.snapshot.layer_tree import Removal, carried_out, children_by_parent, line_of, owed, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def trees(count: int) -> Iterator[Tree]:
 
 def needs(tree: Tree) -> Iterator[set[str]]:
     """Every choice of named layers, with every leaf that none of them is as the active one."""
-    leaves = [path for path, children in children_of(tree).items() if not children]
+    leaves = [path for path, children in children_by_parent(tree).items() if not children]
     for active in leaves:
         others = [path for path in tree if path != active]
         for count in range(len(others) + 1):

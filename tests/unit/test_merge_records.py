@@ -19,14 +19,13 @@ from tests.through import ThroughStorage
 from tests.unit.test_merge_journal import BEGIN, FILE, MERGED, SEEN
 from vhdkit.journal import records
 from vhdkit.journal.journal_writer import JournalWriter
-from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal
 from vhdkit.journal.merge_records import Begin, decode_record
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Storage
 
 PATCH = {"offset": 512, "b": "AAAA", "a": "AAAB"}
@@ -69,20 +68,26 @@ def line(text: str, previous: str = "") -> bytes:
     return whole.ljust(-(-(len(whole) + 1) // 512) * 512 - 1) + b"\n"
 
 
-def said(*texts: str) -> Journal:
+def found(*texts: str) -> Journal | UnbegunJournal:
     raw, previous = b"", ""
     for text in texts:
         raw += line(text, previous)
         previous = raw[-len(line(text, previous)) :][:64].decode()
     folder = MemoryFolder({"/vms/base.vhd": b"", "/vms/base.vhd" + JOURNAL: raw})
-    journal = read_journal(folder, "/vms/base.vhd")
+    journal = find_journal(folder, "/vms/base.vhd")
     assert journal is not None
+    return journal
+
+
+def said(*texts: str) -> Journal:
+    journal = found(*texts)
+    assert isinstance(journal, Journal)
     return journal
 
 
 def refusal(*texts: str) -> vhdkit.JournalError | None:
     try:
-        said(*texts).say()
+        found(*texts).say()
     except vhdkit.JournalError as error:
         return error
     return None

@@ -13,7 +13,7 @@ import vhdkit
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING
 from tests.typed import as_typed
-from vhdkit.chain.rebase import Fit
+from vhdkit.chain.rebase_plan import Fit
 from vhdkit.command_hints import command_words
 from vhdkit.errors import (
     ChainError,

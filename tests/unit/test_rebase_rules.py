@@ -15,7 +15,8 @@ from tests.through import ThroughFolder, ThroughStorage
 from tests.unit.test_header_update import AFTER, BASE, BEFORE, HEADER, LEAF, OTHER, PATH, STEP, patches, step_file
 from tests.unit.test_merge_laws import Event, SpyFolder
 from vhdkit.chain.chain import open_chain
-from vhdkit.chain.rebase import Fit, plan_rebase, rebase
+from vhdkit.chain.rebase import plan_rebase, rebase
+from vhdkit.chain.rebase_plan import Fit
 from vhdkit.command_hints import command_words
 from vhdkit.errors import (
     CorruptImageError,

@@ -87,10 +87,7 @@ class Parents:
         if link is None or link.unique_id not in self._by_id:
             return []
         wanted = link.unique_id
-        named = list(named_paths(link, paths.dirname(child.path)))
-        exact = (self._images[path] for path in named if path in self._images)
-        alike = (image for path in named for image in reversed(self._by_name.get(path.lower(), ())))
-        for image in (*exact, *alike):
+        for image in self._named(link, paths.dirname(child.path)):
             if image.unique_id == wanted and image.identity != child.identity:
                 return [image]
         # A null id says nothing: then only a name can tell.
@@ -98,6 +95,12 @@ class Parents:
             return []
         fitting = [image for image in self._by_id[wanted] if image.identity != child.identity]
         return list({image.identity: image for image in reversed(fitting)}.values())[::-1]
+
+    def _named(self, link: ParentLink, directory: str) -> Iterator[Cataloged]:
+        """Yield the images that a link names, then those whose names differ in case alone."""
+        named = list(named_paths(link, directory))
+        yield from (self._images[path] for path in named if path in self._images)
+        yield from (image for path in named for image in reversed(self._by_name.get(path.lower(), ())))
 
 
 def read_catalog(

@@ -12,9 +12,8 @@ that one can still be found.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.arguments import checked
 from vhdkit.chain.ancestry import Ancestry, ancestry_of
@@ -31,6 +30,7 @@ from vhdkit.chain.rebase_checks import (
     check_size,
     mismatch_error,
 )
+from vhdkit.chain.rebase_plan import Fit, Rebase
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.disk.image import DiskKind
@@ -60,49 +60,6 @@ if TYPE_CHECKING:
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-
-
-class Fit(StrEnum):
-    """Whether the new parent shows what the child was made above."""
-
-    YES = "yes"
-    NO = "no"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebase:
-    """What a rebase compares, and what it changes.
-
-    Ids are 16 bytes, sizes in bytes, block sizes too (0 where there are no blocks), time stamps seconds since 2000:
-    of the parent as the child remembers it (0 if it does not), as its footer says it was made (None of a raw file), and
-    as its file was changed. `before` is the file that the child reads through as it is, "" if none is found. `fits` is
-    told by reading the whole of both parents; `difference` is the first byte in which they differ. `has_step` says that
-    an earlier change of its header was cut off, and is to be finished.
-    """
-
-    child: str
-    parent: str
-    before: str
-    expected_id: bytes
-    found_id: bytes
-    child_size: int
-    parent_size: int
-    child_block_size: int
-    parent_block_size: int
-    remembered_stamp: int
-    made_stamp: int | None
-    changed_stamp: int
-    fits: Fit
-    difference: int | None
-    remarks: tuple[str, ...]
-    patches: tuple[Patch, ...]
-    has_step: bool = False
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether the child says all of that already."""
-        return not self.has_step and all(patch.before == patch.after for patch in self.patches)
 
 
 @checked
@@ -277,28 +234,17 @@ def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, reque
     if link is None:
         raise ChainError("it is no differencing image: it has no parent", path=child.path)
     found = parent.unique_id or unique_id.NULL
+    is_same_id = found == link.unique_id
     old, new = ancestry_of(child, parents), ancestry_of(parent, parents)
-    if child.storage.identity in new.identities:
-        message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
-        raise ChainLoopError(message, path=child.path)
-    check_free(child, parent, parents.folder)
-    for path in (*old.paths[1:], *new.paths[1:]):
-        check_merged(child, path, parents.folder)
-    if found != link.unique_id:
+    _check_links(child, parent, old, new, parents.folder)
+    if not is_same_id:
         check_size(child, parent)
     old_path = old.paths[1] if len(old.paths) > 1 else ""
     claims = check_claims(child, found, parents)
-    if found != link.unique_id and not request.ignore_id_mismatch:
+    if not is_same_id and not request.ignore_id_mismatch:
         raise mismatch_error(child, parent, found, old_path)
-    fits, difference = _compared(old, new, parents)
-    check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
-    remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or found == link.unique_id)
-    if fits is Fit.NO:
-        remarks.append(
-            check_difference(child, parent, old_path, difference, claims, is_ignored=request.ignore_id_mismatch)
-        )
-    if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and found != link.unique_id):
-        check_children(child, parents)
+    difference = _compared(old, new, parents)
+    remarks = _checked_views(child, parent, parents, request, difference, claims, new, old_path)
     relink = Relink(child=child.path, old_parent=old_path, new_parent=parent.path, new_parent_id=found)
     patches = relink_patches(child, relink, parent_mtime=parent.storage.mtime)
     remarks += _found_by(child, parent, patches, parents.folder)
@@ -316,16 +262,58 @@ def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, reque
         remembered_stamp=link.timestamp,
         made_stamp=parent.timestamp if parent.kind is not DiskKind.RAW else None,
         changed_stamp=timestamp.from_unix(parent.storage.mtime),
-        fits=fits,
-        difference=difference,
+        fits=difference.fits,
+        difference=difference.at,
         remarks=tuple(remarks),
         patches=patches,
         has_step=child.has_step,
     )
-    is_frozen = any(not claim.is_active for claim in claims)
-    if not result.changes_nothing and not is_frozen:
+    if not result.changes_nothing and all(claim.is_active for claim in claims):
         check_may_relink(parents.folder, child.path)
     return result
+
+
+def _checked_views(
+    child: RelinkableImage,
+    parent: Image,
+    parents: ParentSearch,
+    request: RebaseRequest,
+    difference: _Difference,
+    claims: Sequence[Claim],
+    new: Ancestry,
+    old_path: str,
+) -> list[str]:
+    """Refuse a parent that shows something else than the old one; return what is odd about it all the same.
+
+    Raises:
+        JournalError, SnapshotError, ChainError, SiblingsError: as said.
+
+    """
+    fits = difference.fits
+    is_same_id = child.parent is not None and (parent.unique_id or unique_id.NULL) == child.parent.unique_id
+    check_not_ended(child, parent, parents.folder, is_accepted=request.accept_ended or fits is Fit.YES)
+    remarks = _remarks(child, parent, new, is_proven=fits is not Fit.UNKNOWN or is_same_id)
+    if fits is Fit.NO:
+        is_ignored = request.ignore_id_mismatch
+        remarks.append(check_difference(child, parent, old_path, difference.at, claims, is_ignored=is_ignored))
+    if fits is Fit.NO or (fits is Fit.UNKNOWN and old_path and not is_same_id):
+        check_children(child, parents)
+    return remarks
+
+
+def _check_links(child: RelinkableImage, parent: Image, old: Ancestry, new: Ancestry, folder: Folder) -> None:
+    """Refuse a loop, and images that a merge or a saved state needs as they are.
+
+    Raises:
+        ChainLoopError, ReadOnlyImageError, JournalError: as said.
+
+    """
+    if child.storage.identity in new.identities:
+        message = f"{parent.path} reads through it, and cannot be its parent: the chain would be a loop"
+        raise ChainLoopError(message, path=child.path)
+    check_free(child, parent, folder)
+    for path in (*old.paths[1:], *new.paths[1:]):
+        check_merged(child, path, folder)
 
 
 def _remarks(child: RelinkableImage, parent: Image, new: Ancestry, *, is_proven: bool) -> list[str]:
@@ -341,12 +329,19 @@ def _remarks(child: RelinkableImage, parent: Image, new: Ancestry, *, is_proven:
     return remarks
 
 
-def _compared(old: Ancestry, new: Ancestry, parents: ParentSearch) -> tuple[Fit, int | None]:
+class _Difference(NamedTuple):
+    """Whether what two parents show fits, and the first byte at which it differs."""
+
+    fits: Fit
+    at: int | None = None
+
+
+def _compared(old: Ancestry, new: Ancestry, parents: ParentSearch) -> _Difference:
     """Read both parents, if the old one is there and is another file."""
     if len(old.paths) == 1:
-        return Fit.UNKNOWN, None
+        return _Difference(Fit.UNKNOWN)
     if old.identities[1] == new.identities[0]:
-        return Fit.YES, None
+        return _Difference(Fit.YES)
     try:
         result = compare(
             old.paths[1],
@@ -359,8 +354,8 @@ def _compared(old: Ancestry, new: Ancestry, parents: ParentSearch) -> tuple[Fit,
         error.add_note("What the child reads now can be compared with the new parent when nobody writes to either.")
         raise
     except (VhdError, OSError):
-        return Fit.UNKNOWN, None
-    return (Fit.YES if result.equal else Fit.NO), result.first_difference
+        return _Difference(Fit.UNKNOWN)
+    return _Difference(Fit.YES if result.equal else Fit.NO, result.first_difference)
 
 
 def _named(parent: Image) -> Hint:

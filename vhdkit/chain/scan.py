@@ -89,36 +89,49 @@ def arrange(
     catalog: Catalog, unfinished: tuple[Finding, ...] = (), undo: Mapping[str, UndoImage] | None = None
 ) -> Scan:
     """Turn a catalog into family trees; `undo` are the undo images of merges, by the path that was merged into."""
-    children: dict[str, list[Cataloged]] = {}
-    roots: list[Cataloged] = []
-    ambiguous: dict[str, tuple[str, ...]] = {}
-    known = Parents(catalog)
-    for image in catalog.images.values():
-        parents = known.of(image)
-        if len(parents) == 1:
-            children.setdefault(parents[0].path, []).append(image)
-            continue
-        roots.append(image)
-        if parents:
-            ambiguous[image.path] = tuple(parent.path for parent in parents)
+    links = _links(catalog)
+    children = links.children
     placed: set[str] = set()
-    undo_of = {
-        child.path: path
-        for path, image in (undo or {}).items()
-        for child in children.get(path, ())
-        if image.is_it(child)
-    }
-    trees = [_tree(image, children, placed, undo_of) for image in roots]
+    undo_of = _undo_images(undo or {}, children)
+    trees = [_tree(image, children, placed, undo_of) for image in links.roots]
     # What was not reached from a root hangs in a loop of parents; its members are told as orphans.
     trees += [_tree(image, children, placed, undo_of) for image in catalog.images.values() if image.path not in placed]
     return Scan(
         bases=tuple(tree for tree in trees if tree.parent_id is None),
         orphans=tuple(tree for tree in trees if tree.parent_id is not None),
-        ambiguous=ambiguous,
+        ambiguous=links.ambiguous,
         duplicates=_duplicates(catalog),
         unreadable=dict(catalog.unreadable),
         unfinished=unfinished,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Links:
+    """The children of images by path, the images that hang below none, and those of which several may be the parent."""
+
+    children: dict[str, list[Cataloged]]
+    roots: list[Cataloged]
+    ambiguous: dict[str, tuple[str, ...]]
+
+
+def _links(catalog: Catalog) -> _Links:
+    found = _Links(children={}, roots=[], ambiguous={})
+    known = Parents(catalog)
+    for image in catalog.images.values():
+        parents = known.of(image)
+        if len(parents) == 1:
+            found.children.setdefault(parents[0].path, []).append(image)
+            continue
+        found.roots.append(image)
+        if parents:
+            found.ambiguous[image.path] = tuple(parent.path for parent in parents)
+    return found
+
+
+def _undo_images(undo: Mapping[str, UndoImage], children: Mapping[str, Sequence[Cataloged]]) -> dict[str, str]:
+    """Return what was merged into by the paths of the undo images that keep its view."""
+    return {child.path: path for path, image in undo.items() for child in children.get(path, ()) if image.is_it(child)}
 
 
 def _tree(

@@ -21,8 +21,9 @@ from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
+    from vhdkit.chain.catalog import Catalog
     from vhdkit.chain.chain import Chain
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
@@ -60,6 +61,18 @@ class Relatives:
         return {**named, **{relink.child: relink for relink in self.relinks}}
 
 
+def _parent_ids(
+    catalog: Catalog, own: Collection[tuple[int, int]], undo_id: bytes, folder: Folder
+) -> dict[str, bytes | None]:
+    """Return whose child each image near the chain says it is, by paths; those of the chain and the undo image not."""
+    found = {
+        image.path: image.parent_id
+        for image in catalog.images.values()
+        if image.identity not in own and image.unique_id != undo_id
+    }
+    return found | {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}
+
+
 def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[str], undo_id: bytes = b"") -> Relatives:
     """Look for the relatives of a merge of the layers above `depth` into the one there; the undo image is none."""
     family = chain.layers[: depth + 1]
@@ -69,13 +82,7 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
     directories = tuple(dict.fromkeys(paths.dirname(layer.path) for layer in chain.layers))
     reach = Reach()
     catalog = read_family(directories, folder, search, reach)
-    children = {
-        image.path: image.parent_id
-        for image in catalog.images.values()
-        if image.identity not in own and image.unique_id != undo_id
-    }
-    for path in catalog.unreadable:
-        children[path] = parent_id_of_damaged(folder, path)
+    children = _parent_ids(catalog, own, undo_id, folder)
     parents = ParentSearch(
         folder=folder, policy=ParentPolicy(search=(*search, *directories)), index=FolderIndex(folder)
     )

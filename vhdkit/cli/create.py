@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,9 @@ from vhdkit.cli.options import (
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn_before_reading
 from vhdkit.errors import CorruptImageError, FileNameError, ImageInUseError, VhdError
 from vhdkit.vhd.corruption import Corruption
+
+if TYPE_CHECKING:
+    from vhdkit.chain.compare import Comparison
 
 _DIFFERENT = 1
 _NOT_COMPARED = 2
@@ -186,6 +189,11 @@ def compare(
         echo(explain(error), err=True)
         return _NOT_COMPARED
     equal = result.equal and (result.same_size or not strict)
+    _print_comparison(result, equal=equal, strict=strict, as_json=as_json)
+    return 0 if equal else _DIFFERENT
+
+
+def _print_comparison(result: Comparison, *, equal: bool, strict: bool, as_json: bool) -> None:
     if as_json:
         record = {"equal": equal, "same-size": result.same_size, "first-difference": result.first_difference}
         print_json(record | {"size-a": result.size_a, "size-b": result.size_b})
@@ -196,4 +204,3 @@ def compare(
     else:
         rest = "differ in size" if strict else "are the same but for their size"
         echo(f"they {rest}: {result.size_a} and {result.size_b} bytes, the rest zeros")
-    return 0 if equal else _DIFFERENT

@@ -76,6 +76,10 @@ def hash_(
                 echo(f"{view.digest}  {path_text(file if view is found[0] else view.path)}")
     if as_json:
         print_json(records)
+    return _exit_code(failures)
+
+
+def _exit_code(failures: list[VhdError | OSError]) -> int:
     if not failures:
         return 0
     return ExitCode.IN_USE if all(isinstance(error, ImageInUseError) for error in failures) else ExitCode.FAILED

@@ -6,7 +6,6 @@ The first three tell what headers say and lock nothing, so that one can always a
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from vhdkit.cli.options import (
     json_option,
     reading,
 )
-from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, warn
+from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, tree_lines, warn
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.findings import printable
 from vhdkit.vhd.corruption import Corruption, as_finding
@@ -53,14 +52,12 @@ _BATCH_LINES = 512
 def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> None:
     """Show everything that an image says about itself."""
     from vhdkit.chain.unfinished_merges import unfinished_merges
-    from vhdkit.cli.json_records import describe_layer, warnings
+    from vhdkit.cli.json_records import describe_layer
     from vhdkit.storage.local_folder import LocalFolder
 
     folder = LocalFolder()
     metadata, record, damage = _described(folder, file)
-    findings = list(metadata.findings)
-    if damage is not None and as_finding(damage, folder.real(file)).message not in {item.message for item in findings}:
-        findings.append(as_finding(damage, folder.real(file)))
+    findings = _own_findings(metadata, damage, folder.real(file))
     try:
         with vhdkit.open_chain(file, **chain_arguments(**options), lock=False) as opened:
             record["backing-chain"] = [describe_layer(layer) for layer in opened.layers]
@@ -75,6 +72,20 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
         record["backing-chain"] = []
         findings += unfinished_merges(folder, [folder.real(file)])
         findings += _ended_view(folder, file, metadata)
+    _show_info(record, findings, metadata, file, backing_chain=backing_chain, as_json=as_json)
+
+
+def _show_info(
+    record: dict[str, Any],
+    findings: list[Finding],
+    metadata: FileSummary,
+    file: str,
+    *,
+    backing_chain: bool,
+    as_json: bool,
+) -> None:
+    from vhdkit.cli.json_records import warnings
+
     record["warnings"] = warnings(findings)
     if as_json:
         print_json(record)
@@ -86,6 +97,14 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
     warn(findings)
     if not metadata.checksum_ok:
         echo(f"warning: {path_text(file)}: a checksum is wrong", err=True)
+
+
+def _own_findings(metadata: FileSummary, damage: VhdError | None, path: str) -> list[Finding]:
+    """Return what was found in a file, and the damage that keeps it from being opened, once."""
+    findings = list(metadata.findings)
+    if damage is not None and as_finding(damage, path).message not in {item.message for item in findings}:
+        findings.append(as_finding(damage, path))
+    return findings
 
 
 def _ended_view(folder: Folder, file: str, metadata: FileSummary) -> list[Finding]:
@@ -232,9 +251,7 @@ def _print_trees(title: str, images: tuple[ScannedImage, ...]) -> None:
     """Print trees, with a stack of our own: a chain may be deeper than Python's."""
     if not images:
         return
-    # A terminal without line-drawing characters gets what every one has.
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    fork, corner, bar = ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
+    fork, corner, bar = tree_lines()
     echo(title)
     todo = [(image, "", place == 0, 0) for place, image in enumerate(reversed(images))]
     while todo:

@@ -74,24 +74,24 @@ def list_(
     if chosen is not None and not (running or finished):
         # Those that have ended may be many; where the filter wants none of them they are not even read.
         running = not chosen.wants_ended
-    # A filter looks at all of them.
-    limit = None if show_all or where is not None else _NEWEST
-    # One more than is shown tells whether there are more.
-    found = jobs(
-        running=running,
-        finished=finished,
-        disk=disk,
-        machine=machine,
-        search=search,
-        limit=None if limit is None else limit + 1,
-    )
-    ended = [each for each in found if each.state.is_finished]
-    if limit is not None and len(ended) > limit:
-        found = tuple(each for each in found if each.id != ended[0].id)
-        echo(f"older jobs are not shown, only the newest {limit} that have ended; --all shows them", err=True)
+    # A filter looks at all of them; one more than is shown tells whether there are more.
+    is_limited = not show_all and where is None
+    limit = _NEWEST + 1 if is_limited else None
+    found = jobs(running=running, finished=finished, disk=disk, machine=machine, search=search, limit=limit)
+    if is_limited:
+        found = _newest(found)
     if chosen is not None:
         found = chosen.of(found)
     _print_list(found, style, as_json=as_json)
+
+
+def _newest(found: tuple[Job, ...]) -> tuple[Job, ...]:
+    """Return jobs without the oldest that has ended, if that is one more than are shown."""
+    ended = [each for each in found if each.state.is_finished]
+    if len(ended) <= _NEWEST:
+        return found
+    echo(f"older jobs are not shown, only the newest {_NEWEST} that have ended; --all shows them", err=True)
+    return tuple(each for each in found if each.id != ended[0].id)
 
 
 class _Filter:

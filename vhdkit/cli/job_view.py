@@ -74,14 +74,7 @@ def job_rows(job: Job) -> list[tuple[str, object]]:
     rows.append(("into", path_text(job.destination)))
     if job.undo:
         rows.append(("undo image", path_text(job.undo)))
-    done = f"{job.percent} %"
-    if job.bytes_total:
-        done += f", {size_text(job.bytes_done)} of {size_text(job.bytes_total)}"
-    rows.append(("done", done))
-    if not job.state.is_finished:
-        rows += [("phase", job.phase or "not begun"), ("rate", _rate(job) or "not known yet")]
-        rows.append(("time left", _left(job) or "not known yet"))
-        rows.append(("may be cancelled", "yes" if job.is_cancellable else "no, it is finishing"))
+    rows += _progress_rows(job)
     rows.append(("submitted", local_text(job.submitted)))
     rows += [("started", local_text(job.started))] if job.started else []
     rows += [("ended", local_text(job.ended))] if job.ended else []
@@ -93,6 +86,18 @@ def job_rows(job: Job) -> list[tuple[str, object]]:
         code = f" (0x{job.error_code:08X})" if job.error_code else ""
         rows.append(("error", f"{job.error}{code}"))
     rows += [("next", command) for command in _next(job)]
+    return rows
+
+
+def _progress_rows(job: Job) -> list[tuple[str, object]]:
+    done = f"{job.percent} %"
+    if job.bytes_total:
+        done += f", {size_text(job.bytes_done)} of {size_text(job.bytes_total)}"
+    rows: list[tuple[str, object]] = [("done", done)]
+    if not job.state.is_finished:
+        rows += [("phase", job.phase or "not begun"), ("rate", _rate(job) or "not known yet")]
+        rows.append(("time left", _left(job) or "not known yet"))
+        rows.append(("may be cancelled", "yes" if job.is_cancellable else "no, it is finishing"))
     return rows
 
 

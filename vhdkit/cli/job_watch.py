@@ -31,22 +31,27 @@ def watch(ids: Sequence[str], style: str | None) -> None:
         return
     style = style or ("bar" if sys.stdout is not None and sys.stdout.isatty() else "plain")
     shown = {"bar": _bars, "plain": _plain, "json": _json, "none": _nothing}[style]
-    follow = Follower()
     try:
         with shown() as show:
-            while True:
-                show(watched)
-                if all(job.state.is_finished for job in watched):
-                    return
-                time.sleep(_ASK_SECONDS)
-                watched = [job if job.state.is_finished else follow(job) for job in watched]
-                if not ids:
-                    known = {job.id for job in watched}
-                    with suppress(RegistryError):
-                        watched += [job for job in jobs(running=True) if job.id not in known]
+            _follow_all(watched, show, with_new=not ids)
     except KeyboardInterrupt as error:
         error.add_note("The jobs go on; `vhdkit job list` shows them.")
         raise
+
+
+def _follow_all(watched: list[Job], show: Callable[[Sequence[Job]], None], *, with_new: bool) -> None:
+    """Show jobs until all have ended; `with_new` those that begin meanwhile as well."""
+    follow = Follower()
+    while True:
+        show(watched)
+        if all(job.state.is_finished for job in watched):
+            return
+        time.sleep(_ASK_SECONDS)
+        watched = [job if job.state.is_finished else follow(job) for job in watched]
+        if with_new:
+            known = {job.id for job in watched}
+            with suppress(RegistryError):
+                watched += [job for job in jobs(running=True) if job.id not in known]
 
 
 @contextmanager

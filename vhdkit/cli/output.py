@@ -102,6 +102,12 @@ def size_text(size: int) -> str:
     return short if short.endswith("bytes") else f"{short} ({size} bytes)"
 
 
+def tree_lines() -> tuple[str, str, str]:
+    """Return the beginnings of a tree's lines: fork, corner and bar; a terminal may lack line-drawing characters."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
+
+
 def path_text(path: str) -> str:
     """Return a path for people: relative if that is shorter, control characters escaped."""
     from vhdkit.storage.local_folder import LocalFolder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,7 @@ from vhdkit.cli.output import echo, path_text, print_json, size_text, table
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
-    from vhdkit.chain.rebase import Rebase
+    from vhdkit.chain.rebase_plan import Rebase
 
 
 @click.command()
@@ -61,34 +61,47 @@ def rebase(
 
 
 def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(_record(result) | {"changed": not dry_run and not result.changes_nothing})
+        return
+    table(_rows(result))
+    for remark in result.remarks:
+        echo(f"warning: {path_text(result.child)}: {printable(remark)}", err=True)
+    if result.changes_nothing:
+        echo("nothing is to be changed: it says so already")
+    elif dry_run:
+        echo("nothing was written: this was a dry run")
+
+
+def _record(result: Rebase) -> dict[str, Any]:
     from vhdkit.disk.unique_id import big_endian, guid
 
+    return {
+        "child": result.child,
+        "parent": result.parent,
+        "parent-before": result.before or None,
+        "expected-id": guid(result.expected_id),
+        "found-id": guid(result.found_id),
+        "expected-id-big-endian": big_endian(result.expected_id),
+        "found-id-big-endian": big_endian(result.found_id),
+        "same-id": result.expected_id == result.found_id,
+        "child-size": result.child_size,
+        "parent-size": result.parent_size,
+        "child-block-size": result.child_block_size,
+        "parent-block-size": result.parent_block_size or None,
+        "parent-remembered": time_text(result.remembered_stamp) if result.remembered_stamp else None,
+        "parent-made": None if result.made_stamp is None else time_text(result.made_stamp),
+        "parent-changed": time_text(result.changed_stamp),
+        "fits": result.fits,
+        "first-difference": result.difference,
+        "warnings": list(result.remarks),
+    }
+
+
+def _rows(result: Rebase) -> list[tuple[str, object]]:
+    from vhdkit.disk.unique_id import guid
+
     same_id = result.expected_id == result.found_id
-    if as_json:
-        print_json(
-            {
-                "child": result.child,
-                "parent": result.parent,
-                "parent-before": result.before or None,
-                "expected-id": guid(result.expected_id),
-                "found-id": guid(result.found_id),
-                "expected-id-big-endian": big_endian(result.expected_id),
-                "found-id-big-endian": big_endian(result.found_id),
-                "same-id": same_id,
-                "child-size": result.child_size,
-                "parent-size": result.parent_size,
-                "child-block-size": result.child_block_size,
-                "parent-block-size": result.parent_block_size or None,
-                "parent-remembered": time_text(result.remembered_stamp) if result.remembered_stamp else None,
-                "parent-made": None if result.made_stamp is None else time_text(result.made_stamp),
-                "parent-changed": time_text(result.changed_stamp),
-                "fits": result.fits,
-                "first-difference": result.difference,
-                "warnings": list(result.remarks),
-                "changed": not dry_run and not result.changes_nothing,
-            }
-        )
-        return
     ids = "the same" if same_id else f"{guid(result.found_id)}, expected {guid(result.expected_id)}"
     rows: list[tuple[str, object]] = [("child", path_text(result.child)), ("parent", path_text(result.parent))]
     rows += [("before", path_text(result.before) if result.before else "not found")]
@@ -99,13 +112,7 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
     rows += [("parent made", "unknown" if result.made_stamp is None else time_text(result.made_stamp))]
     rows += [("changed", time_text(result.changed_stamp))]
     rows += [("fits", result.fits if result.before else "unknown: there is no old parent to compare it with")]
-    table(rows)
-    for remark in result.remarks:
-        echo(f"warning: {path_text(result.child)}: {printable(remark)}", err=True)
-    if result.changes_nothing:
-        echo("nothing is to be changed: it says so already")
-    elif dry_run:
-        echo("nothing was written: this was a dry run")
+    return rows
 
 
 def time_text(stamp: int) -> str:

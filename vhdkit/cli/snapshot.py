@@ -16,7 +16,8 @@ from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
-    from vhdkit.snapshot.machine import Applied, Machine
+    from vhdkit.snapshot.machine import Machine
+    from vhdkit.snapshot.operation import Applied
     from vhdkit.snapshot.remark import Remark
 
 # As `check` has them: corrupt, and something is left over.

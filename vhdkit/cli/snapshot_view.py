@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.cli.output import echo, path_text, short_size
+from vhdkit.cli.output import echo, path_text, short_size, tree_lines
 from vhdkit.cli.time_text import local_iso
 from vhdkit.command_hints import commands_of
 from vhdkit.findings import printable
@@ -125,8 +124,7 @@ def print_remarks(remarks: tuple[Remark, ...]) -> None:
 
 def _tree(machine: Machine, manifest: Manifest) -> list[str]:
     """Return the lines of the tree, without recursion: it may be deep."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    fork, corner, bar = ("├── ", "└── ", "│   ") if encoding.lower().startswith("utf") else ("+-- ", "`-- ", "|   ")
+    fork, corner, bar = tree_lines()
     children: dict[str | None, list[Snapshot | None]] = {}
     for each in manifest.snapshots:
         children.setdefault(each.parent, []).append(each)

@@ -20,7 +20,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
@@ -60,18 +60,35 @@ def jobs(
         from vhdkit.job.recover import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
 
         add_found(registry, as_texts(search))
-    states = (*(_GOING if running or not finished else ()), *(_ENDED if finished or not running else ()))
+    states = _states(running=running, finished=finished)
     files = None if disk is None else _read_through(as_text(disk))
     # What was running has ended, if its process has: so those are always looked at.
     asked = tuple(dict.fromkeys([*_GOING, *states]))
-    folder = "" if machine is None else Registry.real(paths.abspath(machine))
-    # The folder is the begin of the destination's path.
-    mentions = None if machine is None else [json.dumps(machine), json.dumps(folder)[:-1]]
-    listed = registry.jobs(states=asked, files=files, mentions=mentions, limit=limit if machine is None else None)
-    found = [job for job in (noted(job, registry) for job in listed) if job.state in states]
     if machine is None:
-        return tuple(found)
-    found = [job for job in found if machine == job.machine or folder == paths.dirname(job.destination)]
+        listed = registry.jobs(states=asked, files=files, mentions=None, limit=limit)
+        return _noted_in(states, listed, registry)
+    folder = Registry.real(paths.abspath(machine))
+    # The folder is the begin of the destination's path.
+    mentions = [json.dumps(machine), json.dumps(folder)[:-1]]
+    listed = registry.jobs(states=asked, files=files, mentions=mentions, limit=None)
+    found = _noted_in(states, listed, registry)
+    return _newest([job for job in found if machine == job.machine or folder == paths.dirname(job.destination)], limit)
+
+
+def _states(*, running: bool, finished: bool) -> tuple[JobState, ...]:
+    """Return the states that are asked for: both kinds if neither is."""
+    if running == finished:
+        return (*_GOING, *_ENDED)
+    return _GOING if running else _ENDED
+
+
+def _noted_in(states: Collection[JobState], listed: Iterable[Job], registry: Registry) -> tuple[Job, ...]:
+    """Return jobs as they really are, those that are in one of some states."""
+    return tuple(job for job in (noted(job, registry) for job in listed) if job.state in states)
+
+
+def _newest(found: Sequence[Job], limit: int | None) -> tuple[Job, ...]:
+    """Return jobs, of those that ended only the newest `limit`."""
     ended = [job for job in found if job.state.is_finished]
     dropped = set() if limit is None else {job.id for job in ended[: max(0, len(ended) - limit)]}
     return tuple(job for job in found if job.id not in dropped)

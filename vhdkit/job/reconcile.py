@@ -129,11 +129,6 @@ def _is_held(job: Job) -> bool:
 
 def _is_complete(job: Job) -> bool:
     """Whether a job that was cut off had nothing left to do: its journal is gone, or waits for an undo only."""
-    from vhdkit.journal.merge_journal import (  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
-        UnbegunJournal,
-        find_journal,
-    )
-
     folder = LocalFolder()
     has_begun = job.phase or job.state is JobState.RUNNING
     if not job.destination or not has_begun or job.phase == "rolling back" or not folder.exists(job.destination):
@@ -141,6 +136,16 @@ def _is_complete(job: Job) -> bool:
     if job.request.to is not None:
         # A new file has its name once it is whole.
         return job.phase == "finishing" or job.bytes_done == job.bytes_total > 0
+    return _is_journal_done(job, folder)
+
+
+def _is_journal_done(job: Job, folder: LocalFolder) -> bool:
+    """Whether the journal beside a job's destination is gone, or waits for an undo only."""
+    from vhdkit.journal.merge_journal import (  # noqa: PLC0415 - a third of what `job list` may take, rarely needed
+        UnbegunJournal,
+        find_journal,
+    )
+
     try:
         journal = find_journal(folder, job.destination)
     except (JournalError, OSError):

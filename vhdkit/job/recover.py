@@ -9,7 +9,7 @@ from vhdkit.errors import ImageInUseError, JournalError
 from vhdkit.findings import printable
 from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.reconcile import settled
-from vhdkit.job.registry_row import encode
+from vhdkit.job.registry_row import encode_job
 from vhdkit.job.registry_tables import leave_out
 from vhdkit.journal.merge_journal import SUFFIX, read_journal
 from vhdkit.journal.named_files import check_names
@@ -46,7 +46,7 @@ def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
                 check_names(journal, folder, search)
                 job = _job_of(journal, folder)
                 if job is not None:
-                    encode(job)
+                    encode_job(job)
             except JournalError as error:
                 leave_out(f"no job can be listed by a journal: {error}")
                 continue

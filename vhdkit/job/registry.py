@@ -243,10 +243,10 @@ class Registry:
     # The file
 
     def _row_of(self, job: Job) -> str:
-        from vhdkit.job.registry_row import encode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+        from vhdkit.job.registry_row import encode_job  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
         try:
-            return encode(job)
+            return encode_job(job)
         except ValueError as error:
             message = f"the job {printable(job.id[:SHOWN])} cannot be listed: {error}"
             raise RegistryError(message, path=self.path) from error

@@ -70,7 +70,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     identities: dict[Path, Annotated[str, Meta(pattern=r"\A[0-9a-f]{0,32}\Z")]]
 
 
-def encode(job: Job) -> str:
+def encode_job(job: Job) -> str:
     """Return a job as the text of a row, in ASCII.
 
     Raises:
@@ -81,11 +81,11 @@ def encode(job: Job) -> str:
     # What failed may list thousands of files. The beginning says what went wrong.
     record["error"] = record["error"][:_MOST_TEXT]
     text = json.dumps(record, separators=(",", ":"))
-    decode(text)
+    decode_job(text)
     return text
 
 
-def decode(text: object) -> Job:
+def decode_job(text: object) -> Job:
     """Return the job that the text of a row describes.
 
     Raises:

@@ -61,9 +61,9 @@ class Row:
             ValueError: it is none.
 
         """
-        from vhdkit.job.registry_row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+        from vhdkit.job.registry_row import decode_job  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
-        job = decode(self.record)
+        job = decode_job(self.record)
         if job.id != self.id or job.state != self.state:
             raise ValueError("its id or state is not what its record has")
         return job
@@ -150,10 +150,10 @@ def take_left_out() -> list[str]:
 
 def job_of(record: object) -> Job | None:
     """Return the job of a row's record, None if it is of none."""
-    from vhdkit.job.registry_row import decode  # noqa: PLC0415 - msgspec is loaded by those that have a row
+    from vhdkit.job.registry_row import decode_job  # noqa: PLC0415 - msgspec is loaded by those that have a row
 
     try:
-        return decode(record)
+        return decode_job(record)
     except ValueError:
         return None
 

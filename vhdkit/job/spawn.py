@@ -19,7 +19,7 @@ import msgspec
 from vhdkit.errors import JobError
 from vhdkit.job import events
 from vhdkit.job.registry import Registry, RegistryError
-from vhdkit.job.registry_row import decode, encode, parse_once
+from vhdkit.job.registry_row import decode_job, encode_job, parse_once
 from vhdkit.job.worker import Worker
 from vhdkit.storage.process import birth_of, environment_with_modules
 
@@ -73,7 +73,7 @@ def spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
 
 def task_of(job: Job, state: str) -> bytes:
     """Return the task of a process that is to work at a job."""
-    return json.dumps({"row": encode(job), "state": state}).encode()
+    return json.dumps({"row": encode_job(job), "state": state}).encode()
 
 
 def work_at(task: bytes) -> Job:
@@ -85,7 +85,7 @@ def work_at(task: bytes) -> Job:
     """
     try:
         given = msgspec.convert(parse_once(task), _Task)
-        job = decode(given.row)
+        job = decode_job(given.row)
     except ValueError as error:
         raise JobError(f"it is no task of a background job: {error}") from error
     ended = _Ended()

@@ -149,6 +149,9 @@ class Where:
                 _fits(values, name.text, "", lambda value, _: _is_like(value, parts)) != is_unlike
                 and _value(values, name.text) is not None
             )
+        return self._sign_and_literal(name.text, is_unlike=is_unlike)
+
+    def _sign_and_literal(self, name: str, *, is_unlike: bool) -> _Test:
         sign = self._peek()
         if is_unlike or sign.text not in _OPERATORS:
             raise self._wrong("LIKE" if is_unlike else "one of = <> < <= > >=, LIKE or IS")
@@ -158,8 +161,8 @@ class Where:
             if sign.text not in {"=", "<>", "!="}:
                 raise FilterError("NULL is neither less nor greater than anything; write IS NULL")
             is_equal = sign.text == "="
-            return lambda values: (_value(values, name.text) is None) == is_equal
-        return lambda values: _fits(values, name.text, wanted, _OPERATORS[sign.text])
+            return lambda values: (_value(values, name) is None) == is_equal
+        return lambda values: _fits(values, name, wanted, _OPERATORS[sign.text])
 
     def _literal(self) -> str | int | bool | None:
         token = self._peek()

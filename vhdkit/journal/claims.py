@@ -207,19 +207,23 @@ def _is_allowed(claims: list[Claim], change: Change) -> bool:
     """Whether a change takes nothing that a disk's snapshots need."""
     first = claims[0]
     disk = first.manifest.disks[first.disk]
-    if [claim.path for claim in claims] == [change.destination] and first.is_active:
+    if len(claims) == 1 and first.path == change.destination and first.is_active:
         # Another image is brought into what the machine writes to: it could have written that.
         return True
     at = {claim.path: claim.layer.path for claim in claims}
     if any(path not in at for path in (*change.sources, change.destination)):
         return False
     sources, destination = [at[path] for path in change.sources], at[change.destination]
+    if _is_begun(first, sources, destination, _others(change, at), disk):
+        return True
     top = sources[0] if sources else destination
-    return _is_begun(first, sources, destination, _others(change, at), disk) or (
-        change.acting_for == first.manifest_path
-        and not any(claim.is_needed for claim in claims if claim.layer.path in {*sources[1:], destination})
-        and _others(change, at) <= {*disk.children.get(top, ())}
-    )
+    if change.acting_for != first.manifest_path or not _others(change, at) <= {*disk.children.get(top, ())}:
+        return False
+    return not _is_any_needed(claims, {*sources[1:], destination})
+
+
+def _is_any_needed(claims: Iterable[Claim], layers: set[str]) -> bool:
+    return any(claim.is_needed for claim in claims if claim.layer.path in layers)
 
 
 def _others(change: Change, at: dict[str, str]) -> set[str]:

@@ -46,14 +46,14 @@ Instant = Annotated[float, Meta(ge=0, lt=_LAST_INSTANT)]
 Id = Annotated[str, Meta(pattern=rf"^{GUID.pattern}\Z")]
 ImageId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
-Known = TypeVar("Known", bound="Record")
+Known = TypeVar("Known", bound="ManifestRecord")
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ManifestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A part of a manifest."""
 
 
-class Mark(Record, frozen=True, kw_only=True):
+class LayerMark(ManifestRecord, frozen=True, kw_only=True):
     """What a frozen layer's file is like: size in bytes, mtime in Unix seconds, CRC-32 of its structures."""
 
     size: Size
@@ -63,7 +63,7 @@ class Mark(Record, frozen=True, kw_only=True):
     table: Checksum
 
 
-class LayerRecord(Record, frozen=True, kw_only=True):
+class LayerRecord(ManifestRecord, frozen=True, kw_only=True):
     """One image of a disk: `parent` is the path of the one below, `unique_id` in hexadecimal.
 
     `mark` is what its file was like when it was frozen, None for one that may be written.
@@ -72,10 +72,10 @@ class LayerRecord(Record, frozen=True, kw_only=True):
     path: str
     parent: str | None
     unique_id: ImageId
-    mark: Mark | None = None
+    mark: LayerMark | None = None
 
 
-class Disk(Record, frozen=True, kw_only=True, dict=True):
+class Disk(ManifestRecord, frozen=True, kw_only=True, dict=True):
     """One disk: `stem` is its base's name without extension, `active` the layer that the machine writes to.
 
     `directory` is where new layers are made.
@@ -110,7 +110,7 @@ class Disk(Record, frozen=True, kw_only=True, dict=True):
         return self.by_path[path]
 
 
-class FileMark(Record, frozen=True, kw_only=True):
+class FileMark(ManifestRecord, frozen=True, kw_only=True):
     """What a kept file is like: size in bytes, mtime and ctime in Unix seconds, SHA-256 of its bytes."""
 
     size: Size
@@ -119,7 +119,7 @@ class FileMark(Record, frozen=True, kw_only=True):
     digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
-class StateFile(Record, frozen=True, kw_only=True):
+class StateFile(ManifestRecord, frozen=True, kw_only=True):
     """An opaque file that is kept with a snapshot: the `name` that it was given under, and where it is kept.
 
     `mark` is None where an earlier version has kept it.
@@ -130,7 +130,7 @@ class StateFile(Record, frozen=True, kw_only=True):
     mark: FileMark | None = None
 
 
-class Snapshot(Record, frozen=True, kw_only=True):
+class Snapshot(ManifestRecord, frozen=True, kw_only=True):
     """What every disk was at an instant: `layers` has the layer that was frozen then, disk by disk.
 
     `taken` is in Unix seconds, 0 where it is not known; `parent` is the id of the snapshot before.
@@ -145,14 +145,14 @@ class Snapshot(Record, frozen=True, kw_only=True):
     state: tuple[StateFile, ...] = ()
 
 
-class Made(Record, frozen=True, kw_only=True):
+class Made(ManifestRecord, frozen=True, kw_only=True):
     """A file that an operation makes or has made; `unique_id` is "" for one that is no image."""
 
     path: str
     unique_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
 
 
-class Fold(Record, frozen=True, kw_only=True):
+class Fold(ManifestRecord, frozen=True, kw_only=True):
     """Layers to be merged into one, in one pass: the topmost first; what the topmost shows the destination shows then.
 
     The destination takes the topmost one's place, and keeps its own name.
@@ -172,7 +172,7 @@ class Fold(Record, frozen=True, kw_only=True):
         return (*self.sources, self.destination)
 
 
-class Folding(Record, frozen=True, kw_only=True):
+class Folding(ManifestRecord, frozen=True, kw_only=True):
     """A merge that was begun on a disk (by its index): it is complete when its topmost source is gone.
 
     One that moves nothing (`is_empty`) need not have written to its destination.
@@ -183,7 +183,7 @@ class Folding(Record, frozen=True, kw_only=True):
     is_empty: bool = False
 
 
-class Manifest(Record, frozen=True, kw_only=True, dict=True):
+class Manifest(ManifestRecord, frozen=True, kw_only=True, dict=True):
     """All of it. `now` is the id of the snapshot that the machine's present state began with, None for none.
 
     `begun`, `doomed` and `foldings` are operations under way; what a power cut leaves of them is settled later.
@@ -337,14 +337,20 @@ def _check_snapshots(manifest: Manifest) -> None:
     if len(ids) < len(manifest.snapshots) or len({each.name for each in manifest.snapshots}) < len(ids):
         raise ValueError("two snapshots have one name, or one id")
     for each in manifest.snapshots:
-        fits = len(each.layers) == len(manifest.disks) and (each.parent is None or each.parent in ids)
-        if not fits or any(path not in disk.parents for path, disk in zip(each.layers, manifest.disks, strict=True)):
+        if not _has_its_layers(each, manifest.disks) or each.parent not in {None, *ids}:
             raise ValueError(f"the snapshot {each.name} has layers or a parent that are not there")
         for state in each.state:
             _check_state(state, each.id)
     _check_order({each.id: each.parent for each in manifest.snapshots}, "the snapshots")
-    if manifest.now is not None and manifest.now not in ids:
+    if manifest.now not in {None, *ids}:
         raise ValueError("the snapshot above now is not there")
+
+
+def _has_its_layers(snapshot: Snapshot, disks: tuple[Disk, ...]) -> bool:
+    """Whether a snapshot has a layer of each disk."""
+    if len(snapshot.layers) != len(disks):
+        return False
+    return all(path in disk.parents for path, disk in zip(snapshot.layers, disks, strict=True))
 
 
 def _check_state(state: StateFile, snapshot_id: str) -> None:

@@ -77,13 +77,13 @@ class GrowthState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
 _Files = Annotated[tuple[FileState, ...], Meta(max_length=_MAX_LAYERS)]
 
 
-class Line(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class JournalLine(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every record has: the file system's time when it was written, 0.0 where that was not noted."""
 
     now: FileTime = 0.0
 
 
-class Begin(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="begin"):
+class Begin(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="begin"):
     """What a merge set out to do. Files leaf first, `below` those under the destination; sizes and offsets in bytes.
 
     New blocks lie at `first` and every `stride` behind; the `moved` first of them are blocks that make way for a longer
@@ -124,15 +124,15 @@ class Begin(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
             check_relative_path(self.undo)
 
 
-class Reserved(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reserved"):
+class Reserved(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="reserved"):
     """The room is made."""
 
 
-class Grown(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grown"):
+class Grown(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="grown"):
     """The table is longer."""
 
 
-class Saved(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saved"):
+class Saved(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saved"):
     """Up to `offset` the undo image has what will be overwritten: `held` sectors then, when it looked like `undo`."""
 
     offset: Size
@@ -140,7 +140,7 @@ class Saved(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
     undo: Seen | None = None
 
 
-class Mark(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mark"):
+class Mark(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mark"):
     """Up to `offset` the disk's sectors are durable in the destination, whose time of change was `mtime`."""
 
     offset: Size
@@ -162,7 +162,7 @@ class RelinkState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True)
             raise ValueError("a relinking ends with a header")
 
 
-class Merged(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merged"):
+class Merged(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="merged"):
     """All sectors are durable in the destination, left as `destination` and `seen` say; `relinks` follow.
 
     `undo` is what the undo image looked like, and `sources` are about to be removed as they are now; None if none is.
@@ -175,14 +175,14 @@ class Merged(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fi
     sources: _Files | None = None
 
 
-class Verified(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="verified"):
+class Verified(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="verified"):
     """The destination was read and has what the sources hold, which are about to be removed as they are now."""
 
     sources: _Files
     seen: Seen | None = None
 
 
-class Names(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="names"):
+class Names(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="names"):
     """The sources, and the undo image ("" without one), have other names since."""
 
     sources: Annotated[tuple[PathText, ...], Meta(min_length=1, max_length=_MAX_LAYERS)]
@@ -195,7 +195,7 @@ class Names(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_fie
             check_relative_path(path)
 
 
-class Doubted(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="doubted"):
+class Doubted(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="doubted"):
     """Nothing proves that the undo image holds all that was overwritten."""
 
     reason: _Reason
@@ -213,29 +213,29 @@ class Sample(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 Samples = Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
 
 
-class Sampled(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sampled"):
+class Sampled(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="sampled"):
     """Places that the merge changes, kept for its completion record."""
 
     samples: Samples
 
 
-class Dropping(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropping"):
+class Dropping(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="dropping"):
     """What was kept for an undo goes; with `keep_file` the undo image stays."""
 
     keep_file: bool
 
 
-class Rollback(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rollback"):
+class Rollback(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="rollback"):
     """The undo image is being merged back."""
 
 
-class Restored(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="restored"):
+class Restored(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="restored"):
     """The undo image was merged back, and may go; how that has left the destination."""
 
     seen: Seen | None = None
 
 
-class Stopped(Line, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stopped"):
+class Stopped(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="stopped"):
     """Why nobody is at it, and how the destination was left."""
 
     reason: _Reason

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
+from vhdkit.findings import Advice
 from vhdkit.formats import open_image
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
 from vhdkit.journal.merge_journal import find_journal
@@ -30,6 +31,7 @@ from vhdkit.vhd.ended_view import marked_view
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vhdkit.journal.manifest import LayerMark
     from vhdkit.storage.protocols import Folder
 
 
@@ -57,8 +59,6 @@ def adopt(
 
     """
     place = folder or LocalFolder()
-    if not disks:
-        raise SnapshotError("a machine has at least one disk")
     families = _families(place, disks, tuple(search))
     named = {paths.dirname(image.path) for family in families for image in family.images}
     named |= {place.real(each) for each in (*search, *([directory] if directory is not None else []))}
@@ -79,11 +79,15 @@ def adopt(
             if marked != earlier:
                 file.write(marked)
             file.put_up_signposts(marked)
-            for disk in marked.disks:
-                for layer in disk.layers:
-                    if layer.mark is not None:
-                        place.protect(file.absolute(layer.path), is_protected=True)
+            _protect_frozen(file, marked)
     return file.path
+
+
+def _protect_frozen(file: ManifestFile, manifest: Manifest) -> None:
+    for disk in manifest.disks:
+        for layer in disk.layers:
+            if layer.mark is not None:
+                file.folder.protect(file.absolute(layer.path), is_protected=True)
 
 
 def _check_names(file: ManifestFile, families: Sequence[Family], directory: str | None) -> None:
@@ -104,6 +108,8 @@ def _check_names(file: ManifestFile, families: Sequence[Family], directory: str 
 
 def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> list[Family]:
     """Return the families of disks; where a manifest tells of one, all folders that it tells of are looked into."""
+    if not disks:
+        raise SnapshotError("a machine has at least one disk")
     named = list(disks)
     for at, disk in enumerate(disks):
         with suppress(VhdError):
@@ -115,12 +121,11 @@ def _families(folder: Folder, disks: Sequence[str], search: tuple[str, ...]) -> 
     families = [find_family(folder, disk, tuple(dict.fromkeys(search))) for disk in named]
     for family, was, disk in zip(families, named, disks, strict=True):
         if was is not disk and family.active.path != was:
-            message = (
-                f"it reads through {was}, which the machine writes to; `snapshot init` with it lets the machine go"
-            )
-            raise SnapshotError(
-                f"{message} on in it, and `merge` brings into that what it holds", path=family.active.path
-            )
+            leaf = family.active.path
+            hint = Advice.ADOPT.hint("{} lets the machine go on in it", paths=(leaf,))
+            hint = hint.then(Advice.MERGE.hint("{} brings into that what it holds", path=leaf))
+            message = f"it reads through {was}, which the machine writes to"
+            raise SnapshotError(message, path=leaf, hint=hint)
     return families
 
 
@@ -187,8 +192,7 @@ def _with_known(
     families, kept = [], []
     for index, disk in enumerate(known.disks):
         layers_there = [path for path in _active_first(disk, file) if file.folder.exists(path)]
-        images = set(layers_there)
-        family = next((each for each in rest if images & {image.path for image in each.images}), None)
+        family = _with_any_of(rest, layers_there)
         if family is not None:
             rest.remove(family)
         elif layers_there:
@@ -196,13 +200,23 @@ def _with_known(
         if family is not None:
             families.append(family)
             kept.append(index)
-    left = replace(
+    return [*families, *rest], _of_disks(known, kept)
+
+
+def _with_any_of(families: Sequence[Family], paths: Sequence[str]) -> Family | None:
+    """Return the family that one of some files is of, None if there is none."""
+    wanted = set(paths)
+    return next((each for each in families if any(image.path in wanted for image in each.images)), None)
+
+
+def _of_disks(known: Manifest, kept: list[int]) -> Manifest:
+    """Return what a manifest says of some of its disks."""
+    return replace(
         known,
         disks=tuple(known.disks[index] for index in kept),
         snapshots=tuple(replace(each, layers=tuple(each.layers[index] for index in kept)) for each in known.snapshots),
         foldings=tuple(replace(each, disk=kept.index(each.disk)) for each in known.foldings if each.disk in kept),
     )
-    return [*families, *rest], left
 
 
 def _active_first(disk: Disk, file: ManifestFile) -> list[str]:
@@ -331,17 +345,18 @@ def _marked(file: ManifestFile, made: Manifest, before: Manifest | None) -> Mani
     known = {layer.path: layer for disk in (before.disks if before is not None else ()) for layer in disk.layers}
     disks = []
     for disk in made.disks:
-        marked = []
-        for layer in disk.layers:
-            mark = None
-            if layer.path != disk.active:
-                earlier = known.get(layer.path)
-                is_same = earlier is not None and earlier.unique_id == layer.unique_id
-                mark = earlier.mark if earlier is not None and is_same else None
-                now = mark_at(file.folder, file.absolute(layer.path))[0]
-                # One that was told of another parent is what it was.
-                is_rebased = mark is not None and mark.header != now.header and is_relinked_only(mark, now)
-                mark = now if mark is None or is_rebased else mark
-            marked.append(replace(layer, mark=mark))
-        disks.append(replace(disk, layers=tuple(marked)))
+        marks = [
+            None if layer.path == disk.active else _mark_of(file, layer, known.get(layer.path)) for layer in disk.layers
+        ]
+        layers = tuple(replace(layer, mark=mark) for layer, mark in zip(disk.layers, marks, strict=True))
+        disks.append(replace(disk, layers=layers))
     return replace(made, disks=tuple(disks))
+
+
+def _mark_of(file: ManifestFile, layer: LayerRecord, earlier: LayerRecord | None) -> LayerMark:
+    """Return what a frozen layer's file is like: as noted, unless it was only told of another parent since."""
+    now = mark_at(file.folder, file.absolute(layer.path))[0]
+    mark = earlier.mark if earlier is not None and earlier.unique_id == layer.unique_id else None
+    if mark is None:
+        return now
+    return now if mark.header != now.header and is_relinked_only(mark, now) else mark

@@ -31,29 +31,20 @@ def snapshots_of(
 
     A row that is known, and of no snapshot, is what a deletion has left to be merged: it stays none.
     """
-    known = {each.layers: each for each in before.snapshots} if before is not None else {}
-    layers_known = [set(disk.parents) - {disk.active} for disk in before.disks] if before is not None else []
-    moved = _by_ids(file, before) if before is not None else {}
-    names = {each.name for each in known.values()}
+    known = _Known(file, before)
+    names = {each.name for each in known.snapshots}
     found: list[Snapshot] = []
     id_of: dict[str, str | None] = {}
     now: str | None = None
     for row in rows:
         below = families[0].parent_of[row[0].path]
         parent_id = id_of.get(below.path) if below is not None else None
-        actives = [image for family, image in zip(families, row, strict=True) if image is family.active]
-        if actives:
-            if len(actives) < len(row):
-                message = "the machine writes to it, and on another disk to what was not made together with it"
-                raise SnapshotError(message, path=actives[0].path)
+        if _is_active(row, families):
             now = parent_id
             continue
         where = tuple(file.relative(image.path) for image in row)
-        at = known.get(where[: len(layers_known)]) or moved.get(tuple(image.unique_id.hex() for image in row))
-        is_left = layers_known and all(
-            path in paths_known for path, paths_known in zip(where, layers_known, strict=False)
-        )
-        if at is None and is_left:
+        at = known.snapshot_at(where, row)
+        if at is None and known.has_layers(where):
             id_of[row[0].path] = parent_id
             continue
         if at is None:
@@ -62,8 +53,42 @@ def snapshots_of(
         names.add(at.name)
         found.append(replace(at, parent=parent_id, layers=where))
         id_of[row[0].path] = at.id
-    order = {each.id: place for place, each in enumerate(known.values())}
+    order = {each.id: place for place, each in enumerate(known.snapshots)}
     return tuple(sorted(found, key=lambda each: order.get(each.id, len(order)))), now
+
+
+def _is_active(row: Sequence[ScannedImage], families: Sequence[Family]) -> bool:
+    """Whether the machine writes to images, one of each disk.
+
+    Raises:
+        SnapshotError: it writes to some of them.
+
+    """
+    actives = [image for family, image in zip(families, row, strict=True) if image is family.active]
+    if actives and len(actives) < len(row):
+        message = "the machine writes to it, and on another disk to what was not made together with it"
+        raise SnapshotError(message, path=actives[0].path)
+    return bool(actives)
+
+
+class _Known:
+    """What an earlier manifest says of layers, nothing if there is none."""
+
+    def __init__(self, file: ManifestFile, before: Manifest | None) -> None:
+        self.snapshots = before.snapshots if before is not None else ()
+        self._by_layers = {each.layers: each for each in self.snapshots}
+        self._layers = [set(disk.parents) - {disk.active} for disk in before.disks] if before is not None else []
+        self._moved = _by_ids(file, before) if before is not None else {}
+
+    def snapshot_at(self, where: tuple[str, ...], row: Sequence[ScannedImage]) -> Snapshot | None:
+        """Return the snapshot of layers: those there, or those of their ids, none of which is where it was."""
+        return self._by_layers.get(where[: len(self._layers)]) or self._moved.get(
+            tuple(image.unique_id.hex() for image in row)
+        )
+
+    def has_layers(self, where: tuple[str, ...]) -> bool:
+        """Whether all of these are frozen layers that were known."""
+        return bool(self._layers) and all(path in known for path, known in zip(where, self._layers, strict=False))
 
 
 def _by_ids(file: ManifestFile, before: Manifest) -> dict[tuple[str, ...], Snapshot]:

@@ -141,17 +141,9 @@ def _of_layer(
         message = f"it is {whose}, and cannot be read: {error}"
         yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(Advice.CHECK.hint(path=path),))
         return
-    if found != layer.unique_id:
-        ids = [unique_id.guid(bytes.fromhex(each)) for each in (found, layer.unique_id)]
-        message = f"it is {whose}, and another image has taken its place (its id is {ids[0]}, was {ids[1]}):"
-        message += " move that image elsewhere, and put the layer back"
-        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message)
-        return
-    below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
-    if not is_touched and parent_id_at(file.folder, path) != below:
-        message = f"it is {whose}, and was told of another parent than {layer.parent or 'none'}"
-        init = Advice.ADOPT.hint(paths=(path,))
-        yield Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(init,))
+    other = _of_another(file, disk, layer, found, whose, is_touched=is_touched)
+    if other is not None:
+        yield other
         return
     different = () if layer.mark is None or is_touched else differences(layer.mark, now)
     if different:
@@ -161,6 +153,23 @@ def _of_layer(
         message = f"it is {whose}, and may be written; whatever writes to it ruins all that reads through it"
         settle = Advice.SETTLE.hint(path=file.absolute(disk.active))
         yield Remark(kind=RemarkKind.UNPROTECTED, path=path, message=message, hints=(settle,))
+
+
+def _of_another(
+    file: ManifestFile, disk: Disk, layer: LayerRecord, found: str, whose: str, *, is_touched: bool
+) -> Remark | None:
+    """Tell of an image of another id in a layer's place, or one with another parent."""
+    path = file.absolute(layer.path)
+    if found != layer.unique_id:
+        ids = [unique_id.guid(bytes.fromhex(each)) for each in (found, layer.unique_id)]
+        message = f"it is {whose}, and another image has taken its place (its id is {ids[0]}, was {ids[1]}):"
+        message += " move that image elsewhere, and put the layer back"
+        return Remark(kind=RemarkKind.CHANGED, path=path, message=message)
+    below = disk.layer(layer.parent).unique_id if layer.parent is not None else ""
+    if not is_touched and parent_id_at(file.folder, path) != below:
+        message = f"it is {whose}, and was told of another parent than {layer.parent or 'none'}"
+        return Remark(kind=RemarkKind.CHANGED, path=path, message=message, hints=(Advice.ADOPT.hint(paths=(path,)),))
+    return None
 
 
 def _whose(manifest: Manifest, index: int, layer: LayerRecord) -> str:

@@ -32,7 +32,7 @@ from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 from vhdkit.vhd.header_update import finish, forget, read_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from vhdkit.job.job import Job
     from vhdkit.journal.manifest import Folding, LayerRecord, Manifest
@@ -216,8 +216,24 @@ class Settler:
             holder.add_hint(Advice.SETTLE.hint("when it is off, {} merges what is owed", path=self.file.path))
             raise holder
         noted = manifest.foldings
-        touched = [new_files.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
         known = set(noted)
+        sound = self._sound(manifest, foldings)
+        manifest = replace(manifest, foldings=(*noted, *(each for each in sound if each not in known)))
+        if manifest.foldings != noted:
+            self.file.write(manifest)
+        for each in sound:
+            self._unprotect(manifest, each)
+        return tuple(sound)
+
+    def _sound(self, manifest: Manifest, foldings: Sequence[Folding]) -> list[Folding]:
+        """Return the merges that can be done.
+
+        Raises:
+            VhdError, OSError: none can.
+
+        """
+        touched = [new_files.touched_by_merges(self.file, manifest, index) for index in range(len(manifest.disks))]
+        known = set(manifest.foldings)
         sound, troubles = [], []
         for each in foldings:
             try:
@@ -227,12 +243,7 @@ class Settler:
                 troubles.append(error)
         if troubles and not sound:
             raise troubles[0]
-        manifest = replace(manifest, foldings=(*noted, *(each for each in sound if each not in known)))
-        if manifest.foldings != noted:
-            self.file.write(manifest)
-        for each in sound:
-            self._unprotect(manifest, each)
-        return tuple(sound)
+        return sound
 
     def _check_sound(self, manifest: Manifest, folding: Folding, touched: frozenset[str]) -> None:
         """Refuse a merge of what was changed since it was frozen.

@@ -125,16 +125,19 @@ def _paired(families: Sequence[Family], children: Sequence[list[ScannedImage]]) 
     guids = [{_guid(child): child for child in each} for each in children]
     if all(len(each) == len(children[0]) and each.keys() == guids[0].keys() for each in guids):
         return [[each[_guid(child)] for child in children[0]] for each in guids]
-    for family, each in zip(families, children, strict=True):
-        line = set(family.line)
-        stamps = [child.metadata.timestamp for child in each if child.path not in line]
-        if len(families) > 1 and len(set(stamps)) < len(stamps):
-            names = ", ".join(child.path for child in each)
-            message = (
-                f"of these some were made in one second, so that it cannot be told what was frozen together: {names}"
-            )
-            raise SnapshotError(f"{message}; name the disks one by one, each as a machine of its own")
+    if len(families) > 1:
+        for family, each in zip(families, children, strict=True):
+            _check_times(family, each)
     return list(children)
+
+
+def _check_times(family: Family, children: Sequence[ScannedImage]) -> None:
+    line = set(family.line)
+    stamps = [child.metadata.timestamp for child in children if child.path not in line]
+    if len(set(stamps)) < len(stamps):
+        names = ", ".join(child.path for child in children)
+        message = f"of these some were made in one second, so that it cannot be told what was frozen together: {names}"
+        raise SnapshotError(f"{message}; name the disks one by one, each as a machine of its own")
 
 
 def _guid(image: ScannedImage) -> str:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from vhdkit.formats import open_image
-from vhdkit.journal.manifest import FileMark, Mark
+from vhdkit.journal.manifest import FileMark, LayerMark
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ _WHAT = {
 }
 
 
-def mark_of(image: Image) -> Mark:
+def mark_of(image: Image) -> LayerMark:
     """Return what an open image's file is like."""
-    return Mark(size=image.storage.size(), mtime=image.storage.mtime, **image.checksums()._asdict())
+    return LayerMark(size=image.storage.size(), mtime=image.storage.mtime, **image.checksums()._asdict())
 
 
-def mark_at(folder: Folder, path: str) -> tuple[Mark, str]:
+def mark_at(folder: Folder, path: str) -> tuple[LayerMark, str]:
     """Return what the image at a path is like, and its unique id in hexadecimal; nobody is asked for a lock."""
     with open_image(path, follow_links=False, folder=folder) as image:
         return mark_of(image), image.unique_id.hex()
@@ -46,7 +46,7 @@ def parent_id_at(folder: Folder, path: str) -> str:
         return "" if image.parent is None else image.parent.unique_id.hex()
 
 
-def is_alike(folder: Folder, path: str, then: Mark) -> bool:
+def is_alike(folder: Folder, path: str, then: LayerMark) -> bool:
     """Whether a file has the length and the time that it had."""
     with folder.open(path) as storage:
         return (storage.size(), storage.mtime) == (then.size, then.mtime)
@@ -75,7 +75,7 @@ def is_changed_file(folder: Folder, path: str, then: FileMark) -> bool:
     return not is_same and file_mark_at(folder, path).digest != then.digest
 
 
-def differences(then: Mark, now: Mark) -> tuple[str, ...]:
+def differences(then: LayerMark, now: LayerMark) -> tuple[str, ...]:
     """Return what is no longer as it was, in words."""
     return tuple(
         text.format(now=getattr(now, name), then=getattr(then, name))
@@ -84,6 +84,6 @@ def differences(then: Mark, now: Mark) -> tuple[str, ...]:
     )
 
 
-def is_relinked_only(then: Mark, now: Mark) -> bool:
+def is_relinked_only(then: LayerMark, now: LayerMark) -> bool:
     """Whether nothing but the header and the file's time differs: it was told of another parent."""
     return (then.size, then.footer, then.table) == (now.size, now.footer, now.table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import JournalError, ReadOnlyImageError, SnapshotError
 from vhdkit.journal.manifest_pointer import signpost_path
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.snapshot import allowed_folders
+from vhdkit.snapshot import allowed_folders, new_files
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import ended_view
 
@@ -153,3 +153,9 @@ def check_signpost_names(file: ManifestFile, machine_id: str, directories: Seque
     """
     stem = paths.basename(file.path).split(".vhdkit-snapshots", maxsplit=1)[0]
     allowed_folders.check_new_names([file.path, *(signpost_path(each, stem, machine_id) for each in directories)])
+
+
+def check_below(file: ManifestFile, manifest: Manifest) -> None:
+    """Refuse to build on what was changed since it was frozen, as far as that shows at a glance."""
+    for disk in manifest.disks:
+        new_files.check_frozen(file, manifest, disk, new_files.line_to_base(disk, disk.active)[1:], quick=True)

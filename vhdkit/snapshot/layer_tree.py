@@ -58,7 +58,7 @@ def carried_out(parents: Parents, steps: tuple[Removal | Fold, ...]) -> dict[str
     }
 
 
-def children_of(parents: Parents) -> dict[str, list[str]]:
+def children_by_parent(parents: Parents) -> dict[str, list[str]]:
     """Return each layer's children, in the order of the tree."""
     children: dict[str, list[str]] = {path: [] for path in parents}
     for path, parent in parents.items():
@@ -78,7 +78,7 @@ def line_of(parents: Parents, layer: str) -> tuple[str, ...]:
 
 
 def _removals(parents: Parents, needed: Collection[str]) -> tuple[Removal, ...]:
-    counts = {path: len(children) for path, children in children_of(parents).items()}
+    counts = {path: len(children) for path, children in children_by_parent(parents).items()}
     ready = [path for path, count in counts.items() if not count and path not in needed]
     for path in ready:  # which grows
         below = parents[path]
@@ -91,7 +91,7 @@ def _removals(parents: Parents, needed: Collection[str]) -> tuple[Removal, ...]:
 
 def _folds(parents: Parents, needed: Collection[str]) -> tuple[Fold, ...]:
     """Return one merge for each stretch of layers of which all but the topmost are not needed and have one child."""
-    children = children_of(parents)
+    children = children_by_parent(parents)
     passed = {path for path in parents if path not in needed and len(children[path]) == 1}
     folds = []
     for path in parents:

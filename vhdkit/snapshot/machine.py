@@ -19,27 +19,21 @@ from __future__ import annotations
 
 import time
 import uuid
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
-
-from msgspec.structs import replace
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain
-from vhdkit.disk import timestamp
 from vhdkit.errors import ReadOnlyImageError, SnapshotError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
 from vhdkit.snapshot.adopt import adopt
-from vhdkit.snapshot.cleanup import sweep
 from vhdkit.snapshot.deferred_merges import Settler
 from vhdkit.snapshot.find_manifest import find_manifest
-from vhdkit.snapshot.fingerprint import mark_of
+from vhdkit.snapshot.operation import Applied, apply_snapshot, take_snapshot
 from vhdkit.snapshot.pending_merges import effective
 from vhdkit.snapshot.stable_read import rested, seen_twice
-from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts
 
@@ -49,7 +43,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.job.handle import MergeJob
     from vhdkit.job.job import Job
-    from vhdkit.journal.manifest import Made, Manifest
+    from vhdkit.journal.manifest import Manifest
     from vhdkit.progress import Cancel, Progress
     from vhdkit.snapshot.pending_merges import Owed
     from vhdkit.snapshot.remark import Remark
@@ -57,20 +51,6 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """What applying a snapshot did: the layers that are active now, disk by disk, and what is no longer.
-
-    `discarded` are the layers that were active, with the bytes that had been written to each; `state` the files that
-    were kept with the snapshot, or the copies that were asked for.
-    """
-
-    snapshot: Snapshot
-    active: tuple[str, ...]
-    discarded: tuple[tuple[str, int], ...]
-    state: tuple[str, ...]
 
 
 class Machine:
@@ -219,7 +199,7 @@ class Machine:
 
         """
         manifest = self.manifest
-        self._check_below(manifest)
+        layer_checks.check_below(self.file, manifest)
         return start_gate.make_way(self.active, self.file.search(manifest), yield_merges=yield_merges)
 
     @contextmanager
@@ -235,11 +215,6 @@ class Machine:
         """
         with self.file.running():
             yield self.make_way(yield_merges=yield_merges)
-
-    def _check_below(self, manifest: Manifest) -> None:
-        """Refuse to build on what was changed since it was frozen, as far as that shows at a glance."""
-        for disk in manifest.disks:
-            new_files.check_frozen(self.file, manifest, disk, new_files.line_to_base(disk, disk.active)[1:], quick=True)
 
     @checked
     def open_chain(self, name: str | None = None, *, disk: int = 0, writable: bool = False) -> Chain:
@@ -275,7 +250,7 @@ class Machine:
         self._name(directory)
         with self._changing() as manifest:
             transitions.check_name(manifest, name)
-            self._check_below(manifest)
+            layer_checks.check_below(self.file, manifest)
             layer_checks.check_no_undo(self.file, manifest)
             layer_checks.check_may_freeze(self.file, manifest)
             snapshot_id = str(self._new_id()).upper()
@@ -283,32 +258,10 @@ class Machine:
             kept = new_files.named_state(self.file, manifest, snapshot_id, given)
             fresh = new_files.named_layers(self.file, manifest, actives, self._new_id, directory)
             layer_checks.check_new_files(self.file, manifest, fresh, kept, given)
-            with new_files.held_actives(self.file, manifest, exclusive=False) as images:
-                layer_checks.check_views(self.folder, images)
-                for image in images:
-                    image.storage.sync()
-                marks = [mark_of(image) for image in images]
-                now = self._clock()
-                made = new_files.begun_of(fresh, kept)
-                with self._beginning(manifest, made):
-                    kept = new_files.keep_files(self.file, kept, given)
-                    new_files.make_layers(self.file, fresh, timestamp.from_unix(now))
-                snapshot = Snapshot(
-                    id=snapshot_id,
-                    name=name,
-                    note=note,
-                    taken=now,
-                    parent=manifest.now,
-                    layers=actives,
-                    state=kept,
-                )
-                after = transitions.taken(manifest, snapshot, fresh, marks)
-                self._write_made(after, made)
-                for index, (image, layer) in enumerate(zip(images, actives, strict=True)):
-                    # A merge that has stopped may have to relink it.
-                    if layer not in transitions.busy(after, index):
-                        self.folder.protect(image.path, is_protected=True)
-        return snapshot
+            planned = Snapshot(
+                id=snapshot_id, name=name, note=note, taken=0.0, parent=manifest.now, layers=actives, state=kept
+            )
+            return take_snapshot(self.file, manifest, planned, fresh, given, self._clock)
 
     @checked
     def apply(self, name: str, *, state_to: StrPath | None = None, directory: StrPath | None = None) -> Applied:
@@ -349,25 +302,9 @@ class Machine:
         layer_checks.check_no_undo(self.file, manifest)
         layer_checks.check_may_discard(self.file, manifest)
         fresh = new_files.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
-        layer_checks.check_new_files(self.file, manifest, fresh)
-        # What is lost already is discarded by going on from a snapshot.
-        with new_files.held_actives(self.file, manifest, exclusive=True, may_miss=True) as images:
-            for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
-                new_files.check_frozen(self.file, manifest, disk, new_files.line_to_base(disk, layer))
-            with self._handed_back(snapshot, state_to) as state:
-                made = new_files.begun_of(fresh)
-                with self._beginning(manifest, made):
-                    new_files.make_layers(self.file, fresh, timestamp.from_unix(self._clock()))
-                after = transitions.applied(manifest, snapshot, fresh)
-                discarded = tuple((image.path, image.storage.allocated_size) for image in images)
-                self._write_made(after, made)
+        after, applied = apply_snapshot(self.file, manifest, fresh, snapshot, state_to, self._clock())
         self._settler().clear(after)
-        return Applied(
-            snapshot=snapshot,
-            active=tuple(self.file.absolute(layer.path) for layer in fresh),
-            discarded=discarded,
-            state=state,
-        )
+        return applied
 
     @checked
     def delete(self, name: str, *, subtree: bool = False) -> tuple[Snapshot, ...]:
@@ -454,49 +391,6 @@ class Machine:
         """Let files of the machine lie in a folder that the user has named."""
         if directory is not None:
             self.file.named.add(self.folder.real(directory))
-
-    @contextmanager
-    def _beginning(self, manifest: Manifest, made: tuple[Made, ...]) -> Iterator[None]:
-        """Tell of files while they are made; if that fails they go again."""
-        begun = replace(manifest, begun=(*manifest.begun, *made))
-        self.file.write(begun)
-        try:
-            yield
-        except BaseException:
-            after = sweep(self.file, begun)
-            # Where another process has changed it meanwhile, what it says now is that one's.
-            with suppress(SnapshotError):
-                self.file.write(replace(manifest, doomed=after.doomed, begun=after.begun))
-            raise
-
-    def _write_made(self, manifest: Manifest, made: tuple[Made, ...]) -> None:
-        """Write the manifest that has files which were made; where it is refused they go again.
-
-        Raises:
-            SnapshotError: another process has changed it. After an OSError it may be either the old or the new one.
-
-        """
-        try:
-            self.file.write(manifest)
-        except SnapshotError:
-            before = self.file.read()
-            known = {layer.path for disk in before.disks for layer in disk.layers}
-            lost = tuple(each for each in made if each.path not in known)
-            sweep(self.file, replace(before, begun=lost, doomed=()))
-            raise
-
-    @contextmanager
-    def _handed_back(self, snapshot: Snapshot, state_to: str | None) -> Iterator[tuple[str, ...]]:
-        """Lend the files that are kept with a snapshot, or copies of them, which go again if the block fails."""
-        kept = new_files.check_kept(self.file, snapshot)
-        if state_to is None:
-            yield kept
-            return
-        where = self.folder.real(state_to)
-        self.folder.make_directory(where)
-        copies = {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
-        with new_files.copied_files(self.file, copies) as made:
-            yield made
 
     def _settler(self) -> Settler:
         return Settler(self.file, is_local=self._is_local)

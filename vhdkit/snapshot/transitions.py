@@ -13,10 +13,10 @@ from vhdkit.snapshot.layer_tree import Removal, owed
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from vhdkit.journal.manifest import Disk, Fold, Mark
+    from vhdkit.journal.manifest import Disk, Fold, LayerMark
 
 
-def taken(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord], marks: Sequence[Mark]) -> Manifest:
+def taken(manifest: Manifest, snapshot: Snapshot, fresh: Sequence[LayerRecord], marks: Sequence[LayerMark]) -> Manifest:
     """Freeze the active layers for a snapshot; the fresh ones, one a disk, are active from now on."""
     disks = []
     for disk, new, mark in zip(manifest.disks, fresh, marks, strict=True):

@@ -121,14 +121,19 @@ class TreeWalk:
             return
         if stat.S_ISREG(status.st_mode):
             yield _entry(entry.path, status)
-        elif stat.S_ISLNK(status.st_mode):
+        else:
+            self._put_off(entry.path, status, device, below)
+
+    def _put_off(self, path: str, status: os.stat_result, device: int, below: list[str]) -> None:
+        """Note a directory or a link to be looked into later."""
+        if stat.S_ISLNK(status.st_mode):
             if self._reach is not None:
-                self._later.append(entry.path)
+                self._later.append(path)
         elif stat.S_ISDIR(status.st_mode):
             if status.st_dev == device or not self._one_device:
-                below.append(entry.path)
+                below.append(path)
             elif self._reach is not None and self._deep:
-                self._later.append(entry.path)
+                self._later.append(path)
 
     def _meet_mount(self, place: str, kind: str, reach: Reach, below: list[str]) -> None:
         if not self._deep or mounts.is_made_up(kind):

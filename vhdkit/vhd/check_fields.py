@@ -23,7 +23,7 @@ from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.vhd.metadata import LOCATOR_SIZE, LOCATORS_AT, FooterPlace, SparseMetadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.header import DynamicHeader
@@ -194,10 +194,7 @@ def _locator_rules(metadata: SparseMetadata, header: DynamicHeader) -> Iterator[
         yield _Rule(locator.reserved != 0, Corruption.LOCATOR_RESERVED, at + 12, message)
         if has_data(locator, metadata.file_size):
             yield from _length_rules(locator, at, title)
-            taken = [*metadata.structures, *(_data(other) for other in seen if has_data(other, metadata.file_size))]
-            if metadata.footer_place is not FooterPlace.COPY:
-                taken.append((metadata.footer_start, metadata.file_size))
-            clash = any(start < _data(locator)[1] and _data(locator)[0] < stop for start, stop in taken)
+            clash = _lies_on_others(locator, seen, metadata)
             message = f"the data of {title} lie on a header, a table or another locator"
             yield _Rule(clash, Corruption.LOCATOR_OVERLAPS, at + 16, message)
         text = texts.get(code)
@@ -206,6 +203,15 @@ def _locator_rules(metadata: SparseMetadata, header: DynamicHeader) -> Iterator[
             message = f"{title} names {base}, the name field {name}"
             yield _Rule(base.lower() != name.lower(), Corruption.LOCATOR_NAME, at, message, Level.INFO)
         seen.append(locator)
+
+
+def _lies_on_others(locator: ParentLocator, seen: Iterable[ParentLocator], metadata: SparseMetadata) -> bool:
+    """Whether a locator's data lie on a structure, on the footer or on the data of another locator."""
+    taken = [*metadata.structures, *(_data(other) for other in seen if has_data(other, metadata.file_size))]
+    if metadata.footer_place is not FooterPlace.COPY:
+        taken.append((metadata.footer_start, metadata.file_size))
+    first, end = _data(locator)
+    return any(start < end and first < stop for start, stop in taken)
 
 
 def _length_rules(locator: ParentLocator, at: int, title: str) -> Iterator[_Rule]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
@@ -87,21 +88,9 @@ def create_image(
     kind = DiskType[disk_type.upper()]
     path, parent = as_text(path), as_text(parent)
     if parent is not None:
+        new_child = _NewChild(path=path, size=size, block_size=block_size, stamp=stamp, unique_id=unique_id)
         with _held_parent(parent, place, accept_ended=accept_ended) as below:
-            size = below.size if size is None else size
-            block_size = block_size or below.block_size or constants.DEFAULT_BLOCK_SIZE
-            if size < below.size:
-                raise ValueError(f"a child of {size} bytes is smaller than its parent of {below.size}")
-            reference = reference_to(
-                place.real(parent),
-                place.real(path),
-                unique_id=below.unique_id,
-                timestamp=timestamp.from_unix(below.storage.mtime),
-                parent_map={remote: place.real(local) for remote, local in as_text_map(parent_map).items()},
-            )
-            footer = new_footer(DiskType.DIFFERENCING, size, stamp=stamp, unique_id=unique_id)
-            with new_image_file(place, path, FileFormat.VHD) as storage:
-                write_empty(storage, footer, block_size, reference)
+            _create_child(new_child, place.real(parent), below, as_text_map(parent_map), place)
         return
     if size is None:
         raise ValueError("a size is needed")
@@ -112,6 +101,32 @@ def create_image(
             storage.write_at(size, footer.to_bytes())
         else:
             write_empty(storage, footer, block_size or constants.DEFAULT_BLOCK_SIZE, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NewChild:
+    path: str
+    size: int | None
+    block_size: int | None
+    stamp: int
+    unique_id: bytes | None
+
+
+def _create_child(new: _NewChild, parent: str, below: VhdImage, parent_map: Mapping[str, str], folder: Folder) -> None:
+    size = below.size if new.size is None else new.size
+    if size < below.size:
+        raise ValueError(f"a child of {size} bytes is smaller than its parent of {below.size}")
+    reference = reference_to(
+        parent,
+        folder.real(new.path),
+        unique_id=below.unique_id,
+        timestamp=timestamp.from_unix(below.storage.mtime),
+        parent_map={remote: folder.real(local) for remote, local in parent_map.items()},
+    )
+    footer = new_footer(DiskType.DIFFERENCING, size, stamp=new.stamp, unique_id=new.unique_id)
+    with new_image_file(folder, new.path, FileFormat.VHD) as storage:
+        block_size = new.block_size or below.block_size or constants.DEFAULT_BLOCK_SIZE
+        write_empty(storage, footer, block_size, reference)
 
 
 @contextmanager

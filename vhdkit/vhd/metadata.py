@@ -397,6 +397,10 @@ class _Reader:
             self._compare_copy(footer, place, raw)
             return footer, place
         self._reject_other_formats()
+        return self._no_footer(first_error)
+
+    def _no_footer(self, first_error: CorruptImageError | None) -> tuple[Footer, FooterPlace]:
+        """Return a footer that lies where none should be; fail if there is none."""
         if first_error is None or first_error.corruption is Corruption.NOT_A_VHD:
             inside = self._misplaced()
             if inside is not None:

@@ -193,7 +193,7 @@ def _check_request(request: MergeRequest, folder: Folder) -> None:
         raise MergeError("a merge goes into an ancestor or to a new file, not both", path=path)
     if to is not None and (undo is not None or request.verify):
         raise MergeError(
-            "a merge to a new file changes nothing: there is nothing to undo; `compare` verifies", path=path
+            "a merge to a new file changes nothing: there is nothing to undo, and a comparison verifies", path=path
         )
     if undo is not None and undo.endswith(_RESERVED):
         raise MergeError(f"the name of an undo image cannot end in {paths.splitext(undo)[1]}", path=undo)
