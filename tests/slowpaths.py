@@ -96,8 +96,8 @@ def _close_at_once(file: Any) -> None:
     file.LocalStorage.begin_close = begin_close
 
 
-def _forget_nothing(forgetting: Any) -> None:
-    forgetting.Forgetting.passed = lambda *_: None
+def _forget_nothing(page_cache: Any) -> None:
+    page_cache.CacheDropper.passed = lambda *_: None
 
 
 # The name of a path, the module that decides on it, and what forces it off.

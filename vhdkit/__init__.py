@@ -74,10 +74,11 @@ if TYPE_CHECKING:
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.start import start_merge
     from vhdkit.journal.manifest import Snapshot
+    from vhdkit.merging.drop_undo import drop_undo
     from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.plan.plan import MergePlan, Resume
     from vhdkit.merging.plan.planner import plan_merge
-    from vhdkit.merging.rollback import drop_undo, rollback
+    from vhdkit.merging.rollback import rollback
     from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.progress import Phase, Progress
     from vhdkit.snapshot.machine import Machine
@@ -137,12 +138,13 @@ _HOMES = {
     "vhdkit.job.registry": ("RegistryError",),
     "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
+    "vhdkit.merging.drop_undo": ("drop_undo",),
     "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
     "vhdkit.progress": ("Phase", "Progress"),
     "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
     "vhdkit.chain.rebase": ("plan_rebase", "rebase"),
     "vhdkit.chain.rebase_plan": ("Rebase",),
-    "vhdkit.merging.rollback": ("drop_undo", "rollback"),
+    "vhdkit.merging.rollback": ("rollback",),
     "vhdkit.merging.plan.planner": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Machine",),
     "vhdkit.snapshot.operation": ("Applied",),

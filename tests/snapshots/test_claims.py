@@ -16,7 +16,8 @@ from tests.typed import as_typed
 from vhdkit.chain.rebase import plan_rebase
 from vhdkit.errors import MergeCancelled, ReadOnlyImageError, SnapshotError
 from vhdkit.journal.claims import Change, claims_on, obstacles
-from vhdkit.merging.rollback import drop_undo, rollback
+from vhdkit.merging.drop_undo import drop_undo
+from vhdkit.merging.rollback import rollback
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local_folder import LocalFolder
 

@@ -18,7 +18,8 @@ import vhdkit
 from tests.snapshots.machines import SIZE, Kept, advised, contents
 from tests.typed import as_typed
 from vhdkit.errors import ImageInUseError, ReadOnlyImageError, SnapshotError, VhdError
-from vhdkit.merging.rollback import drop_undo, rollback
+from vhdkit.merging.drop_undo import drop_undo
+from vhdkit.merging.rollback import rollback
 from vhdkit.snapshot import new_files, transitions
 from vhdkit.snapshot.machine import Machine
 from vhdkit.snapshot.manifest_file import ManifestFile

@@ -19,7 +19,7 @@ from tests.model import Kind, Merge, Snapshot, Write
 from tests.plainvhd import bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, chain_over, fold, in_memory, put
 from tests.unit.test_storage import make_place, pattern, read
-from vhdkit.merging.run.page_cache import Forgetting
+from vhdkit.merging.run.page_cache import CacheDropper
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_less_than_enough_is_left_to_the_closing_of_the_file(monkeypatch: pytest
 def test_a_merge_that_goes_on_forgets_nothing_before_its_mark() -> None:
     folder, paths = in_memory(three_levels([list(range(0, 199, 5))]))
     with vhdkit.open_chain(paths[0], folder=SpyFolder(folder)) as chain:
-        forgetting = Forgetting(chain.layers[:1], 3 * BLOCK + 512)
+        forgetting = CacheDropper(chain.layers[:1], 3 * BLOCK + 512)
         image = parse(bytes(folder[paths[0]].content))
         spy = chain.layers[0].storage._folder  # type: ignore[attr-defined] # noqa: SLF001
         forgetting.passed(5 * BLOCK + 512)

@@ -24,7 +24,7 @@ SIGNS = {
     "counting": "vhdkit.merging.plan.placement._are_alike() is False",
     "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
     "closing": "vhdkit.storage.local_file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
-    "forgetting": "vhdkit.merging.run.page_cache.Forgetting.passed.__module__ == 'tests.slowpaths'",
+    "forgetting": "vhdkit.merging.run.page_cache.CacheDropper.passed.__module__ == 'tests.slowpaths'",
 }
 
 

@@ -1,4 +1,4 @@
-"""The verb that folds layers: merge."""
+"""The verb that merges layers: merge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.new_files import NewFile, naming_commands
-from vhdkit.cli.options import Size, chain_options, json_option, parent_arguments, progress_option
+from vhdkit.cli.options import Size, chain_options, json_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.signals import stopping
 from vhdkit.errors import VhdError
@@ -63,14 +63,6 @@ if TYPE_CHECKING:
 def merge(
     child: str,
     *,
-    into: str | None,
-    to: str | None,
-    keep_sources: bool,
-    undo: str | None,
-    relink_siblings: bool,
-    verify: bool,
-    accept_ended: bool,
-    resume: bool,
     leaf_id: str | None,
     rate: int | None,
     dry_run: bool,
@@ -79,11 +71,12 @@ def merge(
     log_file: str | None,
     progress: str | None,
     as_json: bool,
-    **options: Any,
+    parent_map: tuple[tuple[str, str], ...],
+    **asked: Any,
 ) -> int:
-    """Fold CHILD into its parent, an ancestor, or a new file.
+    """Merge CHILD into its parent, an ancestor, or a new file.
 
-    Everything between CHILD and what it is folded into is folded as well. When that is on stable storage, images that
+    Everything between CHILD and what it is merged into is merged as well. When that is on stable storage, images that
     read through CHILD are relinked, and CHILD and the layers between are REMOVED, unless --keep-sources is given.
 
     The merge is refused if other images read through a file that it would change. They are looked for in the folders
@@ -96,18 +89,7 @@ def merge(
     from vhdkit.storage.local_folder import LocalFolder
 
     request = MergeRequest.of(
-        child,
-        into=into,
-        to=to,
-        keep_sources=keep_sources,
-        undo=undo,
-        relink_siblings=relink_siblings,
-        verify=verify,
-        accept_ended=accept_ended,
-        resume=resume,
-        rate=rate or None,
-        log_file=log_file if background else None,
-        **parent_arguments(**options),
+        child, parent_map=dict(parent_map), rate=rate or None, log_file=log_file if background else None, **asked
     )
     _check_usage(request, rate, leaf_id, background=background, dry_run=dry_run)
     _check_names(request)
@@ -119,8 +101,7 @@ def merge(
         if background:
             _start(request, machine=machine, as_json=as_json)
         elif leaf_id is not None:
-            asked = EnsureRequest(merge=request, leaf_id=leaf_id)
-            _ensure(asked, machine=machine, progress=progress, as_json=as_json)
+            _ensure(EnsureRequest(merge=request, leaf_id=leaf_id), machine=machine, progress=progress, as_json=as_json)
         else:
             plan, result = _run(request, machine=machine, progress=progress, as_json=as_json)
             _print_result(plan, result, as_json=as_json)

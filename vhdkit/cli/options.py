@@ -21,17 +21,12 @@ _FACTORS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 FOLDER = click.Path(exists=True, file_okay=False)
 
 
-class ParentOptions(TypedDict):
-    """How parents are found; the arguments of `vhdkit.plan_merge` by name."""
+class ChainOptions(TypedDict):
+    """How parents are found; the arguments of `vhdkit.open_chain` by name."""
 
     search: tuple[str, ...]
     parent_map: dict[str, str]
     parent: str | None
-
-
-class ChainOptions(ParentOptions):
-    """The same for reading; the arguments of `vhdkit.open_chain` by name."""
-
     accept_id_mismatch: bool
 
 
@@ -72,7 +67,7 @@ class FolderMap(click.ParamType[tuple[str, str]]):
 
 
 def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where parents are; `parent_arguments` takes them."""
+    """Add the options that say where parents are; `chain_arguments` takes them."""
     options = [
         click.option(
             "--search",
@@ -100,16 +95,13 @@ def accept_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--accept-id-mismatch", is_flag=True, help=text)(command)
 
 
-def parent_arguments(
-    search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None
-) -> ParentOptions:
-    """Return the options of `chain_options` as the library takes them."""
-    return ParentOptions(search=search, parent_map=dict(parent_map), parent=parent)
-
-
-def chain_arguments(*, accept_id_mismatch: bool, **options: Any) -> ChainOptions:
-    """Return the same, and the option of `accept_option`."""
-    return ChainOptions(**parent_arguments(**options), accept_id_mismatch=accept_id_mismatch)
+def chain_arguments(
+    search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], parent: str | None, *, accept_id_mismatch: bool
+) -> ChainOptions:
+    """Return the options of `chain_options` and `accept_option` as the library takes them."""
+    return ChainOptions(
+        search=search, parent_map=dict(parent_map), parent=parent, accept_id_mismatch=accept_id_mismatch
+    )
 
 
 def force_share_option(command: Callable[..., Any]) -> Callable[..., Any]:

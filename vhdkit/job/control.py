@@ -225,9 +225,9 @@ def resume_job(job_id: str) -> Job:
         raise JobError(f"the job {job.id} was rolled back; start the merge anew", path=job.destination)
     if not job.state.is_resumable:
         raise JobError(f"the job {job.id} is {job.state.plain}", path=job.destination)
-    from vhdkit.job.start import again  # noqa: PLC0415 - needs all of merging, as asking does not
+    from vhdkit.job.start import restart_job  # noqa: PLC0415 - needs all of merging, as asking does not
 
-    return again(job)
+    return restart_job(job)
 
 
 @checked
@@ -255,9 +255,9 @@ def rollback_job(
         raise JobError(f"the job {job.id} was rolled back already", path=job.destination)
     if not job.state.is_finished:
         job = _stopped(job.id)
-    from vhdkit.job.start import take_back  # noqa: PLC0415 - needs all of merging, as asking does not
+    from vhdkit.job.start import roll_back_job  # noqa: PLC0415 - needs all of merging, as asking does not
 
-    return take_back(job, progress=progress, cancel=cancel)
+    return roll_back_job(job, progress=progress, cancel=cancel)
 
 
 @checked

@@ -16,10 +16,11 @@ from vhdkit.findings import Advice
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
+from vhdkit.job.job_files import check_same, gone, identities_of, touched
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
-from vhdkit.job.worker import UNFINISHED, Worker, check_same, gone, identities_of, touched
+from vhdkit.job.worker import UNFINISHED, Worker
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
 from vhdkit.merging.plan.plan import states_of
@@ -163,7 +164,7 @@ def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: 
     return MergeJob(job, registry, unlisted, worker=worker, thread=thread)
 
 
-def again(job: Job) -> Job:
+def restart_job(job: Job) -> Job:
     """Begin a job again that was cut off, in a process of its own, under its own id; return it as it then is.
 
     Raises:
@@ -180,7 +181,7 @@ def again(job: Job) -> Job:
     return begin(_continued(replace(fresh, id=job.id), job), registry, before=job, detached=True).job
 
 
-def take_back(job: Job, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None) -> Job:
+def roll_back_job(job: Job, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None) -> Job:
     """Roll back a job that has ended, in this thread; return it as it then is.
 
     If it is refused, the job is what it was.

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from vhdkit.errors import ImageInUseError, JobError, MergeCancelled, VhdError
+from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError
 from vhdkit.job import events
 from vhdkit.job.job import Job, JobState
+from vhdkit.job.job_files import check_same, gone, identities_of, touched
 from vhdkit.job.reconcile import as_left, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.merging.plan.plan import Resume
@@ -26,11 +27,11 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from types import TracebackType
 
     from vhdkit.merging.completion import Completion
-    from vhdkit.merging.plan.plan import LayerState, MergePlan
+    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.progress import Cancel, Progress
 
 # Being asked something is noticed this soon, and how far it is is written so often, in seconds.
@@ -370,49 +371,6 @@ class Worker:
         if not self.unlisted:
             events.logger.warning("the job %s is not listed: %s", self._job.id, error)
         self.unlisted = str(error)
-
-
-def touched(plan: MergePlan) -> dict[str, Any]:
-    """Return the fields of a job that say which files its merge touches."""
-    undo = plan.undo_path
-    relinked = [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
-    below = [layer.path for layer in plan.layers]
-    sources = () if plan.is_new_file else plan.sources
-    written = dict.fromkeys([*sources, plan.destination, *filter(None, [undo]), *relinked])
-    return {
-        "sources": plan.sources,
-        "destination": plan.destination,
-        "undo": undo,
-        "files": tuple(dict.fromkeys([*written, *plan.sources, *below])),
-        "written": tuple(written),
-        "identities": identities_of(plan.layers),
-    }
-
-
-def identities_of(layers: Sequence[LayerState]) -> dict[str, str]:
-    """Return the unique ids of images by their paths."""
-    return {layer.path: layer.unique_id.hex() for layer in layers if layer.unique_id}
-
-
-def check_same(job: Job, identities: Mapping[str, str]) -> None:
-    """Hold the images that have the names now against those that a job was begun with.
-
-    Raises:
-        JobError: another image has the name of one.
-
-    """
-    for path, unique_id in identities.items():
-        if job.identities.get(path, unique_id) != unique_id:
-            message = "another image has its name since the job was begun; merge that on its own if it is to be merged"
-            raise JobError(message, path=path)
-
-
-def gone(job: Job, error: FileNotFoundError) -> Exception:
-    """Return what to say of a file that is not there: those that a job was begun with were there then."""
-    if error.filename not in job.files:
-        return error
-    message = "it is no longer there: since this job was begun another merge has removed it, or somebody has moved it"
-    return JobError(message, path=str(error.filename))
 
 
 def _code_of(error: BaseException) -> int:

@@ -1,12 +1,9 @@
-"""What an undo image is for: taking a merge back, or making it final.
+"""Taking a merge back, by merging its undo image into the destination.
 
-Rolling back, **order**, with what a cut leaves: 1 the journal says so (the merge, still whole) · 2 children of what was
-merged away are relinked to it again, each in one step (they read the same over either) · 3 the sectors that the undo
-image holds, sync (the sources hide them) · 4 the disk's old size, if it had grown, sync · 5 images that read through
-the undo image are relinked to the destination · 6 undo image removed, journal removed, folders synced. Every step can
-be done again.
-
-Dropping: the journal says so; then what the merge has kept goes: the sources, the undo image, the journal.
+**Order**, with what a cut leaves: 1 the journal says so (the merge, still whole) · 2 children of what was merged away
+are relinked to it again, each in one step (they read the same over either) · 3 the sectors that the undo image holds,
+sync (the sources hide them) · 4 the disk's old size, if it had grown, sync · 5 images that read through the undo image
+are relinked to the destination · 6 undo image removed, journal removed, folders synced. Every step can be done again.
 
 **Source**: DESIGN 5.
 """
@@ -14,8 +11,6 @@ Dropping: the journal says so; then what the merge has kept goes: the sources, t
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -23,29 +18,26 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
-from vhdkit.chain.parent_search import ParentSearch, find_parent
+from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.chain.resolve import windows
 from vhdkit.disk.extents import Kind
-from vhdkit.disk.image import DiskKind
-from vhdkit.errors import JournalError, MergeError, SiblingsError, VhdError
+from vhdkit.errors import JournalError, MergeError, SiblingsError
 from vhdkit.findings import Advice
-from vhdkit.formats import open_changeable, open_image
-from vhdkit.journal.claims import Change, obstacles
+from vhdkit.formats import open_changeable
+from vhdkit.journal.claims import Change
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.journal_writer import JournalWriter
-from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
-from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.plan.finishing import find_complete
 from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import target_of, window_writes
-from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, noting_unreadable_journals
+from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
-from vhdkit.merging.run.engine import MergeResult, merge
-from vhdkit.merging.run.locked_files import MergeFiles
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.merging.run.undo_image import remove_second_name
+from vhdkit.merging.undone_merge import find_undone, named_directories, read_unchanged, refuse_claimed
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
@@ -60,106 +52,11 @@ if TYPE_CHECKING:
 
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.merge_records import Begin
-    from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.open_image import Vhd
-
-
-@checked
-def drop_undo(
-    path: StrPath,
-    *,
-    keep_file: bool = False,
-    search: Sequence[StrPath] = (),
-    parent_map: Mapping[str, StrPath] | None = None,
-    folder: Folder | None = None,
-) -> MergeResult:
-    """Make a merge final: remove the sources that were kept for its undo image at `path`, and the image.
-
-    With `keep_file` the image stays, for those that read through it.
-
-    Raises:
-        JournalError: it is no undo image of a merge that is complete.
-        SiblingsError: other images read through it.
-        SnapshotError: the snapshots of a machine need a file that would be removed.
-        ImageInUseError: somebody holds one of the files.
-
-    """
-    place = folder or LocalFolder()
-    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
-    folders = policy.search
-    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
-    journal = None if place.exists(path) else find_complete(place, path, folders)
-    if journal is None:
-        _, journal = _undone(path, parents)
-    else:
-        check_names(journal, place, _named_directories(path, parents))
-    if not journal.merged or journal.rolling_back:
-        raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
-    if place.exists(path) and not journal.dropping:
-        with open_image(path, folder=place) as undo:
-            children = children_of(undo, place, folders)
-        if children and not keep_file:
-            names = ", ".join(children)
-            message = f"{len(children)} image(s) read through it: {names}"
-            hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
-            raise SiblingsError(message, path=path, siblings=children, hint=hint)
-    if not journal.dropping:
-        _refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
-    try:
-        plan = finishing_plan(journal, place, folders)
-        if not journal.dropping:
-            plan = _say_dropping(journal, place, folders, keep_file=keep_file)
-        result = merge(plan, folder=place)
-    except OSError as error:
-        if not getattr(error, "__notes__", None):
-            again = Advice.DROP_UNDO.hint("{} goes on with it.", path=path, **({"search": folders} if folders else {}))
-            error.add_note(f"Every disk reads as before; {again}")
-        raise
-    is_kept = journal.keep_undo_file if journal.dropping else keep_file
-    if is_kept:
-        # Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
-        with suppress(VhdError, OSError):
-            _refresh_stamp(journal.resolve(journal.begin.undo), journal.destination, place)
-    return result
-
-
-def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> None:
-    """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other."""
-    with (
-        open_image(destination_path, exclusive=False, folder=folder) as parent,
-        open_changeable(undo_path, writable=True, exclusive=True, folder=folder) as undo,
-    ):
-        if undo.parent is not None and undo.parent.unique_id == parent.unique_id:
-            relink = Relink(
-                child=undo.path, old_parent=parent.path, new_parent=parent.path, new_parent_id=parent.unique_id
-            )
-            apply_patches(folder, undo, relink_patches(undo, relink, parent_mtime=parent.storage.mtime))
-
-
-def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> MergePlan:
-    """Write into the journal that what was kept goes; return the plan by which it does.
-
-    Everything that stands in the way of that is looked for, and the destination read, before the first word of it is
-    written: what is refused now can still be rolled back.
-    """
-    planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), folder, tuple(search))
-    if planned.obstacles:
-        raise planned.obstacles[0]
-    undo = journal.resolve(journal.begin.undo)
-    with MergeFiles(planned, folder, undo if folder.exists(undo) and not keep_file else "") as files:
-        check_still_shows(planned, files.chain.layers)
-        writer = JournalWriter.append(folder, _unchanged(journal, folder))
-        try:
-            writer.write("dropping", keep_file=keep_file)
-        finally:
-            writer.close()
-    plan = finishing_plan(writer.journal, folder, tuple(search))
-    # What was read is held by the states of the files, which the merge looks at again once it has locked them.
-    return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan
 
 
 @checked
@@ -191,14 +88,14 @@ def rollback(
     if not place.exists(path):
         journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:
-            check_names(journal, place, _named_directories(path, parents))
+            check_names(journal, place, named_directories(path, parents))
             _check_as_restored(journal, place)
             _forget(place, journal)
             return ()
-    destination, journal = _undone(path, parents)
+    destination, journal = find_undone(path, parents)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
     change = Change(destination=destination, others=(place.real(path), *relinked))
-    _refuse_claimed(journal, place, folders, change)
+    refuse_claimed(journal, place, folders, change)
     with _Rollback((place.real(path), destination), journal, place, folders) as run:
         try:
             return run.run(progress, cancel)
@@ -207,49 +104,6 @@ def rollback(
             again = Advice.ROLL_BACK.hint("{} goes on with the roll-back.", path=path)
             error.add_note(f"{how}; {again}")
             raise
-
-
-def _sources(journal: Journal) -> tuple[str, ...]:
-    return tuple(journal.resolve(source.path) for source in journal.begin.sources)
-
-
-def _refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], change: Change) -> None:
-    """Refuse to take from a machine what its snapshots need.
-
-    Raises:
-        SnapshotError: they need a file that would be changed or removed.
-
-    """
-    if not journal.rolling_back:
-        for obstacle in obstacles(folder, change, search):
-            raise obstacle
-
-
-def _undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
-    """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
-    with noting_unreadable_journals(parents.folder, path, parents.policy.search):
-        opened = open_image(path, folder=parents.folder)
-    with opened as undo:
-        if undo.kind is not DiskKind.DIFFERENCING:
-            raise JournalError("it is no undo image: it has no parent that was merged into", path=path)
-        with find_parent(undo, parents, {undo.storage.identity}).layer as below:
-            journal = read_journal(parents.folder, below.path)
-            if journal is None or journal.begin.undo_id != undo.unique_id.hex():
-                raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
-            check_names(journal, parents.folder, _named_directories(path, parents))
-            return below.path, journal
-
-
-def _named_directories(path: str, parents: ParentSearch) -> tuple[str, ...]:
-    """Return where a roll-back may find files: beside the undo image, and where the caller says."""
-    return (paths.dirname(parents.folder.real(path)), *parents.policy.folders)
-
-
-def _unchanged(journal: Journal, folder: Folder) -> Journal:
-    now = read_journal(folder, journal.destination)
-    if now is None or now.checksum != journal.checksum:
-        raise JournalError("another process went on with it meanwhile; try again", path=journal.path)
-    return now
 
 
 def _check_as_restored(journal: Journal, folder: Folder) -> None:
@@ -290,7 +144,7 @@ class _Rollback:
         with closing_on_error(self):
             self.undo = as_undo_image(self._locked(names[0], writable=False))
             self.destination = self._locked(names[1], writable=True)
-            _unchanged(journal, folder)
+            read_unchanged(journal, folder)
             self.size_before = self._size_before()
             check_undo(journal, self.undo, self.destination, folder, search)
             check_relinks(journal, self.destination, folder, search)

@@ -40,7 +40,7 @@ from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_records import Begin, FileState
@@ -155,10 +155,7 @@ def finishing_plan(
 
     """
     begin = journal.begin
-    if journal.relinks is None:
-        raise JournalError("it says of no merge that it is complete", path=journal.path)
-    if journal.rolling_back:
-        raise JournalError(f"finish that first: {journal.status}", path=journal.destination, hint=journal.hint)
+    _refuse_unfinished(journal)
     is_kept = _keeps(journal, keep_sources=keep_sources)
     with open_image(journal.destination, folder=folder) as destination:
         _check_complete(journal, destination, folder, search)
@@ -167,15 +164,6 @@ def finishing_plan(
         left = _what_is_left(journal, begin, destination, folder, search, only_shown=only_shown)
     removals = () if is_kept else left.removable
     relinks, siblings = _born_since(journal, removals, destination.unique_id, folder, search)
-    obstacles = (
-        *removal_obstacles(removals, folder),
-        *removal_obstacles(_dropped(journal, folder), folder, Advice.KEEP_UNDO_FILE),
-    )
-    if siblings:
-        message = f"image(s) were made since of what is to go: {', '.join(siblings)}{ended_advice(siblings, folder)}"
-        hint = Advice.CONVERT_EACH.hint("turn each into one of its own first ({})")
-        error = SiblingsError(message, path=removals[0], siblings=siblings, hint=hint)
-        obstacles = (error, *obstacles)
     return MergePlan(
         sources=tuple(journal.resolve(source.path) for source in begin.sources),
         destination=journal.destination,
@@ -199,8 +187,27 @@ def finishing_plan(
         layers=(*left.states, here),
         search=search,
         findings=(*findings, *(_ended(path, journal.destination) for path in left.kept)),
-        obstacles=obstacles,
+        obstacles=(
+            *_sibling_obstacles(siblings, removals, folder),
+            *removal_obstacles(removals, folder),
+            *removal_obstacles(_dropped(journal, folder), folder, Advice.KEEP_UNDO_FILE),
+        ),
     )
+
+
+def _refuse_unfinished(journal: Journal) -> None:
+    if journal.relinks is None:
+        raise JournalError("it says of no merge that it is complete", path=journal.path)
+    if journal.rolling_back:
+        raise JournalError(f"finish that first: {journal.status}", path=journal.destination, hint=journal.hint)
+
+
+def _sibling_obstacles(siblings: tuple[str, ...], removals: Sequence[str], folder: Folder) -> Iterator[VhdError]:
+    """Yield that images read through what is to go."""
+    if siblings:
+        message = f"image(s) were made since of what is to go: {', '.join(siblings)}{ended_advice(siblings, folder)}"
+        hint = Advice.CONVERT_EACH.hint("turn each into one of its own first ({})")
+        yield SiblingsError(message, path=removals[0], siblings=siblings, hint=hint)
 
 
 def removal_obstacles(

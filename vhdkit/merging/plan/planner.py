@@ -65,7 +65,7 @@ def plan_merge(
     folder: Folder | None = None,
     acting_for: str = "",
 ) -> MergePlan:
-    """Plan to fold an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
+    """Plan to merge an image into its parent, into the ancestor `into`, or with its whole chain into a new file `to`.
 
     The way parents are found is `open_chain`'s. Siblings, that is other images which read through a file that would
     change, are looked for in the chain's folders and in `search`, below them and just above: also through symbolic

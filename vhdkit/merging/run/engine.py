@@ -43,10 +43,10 @@ from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.checkpoints import CheckpointWriter
-from vhdkit.merging.run.failure_notes import explained, note_how_it_stands
+from vhdkit.merging.run.failure_notes import add_status_note, translate_error
 from vhdkit.merging.run.kept_layers import mark_kept_layers
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
-from vhdkit.merging.run.page_cache import Forgetting
+from vhdkit.merging.run.page_cache import CacheDropper
 from vhdkit.merging.run.reserve import clean_room, extend_destination, fill_holes
 from vhdkit.merging.run.run_journal import RunJournal
 from vhdkit.merging.run.sector_copier import SectorCopier
@@ -209,8 +209,8 @@ class _Merge:
             return relinked, self.remove_sources()
         except BaseException as error:
             self.journal.note_stop(error)
-            told = explained(error, self.plan, self.folder, self.reporter.done)
-            note_how_it_stands(told, self.plan, self.journal.last, self.folder)
+            told = translate_error(error, self.plan, self.folder, self.reporter.done)
+            add_status_note(told, self.plan, self.journal.last, self.folder)
             if told is error:
                 raise
             raise told from error
@@ -307,12 +307,12 @@ class _Merge:
         plan = self.plan
         target = target_of(self.layers, self.depth, plan.virtual_size_before)
         removed = [layer for layer in self.layers[: self.depth] if layer.path in plan.removals]
-        forgetting = Forgetting(removed, plan.mark)
+        cache_dropper = CacheDropper(removed, plan.mark)
         for writes, wipes, stop in window_writes(self.layers, self.depth, target, plan.mark):
             if saver is not None:
                 saver.save(writes, wipes, stop)
             copier.copy(writes, wipes, stop)
-            forgetting.passed(stop)
+            cache_dropper.passed(stop)
 
     def link_blocks(self, copier: SectorCopier) -> None:
         """Step 6 of the last checkpoint: bitmaps and table entries, durable."""

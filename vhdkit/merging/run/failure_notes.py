@@ -21,7 +21,7 @@ _JOURNAL_BYTES = 4096
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def explained(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
+def translate_error(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
     """Return the error to raise: one that says how many bytes are missing, where space is what is.
 
     `done` is the payload that is copied.
@@ -60,7 +60,7 @@ def _left(plan: MergePlan, folder: Folder) -> list[str]:
     return [path for path in made if folder.exists(path)]
 
 
-def note_how_it_stands(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
+def add_status_note(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
     """Tell whoever cuts a merge off, or what does, how things stand."""
     if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
         return

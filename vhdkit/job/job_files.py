@@ -1,0 +1,56 @@
+"""The files of a job: which its merge touches, and whether they are still those that it was begun with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vhdkit.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.job.job import Job
+    from vhdkit.merging.plan.plan import LayerState, MergePlan
+
+
+def touched(plan: MergePlan) -> dict[str, Any]:
+    """Return the fields of a job that say which files its merge touches."""
+    undo = plan.undo_path
+    relinked = [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
+    below = [layer.path for layer in plan.layers]
+    sources = () if plan.is_new_file else plan.sources
+    written = dict.fromkeys([*sources, plan.destination, *filter(None, [undo]), *relinked])
+    return {
+        "sources": plan.sources,
+        "destination": plan.destination,
+        "undo": undo,
+        "files": tuple(dict.fromkeys([*written, *plan.sources, *below])),
+        "written": tuple(written),
+        "identities": identities_of(plan.layers),
+    }
+
+
+def identities_of(layers: Sequence[LayerState]) -> dict[str, str]:
+    """Return the unique ids of images by their paths."""
+    return {layer.path: layer.unique_id.hex() for layer in layers if layer.unique_id}
+
+
+def check_same(job: Job, identities: Mapping[str, str]) -> None:
+    """Hold the images that have the names now against those that a job was begun with.
+
+    Raises:
+        JobError: another image has the name of one.
+
+    """
+    for path, unique_id in identities.items():
+        if job.identities.get(path, unique_id) != unique_id:
+            message = "another image has its name since the job was begun; merge that on its own if it is to be merged"
+            raise JobError(message, path=path)
+
+
+def gone(job: Job, error: FileNotFoundError) -> Exception:
+    """Return what to say of a file that is not there: those that a job was begun with were there then."""
+    if error.filename not in job.files:
+        return error
+    message = "it is no longer there: since this job was begun another merge has removed it, or somebody has moved it"
+    return JobError(message, path=str(error.filename))

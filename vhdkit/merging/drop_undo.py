@@ -1,0 +1,137 @@
+"""Making a merge final: what was kept for taking it back goes.
+
+**Order**: the journal says so; then the sources, the undo image and the journal are removed, as step 9 of a merge.
+
+**Source**: DESIGN 5.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.arguments import checked
+from vhdkit.chain.children import children_of
+from vhdkit.chain.parent_search import ParentSearch
+from vhdkit.chain.relink import Relink, apply_patches, relink_patches
+from vhdkit.errors import JournalError, SiblingsError, VhdError
+from vhdkit.findings import Advice
+from vhdkit.formats import open_changeable, open_image
+from vhdkit.journal.claims import Change
+from vhdkit.journal.journal_writer import JournalWriter
+from vhdkit.journal.named_files import check_names
+from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.run.engine import MergeResult, merge
+from vhdkit.merging.run.locked_files import MergeFiles
+from vhdkit.options import ParentPolicy
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.units import as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vhdkit.journal.merge_journal import Journal
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.storage.protocols import Folder
+    from vhdkit.units import StrPath
+
+from vhdkit.merging.undone_merge import find_undone, named_directories, read_unchanged, refuse_claimed
+
+
+@checked
+def drop_undo(
+    path: StrPath,
+    *,
+    keep_file: bool = False,
+    search: Sequence[StrPath] = (),
+    parent_map: Mapping[str, StrPath] | None = None,
+    folder: Folder | None = None,
+) -> MergeResult:
+    """Make a merge final: remove the sources that were kept for its undo image at `path`, and the image.
+
+    With `keep_file` the image stays, for those that read through it.
+
+    Raises:
+        JournalError: it is no undo image of a merge that is complete.
+        SiblingsError: other images read through it.
+        SnapshotError: the snapshots of a machine need a file that would be removed.
+        ImageInUseError: somebody holds one of the files.
+
+    """
+    place = folder or LocalFolder()
+    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
+    folders = policy.search
+    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
+    journal = None if place.exists(path) else find_complete(place, path, folders)
+    if journal is None:
+        _, journal = find_undone(path, parents)
+    else:
+        check_names(journal, place, named_directories(path, parents))
+    if not journal.merged or journal.rolling_back:
+        raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
+    if place.exists(path) and not journal.dropping:
+        with open_image(path, folder=place) as undo:
+            children = children_of(undo, place, folders)
+        if children and not keep_file:
+            names = ", ".join(children)
+            message = f"{len(children)} image(s) read through it: {names}"
+            hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
+            raise SiblingsError(message, path=path, siblings=children, hint=hint)
+    if not journal.dropping:
+        refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
+    try:
+        plan = finishing_plan(journal, place, folders)
+        if not journal.dropping:
+            plan = _say_dropping(journal, place, folders, keep_file=keep_file)
+        result = merge(plan, folder=place)
+    except OSError as error:
+        if not getattr(error, "__notes__", None):
+            again = Advice.DROP_UNDO.hint("{} goes on with it.", path=path, **({"search": folders} if folders else {}))
+            error.add_note(f"Every disk reads as before; {again}")
+        raise
+    is_kept = journal.keep_undo_file if journal.dropping else keep_file
+    if is_kept:
+        # Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
+        with suppress(VhdError, OSError):
+            _refresh_stamp(journal.resolve(journal.begin.undo), journal.destination, place)
+    return result
+
+
+def _sources(journal: Journal) -> tuple[str, ...]:
+    return tuple(journal.resolve(source.path) for source in journal.begin.sources)
+
+
+def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> None:
+    """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other."""
+    with (
+        open_image(destination_path, exclusive=False, folder=folder) as parent,
+        open_changeable(undo_path, writable=True, exclusive=True, folder=folder) as undo,
+    ):
+        if undo.parent is not None and undo.parent.unique_id == parent.unique_id:
+            relink = Relink(
+                child=undo.path, old_parent=parent.path, new_parent=parent.path, new_parent_id=parent.unique_id
+            )
+            apply_patches(folder, undo, relink_patches(undo, relink, parent_mtime=parent.storage.mtime))
+
+
+def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> MergePlan:
+    """Write into the journal that what was kept goes; return the plan by which it does.
+
+    Everything that stands in the way of that is looked for, and the destination read, before the first word of it is
+    written: what is refused now can still be rolled back.
+    """
+    planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), folder, tuple(search))
+    if planned.obstacles:
+        raise planned.obstacles[0]
+    undo = journal.resolve(journal.begin.undo)
+    with MergeFiles(planned, folder, undo if folder.exists(undo) and not keep_file else "") as files:
+        check_still_shows(planned, files.chain.layers)
+        writer = JournalWriter.append(folder, read_unchanged(journal, folder))
+        try:
+            writer.write("dropping", keep_file=keep_file)
+        finally:
+            writer.close()
+    plan = finishing_plan(writer.journal, folder, tuple(search))
+    # What was read is held by the states of the files, which the merge looks at again once it has locked them.
+    return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan
