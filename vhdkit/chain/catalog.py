@@ -7,7 +7,7 @@ or renamed by its id. One bad file never stops the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
@@ -51,6 +51,13 @@ class Cataloged:
     def parent(self) -> ParentLink | None:
         """What it says of its parent, None if it needs none."""
         return self.metadata.parent
+
+
+class Unreadable(NamedTuple):
+    """A file that should be an image, and why it cannot be read."""
+
+    path: str
+    error: VhdError | OSError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +124,18 @@ def read_catalog(
         unlisted: dict[str, OSError] = {}
         entries = folder.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
         new = (entry for entry in entries if entry.path not in catalog.images)
-        for path, image in read_entries(folder, new, catalog.unreadable):
-            catalog.images[path] = image
+        for found in read_entries(folder, new):
+            match found:
+                case Cataloged():
+                    catalog.images[found.path] = found
+                case Unreadable(path, error):
+                    catalog.unreadable[path] = error
         catalog.unreadable.update(unlisted)
     return catalog
 
 
-def read_entries(
-    folder: Folder, entries: Iterable[Entry], unreadable: dict[str, VhdError | OSError]
-) -> Iterator[tuple[str, Cataloged]]:
-    """Yield (path, image) for the files that are images; note those that should be and cannot be read."""
+def read_entries(folder: Folder, entries: Iterable[Entry]) -> Iterator[Cataloged | Unreadable]:
+    """Yield the files that are images, and those that should be and cannot be read."""
     for entry in entries:
         looks_like_one = is_called_as_image(entry.path)
         if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
@@ -142,9 +151,9 @@ def read_entries(
             continue
         except (VhdError, OSError) as error:
             if looks_like_one or _is_damaged_image(error):
-                unreadable[entry.path] = error
+                yield Unreadable(entry.path, error)
             continue
-        yield entry.path, Cataloged(path=entry.path, identity=entry.identity, metadata=metadata)
+        yield Cataloged(path=entry.path, identity=entry.identity, metadata=metadata)
 
 
 def _is_damaged_image(error: VhdError | OSError) -> bool:

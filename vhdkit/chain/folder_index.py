@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhdkit.chain.catalog import read_entries
+from vhdkit.chain.catalog import Cataloged, read_entries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,9 @@ class FolderIndex:
         if place not in self._by_id:
             known = self._by_id[place] = {}
             entries = self._folder.walk(directory, deep=deep)
-            for path, image in read_entries(self._folder, entries, {}):
-                known.setdefault(image.unique_id, []).append(Known(path, image.identity))
+            for found in read_entries(self._folder, entries):
+                if isinstance(found, Cataloged):
+                    known.setdefault(found.unique_id, []).append(Known(found.path, found.identity))
         return self._by_id[place].get(unique_id, ())
 
     def alike(self, directory: str, name: str) -> Sequence[str]:

@@ -26,7 +26,7 @@ from vhdkit.merging.run.engine import merge
 from vhdkit.options import Follow, MergeRequest
 from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transitions
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
-from vhdkit.snapshot.pending_merges import Owed, complete_ones
+from vhdkit.snapshot.pending_merges import Owed, PendingMerge, PendingRemoval, complete_ones
 from vhdkit.storage import paths
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 from vhdkit.vhd.header_update import finish, forget, read_step
@@ -63,14 +63,16 @@ class Settler:
         )
         return Owed(
             removals=tuple(
-                (
+                PendingRemoval(
                     self.file.absolute(each.layer),
                     cleanup.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
                 )
                 for index, each in removals
             ),
             merges=tuple(
-                (tuple(map(self.file.absolute, each.fold.sources)), self.file.absolute(each.fold.destination))
+                PendingMerge(
+                    tuple(map(self.file.absolute, each.fold.sources)), self.file.absolute(each.fold.destination)
+                )
                 for each in foldings
             ),
             waiting=tuple(waiting),

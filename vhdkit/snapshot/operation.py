@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.manifest_file import ManifestFile
 
 
+class Discarded(NamedTuple):
+    """A layer that was active, and the bytes that had been written to it."""
+
+    path: str
+    allocated_size: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """What applying a snapshot did: the layers that are active now, disk by disk, and what is no longer.
 
-    `discarded` are the layers that were active, with the bytes that had been written to each; `state` the files that
-    were kept with the snapshot, or the copies that were asked for.
+    `discarded` are the layers that were active; `state` the files that were kept with the snapshot, or the copies that
+    were asked for.
     """
 
     snapshot: Snapshot
     active: tuple[str, ...]
-    discarded: tuple[tuple[str, int], ...]
+    discarded: tuple[Discarded, ...]
     state: tuple[str, ...]
 
 
@@ -116,7 +123,7 @@ def apply_snapshot(
             with beginning(file, manifest, made):
                 new_files.make_layers(file, fresh, timestamp.from_unix(now))
             after = transitions.applied(manifest, snapshot, fresh)
-            discarded = tuple((image.path, image.storage.allocated_size) for image in images)
+            discarded = tuple(Discarded(image.path, image.storage.allocated_size) for image in images)
             write_made(file, after, made)
     return after, Applied(
         snapshot=snapshot,

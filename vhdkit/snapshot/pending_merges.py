@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
@@ -17,22 +17,35 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.manifest_file import ManifestFile
 
 
+class PendingRemoval(NamedTuple):
+    """A layer that nobody needs, and why it is there still; "" if nothing keeps it."""
+
+    path: str
+    why_kept: str
+
+
+class PendingMerge(NamedTuple):
+    """Layers to be merged, the topmost first, and what into."""
+
+    sources: tuple[str, ...]
+    destination: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owed:
     """What deletions owe. Paths are absolute.
 
-    `removals` are layers that nobody needs, with why each is there still ("" if nothing keeps it); `merges` are the
-    layers to be merged (topmost first) and what into; `waiting` are layers that stay for their several children.
+    `waiting` are layers that stay for their several children.
     """
 
-    removals: tuple[tuple[str, str], ...]
-    merges: tuple[tuple[tuple[str, ...], str], ...]
+    removals: tuple[PendingRemoval, ...]
+    merges: tuple[PendingMerge, ...]
     waiting: tuple[str, ...]
 
     @property
     def is_nothing(self) -> bool:
         """Whether there is nothing that settling would do."""
-        return not self.merges and not any(not why for _, why in self.removals)
+        return not self.merges and all(removal.why_kept for removal in self.removals)
 
 
 def effective(file: ManifestFile, manifest: Manifest) -> Manifest:

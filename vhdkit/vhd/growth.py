@@ -1,4 +1,4 @@
-"""What making a dynamic or differencing disk larger takes: room for a longer BAT. `merging.run.grow` does it."""
+"""What making a dynamic or differencing disk larger takes: room for a longer BAT. `vhd.grow` does it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR, ceil_div, round_up
+from vhdkit.vhd.constants import MAX_TABLE_ENTRIES
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from vhdkit.journal.merge_records import GrowthState
@@ -66,10 +69,10 @@ class Growth:
 
 
 def plan_growth(image: SparseImage, new_size: int) -> Growth | None:
-    """Return what must be done before the table can have an entry for every block; None if it can already."""
+    """Return what must be done before the table can have an entry for every block; None if it can already, or never."""
     header = image.header
     entry_count = ceil_div(new_size, image.block_size)
-    if entry_count <= header.max_table_entries:
+    if entry_count <= header.max_table_entries or entry_count > MAX_TABLE_ENTRIES:
         return None
     table_end = round_up(header.table_offset + entry_count * 4, SECTOR)
     has_batmap = image.metadata.batmap != (0, 0)
@@ -99,6 +102,19 @@ def plan_growth(image: SparseImage, new_size: int) -> Growth | None:
         locator_offsets=offsets,
         batmap=read_bytes(image.storage, image.metadata.batmap[0], SECTOR) if has_batmap else b"",
     )
+
+
+def growth_refusals(image: SparseImage, new_size: int, growth: Growth | None, *, begun: bool) -> Iterator[str]:
+    """Yield why a disk cannot become so large; `begun` says that an earlier run may have added blocks already."""
+    usable, unusable = image.entries_beyond(new_size)
+    # An earlier run has added blocks there; what another tool left would be shown by the larger disk.
+    if unusable or (usable and not begun):
+        yield "its BAT has entries behind the disk's end, which the larger disk would show"
+    entry_count = ceil_div(new_size, image.block_size)
+    if entry_count > MAX_TABLE_ENTRIES:
+        yield f"{entry_count} blocks of {image.block_size} bytes are too many"
+    if growth is not None and image.header.table_offset < image.footer.data_offset:
+        yield "its BAT lies before its dynamic header and has no room to grow"
 
 
 def _is_readable(locator: ParentLocator, image: SparseImage) -> bool:

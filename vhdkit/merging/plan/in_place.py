@@ -44,7 +44,8 @@ def plan_in_place(
         relatives = find_relatives(chain, depth, folder, request.search, earlier.undo_id)
         may_relink = earlier.may_relink_siblings
         found += checks.relative_obstacles(relatives, chain, depth, folder, may_relink_siblings=may_relink)
-        layout, resume = lay_out(chain, depth, target_of(chain.layers, depth), earlier.journal, found)
+        layout, resume = lay_out(chain, depth, target_of(chain.layers, depth), earlier.journal)
+        found += layout.obstacles
         undo = _undo(chain, depth, folder, earlier)
     return _plan(chain, depth, folder, earlier, relatives, layout, resume, undo)
 

@@ -20,9 +20,8 @@ from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import ceil_div
-from vhdkit.vhd import constants
 from vhdkit.vhd.as_planned import is_reserved, is_room_free, linked_as_planned, may_grow
-from vhdkit.vhd.growth import Growth, plan_growth
+from vhdkit.vhd.growth import Growth, growth_refusals, plan_growth
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class Layout:
     """The payload in bytes, the blocks that the destination gets (uint32), and where they and the footer will lie.
 
     `digest` is that of everything that decides which bytes go where. Up to `read_back` the destination was read, and
-    has what the sources hold.
+    has what the sources hold. `obstacles` are what stands in the way.
     """
 
     payload: int
@@ -57,6 +56,7 @@ class Layout:
     file_end: int
     digest: str
     read_back: int = 0
+    obstacles: tuple[VhdError, ...] = ()
 
     @property
     def moved(self) -> int:
@@ -94,21 +94,16 @@ def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
     return as_writable(layer)
 
 
-def lay_out(
-    chain: Chain, depth: int, target: Target, journal: Journal | None, obstacles: list[VhdError]
-) -> tuple[Layout, Resume | None]:
-    """Decide where everything goes: where an earlier run has put it, if its journal still holds.
-
-    What stands in the way is added to the obstacles.
-    """
+def lay_out(chain: Chain, depth: int, target: Target, journal: Journal | None) -> tuple[Layout, Resume | None]:
+    """Decide where everything goes: where an earlier run has put it, if its journal still holds."""
     if journal is None:
-        return _fresh(chain, depth, target, obstacles), None
+        return _fresh(chain, depth, target), None
     try:
         laid = _as_before(chain, depth, target, journal)
     except (KeyError, TypeError, ValueError, OverflowError):
         laid = None
     if laid is None:
-        return _fresh(chain, depth, target, obstacles, begun=True), Resume.RESTARTS
+        return _fresh(chain, depth, target, begun=True), Resume.RESTARTS
     return laid, Resume.CONTINUES
 
 
@@ -164,11 +159,14 @@ def _is_as_journaled(
     )
 
 
-def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], *, begun: bool = False) -> Layout:
+def _fresh(chain: Chain, depth: int, target: Target, *, begun: bool = False) -> Layout:
     destination = destination_of(chain.layers, depth)
     payload, added = _measure(chain, depth, target)
-    growth = _growth(destination, chain.size, obstacles, begun=begun)
-    count = len(added)
+    growth, count = None, len(added)
+    refusals: list[str] = []
+    if destination.kind is not DiskKind.FIXED and chain.size > destination.size:
+        growth = plan_growth(destination, chain.size)
+        refusals += growth_refusals(destination, chain.size, growth, begun=begun)
     if growth is not None:
         count += len(growth.blocks)
     place, file_end = Placement(0, 0), destination.metadata.footer_start
@@ -178,10 +176,19 @@ def _fresh(chain: Chain, depth: int, target: Target, obstacles: list[VhdError], 
         try:
             place, file_end = destination.placement(count), destination.file_end_for(count)
         except OSError as error:
-            obstacles.append(MergeError(str(error.strerror), path=destination.path, hint=USE_NEW_FILE))
+            refusals.append(str(error.strerror))
     sizes = (target.size, chain.size, file_end)
     digest = plan_digest(chain.layers[:depth], destination, place, growth, added, sizes)
-    return Layout(payload=payload, added=added, growth=growth, place=place, file_end=file_end, digest=digest)
+    obstacles = tuple(MergeError(message, path=destination.path, hint=USE_NEW_FILE) for message in refusals)
+    return Layout(
+        payload=payload,
+        added=added,
+        growth=growth,
+        place=place,
+        file_end=file_end,
+        digest=digest,
+        obstacles=obstacles,
+    )
 
 
 def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = None) -> tuple[int, NDArray[np.uint32]]:
@@ -255,23 +262,3 @@ def _count(sources: Sequence[Image], destination: SparseImage, new_from: int | N
         written = touched[sectors > 0]
         added.append(written[_is_lacking(destination, written, new_from)].astype(np.uint32))
     return payload, np.concatenate(added)
-
-
-def _growth(image: Vhd, size: int, obstacles: list[VhdError], *, begun: bool) -> Growth | None:
-    if size <= image.size or image.kind is DiskKind.FIXED:
-        return None
-    usable, unusable = image.entries_beyond(size)
-    # An earlier run has added blocks there; what another tool left would be shown by the larger disk.
-    if unusable or (usable and not begun):
-        message = "its BAT has entries behind the disk's end, which the larger disk would show"
-        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
-    entries = ceil_div(size, image.block_size)
-    if entries > constants.MAX_TABLE_ENTRIES:
-        message = f"{entries} blocks of {image.block_size} bytes are too many"
-        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
-        return None
-    growth = plan_growth(image, size)
-    if growth is not None and image.header.table_offset < image.footer.data_offset:
-        message = "its BAT lies before its dynamic header and has no room to grow"
-        obstacles.append(MergeError(message, path=image.path, hint=USE_NEW_FILE))
-    return growth
