@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vhdkit.disk.image import WritableImage
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd import metadata as vhd_metadata
+from vhdkit.vhd import read_metadata
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.metadata import Metadata
 
@@ -130,7 +130,7 @@ class Examined(NamedTuple):
 
 def may_be_image(storage: Storage) -> bool:
     """Whether a file seems to be an image of some format: a glance, for telling images from a folder's other files."""
-    return vhd_metadata.has_cookie(storage)
+    return read_metadata.has_cookie(storage)
 
 
 def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> FileSummary:
@@ -144,17 +144,17 @@ def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> Fi
         UnsupportedImageError: the file is of no format that is read here.
 
     """
-    return vhd_metadata.read_metadata(storage, verify=verify, patches=pending(folder, storage))
+    return read_metadata.read_metadata(storage, verify=verify, patches=pending(folder, storage))
 
 
 def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
     """Read what a file will say of its disk when patches are written to it."""
-    return vhd_metadata.read_metadata(storage, patches=patches)
+    return read_metadata.read_metadata(storage, patches=patches)
 
 
 def examine(folder: Folder, storage: Storage) -> Examined:
     """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
-    found = vhd_metadata.examine(storage, pending(folder, storage))
+    found = read_metadata.examine(storage, pending(folder, storage))
     return Examined(found.metadata, found.findings)
 
 

@@ -26,7 +26,7 @@ from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.locator import decode_locator, encode_locator
-from vhdkit.vhd.metadata import examine
+from vhdkit.vhd.read_metadata import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -153,21 +153,7 @@ class LongCopies:
         waiting = deque(enumerate(windows))
 
         def write() -> None:
-            pipe = None
-            try:
-                pipe = _opened_pipe()
-                while pipe is not None and (taken := _next(waiting)) is not None:
-                    index, window = taken
-                    if index and window.is_first and time.monotonic() > until:
-                        break
-                    written[index] = self._write_window(source, window, pipe)
-                    if written[index] < window.length:
-                        break
-            finally:
-                # However this ends: on a disk that fails, each of the others could take its time.
-                waiting.clear()
-                if pipe is not None:
-                    pipe.close()
+            self._write_waiting(source, waiting, written, until)
 
         end_all(self._writing)  # an interruption may have come before they were waited for
         self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
@@ -184,6 +170,26 @@ class LongCopies:
         for other in self._writing:
             other.wait()
         return written
+
+    def _write_waiting(
+        self, source: int, waiting: deque[tuple[int, _Window]], written: list[int], until: float
+    ) -> None:
+        """Write windows as they come until one is not written whole; note in `written` how much of each is."""
+        pipe = None
+        try:
+            pipe = _opened_pipe()
+            while pipe is not None and (taken := _next(waiting)) is not None:
+                index, window = taken
+                if index and window.is_first and time.monotonic() > until:
+                    break
+                written[index] = self._write_window(source, window, pipe)
+                if written[index] < window.length:
+                    break
+        finally:
+            # However this ends: on a disk that fails, each of the others could take its time.
+            waiting.clear()
+            if pipe is not None:
+                pipe.close()
 
     def _write_window(self, source: int, window: _Window, pipe: _Pipe) -> int:
         """Write a window direct, as far as the source has it and can be read: why no further, reading it tells."""

@@ -15,8 +15,8 @@ from vhdkit.vhd.check_blocks import check_blocks
 from vhdkit.vhd.check_fields import check_fields
 from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.leaks import Leaks
-from vhdkit.vhd.metadata import examine
 from vhdkit.vhd.open_image import image_of
+from vhdkit.vhd.read_metadata import examine
 from vhdkit.vhd.tally import Tally
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.metadata import Examination, Metadata
+    from vhdkit.vhd.metadata import Metadata
+    from vhdkit.vhd.read_metadata import Examination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ from vhdkit.vhd.bat_window import Room, Table, check_placement
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES
-from vhdkit.vhd.metadata import SparseMetadata, read_metadata
+from vhdkit.vhd.metadata import SparseMetadata
+from vhdkit.vhd.read_metadata import read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

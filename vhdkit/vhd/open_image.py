@@ -13,7 +13,8 @@ from vhdkit.units import as_text
 from vhdkit.vhd.file_name import note_raw_disk
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import FixedImage
-from vhdkit.vhd.metadata import Metadata, SparseMetadata, read_metadata
+from vhdkit.vhd.metadata import Metadata, SparseMetadata
+from vhdkit.vhd.read_metadata import read_metadata
 from vhdkit.vhd.sparse_image import SparseImage
 
 if TYPE_CHECKING:
