@@ -136,6 +136,22 @@ def test_a_half_made_file_that_is_the_jobs_is_removed(vms: Path) -> None:
     assert partial_name("x", "0123abcdef") == "x.0123abcd.partial"
 
 
+@pytest.mark.parametrize(("length", "goes"), [(0, True), (1, True), (512, True), (513, False)])
+def test_a_half_made_file_of_stale_bytes_goes_only_if_nothing_of_it_was_durable_yet(
+    vms: Path, length: int, goes: bool
+) -> None:
+    paths = begin(vms, undo="undo.vhd", before="publish")
+    (left,) = vms.glob("*.partial")
+    left.write_bytes(b"\xac" * length)
+    plan = vhdkit.plan_merge(paths[0], undo=str(vms / "undo.vhd"))
+    if goes:
+        vhdkit.merge(plan)
+    else:
+        with pytest.raises(FileExistsError, match="partial"):
+            vhdkit.merge(plan)
+    assert left.exists() is not goes
+
+
 def test_a_journal_that_is_none_is_named_where_its_merge_may_be_meant(
     vms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,9 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> N
     storage = folder.create(temporary)
     try:
         try:
+            # Durable first: whatever a cut leaves of the rest, the file says whose it is.
+            storage.write_at(0, footer.to_bytes())
+            storage.sync()
             write_empty(storage, footer, plan.block_size, reference)
             storage.sync()
         finally:
@@ -103,7 +106,8 @@ def remove_second_name(folder: Folder, undo: Vhd, job: str) -> None:
 def _is_half_made(folder: Folder, path: str, plan: UndoPlan) -> bool:
     """Whether a file is the undo image by another name, or an empty one as far as a cut has left it.
 
-    Such a one has at its beginning nothing, zeros, or the footer with the id of the undo image.
+    Such a one begins with the footer that has the id of the undo image, or with zeros. One that is no longer than a
+    footer may hold anything: what it got was not durable yet.
     """
     try:
         storage = folder.open(path)
@@ -113,7 +117,8 @@ def _is_half_made(folder: Folder, path: str, plan: UndoPlan) -> bool:
         if folder.exists(plan.path) and identity_at(plan.path, folder) == storage.identity:
             return True
         raw = read_bytes(storage, 0, FOOTER_SIZE)
-        return storage.size() <= plan.size and (not any(raw) or _id_in(raw) == plan.unique_id)
+        is_begun = storage.size() <= FOOTER_SIZE and not _id_in(raw)
+        return is_begun or (storage.size() <= plan.size and (not any(raw) or _id_in(raw) == plan.unique_id))
     finally:
         storage.close()
 
