@@ -6,13 +6,14 @@ to load numpy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from vhdkit.disk.image import WritableImage
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.vhd import header_update as vhd_steps
 from vhdkit.vhd import read_metadata
-from vhdkit.vhd.header_update import pending
+from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
     from vhdkit.vhd.check import FileCheck
     from vhdkit.vhd.open_image import Vhd
+
+
+# Shorter files are images of no format.
+SMALLEST_FILE_BYTES: Final = FOOTER_SIZE - 1
 
 
 class RelinkableImage(WritableImage, Protocol):
@@ -144,7 +149,12 @@ def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> Fi
         UnsupportedImageError: the file is of no format that is read here.
 
     """
-    return read_metadata.read_metadata(storage, verify=verify, patches=pending(folder, storage))
+    return read_metadata.read_metadata(storage, verify=verify, patches=vhd_steps.pending(folder, storage))
+
+
+def step_findings(folder: Folder, storage: Storage) -> tuple[Finding, ...]:
+    """Return what is to say of a change of an open file that was cut off; it is read as if it were finished."""
+    return vhd_steps.step_findings(folder, storage)
 
 
 def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
@@ -154,7 +164,7 @@ def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
 
 def examine(folder: Folder, storage: Storage) -> Examined:
     """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
-    found = read_metadata.examine(storage, pending(folder, storage))
+    found = read_metadata.examine(storage, vhd_steps.pending(folder, storage))
     return Examined(found.metadata, found.findings)
 
 
@@ -178,7 +188,7 @@ def check_file(folder: Folder, storage: Storage, *, deep: bool, now: float, jour
     """Judge one file; with `deep` all bitmaps and the data that they say are not there are read too."""
     from vhdkit.vhd.check import check_file as check_vhd
 
-    return check_vhd(storage, deep=deep, now=now, patches=pending(folder, storage), journal=journal)
+    return check_vhd(storage, deep=deep, now=now, patches=vhd_steps.pending(folder, storage), journal=journal)
 
 
 def as_writable(image: Image) -> Vhd:

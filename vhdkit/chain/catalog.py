@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhdkit.chain.parent_paths import named_paths
 from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
-from vhdkit.formats import may_be_image, read_summary
+from vhdkit.formats import SMALLEST_FILE_BYTES, may_be_image, read_summary
 from vhdkit.storage import paths
-from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def read_entries(folder: Folder, entries: Iterable[Entry]) -> Iterator[Cataloged
     """Yield the files that are images, and those that should be and cannot be read."""
     for entry in entries:
         looks_like_one = is_called_as_image(entry.path)
-        if entry.size < FOOTER_SIZE - 1 and not looks_like_one:
+        if entry.size < SMALLEST_FILE_BYTES and not looks_like_one:
             continue
         try:
             with folder.open(entry.path) as storage:

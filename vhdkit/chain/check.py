@@ -35,7 +35,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Finding, Level, Rule
-from vhdkit.formats import check_file
+from vhdkit.formats import check_file, step_findings
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
@@ -44,7 +44,6 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.ended_view import ended_view
-from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -35,12 +35,11 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice, Finding
-from vhdkit.formats import image_of, read_summary
+from vhdkit.formats import image_of, read_summary, step_findings
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.header_update import step_findings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

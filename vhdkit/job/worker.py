@@ -55,7 +55,7 @@ UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 class Worker:
     """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
 
-    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.engine.merge`.
+    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Worker:
         return any(stands_in_the_way(job, self._job) for job in going)
 
     def merge(self, plan: MergePlan) -> MergeResult:
-        """Carry a plan out, as `merging.engine.merge`."""
+        """Carry a plan out, as `merging.run.engine.merge`."""
         request = self._job.request
         if not plan.is_new_file:
             # From here on it is settled where it goes, whatever the chain looks like when it is resumed.

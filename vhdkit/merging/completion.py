@@ -8,8 +8,8 @@ It is untrusted. What it says of a leaf counts only while the destination shows 
  - its id is the one recorded, and its disk no smaller;
  - up to 16 places in the disk are sampled that the merge changes, with what they held before and hold after. If the
    destination holds at any of them what it held before, it was put back from an earlier version;
- - at least one sample holds what the merge wrote, or the file is untouched since (see `image.seen`). A machine that has
-   written to the disk since has overwritten some of the samples, hardly all.
+ - at least one sample holds what the merge wrote, or the file is untouched since (see `journal.file_state`). A machine
+   that has written to the disk since has overwritten some of the samples, hardly all.
 
 What a forger gains who can write into the folder as the images' owner, and so could remove the leaf or write to the
 destination as well: that `ensure_merged` calls a leaf merged which he has removed himself. Nothing in the record is a

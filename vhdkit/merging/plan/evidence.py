@@ -1,9 +1,9 @@
 """How far the files bear out what a journal says of an earlier run.
 
-A journal, a destination and an undo image may each be put back as they were at another time, with old times or new. So
-what a journal says is held against the files themselves: sizes, footers, table entries, bits, and in the end content.
-States of files (see `image.seen`) only save reading: where they are equal nothing was touched, and where they differ
-nothing is known.
+A journal, a destination and an undo image may each be put back as they were at another time, with old times or new.
+So what a journal says is held against the files themselves: sizes, footers, table entries, bits, and in the end
+content. States of files (see `journal.file_state`) only save reading: where they are equal nothing was touched, and
+where they differ nothing is known.
 
 **Source**: reference 3.8; DESIGN P7.
 """
