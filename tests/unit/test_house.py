@@ -126,7 +126,7 @@ def test_no_function_has_more_than_twelve_ways_through_it() -> None:
 # Names
 
 # Of any format: each hands on to the function of that name of the file's format.
-DISPATCHED = {"check_file", "examine", "fields", "image_of", "open_image"}
+DISPATCHED = {"check_file", "examine", "fields", "image_of", "open_image", "step_findings"}
 
 
 def test_no_two_public_names_are_alike() -> None:
