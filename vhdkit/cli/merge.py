@@ -218,12 +218,19 @@ def _check_usage(
         raise click.UsageError("--to makes a new file from the start, and changes nothing that could be undone")
     if request.relink_siblings and request.undo is None and not request.resume:
         raise click.UsageError("--relink-siblings needs --undo FILE")
+    _check_background(rate, background=background, dry_run=dry_run)
+    if leaf_id is not None:
+        _check_ensured(request, background=background, dry_run=dry_run)
+
+
+def _check_background(rate: int | None, *, background: bool, dry_run: bool) -> None:
     if rate == 0:
         raise click.UsageError("--rate 0 would never be done")
     if background and dry_run:
         raise click.UsageError("--dry-run does nothing that could be left to the background")
-    if leaf_id is None:
-        return
+
+
+def _check_ensured(request: MergeRequest, *, background: bool, dry_run: bool) -> None:
     others = request.keep_sources, request.accept_ended, request.undo is not None, request.resume, background, dry_run
     if request.into is None or any(others):
         raise click.UsageError("--ensure ID needs --into, and goes with --verify, --rate and --search only")
@@ -256,6 +263,19 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
         ("file size", f"{size_text(plan.destination_size_before)} before, {size_text(plan.destination_size)} after"),
         ("space", f"{size_text(plan.space_needed)} needed, {size_text(plan.space_free)} free"),
     ]
+    rows += _special_rows(plan)
+    rows += [("relink", path_text(relink.child)) for relink in (*plan.relinks, *plan.sibling_relinks)]
+    rows += [("remove", path_text(path)) for path in plan.removals]
+    if plan.keep_sources:
+        rows += [("view ends", f"{path_text(path)} reads differently afterwards") for path in plan.ending_views]
+    rows += [("obstacle", obstacle) for obstacle in plan.obstacles]
+    table(rows)
+    warn(plan.findings)
+
+
+def _special_rows(plan: MergePlan) -> list[tuple[str, object]]:
+    """Return what is so of some merges alone."""
+    rows: list[tuple[str, object]] = []
     if plan.resume is not None:
         rows.append(("earlier run", _resumption(plan)))
     if plan.undo is not None:
@@ -264,13 +284,7 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
         rows.append(("disk size", f"{plan.virtual_size_before} bytes before, {plan.virtual_size} after"))
     if plan.blocks_moved:
         rows.append(("move", f"{plan.blocks_moved} blocks, to make room for a longer table"))
-    rows += [("relink", path_text(relink.child)) for relink in (*plan.relinks, *plan.sibling_relinks)]
-    rows += [("remove", path_text(path)) for path in plan.removals]
-    if plan.keep_sources:
-        rows += [("view ends", f"{path_text(path)} reads differently afterwards") for path in plan.ending_views]
-    rows += [("obstacle", obstacle) for obstacle in plan.obstacles]
-    table(rows)
-    warn(plan.findings)
+    return rows
 
 
 def _resumption(plan: MergePlan) -> str:

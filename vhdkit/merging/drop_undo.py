@@ -70,15 +70,9 @@ def drop_undo(
         check_names(journal, place, named_directories(path, parents))
     if not journal.merged or journal.rolling_back:
         raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
-    if place.exists(path) and not journal.dropping:
-        with open_image(path, folder=place) as undo:
-            children = children_of(undo, place, folders)
-        if children and not keep_file:
-            names = ", ".join(children)
-            message = f"{len(children)} image(s) read through it: {names}"
-            hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
-            raise SiblingsError(message, path=path, siblings=children, hint=hint)
     if not journal.dropping:
+        if not keep_file:
+            _check_children(path, place, folders)
         refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
     try:
         plan = finishing_plan(journal, place, folders)
@@ -86,25 +80,44 @@ def drop_undo(
             plan = _say_dropping(journal, place, folders, keep_file=keep_file)
         result = merge(plan, folder=place)
     except OSError as error:
-        if not getattr(error, "__notes__", None):
-            again = Advice.DROP_UNDO.hint("{} goes on with it.", path=path, **({"search": folders} if folders else {}))
-            error.add_note(f"Every disk reads as before; {again}")
+        _add_note(error, path, folders)
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
     if is_kept:
-        # Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
-        with suppress(VhdError, OSError):
-            _refresh_stamp(journal.resolve(journal.begin.undo), journal.destination, place)
+        _refresh_stamp(journal, place)
     return result
+
+
+def _add_note(error: OSError, path: str, search: tuple[str, ...]) -> None:
+    if not getattr(error, "__notes__", None):
+        again = Advice.DROP_UNDO.hint("{} goes on with it.", path=path, **({"search": search} if search else {}))
+        error.add_note(f"Every disk reads as before; {again}")
+
+
+def _check_children(path: str, folder: Folder, search: tuple[str, ...]) -> None:
+    """Refuse to drop an undo image, if it is there, that others read through."""
+    if not folder.exists(path):
+        return
+    with open_image(path, folder=folder) as undo:
+        children = children_of(undo, folder, search)
+    if children:
+        message = f"{len(children)} image(s) read through it: {', '.join(children)}"
+        hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
+        raise SiblingsError(message, path=path, siblings=children, hint=hint)
 
 
 def _sources(journal: Journal) -> tuple[str, ...]:
     return tuple(journal.resolve(source.path) for source in journal.begin.sources)
 
 
-def _refresh_stamp(undo_path: str, destination_path: str, folder: Folder) -> None:
-    """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other."""
+def _refresh_stamp(journal: Journal, folder: Folder) -> None:
+    """Let a kept undo image remember its parent as it is now, after the merge: it is an image like any other.
+
+    Only a time stamp is left as it was if it cannot be written now, which every reader says and none minds.
+    """
+    undo_path, destination_path = journal.resolve(journal.begin.undo), journal.destination
     with (
+        suppress(VhdError, OSError),
         open_image(destination_path, exclusive=False, folder=folder) as parent,
         open_changeable(undo_path, writable=True, exclusive=True, folder=folder) as undo,
     ):

@@ -140,27 +140,15 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
         message = f"an earlier run of this merge, which was cut off, {kept}"
         run.obstacles.append(JournalError(message, path=destination.path, hint=hint))
         return
-    run.request = msgspec.structs.replace(
-        request,
-        undo=path,
-        keep_sources=request.keep_sources or journal.begin.keep_sources,
-        relink_siblings=request.relink_siblings or journal.begin.relink_siblings,
-        verify=request.verify or bool(journal.begin.view),
-    )
+    run.request = _as_begun(request, journal, path)
     if path is None:
         return
     run.journal = with_names(journal, chain.layers[:depth], path)
     if not folder.exists(path):
         if journal.reserved:
-            message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
-            text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
-            hint = Advice.MERGE.hint(text, path=chain.path, to="NEWFILE")
-            run.obstacles.append(JournalError(message, path=path, hint=hint))
+            run.obstacles.append(_lost_undo(chain, path))
         elif not is_named:
-            # Whoever may lay a journal beside the destination must not choose what is made, and where.
-            message = "an earlier run of this merge was cut off before it made this undo image"
-            hint = Advice.MERGE.hint("{} goes on", path=chain.path, into=destination.path, undo=path)
-            run.obstacles.append(JournalError(message, path=path, hint=hint))
+            run.obstacles.append(_unnamed_undo(chain, destination.path, path))
         return
     try:
         image = as_undo_image(open_image(path, folder=folder))
@@ -169,6 +157,30 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
         run.holds_sectors = check_not_older(journal, image) > 0
     except JournalError as error:
         run.obstacles.append(error)
+
+
+def _as_begun(request: MergeRequest, journal: Journal, undo: str | None) -> MergeRequest:
+    """Return a request with what the earlier run was asked for."""
+    return msgspec.structs.replace(
+        request,
+        undo=undo,
+        keep_sources=request.keep_sources or journal.begin.keep_sources,
+        relink_siblings=request.relink_siblings or journal.begin.relink_siblings,
+        verify=request.verify or bool(journal.begin.view),
+    )
+
+
+def _lost_undo(chain: Chain, path: str) -> JournalError:
+    message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
+    text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
+    return JournalError(message, path=path, hint=Advice.MERGE.hint(text, path=chain.path, to="NEWFILE"))
+
+
+def _unnamed_undo(chain: Chain, destination: str, path: str) -> JournalError:
+    """Return the obstacle: whoever may lay a journal beside a file must not choose what is made, and where."""
+    message = "an earlier run of this merge was cut off before it made this undo image"
+    hint = Advice.MERGE.hint("{} goes on", path=chain.path, into=destination, undo=path)
+    return JournalError(message, path=path, hint=hint)
 
 
 def _undo_path(journal: Journal, request: MergeRequest, folder: Folder) -> str:

@@ -280,10 +280,8 @@ def _without_the_topmost(
     journal: Journal, destination: Image, opened: Sequence[Image], left: Left, *, only_shown: bool
 ) -> Left:
     """Return which sources may go, though not all are there any more; see the module."""
-    known = () if only_shown else journal.verified or ()
-    verified = {journal.resolve(state.path): state for state in known}
     if _is_as_left(journal, destination):
-        fitting = tuple(image.path for image in opened if _is_as_verified(image, verified.get(image.path)))
+        fitting = () if only_shown else _as_verified(journal, opened)
     elif opened and _shows_all(opened, destination):
         fitting = left.removable
     else:
@@ -293,6 +291,12 @@ def _without_the_topmost(
         fitting, kept = left.removable, ()
     states = tuple(state for state in left.states if state.path in fitting)
     return Left(states=states, removable=fitting, kept=(*kept, *left.kept))
+
+
+def _as_verified(journal: Journal, opened: Sequence[Image]) -> tuple[str, ...]:
+    """Return the paths of the images that are as they were when the destination was read."""
+    verified = {journal.resolve(state.path): state for state in journal.verified or ()}
+    return tuple(image.path for image in opened if _is_as_verified(image, verified.get(image.path)))
 
 
 def _cannot_be_told(journal: Journal, left: Left) -> str:

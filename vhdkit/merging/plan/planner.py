@@ -195,15 +195,20 @@ def _check_request(request: MergeRequest, folder: Folder) -> None:
         raise MergeError(
             "a merge to a new file changes nothing: there is nothing to undo, and a comparison verifies", path=path
         )
-    if undo is not None and undo.endswith(_RESERVED):
-        raise MergeError(f"the name of an undo image cannot end in {paths.splitext(undo)[1]}", path=undo)
-    if request.relink_siblings and undo is None:
-        hint = Advice.UNDO_IMAGE.hint("name one with {}")
-        raise MergeError("siblings can only be relinked to an undo image", path=path, hint=hint)
+    _check_undo_name(request)
     for new_file in filter(None, (to, undo)):
         check_file_name(new_file, FileFormat.VHD)
     if to is not None and folder.exists(to):
         raise FileExistsError(errno.EEXIST, "the file exists already; a merge never replaces one", to)
+
+
+def _check_undo_name(request: MergeRequest) -> None:
+    undo = request.undo
+    if undo is not None and undo.endswith(_RESERVED):
+        raise MergeError(f"the name of an undo image cannot end in {paths.splitext(undo)[1]}", path=undo)
+    if request.relink_siblings and undo is None:
+        hint = Advice.UNDO_IMAGE.hint("name one with {}")
+        raise MergeError("siblings can only be relinked to an undo image", path=request.child, hint=hint)
 
 
 def _resumed_depth(chain: Chain, folder: Folder) -> int:

@@ -32,11 +32,12 @@ def completion_of(
 ) -> Completion:
     """Return what is to be recorded of a plan without obstacles; `known` is what the record says now."""
     journal = plan.journal
-    sampled = journal.samples if journal is not None else ()
+    sampled, payload = (journal.samples, journal.begin.payload_bytes) if journal is not None else ((), 0)
     if plan.resume is Resume.FINISHES:
         with open_chain_with(plan.destination, parents) as after:
-            own = [each for each in known if each.leaf_id == leaf_id and is_shown(each, after.layers)]
-            earlier = [each for each in known if each.leaf_id != leaf_id and is_shown(each, after.layers)]
+            shown = [each for each in known if is_shown(each, after.layers)]
+            own = [each for each in shown if each.leaf_id == leaf_id]
+            earlier = [each for each in shown if each.leaf_id != leaf_id]
             samples = own[-1].samples if own else sampled
             kept = carried_on(earlier, after)
     else:
@@ -45,7 +46,6 @@ def completion_of(
             earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
             samples = samples_of(chain.layers, depth, sampled)
             kept = carried_on(earlier, DiskView(chain.layers))
-    payload = journal.begin.payload_bytes if journal is not None else 0
     return Completion(
         leaf_id=leaf_id,
         leaf=paths.basename(plan.sources[0]),

@@ -71,18 +71,19 @@ def add_status_note(error: BaseException, plan: MergePlan, journal: Journal | No
                 f"Every disk reads as before; left are {', '.join(left)}" if left else "Nothing was changed."
             )
         return
+    error.add_note(_status(plan, journal, folder))
+
+
+def _status(plan: MergePlan, journal: Journal, folder: Folder) -> str:
+    """Return how a merge stands that has begun to write, and what goes on with it."""
     own = paths.dirname(plan.sources[0])
     lie_in = [paths.dirname(path) for path in (*plan.sources, plan.destination)]
     again = journal.merge_hint(search=[*map(folder.real, plan.search), *(each for each in lie_in if each != own)])
     if journal.merged and not folder.exists(journal.path):
-        error.add_note(f"The merge is complete and durable in {plan.destination}; nothing is left to be done.")
-        return
+        return f"The merge is complete and durable in {plan.destination}; nothing is left to be done."
     if journal.merged:
-        error.add_note(
-            f"The merge is complete and durable in {plan.destination}; {again} finishes what is left to be done."
-        )
-        return
+        return f"The merge is complete and durable in {plan.destination}; {again} finishes what is left to be done."
     how = f"The chain reads as before the merge; {again} goes on with it."
     if plan.undo is not None:
         how += f" {journal.undo_hint(Advice.ROLL_BACK, '{} takes it back.')}"
-    error.add_note(how)
+    return how

@@ -138,11 +138,7 @@ class RunJournal:
         """Leave a word of why; and nothing at all where nothing was changed yet."""
         plan, folder, writer = self.files.plan, self.files.folder, self._writer
         if writer is None:
-            with suppress(OSError):
-                path = journal_path(plan.destination)
-                now = find_journal(folder, plan.destination)
-                if isinstance(now, UnbegunJournal) and plan.journal is None:
-                    folder.remove(path)
+            self._remove_unbegun()
             return
         if writer.is_closed:
             return  # the merge was complete, and its journal is to go: what failed has changed names only
@@ -150,8 +146,7 @@ class RunJournal:
         if not self.has_begun and not is_asked:
             return  # it was refused, and nothing was changed
         with suppress(OSError):
-            is_reserved = writer.begun is not None and writer.begun.reserved
-            if is_reserved or plan.journal is not None:
+            if self._has_changed_files(writer):
                 reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
                 storage = self.files.destination.storage
                 state = msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))
@@ -163,6 +158,19 @@ class RunJournal:
             self.files.destination.storage.sync()
             folder.remove(writer.file.path)
             folder.sync(paths.dirname(writer.file.path))
+
+    def _has_changed_files(self, writer: JournalWriter) -> bool:
+        """Whether this run, or an earlier one, has come so far as to change a file."""
+        return self.files.plan.journal is not None or (writer.begun is not None and writer.begun.reserved)
+
+    def _remove_unbegun(self) -> None:
+        """Remove a journal that was made and holds nothing."""
+        plan, folder = self.files.plan, self.files.folder
+        with suppress(OSError):
+            path = journal_path(plan.destination)
+            now = find_journal(folder, plan.destination)
+            if isinstance(now, UnbegunJournal) and plan.journal is None:
+                folder.remove(path)
 
     def write_verified(self) -> None:
         """Say what the sources that are about to go, and the destination, looked like when it was read."""
