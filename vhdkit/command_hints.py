@@ -129,11 +129,13 @@ def _given(arguments: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, s
     while at < len(arguments) and arguments[at] != "--":
         option, equals, value = arguments[at].partition("=")
         at += 1
-        if option in wanted and not equals and at < len(arguments):
-            value = arguments[at]
-            at += 1
-        if option in wanted:
+        if option not in wanted:
+            continue
+        if equals:
             found.append((option, value))
+        elif at < len(arguments):
+            found.append((option, arguments[at]))
+            at += 1
     return found
 
 
