@@ -13,7 +13,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.arguments import checked
 from vhdkit.disk import timestamp
@@ -36,6 +36,7 @@ from vhdkit.vhd.parent_reference import ParentReference, reference_to
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from vhdkit.disk.image import ImageSummary
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
     from vhdkit.vhd.image import VhdImage
@@ -158,6 +159,14 @@ def new_image_file(folder: Folder, path: str, file_format: FileFormat) -> Iterat
         yield storage
 
 
+class NewChild(NamedTuple):
+    """A child to be made: its id, its block size, and its time stamp."""
+
+    unique_id: bytes
+    block_size: int
+    stamp: int
+
+
 def new_footer(kind: DiskType, size: int, *, stamp: int, unique_id: bytes | None = None) -> Footer:
     """Return the footer of a new image.
 
@@ -219,6 +228,21 @@ def write_empty(storage: Storage, footer: Footer, block_size: int, reference: Pa
     for at in range(TABLE_OFFSET, table_end, len(chunk)):
         storage.write_at(at, chunk[: table_end - at])
     storage.write_at(end, footer.to_bytes())
+
+
+def write_child(
+    storage: Storage, path: str, parent: ImageSummary, parent_path: str, *, parent_mtime: float, child: NewChild
+) -> None:
+    """Write a child that holds nothing into an empty file, durably; `path` is where it will be.
+
+    **Order**: 1 a footer, sync (whatever a cut leaves of the rest, the file says whose it is) · 2 all of it, sync.
+    """
+    reference = reference_to(parent_path, path, unique_id=parent.unique_id, timestamp=timestamp.from_unix(parent_mtime))
+    footer = new_footer(DiskType.DIFFERENCING, parent.size, stamp=child.stamp, unique_id=child.unique_id)
+    storage.write_at(0, footer.to_bytes())
+    storage.sync()
+    write_empty(storage, footer, child.block_size, reference)
+    storage.sync()
 
 
 def _with_parent(

@@ -78,7 +78,7 @@ def target_of(layers: Sequence[Image], depth: int, size: int | None = None) -> T
     destination = destination_of(layers, depth)
     below = layers[depth + 1].size if depth + 1 < len(layers) else 0
     size = destination.size if size is None else size
-    return Target(disk_type=destination.disk_type, size=size, parent_size=below)
+    return Target(kind=destination.kind, size=size, parent_size=below)
 
 
 def destination_of(layers: Sequence[Image], depth: int) -> Vhd:

@@ -25,7 +25,7 @@ import numpy as np
 from vhdkit.chain.siblings import Relatives
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
-from vhdkit.vhd.footer import DiskType
+from vhdkit.disk.image import DiskKind
 from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class MergePlan:
 class Target:
     """What the choice of sectors depends on: the destination's type, its size, and its parent's (0 without one)."""
 
-    disk_type: DiskType
+    kind: DiskKind
     size: int
     parent_size: int
 
@@ -209,7 +209,7 @@ def choose(sources: Extents, target: Target) -> tuple[Extents, Extents]:
         inside = [extents.single(start, target.size, Kind.PARENT)] if start < target.size else []
         sources = extents.overlay(sources, extents.concatenate([*inside, beyond]))
     writes, zeros = sources.of(Kind.DATA), sources.of(Kind.ZERO)
-    if target.disk_type is not DiskType.DIFFERENCING or not len(zeros):
+    if target.kind is not DiskKind.DIFFERENCING or not len(zeros):
         return writes, zeros
     hiding = extents.clipped(zeros, 0, target.parent_size)
     wipes = extents.clipped(zeros, target.parent_size, end)

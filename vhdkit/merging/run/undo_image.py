@@ -33,9 +33,8 @@ from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.create import new_footer, write_empty
-from vhdkit.vhd.footer import DiskType, Footer
-from vhdkit.vhd.parent_reference import reference_to
+from vhdkit.vhd.create import NewChild, write_child
+from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
@@ -55,24 +54,12 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> N
 
     """
     temporary = temporary_name(plan.path, job)
-    stamp = timestamp.from_unix(time.time())
-    reference = reference_to(
-        folder.real(destination.path),
-        plan.path,
-        unique_id=destination.unique_id,
-        timestamp=timestamp.from_unix(destination.storage.mtime),
-    )
-    footer = new_footer(DiskType.DIFFERENCING, destination.size, stamp=stamp, unique_id=plan.unique_id)
+    child = NewChild(plan.unique_id, plan.block_size, timestamp.from_unix(time.time()))
+    parent_path, mtime = folder.real(destination.path), destination.storage.mtime
     storage = folder.create(temporary)
     try:
-        try:
-            # Durable first: whatever a cut leaves of the rest, the file says whose it is.
-            storage.write_at(0, footer.to_bytes())
-            storage.sync()
-            write_empty(storage, footer, plan.block_size, reference)
-            storage.sync()
-        finally:
-            storage.close()
+        with storage:
+            write_child(storage, plan.path, destination, parent_path, parent_mtime=mtime, child=child)
         folder.publish(temporary, plan.path)
         folder.sync(paths.dirname(plan.path))
     except BaseException:
