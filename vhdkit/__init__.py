@@ -1,7 +1,7 @@
 """Read, merge and inspect chains of VHD and AVHD snapshot images, without a hypervisor.
 
 A snapshot of a Hyper-V, XenServer or Virtual PC machine is a differencing disk: it holds only the sectors written
-since its parent was frozen. A chain is such a leaf with everything below it; a merge folds layers into one of them.
+since its parent was frozen. A chain is such a leaf with everything below it; a merge brings layers into one of them.
 
     with vhdkit.open_chain("web01_3A7F.avhd") as chain:   # leaf first, every link verified
         chain.read(0, 512)
@@ -9,12 +9,12 @@ since its parent was frozen. A chain is such a leaf with everything below it; a 
     plan = vhdkit.plan_merge("web01_3A7F.avhd")           # into= an ancestor, to= a new file; writes nothing
     vhdkit.merge(plan)
 
-How it is built, from the bottom up: `storage` is the one way to the machine; `disk` is what every image is, with the
-kernels over its bitmaps; `journal` holds the side files; `vhd` turns bytes into frozen records, and reads, checks,
-writes and creates one image; `chain` finds and verifies parents and reads through layers; `merging` plans with plain
-values and then does, in an order that leaves the leaf readable at every instant; `job` runs that in the background and
-answers for it; `snapshot` keeps a machine's tree of snapshots, and the merges that wait; `cli` prints. Imports point
-down only.
+How it is built, from the bottom up: `options` is what a caller asks for, and `progress` how far a verb is and how it is
+stopped; both go down whole. `storage` is the one way to the machine; `disk` is what every image is, with the kernels
+over its bitmaps; `journal` holds the side files; `vhd` turns bytes into frozen records, and reads, checks, writes and
+creates one image; `chain` finds and verifies parents and reads through layers; `merging` plans with plain values and
+then does, in an order that leaves the leaf readable at every instant; `job` runs that in the background and answers for
+it; `snapshot` keeps a machine's tree of snapshots, and the merges that wait; `cli` prints. Imports point down only.
 
 The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
 """

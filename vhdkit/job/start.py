@@ -25,7 +25,6 @@ from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
 from vhdkit.merging.plan.plan import states_of
 from vhdkit.merging.plan.planner import plan_request
-from vhdkit.merging.rollback import rollback
 from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
@@ -191,6 +190,8 @@ def roll_back_job(job: Job, *, progress: Callable[[Progress], None] | None = Non
         VhdError, OSError: as `vhdkit.rollback`.
 
     """
+    from vhdkit.merging.rollback import rollback  # noqa: PLC0415 - most jobs are never taken back
+
     registry = Registry()
     _check_own(job)
     request = job.request
