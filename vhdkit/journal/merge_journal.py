@@ -134,7 +134,6 @@ class Journal(JournalFile):
     held: int = 0
     undo_seen: Seen | None = None
     mark: int = 0
-    mark_time: float = 0.0
     bytes_done: int = 0
     relinks: tuple[RelinkState, ...] | None = None
     former_relinks: tuple[RelinkState, ...] = ()
@@ -149,7 +148,6 @@ class Journal(JournalFile):
     rolling_back: bool = False
     restored: bool = False
     stopped: str = ""
-    destination_stopped: SizeAndTime | None = None
     now: float = 0.0
     end: int = 0
     gone: frozenset[str] = field(default=frozenset(), repr=False)
@@ -208,12 +206,12 @@ class Journal(JournalFile):
             case Dropping():
                 self.dropping, self.keep_undo_file = True, record.keep_file
             case Stopped():
-                self.stopped, self.destination_stopped = record.reason, record.destination
+                self.stopped = record.reason
                 self.destination_seen = record.seen or self.destination_seen
                 return
             case _:
                 setattr(self, _FLAGS[type(record)], True)
-        self.stopped, self.destination_stopped = "", None
+        self.stopped = ""
 
     def _begin_anew(self, record: Begin) -> None:
         self.begin = record
@@ -234,7 +232,7 @@ class Journal(JournalFile):
         if isinstance(record, Saved):
             self.saved, self.held, self.undo_seen = record.offset, record.held, record.undo
             return
-        self.mark, self.bytes_done, self.mark_time = record.offset, record.bytes, record.mtime
+        self.mark, self.bytes_done = record.offset, record.bytes
         self.former_relinks += self.relinks or ()
         self.relinks = self.verified = None
 

@@ -62,11 +62,6 @@ class VhdImage(FileImage):
         return StructureChecksums(footer=crc32(read_bytes(self.storage, at, FOOTER_SIZE)), header=0, table=0)
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether the disk has no blocks."""
-        return self.disk_type is DiskType.FIXED
-
-    @property
     def is_differencing(self) -> bool:
         """Whether what it does not hold is looked for in a parent."""
         return self.disk_type is DiskType.DIFFERENCING
