@@ -90,7 +90,10 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert re.search(r"^vhdkit\b.*(\d+\.\d+|not installed)", done.out)
 
 
-NOT_FOR_HELP = ["numpy", "construct", "rich", "importlib.metadata", "ctypes"]
+NOT_FOR_HELP = [
+    *("numpy", "construct", "rich", "sqlite3", "msgspec", "importlib.metadata", "ctypes"),
+    "vhdkit.storage.local_folder",
+]
 
 
 def loaded_by(*words: str, cwd: Path) -> list[str]:
@@ -111,9 +114,10 @@ def loaded_by(*words: str, cwd: Path) -> list[str]:
         (["--version"], ["numpy", "construct", "rich"]),
         *[([verb, "--help"], NOT_FOR_HELP) for verb in (*VERBS, "check", "rollback", "undo")],
         (["undo", "drop", "--help"], NOT_FOR_HELP),
-        (["scan", str(FIXTURES)], ["numpy", "rich"]),
-        (["info", str(FIXTURES / LEAF)], ["rich", "numpy.ma"]),
-        (["chain", str(FIXTURES / LEAF)], ["rich", "numpy.ma"]),
+        (["job", "list"], ["numpy", "construct", "rich"]),
+        (["scan", str(FIXTURES)], ["numpy", "rich", "sqlite3"]),
+        (["info", str(FIXTURES / LEAF)], ["rich", "numpy.ma", "sqlite3"]),
+        (["chain", str(FIXTURES / LEAF)], ["rich", "numpy.ma", "sqlite3"]),
     ],
     ids=lambda value: value[0] if value[0] in NOT_FOR_HELP else "-".join(value[:2]),
 )

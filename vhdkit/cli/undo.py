@@ -10,7 +10,6 @@ import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, table
 from vhdkit.cli.signals import stopping
-from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +41,7 @@ def rollback(
     layer reads as before the merge. It is refused if the destination was written since.
     """
     from vhdkit.job.control import job_of_undo, note_undone
+    from vhdkit.storage.local_folder import LocalFolder
 
     job, gone = job_of_undo(undo_image), LocalFolder().real(undo_image)
     with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
