@@ -30,11 +30,18 @@ class ParentChange:
 class ParentLink:
     """The link of a child to its parent.
 
-    `unique_id` has 16 bytes, all null if the parent has no id. `timestamp` is when the parent was last changed, as the
-    child remembers it, in the seconds of `timestamp`; 0 if it does not. `paths` come in the order in which they are to
-    be tried.
+    `unique_id` has 16 bytes, all null if the parent has no id; a parent with one of the `other_ids`, none of them null,
+    fits as well: a format may name two while its parent is changed. `timestamp` is when the parent was last changed, as
+    the child remembers it, in the seconds of `timestamp`; 0 if it does not. `paths` come in the order in which they are
+    to be tried.
     """
 
     unique_id: bytes = unique_id.NULL
     timestamp: int = 0
     paths: tuple[ParentPath, ...] = ()
+    other_ids: tuple[bytes, ...] = ()
+
+    @property
+    def ids(self) -> tuple[bytes, ...]:
+        """All ids that fit, the usual one first."""
+        return (self.unique_id, *self.other_ids)

@@ -1,0 +1,1 @@
+"""The VHDX format, which AVHDX files have as well: read only."""
