@@ -72,4 +72,6 @@ def resolve_stacked(images: Sequence[Image], start: int, stop: int) -> Extents:
     hole = Kind.ZERO if images[-1].parent is None else Kind.PARENT
     whole = extents.filled(base + first * sector, base + last * sector, data, start, stop, hole, depths)
     whole.depth[whole.kind != Kind.DATA] = len(images) - 1
+    is_nowhere = whole.file_offset < -1
+    whole.kind[is_nowhere], whole.file_offset[is_nowhere] = Kind.ZERO, -1
     return whole

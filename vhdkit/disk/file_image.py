@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.disk.image import BlockPlaces, StructureChecksums
+from vhdkit.disk.image import BlockPlaces, ImageFormat, StructureChecksums
 from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import Handle
@@ -30,6 +30,7 @@ class FileImage(Handle):
     """An open image in one file; a format says what `resolve` and `fill_past_end` do. See `image.Image`."""
 
     handle_kind = "image"
+    file_format = ImageFormat.RAW
 
     def __init__(self, storage: Storage, size: int, kind: DiskKind, findings: tuple[Finding, ...] = ()) -> None:
         self.storage = storage

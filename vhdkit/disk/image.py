@@ -33,6 +33,14 @@ class DiskKind(StrEnum):
     DIFFERENCING = "differencing"
 
 
+class ImageFormat(StrEnum):
+    """The format of an image's file."""
+
+    RAW = "raw"
+    VHD = "VHD"
+    VHDX = "VHDX"
+
+
 class BlockPlaces(NamedTuple):
     """The file offsets (int64) of blocks, and the bytes that each takes there with what belongs to it."""
 
@@ -57,6 +65,8 @@ class ImageSummary(Protocol):
 
     @property
     def path(self) -> str: ...  # noqa: D102 - the class's docstring explains the properties
+    @property
+    def file_format(self) -> ImageFormat: ...  # noqa: D102
     @property
     def size(self) -> int: ...  # noqa: D102
     @property
@@ -107,6 +117,8 @@ class Image(Protocol):
     def path(self) -> str: ...  # noqa: D102 - the class's docstring explains the properties
     @property
     def storage(self) -> Storage: ...  # noqa: D102
+    @property
+    def file_format(self) -> ImageFormat: ...  # noqa: D102
     @property
     def kind(self) -> DiskKind: ...  # noqa: D102
     @property

@@ -14,7 +14,7 @@ import numpy as np
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.file_image import FileImage
-from vhdkit.disk.image import DiskKind, StructureChecksums
+from vhdkit.disk.image import DiskKind, ImageFormat, StructureChecksums
 from vhdkit.errors import CorruptImageError, MergeError, ReadOnlyImageError
 from vhdkit.findings import Advice
 from vhdkit.storage.protocols import read_bytes
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 class VhdImage(FileImage):
     """A fixed, dynamic or differencing VHD. Sizes and offsets are in bytes."""
+
+    file_format = ImageFormat.VHD
 
     def __init__(self, storage: Storage, metadata: Metadata) -> None:
         super().__init__(storage, metadata.size, metadata.kind, metadata.findings)

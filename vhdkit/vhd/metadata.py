@@ -15,7 +15,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from vhdkit.disk.image import DiskKind
+from vhdkit.disk.image import DiskKind, ImageFormat
 from vhdkit.disk.parent_link import ParentLink, ParentPath
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.footer import DiskType, Footer
@@ -79,6 +79,11 @@ class Metadata:
     def size(self) -> int:
         """The disk's size in bytes."""
         return self.footer.current_size
+
+    @property
+    def file_format(self) -> ImageFormat:
+        """That of VHD."""
+        return ImageFormat.VHD
 
     @property
     def kind(self) -> DiskKind:
