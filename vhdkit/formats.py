@@ -6,15 +6,23 @@ to load numpy.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from vhdkit.disk.image import WritableImage
-from vhdkit.errors import ReadOnlyImageError
+from vhdkit.disk.image import ImageFormat, WritableImage
+from vhdkit.errors import ChainError, CorruptImageError, ReadOnlyImageError, UnsupportedImageError
+from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.protocols import read_bytes
+from vhdkit.units import SECTOR
 from vhdkit.vhd import header_update as vhd_steps
 from vhdkit.vhd import read_metadata
-from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE, MAX_VIRTUAL_SIZE
+from vhdkit.vhd.corruption import as_finding
 from vhdkit.vhd.metadata import Metadata
+from vhdkit.vhdx.constants import FILE_SIGNATURE
+from vhdkit.vhdx.refusal import not_written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +36,9 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
     from vhdkit.vhd.check import FileCheck
     from vhdkit.vhd.open_image import Vhd
+
+_VHD_SUFFIXES = frozenset({".vhd", ".avhd", ".vud"})
+_VHDX_SUFFIXES = frozenset({".vhdx", ".avhdx"})
 
 
 # Shorter files are images of no format.
@@ -88,18 +99,39 @@ def open_image(
         OSError: the file cannot be opened.
 
     """
-    from vhdkit.vhd.open_image import open_image as open_vhd
+    from vhdkit.vhd.open_image import open_file, open_on
 
-    return open_vhd(
-        path,
-        writable=writable,
-        verify=verify,
-        verify_header=verify_header,
-        exclusive=exclusive,
-        finish_step=finish_step,
-        follow_links=follow_links,
-        folder=folder,
-    )
+    place = folder or LocalFolder()
+    storage = open_file(place, path, writable=writable, exclusive=exclusive, follow_links=follow_links)
+    with closing_on_error(storage):
+        if not is_vhdx(storage):
+            return open_on(place, storage, verify=verify, verify_header=verify_header, finish_step=finish_step)
+        from vhdkit.vhdx.open_image import open_image as open_vhdx
+
+        if writable:
+            raise not_written(storage.path)
+        return open_vhdx(storage, verify=verify)
+
+
+def is_vhdx(storage: Storage) -> bool:
+    """Whether a file is a VHDX, which its first bytes say; else it is taken for a VHD.
+
+    A fixed VHD begins with what a guest wrote, and a VHDX may end with it: of a file that looks like both its name
+    decides.
+
+    Raises:
+        UnsupportedImageError: it looks like both, and its name does not say which it is.
+
+    """
+    if read_bytes(storage, 0, len(FILE_SIGNATURE)) != FILE_SIGNATURE:
+        return False
+    suffix = paths.splitext(storage.path)[1].lower()
+    if suffix in _VHDX_SUFFIXES or not read_metadata.ends_with_footer(storage):
+        return True
+    if suffix in _VHD_SUFFIXES:
+        return False
+    message = "it begins as a VHDX and ends as a VHD, and its name does not say which it is; rename it"
+    raise UnsupportedImageError(message, path=storage.path)
 
 
 def open_changeable(
@@ -135,7 +167,7 @@ class Examined(NamedTuple):
 
 def may_be_image(storage: Storage) -> bool:
     """Whether a file seems to be an image of some format: a glance, for telling images from a folder's other files."""
-    return read_metadata.has_cookie(storage)
+    return read_metadata.has_cookie(storage) or read_bytes(storage, 0, len(FILE_SIGNATURE)) == FILE_SIGNATURE
 
 
 def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> FileSummary:
@@ -149,6 +181,10 @@ def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> Fi
         UnsupportedImageError: the file is of no format that is read here.
 
     """
+    if is_vhdx(storage):
+        from vhdkit.vhdx.metadata_reader import read_vhdx
+
+        return read_vhdx(storage, verify=verify)
     return read_metadata.read_metadata(storage, verify=verify, patches=vhd_steps.pending(folder, storage))
 
 
@@ -164,8 +200,26 @@ def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
 
 def examine(folder: Folder, storage: Storage) -> Examined:
     """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
+    try:
+        if is_vhdx(storage):
+            return _examine_vhdx(storage)
+    except UnsupportedImageError as error:
+        return Examined(None, (as_finding(error, storage.path),))
     found = read_metadata.examine(storage, vhd_steps.pending(folder, storage))
     return Examined(found.metadata, found.findings)
+
+
+def _examine_vhdx(storage: Storage) -> Examined:
+    from vhdkit.vhdx.metadata_reader import read_vhdx
+
+    try:
+        found = read_vhdx(storage)
+    except (CorruptImageError, UnsupportedImageError) as error:
+        findings = (as_finding(error, storage.path),)
+        with suppress(CorruptImageError, UnsupportedImageError):
+            return Examined(read_vhdx(storage, verify=False), findings)
+        return Examined(None, findings)
+    return Examined(found, found.findings)
 
 
 def image_of(storage: Storage, summary: ImageSummary) -> Image:
@@ -181,13 +235,24 @@ def image_of(storage: Storage, summary: ImageSummary) -> Image:
         case Metadata():
             return vhd_image_of(storage, summary)
         case _:
+            from vhdkit.vhdx.image import VhdxImage
+            from vhdkit.vhdx.metadata import VhdxMetadata
+
+            if isinstance(summary, VhdxMetadata):
+                return VhdxImage(storage, summary)
             raise TypeError(f"no format has images of a {type(summary).__name__}")
 
 
 def check_file(folder: Folder, storage: Storage, *, deep: bool, now: float, journal: Journal | None) -> FileCheck:
     """Judge one file; with `deep` all bitmaps and the data that they say are not there are read too."""
     from vhdkit.vhd.check import check_file as check_vhd
+    from vhdkit.vhd.check import unchecked
 
+    try:
+        if is_vhdx(storage):
+            return unchecked(storage, "this is a VHDX image, which is read here and not checked yet")
+    except UnsupportedImageError as error:
+        return unchecked(storage, error.message)
     return check_vhd(storage, deep=deep, now=now, patches=vhd_steps.pending(folder, storage), journal=journal)
 
 
@@ -205,11 +270,72 @@ def as_writable(image: Image) -> Vhd:
         case FixedImage() | SparseImage():
             return image
         case _:
+            check_written(image)
             raise ReadOnlyImageError(f"{image.kind} files are not written", path=image.path)
+
+
+def check_written(summary: ImageSummary) -> None:
+    """Refuse an image whose format is only read, where it would be written sooner or later.
+
+    Raises:
+        ReadOnlyImageError: its format is.
+
+    """
+    if summary.file_format is ImageFormat.VHDX:
+        raise not_written(summary.path)
+
+
+def check_pair(child: Image, parent: Image) -> None:
+    """Refuse a parent of another format than the child's, or with sectors of another size.
+
+    Raises:
+        ChainError: it is one.
+
+    """
+    if parent.file_format not in {child.file_format, ImageFormat.RAW}:
+        message = f"it is a {child.file_format}, and its parent {parent.path} is a {parent.file_format}"
+        raise ChainError(message, path=child.path)
+    own, below = child.logical_sector_size, parent.logical_sector_size
+    if own != below:
+        raise ChainError(f"its sectors have {own} bytes, those of its parent {parent.path} {below}", path=child.path)
+
+
+def check_sectors_as_vhd(image: Image) -> None:
+    """Refuse a disk whose sectors have another size than those of a VHD, which would show it with wrong sectors.
+
+    Raises:
+        UnsupportedImageError: they have.
+
+    """
+    own = image.logical_sector_size
+    if own != SECTOR:
+        message = f"its sectors have {own} bytes, and those of a VHD {SECTOR}: a raw file can hold it"
+        raise UnsupportedImageError(message, path=image.path)
+
+
+def block_size_as_vhd(image: Image) -> int:
+    """Return the block size of a dynamic VHD that is to show an image's disk: its own, if it is one that VHDs have.
+
+    Raises:
+        UnsupportedImageError: no VHD can show it.
+
+    """
+    check_sectors_as_vhd(image)
+    if image.file_format is not ImageFormat.VHDX:
+        return image.block_size or DEFAULT_BLOCK_SIZE
+    if image.size > MAX_VIRTUAL_SIZE:
+        most = f"and a dynamic VHD has at most {MAX_VIRTUAL_SIZE}"
+        message = f"its disk has {image.size} bytes, {most}: a raw file can hold it"
+        raise UnsupportedImageError(message, path=image.path)
+    return DEFAULT_BLOCK_SIZE
 
 
 def summary_of(image: Image) -> ImageSummary:
     """Return what the file of an open image said of itself when it was opened."""
+    if image.file_format is ImageFormat.VHDX:
+        from vhdkit.vhdx.image import VhdxImage
+
+        return image.metadata if isinstance(image, VhdxImage) else image
     from vhdkit.vhd.image import VhdImage
 
     return image.metadata if isinstance(image, VhdImage) else image
@@ -223,4 +349,9 @@ def fields(summary: ImageSummary, storage: Storage, filename: str) -> dict[str, 
         case Metadata():
             return vhd_fields(summary, storage, filename)
         case _:
+            from vhdkit.vhdx.fields import fields as vhdx_fields
+            from vhdkit.vhdx.metadata import VhdxMetadata
+
+            if isinstance(summary, VhdxMetadata):
+                return vhdx_fields(summary, storage, filename)
             raise TypeError(f"no format has the fields of a {type(summary).__name__}")

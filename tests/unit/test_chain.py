@@ -260,7 +260,7 @@ def test_opening_that_fails_half_way_leaves_nothing_open(
     ("bottom", "kind"),
     [
         (BAD_TABLE, CorruptImageError),
-        (b"vhdxfile" + bytes(4096), UnsupportedImageError),
+        (b"QFI\xfb" + bytes(4096), UnsupportedImageError),
         (b"nothing" * 500, CorruptImageError),
         (build(replace(BASE, unique_id=ident(7))), ParentMismatchError),
         (build(child_of(3, "leaf.vhd", unique_id=ident(7))), ParentMismatchError),

@@ -206,8 +206,8 @@ def test_a_saved_state_is_refused(which: str) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "error"),
-    [(b"vhdxfile" + bytes(1 << 16), UnsupportedImageError), (b"raw" * 10000, CorruptImageError)],
-    ids=["vhdx", "raw"],
+    [(b"QFI\xfb" + bytes(1 << 16), UnsupportedImageError), (b"raw" * 10000, CorruptImageError)],
+    ids=["qcow2", "raw"],
 )
 def test_what_is_no_vhd_is_refused(raw: bytes, error: type[Exception]) -> None:
     refused(laid(LEAF, BESIDE, **{"other.vhd": raw}), "/vms/other.vhd", error, "not a VHD")

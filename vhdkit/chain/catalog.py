@@ -90,16 +90,18 @@ class Parents:
         its own parent.
         """
         link = child.parent
-        if link is None or link.unique_id not in self._by_id:
+        if link is None:
             return []
-        wanted = link.unique_id
+        with_id = [image for wanted in link.ids for image in self._by_id.get(wanted, ())]
+        if not with_id:
+            return []
         for image in self._named(link, paths.dirname(child.path)):
-            if image.unique_id == wanted and image.identity != child.identity:
+            if image.unique_id in link.ids and image.identity != child.identity:
                 return [image]
         # A null id says nothing: then only a name can tell.
-        if wanted == unique_id.NULL:
+        if link.unique_id == unique_id.NULL:
             return []
-        fitting = [image for image in self._by_id[wanted] if image.identity != child.identity]
+        fitting = [image for image in with_id if image.identity != child.identity]
         return list({image.identity: image for image in reversed(fitting)}.values())[::-1]
 
     def _named(self, link: ParentLink, directory: str) -> Iterator[Cataloged]:

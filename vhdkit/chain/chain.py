@@ -26,7 +26,7 @@ from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
 from vhdkit.findings import Finding
-from vhdkit.formats import as_writable, open_image, read_summary, step_findings
+from vhdkit.formats import as_writable, check_pair, open_image, read_summary, step_findings
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
@@ -152,9 +152,10 @@ def _open_parents(layers: list[Image], parents: ParentSearch) -> tuple[Finding, 
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
         found = find_parent(child, parents.without_named_parent() if explicit_used else parents, identities)
         findings += found.findings
+        layers.append(found.layer)
+        check_pair(child, found.layer)
         findings += compare_link(child, found.layer)
         explicit_used |= found.was_explicit
-        layers.append(found.layer)
         identities.add(found.layer.storage.identity)
         child = found.layer
         findings += child.findings

@@ -19,6 +19,7 @@ from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import Cancelled, VhdError
+from vhdkit.formats import block_size_as_vhd, check_sectors_as_vhd
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
 from vhdkit.storage.local_folder import LocalFolder
@@ -80,12 +81,14 @@ def convert(
     with open_chain_with(as_text(source), ParentSearch(folder=place, policy=policy, lock=lock)) as chain:
         reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
-            leaf = chain.leaf
-            block_size = leaf.block_size or constants.DEFAULT_BLOCK_SIZE
+            block_size = block_size_as_vhd(chain.leaf)
             return write_dynamic(
                 chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach, skip_zeros=True
             )
-        file_format = FileFormat.RAW if output_format == "raw" else FileFormat.VHD
+        file_format = FileFormat.RAW
+        if output_format == "fixed":
+            check_sectors_as_vhd(chain.leaf)
+            file_format = FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
             copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Of paths that are longer than 260 letters, and of what the kernel calls a path, before the plain form.
 _LONG_PREFIXES = (("\\\\?\\unc\\", "\\\\"), ("\\\\?\\", ""), ("\\\\.\\unc\\", "\\\\"), ("\\\\.\\", ""), ("\\??\\", ""))
-_EXTENSIONS = (".vhd", ".avhd", ".vud")
+_EXTENSIONS = ((".vhd", ".avhd", ".vud"), (".vhdx", ".avhdx"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def base_names(link: ParentLink) -> Iterator[Clue]:
         yield Clue(name, f"base name of {origin}")
     for name, origin in names.items():
         stem, extension = paths.splitext(name)
-        if extension.lower() in _EXTENSIONS:
-            for other in _EXTENSIONS:
+        for others in _EXTENSIONS:
+            for other in others if extension.lower() in others else ():
                 if other != extension.lower():
                     yield Clue(stem + other, f"base name of {origin}, other extension", derived=True)
 

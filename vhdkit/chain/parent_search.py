@@ -188,9 +188,9 @@ class _Search(RejectedParents):
         with closing_on_error(storage):
             metadata = self._metadata_or_raw(storage)
             found = unique_id.NULL if metadata is None else metadata.unique_id
-            if found == self.wanted:
+            if found in self.link.ids:
                 findings: list[Finding] = []
-                layer = self._layer(storage, metadata, findings, self.wanted)
+                layer = self._layer(storage, metadata, findings, found)
                 return Found(layer=layer, findings=tuple(findings), was_explicit=True)
             if metadata is None:
                 self.reject(clue, "it is a raw file, and the parent has an id")
@@ -303,7 +303,7 @@ class _Search(RejectedParents):
             self.damaged = self.damaged or error
             self.reject(clue, str(error))
             return None
-        if metadata.unique_id != self.wanted:
+        if metadata.unique_id not in self.link.ids:
             self.reject_mismatch(clue, storage, metadata.unique_id, is_above=storage.identity in self.above)
             return None
         return metadata
@@ -315,7 +315,7 @@ class _Search(RejectedParents):
         """
         if "base name" not in clue.origin or paths.dirname(storage.path) == self.directory:
             return False
-        near = self.index.with_id(self.directory, self.wanted, deep=False)
+        near = self._with_an_id(self.directory, deep=False)
         rivals = [path for path, identity in near if identity != storage.identity and identity not in self.above]
         if rivals:
             self.ambiguous = True
@@ -324,13 +324,18 @@ class _Search(RejectedParents):
                 self.reject(Clue(path, _BY_ID), _AMBIGUOUS, self.choice)
         return self.ambiguous
 
+    def _with_an_id(self, directory: str, *, deep: bool) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Yield (path, identity) of the images in a folder that have one of the ids that fit."""
+        for wanted in self.link.ids:
+            yield from self.index.with_id(directory, wanted, deep=deep)
+
     def _by_id(self) -> tuple[Storage, ImageSummary] | None:
         """Look through whole folders for the id; several files that fit are as good as none."""
         fitting: dict[tuple[int, int], str] = {}
         for root in dict.fromkeys(self.roots):
             # What lies below the image's own folder unnamed may well be a backup; a search folder was asked for.
             deep = root != self.directory or root in self.searched
-            for path, identity in self.index.with_id(root, self.wanted, deep=deep):
+            for path, identity in self._with_an_id(root, deep=deep):
                 if identity not in self.above:
                     fitting.setdefault(identity, path)
         if len(fitting) == 1:
@@ -351,7 +356,7 @@ class _Search(RejectedParents):
             message = "it remembers a null id, so that only the name says that this is its parent"
             findings.append(self._finding(Corruption.PARENT_ID_NULL, message))
         with closing_on_error(storage):
-            layer = self._layer(storage, metadata, findings, self.wanted)
+            layer = self._layer(storage, metadata, findings, metadata.unique_id)
             return Found(layer=layer, findings=tuple(findings), was_explicit=False)
 
     def _layer(

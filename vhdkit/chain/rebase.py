@@ -43,7 +43,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice
-from vhdkit.formats import open_changeable, open_image, summary_after
+from vhdkit.formats import check_pair, open_changeable, open_image, summary_after
 from vhdkit.journal.claims import Claim, claims_on
 from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
@@ -236,6 +236,7 @@ def _planned(child: RelinkableImage, parent: Image, parents: ParentSearch, reque
     found = parent.unique_id or unique_id.NULL
     is_same_id = found == link.unique_id
     old, new = ancestry_of(child, parents), ancestry_of(parent, parents)
+    check_pair(child, parent)
     _check_links(child, parent, old, new, parents.folder)
     if not is_same_id:
         check_size(child, parent)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.findings import Advice
-from vhdkit.formats import open_image
+from vhdkit.formats import check_written, open_image
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders, layer_checks, new_files
@@ -60,6 +60,7 @@ def adopt(
     """
     place = folder or LocalFolder()
     families = _families(place, disks, tuple(search))
+    _check_formats(families)
     named = {paths.dirname(image.path) for family in families for image in family.images}
     named |= {place.real(each) for each in (*search, *([directory] if directory is not None else []))}
     roots = [family.root.path for family in families]
@@ -88,6 +89,13 @@ def _protect_frozen(file: ManifestFile, manifest: Manifest) -> None:
         for layer in disk.layers:
             if layer.mark is not None:
                 file.folder.protect(file.absolute(layer.path), is_protected=True)
+
+
+def _check_formats(families: Sequence[Family]) -> None:
+    """Refuse disks in files of a format that is only read (ReadOnlyImageError)."""
+    for family in families:
+        for image in family.images:
+            check_written(image.metadata)
 
 
 def _check_names(file: ManifestFile, families: Sequence[Family], directory: str | None) -> None:

@@ -73,6 +73,13 @@ def check_file(
     return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
 
 
+def unchecked(storage: Storage, why: str) -> FileCheck:
+    """Return the check of a file that cannot be judged, for it is of another format."""
+    tally = Tally(storage.path)
+    tally.add(Corruption.UNSUPPORTED, Level.ERROR, why)
+    return FileCheck(tally=tally, leaks=Leaks(), metadata=None)
+
+
 def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequence[Finding]) -> Iterator[Finding]:
     """Yield the findings; none advises to repair footers where `repair_footers` refuses to."""
     advised = [each for each in findings if each.hint is not None and each.hint.advice is Advice.REPAIR_FOOTERS]

@@ -35,8 +35,10 @@ _MAX_PATH = 4096
 _CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
 
 
+_VHDX_MAGIC = b"vhdxfile"
+_VHDX_SUFFIXES = frozenset({".vhdx", ".avhdx"})
 _OTHER_FORMATS = {
-    b"vhdxfile": "a VHDX image",
+    _VHDX_MAGIC: "a VHDX image",
     b"QFI\xfb": "a qcow2 image",
     b"KDMV": "a VMDK image",
     b"# Disk DescriptorFile": "a VMDK descriptor",
@@ -217,7 +219,9 @@ class MetadataReader:
         raise first_error
 
     def _footer_places(self) -> list[tuple[FooterPlace, int, bytes]]:
-        places = []
+        places: list[tuple[FooterPlace, int, bytes]] = []
+        if paths.splitext(self.storage.path)[1].lower() in _VHDX_SUFFIXES and self._bytes(0, 8) == _VHDX_MAGIC:
+            return places  # what a VHDX ends with, a guest wrote
         if self.size >= FOOTER_SIZE:
             at = self.size - FOOTER_SIZE
             places.append((FooterPlace.TRAILING, at, self._bytes(at, FOOTER_SIZE)))
@@ -270,7 +274,10 @@ class MetadataReader:
         head = self._bytes(0, 32)
         for magic, name in _OTHER_FORMATS.items():
             if head.startswith(magic):
-                raise UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
+                what = f"this is {name}, not a VHD"
+                if magic == _VHDX_MAGIC:
+                    what += "; VHDX files are read where nothing needs a VHD, and not written yet"
+                raise UnsupportedImageError(what, path=self.storage.path)
         extension = paths.splitext(self.storage.path)[1].lower()
         if re.fullmatch(r"\.v\d\d", extension):
             message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"

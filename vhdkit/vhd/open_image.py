@@ -56,22 +56,45 @@ def open_image(
 
     """
     place = folder or LocalFolder()
-    path = place.real(as_text(path)) if follow_links else as_text(path)
-    if writable and place.exists(path) and not place.may_write(path):
-        raise _read_only(place, path)
-    storage = place.open(path, writable=writable)
-    with closing_on_error(storage), _noting_raw_disks(storage):
+    storage = open_file(place, path, writable=writable, exclusive=exclusive, follow_links=follow_links)
+    with closing_on_error(storage):
+        return open_on(
+            place,
+            storage,
+            verify=verify,
+            verify_header=verify_header,
+            finish_step=finish_step,
+        )
+
+
+def open_file(
+    folder: Folder, path: StrPath, *, writable: bool, exclusive: bool | None, follow_links: bool = True
+) -> Storage:
+    """Open the file of an image and lock it, before anything in it is believed; see `open_image`."""
+    path = folder.real(as_text(path)) if follow_links else as_text(path)
+    if writable and folder.exists(path) and not folder.may_write(path):
+        raise _read_only(folder, path)
+    storage = folder.open(path, writable=writable)
+    with closing_on_error(storage):
         if exclusive is not None:
             storage.lock(exclusive=exclusive)
         if writable and storage.is_protected:
             # Between the look above and the lock it was frozen.
-            raise _read_only(place, path)
-        patches = pending(place, storage)
+            raise _read_only(folder, path)
+    return storage
+
+
+def open_on(
+    folder: Folder, storage: Storage, *, verify: bool = True, verify_header: bool = True, finish_step: bool = True
+) -> Vhd:
+    """Return the image on a storage that is open and locked; see `open_image`."""
+    with _noting_raw_disks(storage):
+        patches = pending(folder, storage)
         metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
         image = image_of(storage, metadata)
         image.step_patches = patches
-        if writable and finish_step:
-            image.finish_step(place)
+        if storage.writable and finish_step:
+            image.finish_step(folder)
     return image
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.vhd import constants
+from vhdkit.vhd import constants, structs
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import as_finding
 from vhdkit.vhd.metadata_reader import MetadataReader
@@ -39,6 +39,19 @@ def has_cookie(storage: Storage) -> bool:
     raw = bytearray(8)
     for offset in (size - FOOTER_SIZE, size - FOOTER_SIZE + 1, 0):
         if offset >= 0 and storage.read_into(offset, raw) == len(raw) and raw == constants.FOOTER_COOKIE:
+            return True
+    return False
+
+
+def ends_with_footer(storage: Storage) -> bool:
+    """Whether a file ends with a footer whose checksum is right."""
+    for length in (FOOTER_SIZE, FOOTER_SIZE - 1):
+        raw = bytearray(length)
+        at = storage.size() - length
+        if at < 0 or storage.read_into(at, raw) < length or raw[:8] != constants.FOOTER_COOKIE:
+            continue
+        whole = bytes(raw).ljust(FOOTER_SIZE, b"\0")
+        if structs.checksum(whole) == structs.stored_checksum(whole):
             return True
     return False
 

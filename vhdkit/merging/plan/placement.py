@@ -13,7 +13,7 @@ import numpy as np
 from vhdkit.chain.resolve import resolve, windows
 from vhdkit.disk import sector_bitmap
 from vhdkit.disk.image import DiskKind
-from vhdkit.errors import MergeError, VhdError
+from vhdkit.errors import MergeError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import as_writable
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
@@ -91,7 +91,10 @@ def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
     layer = layers[depth]
     if layer.kind is DiskKind.RAW:
         raise MergeError("it is a raw file, which is not merged into", path=layer.path, hint=USE_NEW_FILE)
-    return as_writable(layer)
+    try:
+        return as_writable(layer)
+    except ReadOnlyImageError as error:
+        raise MergeError(error.message, path=layer.path, hint=USE_NEW_FILE) from error
 
 
 def lay_out(chain: Chain, depth: int, target: Target, journal: Journal | None) -> tuple[Layout, Resume | None]:

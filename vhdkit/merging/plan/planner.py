@@ -17,6 +17,7 @@ from vhdkit.chain.convert import dynamic_layout
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
+from vhdkit.formats import block_size_as_vhd
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
@@ -30,7 +31,6 @@ from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR
-from vhdkit.vhd import constants
 from vhdkit.vhd.bat import UNALLOCATED
 from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.vhd.file_name import FileFormat, check_file_name
@@ -237,8 +237,7 @@ def _destination_depth(chain: Chain, folder: Folder, into: str | None) -> int:
 
 def _plan_new_file(chain: Chain, folder: Folder, to: str, search: tuple[str, ...]) -> MergePlan:
     """Plan to write the leaf's view into a new dynamic image; no input changes."""
-    leaf = chain.leaf
-    block_size = leaf.block_size or constants.DEFAULT_BLOCK_SIZE
+    block_size = block_size_as_vhd(chain.leaf)
     size, added, payload = dynamic_layout(chain, block_size)
     free = folder.free_space(paths.dirname(to))
     in_the_way: list[VhdError] = []
