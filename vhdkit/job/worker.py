@@ -55,7 +55,8 @@ UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 class Worker:
     """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
 
-    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`.
+    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`;
+    `plan` the plan that the job was begun with just now, None if it is to be planned.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Worker:
         cancel: Cancel | None = None,
         unlisted: str = "",
         completion: Completion | None = None,
+        plan: MergePlan | None = None,
     ) -> None:
         pid, host = this_process()
         self.registry = registry
@@ -75,6 +77,7 @@ class Worker:
         self.last_word = job
         self.unlisted = unlisted
         self._completion = completion
+        self._plan = plan
         self.error: BaseException | None = None
         self._job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
         self._runs = job.runs + 1
@@ -170,12 +173,13 @@ class Worker:
 
         """
         is_in_line = self._wait_in_line()
-        until: float | None = None
+        # What is tried again, and what had to wait, is planned again.
+        until, planned = None, self._plan if is_in_line else None
         while True:
             with self._lock:
                 self._change(JobState.STARTING)
             try:
-                plan = plan_request(self._job.request, LocalFolder())
+                plan, planned = planned or plan_request(self._job.request, LocalFolder()), None
                 check_same(self._job, identities_of(plan.layers))
                 return self.merge(plan)
             except ImageInUseError:
@@ -263,6 +267,7 @@ class Worker:
             except RegistryError as error:
                 self._lost(error)
             else:
+                self._plan = None
                 self._wait(_LISTEN_SECONDS)
         return False
 
