@@ -138,12 +138,7 @@ def parent_of(child: Cataloged | str, parents: ParentSearch) -> tuple[int, int] 
 def parent_id_of_damaged(folder: Folder, path: str) -> bytes | None:
     """Return the id that an image with a wrong checksum looks for: the damage may be mended yet."""
     try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    try:
-        return read_summary(folder, storage, verify=False).remembered_parent_id
+        with folder.open(path) as storage:
+            return read_summary(folder, storage, verify=False).remembered_parent_id
     except (VhdError, OSError):
         return None
-    finally:
-        storage.close()
