@@ -171,7 +171,7 @@ RAW_DISKS = {"r.raw": b"raw " * 1024, "r.img": bytes(4096), "disk": PARTITIONED,
 def test_a_raw_disk_where_a_vhd_is_needed_is_said_to_be_one(cli: Cli, vms: Path, words: list[str], name: str) -> None:
     (vms / name).write_bytes(RAW_DISKS[name])
     message = cli(*(word.format(name) for word in words)).refused()
-    assert "It looks like a raw disk" in message
+    assert "it looks like a raw disk" in message
     assert "`qemu-img convert -f raw -O vpc -o force_size=on " in message
 
 

@@ -16,7 +16,7 @@ from tests.crash.restoring import BY_NAME as VERBS
 from tests.crash.restoring import How, Tally, tried, walk
 from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging import rollback
-from vhdkit.merging.plan import checks, placement
+from vhdkit.merging.plan import earlier_run, placement
 from vhdkit.vhd.header_update import SUFFIX as STEP
 
 BY_NAME = {program.name: program for program in PROGRAMS}
@@ -116,7 +116,7 @@ def test_an_older_undo_image_that_is_believed_is_found(monkeypatch: pytest.Monke
     verbs = frozenset(["same", "roll-back"])
     how = How(seed=1, moments=6, restores=12, about="/vms/undo.avhd", verbs=verbs, writes=False, enough=1)
     assert walk(BY_NAME["undo dynamic"], how).findings == []
-    for module in (checks, rollback):
+    for module in (earlier_run, rollback):
         monkeypatch.setattr(module, "check_not_older", lambda *_: 0)
         monkeypatch.setattr(module, "may_lack_something", lambda *_: False)
     found = walk(BY_NAME["undo dynamic"], how).findings
