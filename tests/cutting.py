@@ -42,7 +42,7 @@ class CuttingFolder(SpyFolder):
 
 def small_checkpoints(monkeypatch: pytest.MonkeyPatch, size: int = 512) -> None:
     """Let windows be of 4 KiB, and a checkpoint, and with it a mark, come after so many bytes."""
-    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", 4096)
+    monkeypatch.setattr("vhdkit.chain.resolve_layers._WINDOW_BYTES", 4096)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", size)
 

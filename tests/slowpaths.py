@@ -115,13 +115,13 @@ PATHS: Final[dict[str, tuple[str, Callable[[Any], None]]]] = {
     # Many short pieces are copied in one bare loop.
     "many": ("vhdkit.storage.local_file", _copy_one_by_one),
     # Many pieces close together become one write; without it each is copied alone.
-    "together": ("vhdkit.merging.plan.pieces", _stage_nothing),
+    "together": ("vhdkit.merging.plan.destination_pieces", _stage_nothing),
     # A piece far from others is copied file to file; without it everything goes through the staging buffer.
-    "alone": ("vhdkit.merging.plan.pieces", _stage_everything),
+    "alone": ("vhdkit.merging.plan.destination_pieces", _stage_everything),
     # The payload is counted from bits, where all sources are alike.
     "counting": ("vhdkit.merging.plan.placement", _count_runs),
     # Three layers and more are resolved together, by their bitmaps.
-    "stacked": ("vhdkit.chain.resolve", _resolve_one_by_one),
+    "stacked": ("vhdkit.chain.resolve_layers", _resolve_one_by_one),
     # A file that was removed is given back while its directory is synced.
     "closing": ("vhdkit.storage.local_file", _close_at_once),
     # What a merge has read of a file that goes is let go of before.

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
     from vhdkit.job.start import start_merge
     from vhdkit.journal.manifest import Snapshot
     from vhdkit.merging.drop_undo import drop_undo
-    from vhdkit.merging.ensure import Ensured, EnsuredMerge, ensure_merged
+    from vhdkit.merging.ensure_merged import Ensured, EnsuredMerge, ensure_merged
     from vhdkit.merging.plan.plan import MergePlan, Resume
     from vhdkit.merging.plan.planner import plan_merge
     from vhdkit.merging.rollback import rollback
@@ -139,7 +139,7 @@ _HOMES = {
     "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
     "vhdkit.merging.drop_undo": ("drop_undo",),
-    "vhdkit.merging.ensure": ("Ensured", "EnsuredMerge", "ensure_merged"),
+    "vhdkit.merging.ensure_merged": ("Ensured", "EnsuredMerge", "ensure_merged"),
     "vhdkit.progress": ("Phase", "Progress"),
     "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
     "vhdkit.chain.rebase": ("plan_rebase", "rebase"),

@@ -15,7 +15,7 @@ import vhdkit
 from tests.crash.disks import Disk
 from tests.crash.programs import UNDO
 from tests.crashfs import CrashFolder
-from vhdkit.chain import resolve
+from vhdkit.chain import resolve_layers
 from vhdkit.journal.merge_journal import journal_path
 from vhdkit.merging.run import sector_copier
 from vhdkit.vhd.footer import Footer
@@ -52,7 +52,7 @@ def remembering() -> Iterator[None]:
 def small_steps() -> Iterator[None]:
     """Look at a page of the disk at a time, and make a checkpoint after each: marks are of use then."""
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(resolve, "_WINDOW_BYTES", 4096))
+        stack.enter_context(mock.patch.object(resolve_layers, "_WINDOW_BYTES", 4096))
         for name in ("_FEW_BYTES", "_MANY_BYTES"):
             stack.enter_context(mock.patch.object(sector_copier, name, 1))
         yield

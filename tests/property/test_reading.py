@@ -19,7 +19,7 @@ from tests.plainbuild import build
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, SECTOR, flat, parse
 from tests.strategies import image_specs, programs, writes
-from vhdkit.chain import resolve as resolve_module
+from vhdkit.chain import resolve_layers as resolve_module
 from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.disk import extents
 from vhdkit.errors import ParentNotFoundError, ReadOnlyImageError

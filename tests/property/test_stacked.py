@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.model import Create, Kind, ModelChain, Program, Snapshot, write_files
 from tests.strategies import programs
 from vhdkit.chain.chain import Chain, open_chain
-from vhdkit.chain.resolve import resolve
+from vhdkit.chain.resolve_layers import resolve
 from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk.extents import Kind as Source
 
@@ -55,7 +55,7 @@ def test_layers_at_once_are_layers_one_by_one(program: Program, data: st.DataObj
         assert tuple(images) == chain.layers[: len(images)]
         if images and start < stop:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("vhdkit.chain.resolve._STACKED", 2000)
+                patch.setattr("vhdkit.chain.resolve_layers._STACKED", 2000)
                 one_by_one = resolve(images, start, stop)
             assert sectors(resolve_stacked(images, start, stop)) == sectors(one_by_one)
 

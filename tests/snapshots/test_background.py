@@ -108,7 +108,7 @@ def test_when_it_is_complete_nobody_has_to_come_for_the_layers_to_be_watched_aga
 
 def test_a_layer_that_a_merge_has_left_unwatched_is_told_of(slow: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where whoever was to settle afterwards was killed.
-    monkeypatch.setattr("vhdkit.snapshot.deferred_merges.Settler._follow", None)
+    monkeypatch.setattr("vhdkit.snapshot.run_pending_merges.Settler._follow", None)
     begun(slow, 64 * MIB).wait(HANGS_SECONDS)
     (remark,) = slow.machine.check()
     assert (remark.kind, remark.path) == ("unprotected", slow.base)

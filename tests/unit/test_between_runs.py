@@ -144,7 +144,7 @@ def test_an_undo_image_is_not_written_as_if_it_were_any_leaf(vms: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="only the superuser gives files away")
 def test_a_journal_of_another_user_is_not_believed(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.plan.destination_pieces.STAGING_BYTES", BLOCK)
     cancelled(vms / "leaf.avhd", 3)
     os.chown(vms / "base.vhd.vhdkit-journal", 65534, 65534)
     with pytest.raises(vhdkit.JournalError, match="another user"):
@@ -154,7 +154,7 @@ def test_a_journal_of_another_user_is_not_believed(vms: Path, monkeypatch: pytes
 def test_a_destination_put_back_is_found_out_behind_stretches_where_nothing_was_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", MIB)
+    monkeypatch.setattr("vhdkit.chain.resolve_layers._WINDOW_BYTES", MIB)
     monkeypatch.setattr("vhdkit.merging.run.sector_copier._FEW_BYTES", 1)
     monkeypatch.setattr("vhdkit.merging.run.sector_copier._MANY_BYTES", BLOCK)
     vhdkit.create_image(str(tmp_path / "base.vhd"), size=8 * MIB, block_size=BLOCK)

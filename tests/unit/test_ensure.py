@@ -260,7 +260,7 @@ def test_an_undo_image_takes_no_name_of_a_record() -> None:
 
 def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, leaf_id = chain_in_memory()
-    plan, name = plan_request, "vhdkit.merging.ensure.plan_request"
+    plan, name = plan_request, "vhdkit.merging.ensure_merged.plan_request"
 
     def beaten(request: MergeRequest, place: Folder) -> vhdkit.MergePlan:
         monkeypatch.setattr(name, plan)
@@ -273,7 +273,7 @@ def test_a_leaf_that_another_call_merges_at_the_same_time_is_done(monkeypatch: p
 
 def test_a_leaf_that_another_call_merges_once_it_is_planned_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     folder, leaf_id = chain_in_memory()
-    name, carry_out = "vhdkit.merging.ensure.merge", vhdkit.merge
+    name, carry_out = "vhdkit.merging.ensure_merged.merge", vhdkit.merge
 
     def beaten(plan: vhdkit.MergePlan, **options: object) -> vhdkit.MergeResult:
         monkeypatch.setattr(name, carry_out)

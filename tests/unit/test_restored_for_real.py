@@ -104,7 +104,7 @@ def rolled_back_with(vms: Path, *names: str) -> None:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", 2 * BLOCK)
+    monkeypatch.setattr("vhdkit.chain.resolve_layers._WINDOW_BYTES", 2 * BLOCK)
 
 
 @pytest.mark.usefixtures("small_windows")

@@ -22,11 +22,11 @@ from tests.keeping import keep
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
-from vhdkit.chain.resolve import windows
+from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind as ExtentKind
 from vhdkit.merging.plan import placement
-from vhdkit.merging.plan.pieces import DestinationBlocks
+from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.run.engine import _Merge
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage.memory import MemoryFolder, MemoryStorage
@@ -266,7 +266,7 @@ def test_counting_bits_is_looking_at_each_run(
     vary = {at: lambda spec: replace(spec, bits_past_end=True) for at in past}
     folder, paths = in_memory(chain, vary)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", window)
+        patch.setattr("vhdkit.chain.resolve_layers._WINDOW_BYTES", window)
         patch.setattr(placement, "_COUNTED_BYTES", counted * SECTOR)
         by_bits = measured(folder, paths[0], depth, new_from)
         patch.setattr(placement, "_are_alike", lambda *_: False)
@@ -375,7 +375,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
 
 @pytest.mark.fast_path("alone")
 def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.plan.destination_pieces.STAGING_BYTES", BLOCK)
     for name, size in (("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", size)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
@@ -393,7 +393,7 @@ def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.Monke
 def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
     monkeypatch: pytest.MonkeyPatch, piece: float, together: int
 ) -> None:
-    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", 2048)
+    monkeypatch.setattr("vhdkit.merging.plan.destination_pieces.STAGING_BYTES", 2048)
     sizes = copied_in_batches(0.0, monkeypatch, piece)
     assert max(sizes) == together * 2048
     assert sum(sizes) == 3000 * SECTOR
@@ -401,7 +401,7 @@ def test_who_may_stop_it_is_told_soon_however_slow_the_disk_becomes(
 
 @pytest.mark.fast_path("alone")
 def test_of_zeros_who_may_stop_it_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vhdkit.merging.plan.pieces.STAGING_BYTES", BLOCK)
+    monkeypatch.setattr("vhdkit.merging.plan.destination_pieces.STAGING_BYTES", BLOCK)
     clock = BatchClock(0.0, monkeypatch)
     chain = chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 0), sectors=3000, block_size=BLOCK)
     folder, paths = in_memory(chain)

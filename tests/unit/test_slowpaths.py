@@ -19,10 +19,10 @@ SIGNS = {
     "direct": "not vhdkit.storage.file_copy._DIRECT_FILE_SYSTEMS",
     "at-once": "vhdkit.storage.file_copy._AT_ONCE == 1",
     "many": "vhdkit.storage.local_file.LocalStorage.copy_many_from.__module__ == 'tests.slowpaths'",
-    "together": "vhdkit.merging.plan.pieces.MANY_PIECES > 1 << 60",
-    "alone": "vhdkit.merging.plan.pieces.MANY_PIECES == 1",
+    "together": "vhdkit.merging.plan.destination_pieces.MANY_PIECES > 1 << 60",
+    "alone": "vhdkit.merging.plan.destination_pieces.MANY_PIECES == 1",
     "counting": "vhdkit.merging.plan.placement._are_alike() is False",
-    "stacked": "vhdkit.chain.resolve._STACKED > 1 << 60",
+    "stacked": "vhdkit.chain.resolve_layers._STACKED > 1 << 60",
     "closing": "vhdkit.storage.local_file.LocalStorage.begin_close.__module__ == 'tests.slowpaths'",
     "forgetting": "vhdkit.merging.run.page_cache.CacheDropper.passed.__module__ == 'tests.slowpaths'",
 }

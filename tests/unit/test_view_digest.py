@@ -50,7 +50,7 @@ def test_the_digest_does_not_depend_on_the_layout() -> None:
 def test_the_digest_does_not_depend_on_how_the_disk_is_cut(windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, paths = in_memory(LAYOUTS["two"])
     expected = digest(folder, paths[0])
-    monkeypatch.setattr("vhdkit.chain.resolve._WINDOW_BYTES", windows)
+    monkeypatch.setattr("vhdkit.chain.resolve_layers._WINDOW_BYTES", windows)
     assert digest(folder, paths[0]) == expected
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests import plainvhdx
 from tests.plainvhdx import FULL, NOT_PRESENT, PARTIAL, UNDEFINED, UNMAPPED, ZERO, Disk, linked
 from vhdkit.chain.chain import open_chain
-from vhdkit.chain.resolve import layer_extents
+from vhdkit.chain.resolve_layers import layer_extents
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.image import Image

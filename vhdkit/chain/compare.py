@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.arguments import checked
+from vhdkit.chain.held_pieces import PIECE_BYTES
 from vhdkit.chain.open_view import open_view, view_length
 from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.pieces import PIECE_BYTES
-from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.resolve_layers import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes

@@ -14,8 +14,8 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.copy_view import copy_all, copy_nonzero
+from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
 from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import Cancelled, VhdError

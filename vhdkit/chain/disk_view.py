@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.index import ChainIndex
-from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.resolve_layers import resolve, windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,9 +11,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.arguments import checked
+from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
 from vhdkit.chain.open_view import open_view, view_length
 from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.pieces import PIECE_BYTES, read_pieces
 from vhdkit.errors import Cancelled
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from vhdkit.chain.resolve import layer_extents, resolve
+from vhdkit.chain.resolve_layers import layer_extents, resolve
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.read_extents import read_extents

@@ -179,7 +179,7 @@ def _layer_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 
 def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options: Any) -> None:
     """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
-    from vhdkit.chain.lineage import seen_layers
+    from vhdkit.chain.damaged_chain import seen_layers
     from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.cli.json_records import describe_seen, warnings
     from vhdkit.options import ParentPolicy

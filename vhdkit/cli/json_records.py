@@ -10,11 +10,11 @@ from vhdkit.disk.image import DiskKind, ImageSummary
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vhdkit.chain.lineage import SeenLayer
+    from vhdkit.chain.damaged_chain import SeenLayer
     from vhdkit.chain.scan import Scan, ScannedImage
     from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
-    from vhdkit.merging.ensure import EnsuredMerge
+    from vhdkit.merging.ensure_merged import EnsuredMerge
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
     from vhdkit.storage.protocols import Storage

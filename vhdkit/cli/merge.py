@@ -143,7 +143,7 @@ def _ensure(request: EnsureRequest, *, machine: str, progress: str | None, as_js
     """Merge here and now unless that was done, and print which of it was so."""
     from vhdkit.cli.json_records import describe_ensured
     from vhdkit.job.start import run_merge
-    from vhdkit.merging.ensure import ensure
+    from vhdkit.merging.ensure_merged import ensure
     from vhdkit.storage.local_folder import LocalFolder
 
     child = request.merge.child

@@ -62,7 +62,7 @@ class FileState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class GrowthState(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the destination's table grows (see `vhd.growth`); `batmap` is the old one's header, hexadecimal."""
+    """How the destination's table grows (see `vhd.growth_plan`); `batmap` is the old one's header, hexadecimal."""
 
     old_count: _Count
     entry_count: _Count

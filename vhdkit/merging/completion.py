@@ -29,7 +29,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from vhdkit.chain.disk_view import DiskView
-from vhdkit.chain.resolve import resolve
+from vhdkit.chain.resolve_layers import resolve
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
 from vhdkit.journal.file_state import Seen

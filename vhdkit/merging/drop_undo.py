@@ -21,7 +21,7 @@ from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.claims import Change
 from vhdkit.journal.journal_writer import JournalWriter
 from vhdkit.journal.named_files import check_names
-from vhdkit.merging.plan.finishing import check_still_shows, find_complete, finishing_plan
+from vhdkit.merging.plan.finish import check_still_shows, find_complete, finishing_plan
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
 from vhdkit.options import ParentPolicy
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
-from vhdkit.merging.undone_merge import find_undone, named_directories, read_unchanged, refuse_claimed
+from vhdkit.merging.undo_image_search import find_undone, named_directories, read_unchanged, refuse_claimed
 
 
 @checked

@@ -20,7 +20,7 @@ from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
-from vhdkit.chain.resolve import windows
+from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError, MergeError, SiblingsError
 from vhdkit.findings import Advice
@@ -29,15 +29,15 @@ from vhdkit.journal.claims import Change
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.journal_writer import JournalWriter
 from vhdkit.journal.named_files import check_names
-from vhdkit.merging.plan.finishing import find_complete
-from vhdkit.merging.plan.pieces import DestinationBlocks
+from vhdkit.merging.plan.destination_pieces import DestinationBlocks
+from vhdkit.merging.plan.finish import find_complete
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.merging.run.undo_image import remove_second_name
-from vhdkit.merging.undone_merge import find_undone, named_directories, read_unchanged, refuse_claimed
+from vhdkit.merging.undo_image_search import find_undone, named_directories, read_unchanged, refuse_claimed
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
@@ -45,7 +45,7 @@ from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
 from vhdkit.vhd.header_update import finish_all, forget
-from vhdkit.vhd.size_record import recorded_footer, restore_size
+from vhdkit.vhd.recorded_size import recorded_footer, restore_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

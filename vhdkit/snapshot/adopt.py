@@ -19,11 +19,11 @@ from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders, layer_checks, new_files
 from vhdkit.snapshot.adopted_snapshots import snapshots_of
-from vhdkit.snapshot.deferred_merges import Settler
 from vhdkit.snapshot.disk_tree import Family, find_family, together
 from vhdkit.snapshot.find_manifest import find_manifest, manifests_in
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.snapshot.manifest_file import SUFFIX, ManifestFile, manifest_path
+from vhdkit.snapshot.run_pending_merges import Settler
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.ended_view import marked_view

@@ -29,10 +29,10 @@ from vhdkit.findings import Advice
 from vhdkit.journal.manifest import Snapshot
 from vhdkit.snapshot import check, export, layer_checks, new_files, start_gate, transitions
 from vhdkit.snapshot.adopt import adopt
-from vhdkit.snapshot.deferred_merges import Settler
 from vhdkit.snapshot.find_manifest import find_manifest
 from vhdkit.snapshot.operation import Applied, apply_snapshot, take_snapshot
 from vhdkit.snapshot.pending_merges import effective
+from vhdkit.snapshot.run_pending_merges import Settler
 from vhdkit.snapshot.stable_read import rested, seen_twice
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text, as_texts

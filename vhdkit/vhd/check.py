@@ -14,10 +14,10 @@ from vhdkit.findings import Advice, Level
 from vhdkit.vhd.check_blocks import check_blocks
 from vhdkit.vhd.check_fields import check_fields
 from vhdkit.vhd.corruption import Corruption, as_finding
+from vhdkit.vhd.finding_tally import Tally
 from vhdkit.vhd.leaks import Leaks
 from vhdkit.vhd.open_image import image_of
 from vhdkit.vhd.read_metadata import examine
-from vhdkit.vhd.tally import Tally
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
 
 if TYPE_CHECKING:

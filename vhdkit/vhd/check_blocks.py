@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.storage.protocols import Storage
+    from vhdkit.vhd.finding_tally import Tally
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.metadata import Metadata
-    from vhdkit.vhd.tally import Tally
 
 # A block's number takes 22 bits (MAX_TABLE_ENTRIES), its sector 32: both fit into one sortable int64.
 _BLOCK_BITS = 22

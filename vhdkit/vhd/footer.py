@@ -10,6 +10,7 @@ from enum import IntEnum
 
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.vhd import constants, structs
+from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.geometry import Geometry
 
@@ -66,7 +67,7 @@ class Footer:
         if raw[:8] != constants.FOOTER_COOKIE:
             detail = f"no footer: expected the cookie {constants.FOOTER_COOKIE!r}, found {raw[:8]!r}"
             raise CorruptImageError(Corruption.NOT_A_VHD, detail, offset=0)
-        stored, computed = structs.stored_checksum(raw), structs.checksum(raw)
+        stored, computed = stored_checksum(raw), checksum(raw)
         if verify and stored != computed:
             detail = f"the footer's checksum is {stored:#010x}, its bytes sum to {computed:#010x}"
             raise CorruptImageError(Corruption.FOOTER_CHECKSUM, detail, offset=64)

@@ -27,7 +27,7 @@ from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import bat, header_update, structs
 from vhdkit.vhd.bat_window import Table
-from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.footer_update import write_footers
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.write import link_blocks
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.growth import Growth
+    from vhdkit.vhd.growth_plan import Growth
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.open_image import Vhd
     from vhdkit.vhd.sparse_image import SparseImage

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import constants, structs
+from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.locator import ParentLocator
 
@@ -44,7 +45,7 @@ class DynamicHeader:
         if raw[:8] != constants.HEADER_COOKIE:
             detail = f"no dynamic header: expected the cookie {constants.HEADER_COOKIE!r}, found {raw[:8]!r}"
             raise CorruptImageError(Corruption.HEADER_COOKIE, detail, offset=0)
-        stored, computed = structs.stored_checksum(raw), structs.checksum(raw)
+        stored, computed = stored_checksum(raw), checksum(raw)
         if verify and stored != computed:
             detail = f"the dynamic header's checksum is {stored:#010x}, its bytes sum to {computed:#010x}"
             raise CorruptImageError(Corruption.HEADER_CHECKSUM, detail, offset=36)

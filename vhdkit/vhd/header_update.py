@@ -96,8 +96,8 @@ class Step:
 def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     """Write patches to an open image, the last of which is its header or footer copy; see the module for the order."""
     # It loads numpy, which reading a header does not.
-    from vhdkit.vhd.footer_change import is_of_footers  # noqa: PLC0415
-    from vhdkit.vhd.header_change import rest_digest  # noqa: PLC0415
+    from vhdkit.vhd.footer_update import is_of_footers  # noqa: PLC0415
+    from vhdkit.vhd.header_update_check import rest_digest  # noqa: PLC0415
 
     # The file of an earlier step that was cut off may be all that the header can be read by.
     finish(folder, storage)
@@ -135,7 +135,7 @@ def read_step(folder: Folder, storage: Storage) -> Step | None:
 
 
 def _step_of(storage: Storage, record: StepRecord) -> Step:
-    from vhdkit.vhd.footer_change import is_of_footers  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.footer_update import is_of_footers  # noqa: PLC0415 - as in apply
 
     patches = record.patches
     if is_of_footers(patches):
@@ -153,7 +153,7 @@ def _step_of(storage: Storage, record: StepRecord) -> Step:
 
 def _why_not_of(storage: Storage, record: StepRecord) -> str:
     """Return why a step cannot have been made for a file, "" if it can."""
-    from vhdkit.vhd.header_change import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.header_update_check import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
 
     if not is_header_change(storage, record.patches):
         return "it would change more than a header, or to one that is not right for this file"
@@ -164,7 +164,7 @@ def _why_not_of(storage: Storage, record: StepRecord) -> str:
 
 def _footer_step(storage: Storage, patches: Sequence[Patch]) -> Step:
     """Return what a step of a pair of footers says."""
-    from vhdkit.vhd.footer_change import is_begun, is_footer_change  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.footer_update import is_begun, is_footer_change  # noqa: PLC0415 - as in apply
 
     if not is_begun(storage, patches):
         return Step(what="footers")

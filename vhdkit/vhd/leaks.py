@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.vhd.check_blocks import Shape
-    from vhdkit.vhd.tally import Tally
+    from vhdkit.vhd.finding_tally import Tally
 
 # Makers align blocks, tables and the footer to this; gaps below it are nobody's loss (reference 1.12).
 PAGE = 4096

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
-from vhdkit.vhd import constants, structs
+from vhdkit.vhd import constants
+from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.footer import DiskType, Footer
 
@@ -48,7 +49,7 @@ def find_misplaced(storage: Storage) -> Footer | None:
 
 def _footer_at(raw: bytes, offset: int) -> Footer | None:
     # Parsing is the costlier part, and a file may be full of cookies.
-    if structs.checksum(raw) != structs.stored_checksum(raw):
+    if checksum(raw) != stored_checksum(raw):
         return None
     try:
         footer = Footer.from_bytes(raw)

@@ -15,7 +15,7 @@ from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.journal.patch import Patch, read_through
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name
-from vhdkit.vhd.header_change import is_header_change, locator_room
+from vhdkit.vhd.header_update_check import is_header_change, locator_room
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode
 from vhdkit.vhd.parent_reference import moved_windows_path, reference_to
 

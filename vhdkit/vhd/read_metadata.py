@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.vhd import constants, structs
+from vhdkit.vhd import constants
+from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import as_finding
-from vhdkit.vhd.metadata_reader import MetadataReader
+from vhdkit.vhd.metadata_rules import MetadataReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def ends_with_footer(storage: Storage) -> bool:
         if at < 0 or storage.read_into(at, raw) < length or raw[:8] != constants.FOOTER_COOKIE:
             continue
         whole = bytes(raw).ljust(FOOTER_SIZE, b"\0")
-        if structs.checksum(whole) == structs.stored_checksum(whole):
+        if checksum(whole) == stored_checksum(whole):
             return True
     return False
 

@@ -12,16 +12,13 @@ from typing import Any
 
 import construct as c
 
+from vhdkit.vhd.checksum import CHECKSUM_OFFSETS, checksum
 from vhdkit.vhd.constants import (
     FOOTER_COOKIE,
-    FOOTER_SIZE,
     HEADER_COOKIE,
-    HEADER_SIZE,
     LOCATOR_COUNT,
     PARENT_NAME_BYTES,
 )
-
-_CHECKSUM_OFFSETS = {FOOTER_SIZE: 64, HEADER_SIZE: 36}
 
 _FOOTER = c.Struct(
     "cookie" / c.Bytes(8),
@@ -79,21 +76,6 @@ _BATMAP = c.Struct(
 )
 
 
-def checksum(raw: bytes) -> int:
-    """Return the checksum of a footer's or header's raw bytes: the inverted sum of all but its own field.
-
-    It is taken over the bytes and never over a record: some makers keep data of their own in reserved areas.
-    """
-    at = _CHECKSUM_OFFSETS[len(raw)]
-    return ~(sum(raw) - sum(raw[at : at + 4])) & 0xFFFF_FFFF
-
-
-def stored_checksum(raw: bytes) -> int:
-    """Return the checksum that the raw bytes of a footer or header carry."""
-    at = _CHECKSUM_OFFSETS[len(raw)]
-    return int.from_bytes(raw[at : at + 4], "big")
-
-
 def parse_footer(raw: bytes) -> dict[str, Any]:
     """Return the fields of 512 raw bytes, by name."""
     return _plain(_FOOTER.parse(raw))
@@ -129,7 +111,7 @@ def build_batmap(fields: dict[str, Any], data_offset: int, sectors: int) -> byte
 
 
 def _sealed(raw: bytes) -> bytes:
-    at = _CHECKSUM_OFFSETS[len(raw)]
+    at = CHECKSUM_OFFSETS[len(raw)]
     return raw[:at] + checksum(raw).to_bytes(4, "big") + raw[at + 4 :]
 
 

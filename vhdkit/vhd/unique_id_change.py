@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.disk.image import DiskKind
-from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.footer_update import write_footers
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder

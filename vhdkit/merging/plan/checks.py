@@ -19,7 +19,7 @@ from vhdkit.errors import (
     WindowsCode,
 )
 from vhdkit.findings import Advice
-from vhdkit.merging.plan.finishing import removal_obstacles
+from vhdkit.merging.plan.finish import removal_obstacles
 from vhdkit.merging.plan.placement import USE_NEW_FILE, target_of, window_writes
 from vhdkit.storage import paths
 

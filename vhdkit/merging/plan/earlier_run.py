@@ -18,7 +18,7 @@ from vhdkit.errors import JournalError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.merging.plan.finishing import is_spent
+from vhdkit.merging.plan.finish import is_spent
 from vhdkit.merging.plan.placement import destination_of, target_of, window_writes
 from vhdkit.merging.plan.resume import check_undo, is_about, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something

@@ -10,9 +10,9 @@ from vhdkit.chain.siblings import find_relatives
 from vhdkit.disk.image import DiskKind
 from vhdkit.findings import Finding
 from vhdkit.merging.plan import checks
+from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.earlier_run import earlier_run, undo_doubt
 from vhdkit.merging.plan.ended_layers import ended_obstacles
-from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import destination_of, lay_out, target_of, window_writes
 from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.undo_image import plan_undo

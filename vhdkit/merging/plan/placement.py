@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.resolve_layers import resolve, windows
 from vhdkit.disk import sector_bitmap
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeError, ReadOnlyImageError, VhdError
@@ -20,8 +20,8 @@ from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
 from vhdkit.units import ceil_div
-from vhdkit.vhd.as_planned import is_reserved, is_room_free, linked_as_planned, may_grow
-from vhdkit.vhd.growth import Growth, growth_refusals, plan_growth
+from vhdkit.vhd.destination_check import is_reserved, is_room_free, linked_as_planned, may_grow
+from vhdkit.vhd.growth_plan import Growth, growth_refusals, plan_growth
 from vhdkit.vhd.sparse_image import Placement, SparseImage
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vhdkit.errors import VhdError
     from vhdkit.findings import Finding
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.vhd.growth import Growth
+    from vhdkit.vhd.growth_plan import Growth
 
 
 # Where no block is placed.

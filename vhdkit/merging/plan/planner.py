@@ -23,7 +23,7 @@ from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
-from vhdkit.merging.plan.finishing import find_complete, finishing_plan, is_complete, is_leftover
+from vhdkit.merging.plan.finish import find_complete, finishing_plan, is_complete, is_leftover
 from vhdkit.merging.plan.in_place import plan_in_place
 from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals, with_names

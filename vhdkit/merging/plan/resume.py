@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.growth import Growth
+    from vhdkit.vhd.growth_plan import Growth
     from vhdkit.vhd.sparse_image import Placement
 
 

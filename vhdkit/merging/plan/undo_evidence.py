@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.chain.disk_view import DiskView
-from vhdkit.chain.resolve import windows
+from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError

@@ -37,9 +37,9 @@ from vhdkit.chain.relink import apply_patches, relink_patches
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import MergeCancelled
 from vhdkit.journal.file_state import Seen
+from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.evidence import has_what_sources_hold
-from vhdkit.merging.plan.finishing import check_still_shows
-from vhdkit.merging.plan.pieces import DestinationBlocks
+from vhdkit.merging.plan.finish import check_still_shows
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.checkpoints import CheckpointWriter
@@ -54,7 +54,7 @@ from vhdkit.merging.run.undo_image import UndoSaver, create_undo, remove_half_ma
 from vhdkit.merging.run.view_digest import view_digest
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.footer_update import write_footers
 from vhdkit.vhd.grow import grow_disk, grow_table
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def merge(
     plan.refuse_obstacles()
     begun = time.monotonic()
     if completion is None and plan.journal is not None and plan.journal.is_ensured:
-        from vhdkit.merging.run.completion_record import completion_begun  # noqa: PLC0415 - most merges need none of it
+        from vhdkit.merging.run.completion_draft import completion_begun  # noqa: PLC0415 - most merges need none of it
 
         completion = completion_begun(plan, place)
     reporter = Reporter(plan.payload_bytes, plan.bytes_done, progress, cancel, rate, clock)

@@ -15,7 +15,7 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
 from vhdkit.formats import open_changeable, open_image
-from vhdkit.merging.plan.finishing import finishing_plan
+from vhdkit.merging.plan.finish import finishing_plan
 from vhdkit.merging.plan.placement import destination_of
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.disk.image import DiskKind
+from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.evidence import may_be_others
-from vhdkit.merging.plan.pieces import DestinationBlocks
 from vhdkit.merging.plan.placement import target_of, window_writes
 
 if TYPE_CHECKING:

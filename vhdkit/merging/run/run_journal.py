@@ -14,12 +14,12 @@ from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.journal_writer import JournalWriter
 from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal, journal_path, read_journal
-from vhdkit.merging.plan.finishing import is_verified
+from vhdkit.merging.plan.finish import is_verified
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_process
-from vhdkit.vhd.size_record import size_record
+from vhdkit.vhd.recorded_size import size_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable

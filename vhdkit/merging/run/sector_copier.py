@@ -1,7 +1,7 @@
 """Copying sectors into a destination: payload first, what refers to it after the next sync.
 
-What is copied alone and what as a span, `merging.plan.pieces` says. In a block that the destination has, the gaps in a
-span are read first and written again unchanged; in a new block the gaps are zeros.
+`merging.plan.destination_pieces` says what is copied alone and what as a span. In a block that the destination has, the
+gaps in a span are read first and written again unchanged; in a new block the gaps are zeros.
 
 The disk takes one checkpoint while the next is copied: what refers to a checkpoint is written when its sync has
 returned, and is durable with the sync after.
@@ -23,7 +23,7 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.disk.read_extents import read_exactly, read_extents
 from vhdkit.disk.written_sectors import WrittenSectors
 from vhdkit.errors import MergeCancelled
-from vhdkit.merging.plan import pieces as planned
+from vhdkit.merging.plan import destination_pieces as planned
 from vhdkit.units import round_up
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.disk.image import Image
-    from vhdkit.merging.plan.pieces import DestinationBlocks
+    from vhdkit.merging.plan.destination_pieces import DestinationBlocks
     from vhdkit.progress import Clock
     from vhdkit.storage.protocols import Syncing
 

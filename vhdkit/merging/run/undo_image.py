@@ -19,13 +19,13 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.resolve import resolve
+from vhdkit.chain.resolve_layers import resolve
 from vhdkit.chain.siblings import identity_at
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
-from vhdkit.merging.plan.pieces import UNPLACED, DestinationBlocks
+from vhdkit.merging.plan.destination_pieces import UNPLACED, DestinationBlocks
 from vhdkit.merging.plan.undo_image import affected, as_undo_image, bitmaps_of, without_held
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.storage import paths

@@ -15,7 +15,7 @@ from vhdkit.findings import Level
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd import footer_change, header_update
+from vhdkit.vhd import footer_update, header_update
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.open_image import open_image
@@ -65,10 +65,10 @@ def test_footers_that_are_written_need_no_step_where_they_are_right(monkeypatch:
     applied = []
     monkeypatch.setattr(header_update, "apply", lambda *arguments: applied.append(arguments))
     with open_image(PATH, folder=folder, writable=True) as image:
-        footer_change.write_footers(folder, image)
+        footer_update.write_footers(folder, image)
         assert applied == []
         image.footer = replace(image.footer, current_size=8 * 4096)
-        footer_change.write_footers(folder, image)
+        footer_update.write_footers(folder, image)
         assert len(applied) == 1
     assert content(folder) == RAW
 

@@ -10,6 +10,7 @@ from vhdkit.findings import Advice, Finding, Level
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants, structs
+from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.footer import DiskType, Footer
@@ -235,7 +236,7 @@ class MetadataReader:
 
     def _parse_footer(self, raw: bytes) -> Footer:
         footer = Footer.from_bytes(raw, verify=self.verify)
-        self.checksum_ok = structs.checksum(raw) == structs.stored_checksum(raw)
+        self.checksum_ok = checksum(raw) == stored_checksum(raw)
         return footer
 
     def _is_plausible_copy(self, footer: Footer) -> bool:
@@ -330,7 +331,7 @@ class MetadataReader:
                 raise located from None
             self.findings.append(as_finding(located, self.storage.path))
             header = DynamicHeader.from_bytes(raw, verify=False)
-        self.checksum_ok &= structs.checksum(raw) == structs.stored_checksum(raw)
+        self.checksum_ok &= checksum(raw) == stored_checksum(raw)
         return header
 
     def _check_table(self, footer: Footer, header: DynamicHeader) -> None:

@@ -12,7 +12,7 @@ from vhdkit.vhd.metadata import FooterPlace
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.growth import Growth
+    from vhdkit.vhd.growth_plan import Growth
     from vhdkit.vhd.open_image import Vhd
     from vhdkit.vhd.sparse_image import Placement, SparseImage
 

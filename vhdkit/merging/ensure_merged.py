@@ -24,7 +24,7 @@ from vhdkit.merging.completion import (
     read_completions,
 )
 from vhdkit.merging.plan.planner import plan_request
-from vhdkit.merging.run.completion_record import completion_of
+from vhdkit.merging.run.completion_draft import completion_of
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import EnsureRequest, MergeRequest
 from vhdkit.storage.local_folder import LocalFolder

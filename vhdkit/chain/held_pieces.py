@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.resolve import resolve, windows
+from vhdkit.chain.resolve_layers import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes

@@ -21,7 +21,7 @@ from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import header_update
-from vhdkit.vhd.header_change import rest_digest
+from vhdkit.vhd.header_update_check import rest_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from vhdkit.errors import CorruptImageError
 from vhdkit.units import ceil_div
 from vhdkit.vhd import bat
 from vhdkit.vhd.footer import Footer
-from vhdkit.vhd.footer_change import write_footers
+from vhdkit.vhd.footer_update import write_footers
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
