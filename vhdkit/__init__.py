@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
     from vhdkit.vhd.repair_footers import repair_footers
+    from vhdkit.vhdx.corruption import VhdxCorruption
 
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
@@ -123,6 +124,7 @@ _HOMES = {
     "vhdkit.chain.write_access": ("open_image",),
     "vhdkit.disk.image": ("Image",),
     "vhdkit.vhd.repair_footers": ("repair_footers",),
+    "vhdkit.vhdx.corruption": ("VhdxCorruption",),
     "vhdkit.job.control": (
         "cancel_job",
         "find_job",
@@ -201,6 +203,7 @@ __all__ = [
     "UnsupportedImageError",
     "VerificationError",
     "VhdError",
+    "VhdxCorruption",
     "ViewHash",
     "cancel_job",
     "check",

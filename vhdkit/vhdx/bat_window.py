@@ -158,6 +158,8 @@ def find_overlap(table: EntryTable, room: BlockRoom, structures: Sequence[tuple[
     for start, stop in structures:
         taken[start // MiB : stop // MiB] = True
     for base, entries in table.windows():
+        if not entries.any():
+            continue
         index = np.arange(base, base + len(entries))
         is_bitmap = table.layout.is_bitmap(index)
         for which, span in ((~is_bitmap, room.block_size // MiB), (is_bitmap & room.has_parent, 1)):
