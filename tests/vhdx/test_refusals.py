@@ -13,7 +13,7 @@ import vhdkit
 from tests import plainvhdx
 from tests.plainvhdx import BAT_AT, FULL, METADATA_AT, METADATA_REGION, PARTIAL, Disk, guid, linked, sealed
 from vhdkit.chain.chain import open_chain
-from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
+from vhdkit.errors import CorruptImageError, ReadOnlyImageError, UnsupportedImageError, VhdError
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhdx.corruption import VhdxCorruption
 
@@ -284,3 +284,12 @@ def test_a_disk_with_sectors_of_4096_bytes_becomes_raw_but_no_vhd(vms: Path, cli
         done = cli(*line.split())
         assert "its sectors have 4096 bytes" in done.err
         assert not (vms / "x.vhd").exists()
+
+
+@pytest.mark.usefixtures("vms")
+def test_an_image_is_opened_to_be_read_and_not_to_be_written() -> None:
+    with vhdkit.open_image("child.avhdx") as image:
+        assert (image.file_format, image.unique_id) == ("VHDX", B)
+    for opening in (vhdkit.open_image, vhdkit.open_chain):
+        with pytest.raises(ReadOnlyImageError, match="not written yet"):
+            opening("child.avhdx", writable=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from vhdkit import formats as images
 from vhdkit.arguments import checked
@@ -27,11 +27,34 @@ from vhdkit.vhd.unique_id_change import change_unique_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
     from vhdkit.vhd.open_image import Vhd
 
 
+@overload
+def open_image(
+    path: StrPath,
+    *,
+    writable: Literal[True],
+    verify: bool = ...,
+    exclusive: bool | None = ...,
+    search: Sequence[StrPath] = ...,
+    break_children: bool = ...,
+    folder: Folder | None = ...,
+) -> Vhd: ...
+@overload
+def open_image(
+    path: StrPath,
+    *,
+    writable: bool = ...,
+    verify: bool = ...,
+    exclusive: bool | None = ...,
+    search: Sequence[StrPath] = ...,
+    break_children: bool = ...,
+    folder: Folder | None = ...,
+) -> Image: ...
 @checked
 def open_image(
     path: StrPath,
@@ -42,8 +65,8 @@ def open_image(
     search: Sequence[StrPath] = (),
     break_children: bool = False,
     folder: Folder | None = None,
-) -> Vhd:
-    """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+) -> Image:
+    """Open one image of any format, without its parents; with `verify` false wrong checksums are put up with.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write. A
     change of its header that was cut off is finished if it is opened to be written.
@@ -53,8 +76,8 @@ def open_image(
     returns, so that all of them say ever after that their parent is another.
 
     Raises:
-        CorruptImageError, UnsupportedImageError: the file is no VHD that can be read safely.
-        ReadOnlyImageError: it should be written and is marked read-only.
+        CorruptImageError, UnsupportedImageError: the file is no image that can be read safely.
+        ReadOnlyImageError: it should be written and is marked read-only, or its format is only read.
         SiblingsError: it should be written, and other images read through it. Nothing was changed.
         MergeError: it should be written, and of a file near it cannot be told whether it reads through it.
         ImageInUseError: somebody else holds it.
@@ -62,13 +85,14 @@ def open_image(
 
     """
     place, folders = folder or LocalFolder(), as_texts(search)
-    image = images.open_changeable(
+    image = images.open_image(
         path, writable=writable, verify=verify, exclusive=exclusive, finish_step=False, folder=place
     )
     with closing_on_error(image):
         if writable:
-            image.findings += claim_for_writing(image, place, folders, break_children=break_children)
-            image.finish_step(place)
+            written = images.as_writable(image)
+            written.findings += claim_for_writing(written, place, folders, break_children=break_children)
+            written.finish_step(place)
     return image
 
 
