@@ -37,6 +37,7 @@ from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.corruption import Corruption
+from vhdkit.vhd.repair_footers import repair_footers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -562,6 +563,18 @@ def test_no_damage_raises_or_takes_long(
     assert len(report.findings) < 500
     # What cannot be opened is never called sound.
     assert opens(folder) or report.exit_code in {1, 2}
+
+
+@pytest.mark.parametrize(("at", "new"), [(16, b"\x7f" + b"\xff" * 7), (32, bytes(4))], ids=["BAT offset", "block size"])
+def test_no_repair_is_advised_for_a_file_whose_blocks_cannot_be_found(tmp_path: Path, at: int, new: bytes) -> None:
+    path = tmp_path / "disk.vhd"
+    path.write_bytes(patched(header(GOOD, at, new), 8, bytes(8)))
+    report = check(path)
+    assert report.exit_code == 2
+    assert C.FOOTER_COPY_DIFFERS in {item.corruption for item in report.findings}
+    assert not any(item.hint for item in report.findings)
+    with pytest.raises(VhdError):
+        repair_footers(path)
 
 
 def opens(folder: MemoryFolder) -> bool:

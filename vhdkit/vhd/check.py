@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vhdkit.errors import CorruptImageError, ImageInUseError
+from vhdkit.errors import CorruptImageError, ImageInUseError, UnsupportedImageError
 from vhdkit.findings import Advice, Level
 from vhdkit.vhd.check_blocks import check_blocks
 from vhdkit.vhd.check_fields import check_fields
@@ -17,7 +17,7 @@ from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.finding_tally import Tally
 from vhdkit.vhd.leaks import Leaks
 from vhdkit.vhd.open_image import image_of
-from vhdkit.vhd.read_metadata import examine
+from vhdkit.vhd.read_metadata import examine, read_metadata
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def check_file(
         except CorruptImageError as error:
             # The file has become shorter while it was read.
             tally.extend([as_finding(error, storage.path)])
-        tally.findings[:] = _without_vain_advice(storage, examined.metadata, tally.findings)
+        tally.findings[:] = _without_vain_advice(storage, patches, tally.findings)
     return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
 
 
@@ -80,18 +80,19 @@ def unchecked(storage: Storage, why: str) -> FileCheck:
     return FileCheck(tally=tally, leaks=Leaks(), metadata=None)
 
 
-def _without_vain_advice(storage: Storage, metadata: Metadata, findings: Sequence[Finding]) -> Iterator[Finding]:
+def _without_vain_advice(storage: Storage, patches: Sequence[Patch], findings: Sequence[Finding]) -> Iterator[Finding]:
     """Yield the findings; none advises to repair footers where `repair_footers` refuses to."""
     advised = [each for each in findings if each.hint is not None and each.hint.advice is Advice.REPAIR_FOOTERS]
-    is_vain = bool(advised) and not _can_be_read(storage, metadata)
+    is_vain = bool(advised) and not _can_be_read(storage, patches)
     for finding in findings:
         yield replace(finding, hint=None) if is_vain and finding in advised else finding
 
 
-def _can_be_read(storage: Storage, metadata: Metadata) -> bool:
+def _can_be_read(storage: Storage, patches: Sequence[Patch]) -> bool:
     try:
-        image_of(storage, metadata).check_readable()
-    except CorruptImageError:
+        # Read again, as opening does: an examination goes on with fields that nothing can be computed from.
+        image_of(storage, read_metadata(storage, patches=patches)).check_readable()
+    except (CorruptImageError, UnsupportedImageError):
         return False
     return True
 
