@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import vhdkit
 from tests.jobs.making import make_chain, view
 from vhdkit.cli.main import run
 from vhdkit.merging.plan import in_place, planner
@@ -45,14 +44,4 @@ def test_a_merge_opens_its_chain_once_plans_once_and_looks_for_siblings_once_to_
     assert (len(opened), len(planned), len(looked)) == (1, 1, 1)
     # Under the locks, and once more before names are changed: neither is a plan.
     assert len(held) == 2
-    assert view(str(tmp_path / "a.vhd")) == before
-
-
-def test_a_merge_in_a_thread_plans_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaf = make_chain(tmp_path, "a", 2)
-    before = view(leaf)
-    opened = counting(monkeypatch, planner, "open_chain_with")
-    planned = counting(monkeypatch, planner, "plan_in_place")
-    vhdkit.start_merge(leaf).wait(60)
-    assert (len(opened), len(planned)) == (1, 1)
     assert view(str(tmp_path / "a.vhd")) == before

@@ -105,12 +105,12 @@ def start_request(
     if request.log_file is not None:
         events.stop_logging(events.log_to(request.log_file))
     registry = Registry()
-    expected, plan = _planned(request.with_paths(paths.abspath), machine, wait_in_line=wait_in_line)
+    expected = _planned(request.with_paths(paths.abspath), machine, wait_in_line=wait_in_line)
     other = None if wait_in_line else _job_in_the_way(expected)
     if other is not None:
         raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination)
     job, before = _as_known(expected, registry)
-    return begin(job, registry, before=before, plan=plan, detached=detached)
+    return begin(job, registry, before=before, detached=detached)
 
 
 def run_merge(
@@ -137,12 +137,8 @@ def run_merge(
         return at.merge(plan)
 
 
-def begin(
-    job: Job, registry: Registry, *, before: Job | None = None, plan: MergePlan | None = None, detached: bool
-) -> MergeJob:
+def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: bool) -> MergeJob:
     """Begin a job that is described, behind those that wait already; `before` is what the list knows of earlier runs.
-
-    `plan` is the job's plan if it was made just now; a process of its own makes its own.
 
     Raises:
         JobError: another process has begun it again since that was read.
@@ -161,7 +157,7 @@ def begin(
         unlisted = str(error)
     if detached:
         return MergeJob(job, registry, unlisted, process=spawn(job, registry))
-    worker = Worker(job, registry, unlisted=unlisted, plan=plan)
+    worker = Worker(job, registry, unlisted=unlisted)
     thread = threading.Thread(target=work, args=(worker,), name=f"vhdkit-merge-{job.id[:8]}")
     thread.start()
     return MergeJob(job, registry, unlisted, worker=worker, thread=thread)
@@ -177,7 +173,7 @@ def restart_job(job: Job) -> Job:
     """
     registry = Registry()
     try:
-        fresh, _ = _planned(job.request, job.machine)
+        fresh = _planned(job.request, job.machine)
     except FileNotFoundError as error:
         raise gone(job, error) from error
     check_same(job, fresh.identities)
@@ -261,11 +257,8 @@ def _continued(job: Job, before: Job | None) -> Job:
     return replace(job, **{name: getattr(before, name) for name in fields})
 
 
-def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) -> tuple[Job, MergePlan | None]:
-    """Return a new job of a request, and its plan; None if its files are in use: it is planned when its turn comes.
-
-    What cannot be done is refused at once, and so is what would have to wait if it is not to.
-    """
+def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) -> Job:
+    """Return a new job of a request; what cannot be done is refused at once, and so is what would have to wait."""
     folder, until = LocalFolder(), time.monotonic() + _LETTING_GO_SECONDS
     while True:
         try:
@@ -278,14 +271,14 @@ def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) 
             is_listed = _job_in_the_way(expected) is not None
             if is_listed or time.monotonic() > until:
                 if wait_in_line:
-                    return expected, None
+                    return expected
                 raise
         # A process that was killed lets go of its files a moment later.
         time.sleep(0.05)
     in_use = [obstacle for obstacle in plan.obstacles if isinstance(obstacle, ImageInUseError)]
     if plan.obstacles and not (in_use and wait_in_line):
         raise (in_use or plan.obstacles)[0]
-    return _new(request, plan, machine), plan
+    return _new(request, plan, machine)
 
 
 def _refuse_claimed(job: Job) -> None:

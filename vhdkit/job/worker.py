@@ -55,8 +55,7 @@ UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 class Worker:
     """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
 
-    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`;
-    `plan` the plan that the job was begun with just now, None if it is to be planned.
+    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Worker:
         cancel: Cancel | None = None,
         unlisted: str = "",
         completion: Completion | None = None,
-        plan: MergePlan | None = None,
     ) -> None:
         pid, host = this_process()
         self.registry = registry
@@ -77,7 +75,6 @@ class Worker:
         self.last_word = job
         self.unlisted = unlisted
         self._completion = completion
-        self._plan = plan
         self.error: BaseException | None = None
         self._job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
         self._runs = job.runs + 1
@@ -173,13 +170,12 @@ class Worker:
 
         """
         is_in_line = self._wait_in_line()
-        # What is tried again, and what had to wait, is planned again.
-        until, planned = None, self._plan if is_in_line else None
+        until: float | None = None
         while True:
             with self._lock:
                 self._change(JobState.STARTING)
             try:
-                plan, planned = planned or plan_request(self._job.request, LocalFolder()), None
+                plan = plan_request(self._job.request, LocalFolder())
                 check_same(self._job, identities_of(plan.layers))
                 return self.merge(plan)
             except ImageInUseError:
@@ -267,7 +263,6 @@ class Worker:
             except RegistryError as error:
                 self._lost(error)
             else:
-                self._plan = None
                 self._wait(_LISTEN_SECONDS)
         return False
 
