@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn, TypedDict
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.findings import Advice, Finding, Level
 from vhdkit.storage import paths
+from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.checksum import checksum, stored_checksum
@@ -28,14 +29,10 @@ if TYPE_CHECKING:
 
 _Stretches = tuple[tuple[int, int], ...]
 
-
+_HEAD_BYTES = FOOTER_SIZE + HEADER_SIZE
 # Longer names are no paths on any system (reference 4.5).
 _MAX_PATH = 4096
-
-
 _CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
-
-
 _VHDX_MAGIC = b"vhdxfile"
 _VHDX_SUFFIXES = frozenset({".vhdx", ".avhdx"})
 _OTHER_FORMATS = {
@@ -89,6 +86,7 @@ class MetadataReader:
         self.keep_going = keep_going
         self.footer_at = self.entry_count = 0
         self.size = storage.size()
+        self._head = b""
         self.findings: list[Finding] = []
         self.checksum_ok = True
         self.copy_ok = True
@@ -138,8 +136,13 @@ class MetadataReader:
     def _bytes(self, offset: int, length: int) -> bytes:
         if offset >= self.size:
             return b""
-        buffer = bytearray(length)
-        del buffer[self.storage.read_into(offset, buffer) :]
+        # The copy of the footer, and the header where it nearly always lies, are read at once.
+        if offset + length <= _HEAD_BYTES:
+            self._head = self._head or read_bytes(self.storage, 0, _HEAD_BYTES)
+            buffer = bytearray(self._head[offset : offset + length])
+        else:
+            buffer = bytearray(length)
+            del buffer[self.storage.read_into(offset, buffer) :]
         for patch in self.patches:
             start, stop = max(offset, patch.offset), min(offset + len(buffer), patch.offset + len(patch.after))
             if start < stop:
