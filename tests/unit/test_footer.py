@@ -109,6 +109,14 @@ def test_a_disk_type_has_a_word(value: int) -> None:
     assert DiskType(value).label == {2: "fixed", 3: "dynamic", 4: "differencing"}[value]
 
 
+@pytest.mark.parametrize("length", [0, 8, 256, 511, 513, 1024])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_footer_that_was_read_in_part_is_refused(length: int, verify: bool) -> None:
+    raw = footer_bytes(ImageSpec(size=4096, block_size=4096)).ljust(1024, b"\0")
+    with pytest.raises(CorruptImageError, match=f"found {length}"):
+        Footer.from_bytes(raw[:length], verify=verify)
+
+
 @given(valid_footers(), st.integers(0, 511), st.integers(1, 255))
 def test_no_footer_with_one_changed_byte_is_believed(raw: bytes, at: int, change: int) -> None:
     broken = raw[:at] + bytes([raw[at] ^ change]) + raw[at + 1 :]

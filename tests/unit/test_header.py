@@ -79,6 +79,14 @@ def test_the_checksum_is_that_of_the_reference() -> None:
     assert raw[36:40] == bytes.fromhex("FFFFF475")
 
 
+@pytest.mark.parametrize("length", [0, 8, 256, 512, 1023, 1025])
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_header_that_was_read_in_part_is_refused(length: int, verify: bool) -> None:
+    raw = DynamicHeader(table_offset=1536, max_table_entries=2, block_size=0x200000).to_bytes().ljust(1025, b"\0")
+    with pytest.raises(CorruptImageError, match=f"found {length}"):
+        DynamicHeader.from_bytes(raw[:length], verify=verify)
+
+
 @given(valid_headers(), st.integers(0, 1023), st.integers(1, 255))
 def test_no_header_with_one_changed_byte_is_believed(raw: bytes, at: int, change: int) -> None:
     broken = raw[:at] + bytes([raw[at] ^ change]) + raw[at + 1 :]

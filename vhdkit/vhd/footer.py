@@ -56,11 +56,14 @@ class Footer:
         """Read 512 bytes; of the old 511-byte form, hand in the bytes with a zero appended.
 
         Raises:
-            CorruptImageError: no cookie, a poisoned cookie, a wrong checksum (unless `verify` is false), or a disk
-                type that does not exist.
+            CorruptImageError: another number of bytes, no cookie, a poisoned cookie, a wrong checksum (unless `verify`
+                is false), or a disk type that does not exist.
             UnsupportedImageError: a format version other than 1.x.
 
         """
+        if len(raw) != constants.FOOTER_SIZE:
+            detail = f"no footer: expected {constants.FOOTER_SIZE} bytes, found {len(raw)}"
+            raise CorruptImageError(Corruption.NOT_A_VHD, detail, offset=0)
         if raw[:8] == constants.POISONED_COOKIE:
             detail = "the image was disabled by a resize that did not finish; finish it with the tool that began it"
             raise CorruptImageError(Corruption.FOOTER_POISONED, detail, offset=0)

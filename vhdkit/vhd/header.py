@@ -38,10 +38,13 @@ class DynamicHeader:
         """Read 1024 bytes.
 
         Raises:
-            CorruptImageError: no cookie, or a wrong checksum (unless `verify` is false).
+            CorruptImageError: another number of bytes, no cookie, or a wrong checksum (unless `verify` is false).
             UnsupportedImageError: a header version other than 1.x.
 
         """
+        if len(raw) != constants.HEADER_SIZE:
+            detail = f"no dynamic header: expected {constants.HEADER_SIZE} bytes, found {len(raw)}"
+            raise CorruptImageError(Corruption.HEADER_COOKIE, detail, offset=0)
         if raw[:8] != constants.HEADER_COOKIE:
             detail = f"no dynamic header: expected the cookie {constants.HEADER_COOKIE!r}, found {raw[:8]!r}"
             raise CorruptImageError(Corruption.HEADER_COOKIE, detail, offset=0)

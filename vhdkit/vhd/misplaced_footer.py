@@ -48,8 +48,8 @@ def find_misplaced(storage: Storage) -> Footer | None:
 
 
 def _footer_at(raw: bytes, offset: int) -> Footer | None:
-    # Parsing is the costlier part, and a file may be full of cookies.
-    if checksum(raw) != stored_checksum(raw):
+    # Parsing is the costlier part, and a file may be full of cookies. One that gets shorter ends inside of one.
+    if len(raw) != FOOTER_SIZE or checksum(raw) != stored_checksum(raw):
         return None
     try:
         footer = Footer.from_bytes(raw)
