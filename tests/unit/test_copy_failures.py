@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vhdkit
+from tests.plainbuild import ImageSpec, build
+from tests.plainvhd import DIFFERENCING, SECTOR, flat, parse, round_up
 from vhdkit.chain import copy_view
 from vhdkit.storage.local_file import LocalStorage
 
@@ -59,6 +61,26 @@ def test_a_sync_that_was_begun_and_failed_fails_the_copy(
         vhdkit.convert(source, target, output_format=output)
     assert begun[0] >= which
     assert sorted(os.listdir(tmp_path)) == ["a.vhd"]
+
+
+@pytest.mark.parametrize("length", [700_001, (1 << 20) - 100, (1 << 20) + 100, (6 << 20) - 3])
+@pytest.mark.parametrize("output", ["raw", "fixed", "dynamic", "to"])
+def test_a_raw_parent_that_ends_inside_of_a_sector_is_copied_with_zeros(
+    output: str, length: int, tmp_path: Path
+) -> None:
+    raw, child, target = tmp_path / "p.raw", tmp_path / "c.avhd", tmp_path / f"n.{'raw' if output == 'raw' else 'vhd'}"
+    content = bytes(range(1, 251)) * (length // 250 + 1)
+    raw.write_bytes(content[:length])
+    size = round_up(length, SECTOR)
+    spec = ImageSpec(size=size, block_size=2 << 20, disk_type=DIFFERENCING, unique_id=b"c" * 16, parent_id=bytes(16))
+    child.write_bytes(build(spec))
+    if output == "to":
+        vhdkit.merge(vhdkit.plan_merge(child, to=target, parent=raw))
+    else:
+        vhdkit.convert(child, target, output_format=output, parent=raw)
+    made = target.read_bytes()
+    view = made if output == "raw" else flat([parse(made)]).tobytes()
+    assert view == content[:length].ljust(size, b"\0")
 
 
 class StoppedError(Exception):

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from vhdkit.chain.held_pieces import held_pieces
+from vhdkit.chain.held_pieces import held_pieces, pieces_in_memory
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes
-from vhdkit.disk.read_extents import read_extents
 from vhdkit.storage.read_ahead import read_ahead
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ LONG_BYTES = 256 << 10
 # Bytes of other layers over which a copy goes on.
 _BRIDGE_BYTES = 64 << 10
 _PAGE = 4096
-_PIECE_BYTES = 4 << 20
 _AHEAD = 2
 # Copies from file to file wait until so many bytes are together: they are written by several threads at once.
 _BATCH_BYTES = 32 << 20
@@ -162,14 +160,10 @@ def bridged(piece: Extents) -> Extents:
 
 
 def _read(layers: Sequence[Image], size: int, piece_bytes: int) -> Iterator[_Piece]:
-    buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(_AHEAD + 2)]
-    for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
+    for piece, data in pieces_in_memory(layers, size, piece_bytes, _AHEAD + 2):
         first, last = int(piece.start[0]), int(piece.stop[-1])
-        data = buffers[number % len(buffers)][: last - first]
-        read_extents(piece, layers, first, data)
         copies, is_written, is_over = _ways(piece, pages_in_use(data))
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], is_written, [False])).astype(np.int8)))
-        writes = np.minimum(edges * _PAGE, last - first).reshape(-1, 2)
+        writes = np.minimum(_runs(is_written) * _PAGE, last - first)
         yield _Piece(first, last, data, writes, copies, writes_over_copies=is_over)
 
 
@@ -184,13 +178,18 @@ def _ways(piece: Extents, used: NDArray[np.bool_]) -> tuple[Extents, NDArray[np.
     own = piece.take((piece.kind == Kind.DATA) & (piece.depth == long.depth[0]))
     is_own = _inner_pages(own, first, len(used))
     is_bridge = _inner_pages(long, first, len(used)) & ~is_own
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], is_own & used | is_bridge, [False])).astype(np.int8)))
-    runs = edges.reshape(-1, 2)
+    runs = _runs(is_own & used | is_bridge)
     runs = runs[(runs[:, 1] - runs[:, 0]) * _PAGE >= LONG_BYTES]
     copies = extents.intersect(long, first + runs[:, 0] * _PAGE, first + runs[:, 1] * _PAGE)
     is_copied = _inner_pages(copies, first, len(used))
     over = is_bridge & is_copied
     return copies, (used & ~is_copied) | over, bool(over.any())
+
+
+def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return [start, stop) of each run of true values, a row each."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
+    return edges.reshape(-1, 2)
 
 
 def _inner_pages(stretches: Extents, first: int, count: int) -> NDArray[np.bool_]:
@@ -236,9 +235,21 @@ class _Copier:
         for depth in np.unique(whole.depth).tolist():
             chosen = np.flatnonzero(whole.depth == depth)
             data = whole.take(chosen)
-            length = data.stop - data.start
             source = self._layers[depth].storage
-            self._storage.copy_many_from(source, data.file_offset.tolist(), offsets[chosen].tolist(), length.tolist())
+            # What lies past a file's end cannot be copied: of a raw disk it is zeros, of other images an error.
+            length = np.minimum(data.stop - data.start, np.maximum(source.size() - data.file_offset, 0))
+            within = length > 0
+            self._storage.copy_many_from(
+                source,
+                data.file_offset[within].tolist(),
+                offsets[chosen][within].tolist(),
+                length[within].tolist(),
+            )
+            for number in np.flatnonzero(length < data.stop - data.start).tolist():
+                rest = bytearray(int(data.stop[number] - data.start[number] - length[number]))
+                done = int(length[number])
+                self._layers[depth].fill_past_end(int(data.file_offset[number]) + done, memoryview(rest))
+                self._storage.write_at(int(offsets[chosen][number]) + done, rest)
             self.written += int(length[length < LONG_BYTES].sum())
 
     def begin_sync(self) -> None:

@@ -50,6 +50,18 @@ def held_pieces(layers: Sequence[Image], size: int, piece_bytes: int, *, with_ho
             yield found.take(np.arange(head, tail + 1))
 
 
+def pieces_in_memory(
+    layers: Sequence[Image], size: int, piece_bytes: int, buffer_count: int
+) -> Iterator[tuple[Extents, NDArray[np.uint8]]]:
+    """Yield each piece that is held with its bytes, which are valid until `buffer_count` more pieces were read."""
+    buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(buffer_count)]
+    for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
+        first, last = int(piece.start[0]), int(piece.stop[-1])
+        data = buffers[number % buffer_count][: last - first]
+        read_extents(piece, layers, first, data)
+        yield piece, data
+
+
 @contextmanager
 def read_pieces(
     layers: Sequence[Image], size: int, piece_bytes: int = PIECE_BYTES
@@ -58,14 +70,6 @@ def read_pieces(
 
     The bytes are valid until the next piece is asked for.
     """
-    buffers = [np.empty(piece_bytes, np.uint8) for _ in range(_AHEAD + 2)]
-
-    def read() -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
-            first, last = int(piece.start[0]), int(piece.stop[-1])
-            out = buffers[number % len(buffers)][: last - first]
-            read_extents(piece, layers, first, out)
-            yield first, out
-
-    with read_ahead(read(), _AHEAD) as pieces:
-        yield pieces
+    pieces = pieces_in_memory(layers, size, piece_bytes, _AHEAD + 2)
+    with read_ahead(pieces, _AHEAD) as ahead:
+        yield ((int(piece.start[0]), data) for piece, data in ahead)
