@@ -42,6 +42,14 @@ def test_each_layer_has_a_hash_of_what_it_shows(cli: Cli, lay: Lay) -> None:
     assert record["algorithm"] == "sha256"
 
 
+def test_a_raw_parent_that_ends_inside_of_a_sector_has_the_hash_of_its_file(cli: Cli, lay: Lay) -> None:
+    folder = lay("raw-child.vhd", "raw-parent.img")
+    raw = (folder / "raw-parent.img").read_bytes()[:-100]
+    (folder / "raw-parent.img").write_bytes(raw)
+    done = cli("hash", "raw-child.vhd", "--parent", "raw-parent.img", "--layers", "--json")
+    assert done.json[0]["layers"][-1]["digest"] == hashlib.sha256(raw).hexdigest()
+
+
 def test_the_lines_are_those_of_sha256sum(cli: Cli, lay: Lay) -> None:
     folder = lay(BASE)
     (folder / "odd.img").write_bytes(b"\x55" * 700_001)

@@ -75,8 +75,8 @@ def compare(
 
     `format_a` and `format_b` are "vhd" or "raw". With None a file without any footer is taken as raw, unless its suffix
     is that of another format, or it is empty and the other file is an image: such a file is a damaged image rather than
-    a disk. Only what either holds is read. `parent` is the parent of the first; `progress` is told how much of the
-    larger disk is done, and `cancel` (a `threading.Event`) stops the work; the other arguments are as in `open_chain`.
+    a disk. Only what either holds is read. `parent` is the parent of the first; `progress` is called with how much of
+    the larger disk is done, and `cancel` (a `threading.Event`) stops the work; the others are as in `open_chain`.
 
     Raises:
         ValueError: another format is asked for.
@@ -97,7 +97,9 @@ def compare(
         _refuse_empty(b, a, format_b)
         reporter = Reporter(max(a.size, b.size), 0, progress, cancel, stopped=_stopped)
         first = first_difference(a, b, partial(reporter.reach, phase=Phase.COMPARING))
-        return Comparison(equal=first is None, first_difference=first, size_a=view_length(a), size_b=view_length(b))
+        return Comparison(
+            equal=first is None, first_difference=first, size_a=view_length(a.leaf), size_b=view_length(b.leaf)
+        )
 
 
 def _stopped() -> Cancelled:

@@ -63,7 +63,7 @@ def convert(
 ) -> int:
     """Write what `source` shows through its chain to a new file: "raw", "fixed" or "dynamic"; return its size.
 
-    `progress` is told how much of the disk is done, and `cancel` (a `threading.Event`) stops the work; the other
+    `progress` is called with how much of the disk is done, and `cancel` (a `threading.Event`) stops the work; the other
     arguments are as in `open_chain`.
 
     Raises:

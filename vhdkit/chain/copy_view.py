@@ -32,9 +32,9 @@ LONG_BYTES = 256 << 10
 _BRIDGE_BYTES = 64 << 10
 _PAGE = 4096
 _AHEAD = 2
-# Copies from file to file wait until so many bytes are together: they are written by several threads at once.
+# Bytes of a batch that is copied from file to file: several threads write its parts.
 _BATCH_BYTES = 32 << 20
-# What was written from memory begins to be written out when it is so much, while the copy goes on.
+# Bytes written from memory after which a sync is begun, while the copy goes on.
 _SYNC_BYTES = 64 << 20
 
 
@@ -203,7 +203,7 @@ def _inner_pages(stretches: Extents, first: int, count: int) -> NDArray[np.bool_
 
 
 class _Copier:
-    """Copies stretches from file to file in batches, and lets what was written begin to reach the disk."""
+    """Copy stretches from file to file in batches, and sync beside the copy."""
 
     def __init__(self, layers: Sequence[Image], storage: Storage, places: Places) -> None:
         self._layers, self._storage, self._places = layers, storage, places
@@ -253,18 +253,18 @@ class _Copier:
             self.written += int(length[length < LONG_BYTES].sum())
 
     def begin_sync(self) -> None:
-        """Let what was written reach the disk while the copy goes on, if that is much."""
+        """Begin a sync beside the copy when enough was written from memory."""
         if self.written >= _SYNC_BYTES and (self._syncing is None or self._syncing.is_done()):
             self._wait()
             self.written = 0
             self._syncing = self._storage.begin_sync()
 
     def finish(self) -> None:
-        """Copy what waits; raise what the last sync that was begun has failed of."""
+        """Copy what waits, and raise the error of a sync that was begun."""
         self.flush()
         self._wait()
 
     def _wait(self) -> None:
-        """Raise what the sync that was begun has failed of: the system reports that once, and not to the next sync."""
+        """Raise the error of a sync that was begun: the system reports it once, and not to the next sync."""
         if self._syncing is not None:
             self._syncing.wait()

@@ -1,4 +1,4 @@
-"""Reading a disk through layers that somebody else holds open."""
+"""Read a disk through layers that the caller holds open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCRATCH_BYTES = 1 << 20
 
 
 class DiskView:
-    """A disk as the first of some layers shows it, leaf first. It borrows them: whoever opened them closes them.
+    """A disk as the first of some layers shows it, leaf first. It borrows them, and never closes them.
 
     Positions and lengths are in bytes and need no alignment.
     """

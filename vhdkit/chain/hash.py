@@ -70,8 +70,8 @@ def hash_image(
     """Return the digest of what an image shows through its chain, as a raw file of that content would have it.
 
     With `layers` the digest of what each layer shows follows, from the leaf down. `image_format` is "vhd" or "raw";
-    with None a file without any footer is taken as raw, as `compare` does. `progress` is told how much is hashed, and
-    `cancel` (a `threading.Event`) stops the work; the other arguments are as in `open_chain`.
+    with None a file without any footer is taken as raw, as `compare` does. `progress` is called with how much is done,
+    and `cancel` (a `threading.Event`) stops the work; the other arguments are as in `open_chain`.
 
     Raises:
         ValueError: an algorithm or a format of another name is asked for.
@@ -88,7 +88,7 @@ def hash_image(
     with open_view(as_text(path), image_format, parents) as chain:
         chain.check_readable()
         views = [chain.layers[depth:] for depth in range(len(chain.layers) if layers else 1)]
-        sizes = [view_length(chain), *(view[0].size for view in views[1:])]
+        sizes = [view_length(view[0]) for view in views]
         reporter = Reporter(sum(sizes), 0, progress, cancel, stopped=_stopped)
         found = []
         for view, size in zip(views, sizes, strict=True):
@@ -102,7 +102,7 @@ def _stopped() -> Cancelled:
 
 
 def _digest(layers: Sequence[Image], size: int, total: _Hash, reporter: Reporter) -> str:
-    """Hash so many bytes of a view."""
+    """Return the digest of the first `size` bytes of a view."""
     zeros = memoryview(bytes(PIECE_BYTES))
     done = 0
 

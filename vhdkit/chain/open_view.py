@@ -14,6 +14,7 @@ from vhdkit.vhd.file_name import may_be_raw
 
 if TYPE_CHECKING:
     from vhdkit.chain.parent_search import ParentSearch
+    from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
 
 
@@ -47,6 +48,6 @@ def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:
         return Chain([RawImage(storage)])
 
 
-def view_length(chain: Chain) -> int:
-    """Return the length of a view: that of a raw file need not be of whole sectors."""
-    return chain.leaf.storage.size() if chain.leaf.kind is DiskKind.RAW else chain.size
+def view_length(leaf: Image) -> int:
+    """Return the bytes that a leaf shows: those of a raw file need not be whole sectors."""
+    return leaf.storage.size() if leaf.kind is DiskKind.RAW else leaf.size
