@@ -83,6 +83,22 @@ def test_a_raw_parent_that_ends_inside_of_a_sector_is_copied_with_zeros(
     assert view == content[:length].ljust(size, b"\0")
 
 
+@pytest.mark.parametrize("output", ["fixed", "dynamic", "to"])
+def test_zeros_that_a_layer_holds_take_no_space_in_a_copy(output: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "a.vhd", tmp_path / "b.vhd"
+    vhdkit.create_image(source, size=64 << 20)
+    with vhdkit.open_chain(source, writable=True) as chain:
+        for block in range(32):
+            chain.write(block << 21, b"x" * 4096)
+            chain.write((block << 21) + 4096, bytes((2 << 20) - 4096))
+    if output == "to":
+        vhdkit.merge(vhdkit.plan_merge(source, to=target))
+    else:
+        vhdkit.convert(source, target, output_format=output)
+    assert vhdkit.compare(source, target).equal
+    assert target.stat().st_blocks * 512 < 2 << 20
+
+
 class StoppedError(Exception):
     """What a progress function raises."""
 

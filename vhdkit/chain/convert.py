@@ -13,7 +13,7 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
-from vhdkit.chain.copy_view import copy_all, copy_nonzero
+from vhdkit.chain.copy_view import copy_view
 from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import extents, sector_bitmap, timestamp
@@ -82,16 +82,14 @@ def convert(
         reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
             block_size = block_size_as_vhd(chain.leaf)
-            return write_dynamic(
-                chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach, skip_zeros=True
-            )
+            return write_dynamic(chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach)
         file_format = FileFormat.RAW
         if output_format == "fixed":
             check_sectors_as_vhd(chain.leaf)
             file_format = FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
             storage.truncate(chain.size)
-            copy_nonzero(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)
+            copy_view(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)
             if output_format == "fixed":
                 stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
                 footer = new_footer(DiskType.FIXED, chain.size, stamp=stamp, unique_id=unique_id)
@@ -163,14 +161,13 @@ def write_dynamic(
     unique_id: bytes | None = None,
     *,
     looked: Callable[[int], None] = lambda _done: None,
-    copied: Callable[[int], None] = lambda _count: None,
-    skip_zeros: bool = False,
+    copied: Callable[[int], None] | None = None,
 ) -> int:
     """Write the chain's view as a new dynamic image and return the file's size.
 
     `looked` is called with how much of the disk was looked at, `copied` with how many bytes of data were copied since
-    it was called before: of all of them `dynamic_layout` tells. Both may raise to stop the work. With `skip_zeros`
-    blocks that hold nothing but zeros are left out.
+    it was called before; `dynamic_layout` returns their sum. Both may raise to stop the work. Blocks that hold nothing
+    but zeros are left out, unless there is `copied`: then every block of the layout gets its room.
     """
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
@@ -182,10 +179,7 @@ def write_dynamic(
     with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
         blocks = _Blocks(storage, entries, place, block_size)
-        if skip_zeros:
-            copy_nonzero(chain.layers, chain.size, storage, blocks, looked)
-        else:
-            copy_all(chain.layers, chain.size, storage, blocks, looked, copied)
+        copy_view(chain.layers, chain.size, storage, blocks, looked, copied)
         looked(chain.size)
         used = blocks.count
         end = place.at(used) if used else table_end_for(ceil_div(chain.size, block_size))

@@ -1,6 +1,6 @@
 """Copy what a view holds into a new file: the one way of convert and of a merge to a new file.
 
-A piece is planned and, where its zeros are looked for, read on another thread while the one before it is written.
+A piece is planned and read on another thread while the one before it is written: zeros get no space.
 Long stretches are not written from memory but go from file to file, as the storage can do best (see
 `storage.file_copy`): the page cache keeps no second copy of them, and the last sync finds little to write.
 """
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from vhdkit.chain.held_pieces import held_pieces, pieces_in_memory
+from vhdkit.chain.held_pieces import pieces_in_memory
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
-from vhdkit.disk.holes import without_holes
 from vhdkit.storage.read_ahead import read_ahead
 
 if TYPE_CHECKING:
@@ -49,10 +48,9 @@ class Places(Protocol):
 
 
 class _Piece(NamedTuple):
-    """A piece that is ready: what is written from `data`, as [start, stop) in bytes, and what is copied from files."""
+    """A piece that is ready: its extents, and what of `data` is written as [start, stop) in bytes, after the copies."""
 
-    start: int
-    stop: int
+    held: Extents
     data: NDArray[np.uint8]
     writes: NDArray[np.int64]
     copies: Extents
@@ -77,61 +75,38 @@ def pages_in_use(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return used
 
 
-def copy_nonzero(
-    layers: Sequence[Image], size: int, storage: Storage, places: Places, looked: Callable[[int], None]
-) -> None:
-    """Copy every page of a view that is not all zeros; `looked` is called with how much of the disk is done.
-
-    Pages are counted from the beginning of each piece. The file reads as zeros where nothing was written.
-    """
-    copier = _Copier(layers, storage, places)
-    with read_ahead(_read(layers, size, places.piece_bytes), _AHEAD) as pieces:
-        for piece in pieces:
-            copier.add(piece.copies)
-            if piece.writes_over_copies:
-                copier.flush()
-            if len(piece.writes):
-                offset = int(places.offsets(np.array([piece.start]))[0])
-                for start, stop in piece.writes.tolist():
-                    storage.write_at(offset + start, piece.data[start:stop].data)
-                    copier.written += stop - start
-            copier.begin_sync()
-            looked(piece.stop)
-        copier.finish()
-
-
-def copy_all(
+def copy_view(
     layers: Sequence[Image],
     size: int,
     storage: Storage,
     places: Places,
     looked: Callable[[int], None],
-    copied: Callable[[int], None],
+    copied: Callable[[int], None] | None = None,
 ) -> None:
-    """Copy everything that layers hold; `copied` is called with the bytes that they hold of each piece, then `looked`.
+    """Copy every page of a view that is not all zeros; `looked` is called with how much of the disk is done.
 
-    Long holes of files get their room as well, but nothing is written there.
+    Pages are counted from the beginning of each piece. The file reads as zeros where nothing was written. With `copied`
+    everything that layers hold gets room, zeros as well, and it is called with the bytes that they hold of each piece.
     """
     copier = _Copier(layers, storage, places)
-    with read_ahead(held_pieces(layers, size, places.piece_bytes, with_holes=True), 64) as pieces:
+    with read_ahead(_read(layers, size, places.piece_bytes, with_holes=copied is not None), _AHEAD) as pieces:
         for piece in pieces:
-            data = piece.of(Kind.DATA)
-            places.offsets(data.start)
-            copier.add(*_long_and_rest(without_holes(piece, layers)))
+            first = int(piece.held.start[0])
+            if copied is not None:
+                data = piece.held.of(Kind.DATA)
+                places.offsets(data.start)
+                copied(data.total)
+            copier.add(piece.copies)
+            if piece.writes_over_copies:
+                copier.flush()
+            if len(piece.writes):
+                offset = int(places.offsets(np.array([first]))[0])
+                for start, stop in piece.writes.tolist():
+                    storage.write_at(offset + start, piece.data[start:stop].data)
+                    copier.written += stop - start
             copier.begin_sync()
-            copied(data.total)
-            looked(int(piece.stop[-1]))
+            looked(int(piece.held.stop[-1]))
         copier.finish()
-
-
-def _long_and_rest(held: Extents) -> tuple[Extents, Extents]:
-    """Return the stretches that are copied first, and what is copied after them."""
-    long, rest = bridged(held), held.of(Kind.DATA)
-    if not len(long):
-        return long, rest
-    under = np.searchsorted(long.start, rest.start, "right") - 1
-    inside = (under >= 0) & (rest.stop <= long.stop[under]) & (rest.depth == long.depth[0])
-    return long, rest.take(~inside)
 
 
 def bridged(piece: Extents) -> Extents:
@@ -159,12 +134,11 @@ def bridged(piece: Extents) -> Extents:
     return extents.with_stops(found, stop[long])
 
 
-def _read(layers: Sequence[Image], size: int, piece_bytes: int) -> Iterator[_Piece]:
-    for piece, data in pieces_in_memory(layers, size, piece_bytes, _AHEAD + 2):
-        first, last = int(piece.start[0]), int(piece.stop[-1])
-        copies, is_written, is_over = _ways(piece, pages_in_use(data))
-        writes = np.minimum(_runs(is_written) * _PAGE, last - first)
-        yield _Piece(first, last, data, writes, copies, writes_over_copies=is_over)
+def _read(layers: Sequence[Image], size: int, piece_bytes: int, *, with_holes: bool) -> Iterator[_Piece]:
+    for held, data in pieces_in_memory(layers, size, piece_bytes, _AHEAD + 2, with_holes=with_holes):
+        copies, is_written, is_over = _ways(held, pages_in_use(data))
+        writes = np.minimum(_runs(is_written) * _PAGE, len(data))
+        yield _Piece(held, data, writes, copies, writes_over_copies=is_over)
 
 
 def _ways(piece: Extents, used: NDArray[np.bool_]) -> tuple[Extents, NDArray[np.bool_], bool]:
@@ -207,28 +181,25 @@ class _Copier:
 
     def __init__(self, layers: Sequence[Image], storage: Storage, places: Places) -> None:
         self._layers, self._storage, self._places = layers, storage, places
-        self._long: list[tuple[Extents, NDArray[np.int64]]] = []
-        self._rest: list[tuple[Extents, NDArray[np.int64]]] = []
+        self._waiting: list[tuple[Extents, NDArray[np.int64]]] = []
         self._waiting_bytes = 0
         self._syncing: Syncing | None = None
         self.written = 0
 
-    def add(self, long: Extents, rest: Extents | None = None) -> None:
-        """Copy long stretches, and then what may lie over parts of them; now or with later ones."""
-        for waiting, data in ((self._long, long), (self._rest, rest)):
-            if data is not None and len(data):
-                waiting.append((data, self._places.offsets(data.start)))
-                self._waiting_bytes += data.total
+    def add(self, data: Extents) -> None:
+        """Copy stretches, now or with later ones; room for them is taken now."""
+        if len(data):
+            self._waiting.append((data, self._places.offsets(data.start)))
+            self._waiting_bytes += data.total
         if self._waiting_bytes >= _BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Copy what waits."""
-        for waiting in (self._long, self._rest):
-            if waiting:
-                data = extents.concatenate([data for data, _ in waiting])
-                self._copy(data, np.concatenate([offset for _, offset in waiting]))
-                waiting.clear()
+        if self._waiting:
+            data = extents.concatenate([data for data, _ in self._waiting])
+            self._copy(data, np.concatenate([offset for _, offset in self._waiting]))
+            self._waiting.clear()
         self._waiting_bytes = 0
 
     def _copy(self, whole: Extents, offsets: NDArray[np.int64]) -> None:
@@ -250,7 +221,6 @@ class _Copier:
                 done = int(length[number])
                 self._layers[depth].fill_past_end(int(data.file_offset[number]) + done, memoryview(rest))
                 self._storage.write_at(int(offsets[chosen][number]) + done, rest)
-            self.written += int(length[length < LONG_BYTES].sum())
 
     def begin_sync(self) -> None:
         """Begin a sync beside the copy when enough was written from memory."""

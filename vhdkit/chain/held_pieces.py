@@ -51,11 +51,11 @@ def held_pieces(layers: Sequence[Image], size: int, piece_bytes: int, *, with_ho
 
 
 def pieces_in_memory(
-    layers: Sequence[Image], size: int, piece_bytes: int, buffer_count: int
+    layers: Sequence[Image], size: int, piece_bytes: int, buffer_count: int, *, with_holes: bool = False
 ) -> Iterator[tuple[Extents, NDArray[np.uint8]]]:
     """Yield each piece that is held with its bytes, which are valid until `buffer_count` more pieces were read."""
     buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(buffer_count)]
-    for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
+    for number, piece in enumerate(held_pieces(layers, size, piece_bytes, with_holes=with_holes)):
         first, last = int(piece.start[0]), int(piece.stop[-1])
         data = buffers[number % buffer_count][: last - first]
         read_extents(piece, layers, first, data)
