@@ -97,7 +97,7 @@ class FileSummary(ImageSummary, Protocol):
 
 
 @runtime_checkable
-class Image(Protocol):
+class Image(ImageSummary, Protocol):
     """An open image of any format.
 
     `size` is the disk's in bytes, `logical_sector_size` what a guest sees as a sector. `block_size` is the bytes of the
@@ -114,29 +114,13 @@ class Image(Protocol):
     size: int
 
     @property
-    def path(self) -> str: ...  # noqa: D102 - the class's docstring explains the properties
-    @property
-    def storage(self) -> Storage: ...  # noqa: D102
-    @property
-    def file_format(self) -> ImageFormat: ...  # noqa: D102
-    @property
-    def kind(self) -> DiskKind: ...  # noqa: D102
+    def storage(self) -> Storage: ...  # noqa: D102 - the class's docstring explains the properties
     @property
     def logical_sector_size(self) -> int: ...  # noqa: D102
     @property
     def block_size(self) -> int: ...  # noqa: D102
     @property
-    def unique_id(self) -> bytes: ...  # noqa: D102
-    @property
-    def timestamp(self) -> int: ...  # noqa: D102
-    @property
-    def parent(self) -> ParentLink | None: ...  # noqa: D102
-    @property
-    def digest(self) -> str: ...  # noqa: D102
-    @property
     def is_saved_state(self) -> bool: ...  # noqa: D102
-    @property
-    def findings(self) -> tuple[Finding, ...]: ...  # noqa: D102
 
     def __enter__(self) -> Self:
         """Return the image; ValueError if it is closed."""
