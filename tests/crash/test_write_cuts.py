@@ -1,4 +1,4 @@
-"""Cuts while a leaf is written with `sync`: every sector is old or new, and the next write mends what is left."""
+"""Cuts while a leaf is written with `sync`: the image is valid, every sector old or new, and the next write goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from vhdkit.findings import Level
 BASE, KID = "/vms/base.vhd", "/vms/kid.avhd"
 BLOCK, SECTOR = 4096, 512
 SIZE = 16 * BLOCK
-LOST = vhdkit.Corruption.FOOTER_TRAILING_LOST
 
 
 def shown(path: str, folder: CrashFolder) -> bytes:
@@ -39,12 +38,11 @@ def test_a_cut_while_blocks_are_added_leaves_every_sector_old_or_new(path: str) 
     write(path, BLOCK, b"n" * 2 * BLOCK + b"n" * SECTOR, folder)
     after = shown(path, folder)
     for cut in cuts(folder):
-        for survival in cut.survivals(seed=1):
+        # Length that survives without its data is rubbish at every other cut.
+        for survival in cut.survivals(seed=1, stale=cut.index % 2 == 1):
             left = survival.folder()
             findings = vhdkit.check(path, folder=left).findings
-            errors = {each.corruption for each in findings if each.level is Level.ERROR}
-            # The footer lies in a sector of its own, which may be lost though the length survives: the copy serves.
-            assert errors <= {LOST}, survival.label
+            assert not [str(each) for each in findings if each.level is Level.ERROR], survival.label
             now = shown(path, left)
             for at in range(0, SIZE, SECTOR):
                 assert now[at : at + SECTOR] in {before[at : at + SECTOR], after[at : at + SECTOR]}, survival.label

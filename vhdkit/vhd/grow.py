@@ -10,7 +10,7 @@ invalid, sync, the new one, sync (blktap alone misses it in between), the table'
 6 header with the new number of entries, in one step.
 
 The disk's size follows when everything in the new part is durable:
-`grow_disk`: footer at the end and its copy, in one step (see `footer_change`).
+`grow_disk`: footer at the end and its copy, in one step (see `footer_update`).
 
 **Source**: reference 1.6, 3.6, 3.7.
 """

@@ -1,4 +1,4 @@
-"""Rewriting a dynamic header and what belongs to it, or a pair of footers, so that a power cut cannot leave half of it.
+"""Rewriting a dynamic header and what belongs to it, a pair of footers, or a file's end, so that no cut leaves half.
 
 A header spans two sectors, and nothing makes a disk write both or none. So what is about to change lies in a step file
 beside the image first, its bytes before and after. Whoever reads the image once some of the header is written reads it
@@ -13,7 +13,7 @@ As long as nothing of the header is written, what it leads to is there, whatever
 lead to: a parent may have been put back from a backup. So the step is then taken back instead.
 
 A step file is untrusted. It is believed only if it changes a header and its locators' data, and nothing else (see
-`header_change`; of a pair of footers, `footer_change`), every sector in question is what it was before or what it is to
+`header_update_check`; of footers, `footer_update`), every sector in question is what it was before or what it is to
 be, and the rest of the file is the one that the step was made for: a file that was put back from a backup is read by
 its header as it is. Step files of earlier versions say nothing about the rest.
 
@@ -95,8 +95,15 @@ class Step:
 
 def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     """Write patches to an open image, the last of which is its header or footer copy; see the module for the order."""
+    begin_step(folder, storage, patches)
+    _write(storage, patches)
+    forget(folder, storage.path)
+
+
+def begin_step(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
+    """Write durably what is about to change in an open image, whose earlier step is finished before."""
     # It loads numpy, which reading a header does not.
-    from vhdkit.vhd.footer_update import is_of_footers  # noqa: PLC0415
+    from vhdkit.vhd.footer_update import is_of_footers, is_of_length  # noqa: PLC0415
     from vhdkit.vhd.header_update_check import rest_digest  # noqa: PLC0415
 
     # The file of an earlier step that was cut off may be all that the header can be read by.
@@ -106,14 +113,12 @@ def apply(folder: Folder, storage: Storage, patches: Sequence[Patch]) -> None:
     record = {
         "image": paths.basename(storage.path),
         "patches": [patch.to_record() for patch in patches],
-        "rest": "" if is_of_footers(patches) else rest_digest(storage, patches),
+        "rest": "" if is_of_footers(patches) or is_of_length(patches) else rest_digest(storage, patches),
     }
     with folder.create(path, private=True) as step:
         step.write_at(0, encode([record]))
         step.sync()
     folder.sync(paths.dirname(path))
-    _write(storage, patches)
-    forget(folder, storage.path)
 
 
 def read_step(folder: Folder, storage: Storage) -> Step | None:
@@ -135,11 +140,13 @@ def read_step(folder: Folder, storage: Storage) -> Step | None:
 
 
 def _step_of(storage: Storage, record: StepRecord) -> Step:
-    from vhdkit.vhd.footer_update import is_of_footers  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.footer_update import is_of_footers, is_of_length  # noqa: PLC0415 - as in begin_step
 
     patches = record.patches
     if is_of_footers(patches):
         return _footer_step(storage, patches)
+    if is_of_length(patches):
+        return _length_step(storage, patches[0])
     if not all(patch.fits(storage) for patch in patches):
         return Step(refusal="what it would change is neither as it was nor as it is to be")
     # Once it is done, durable or not, writing the same bytes again changes nothing, whatever the rest has become.
@@ -153,7 +160,7 @@ def _step_of(storage: Storage, record: StepRecord) -> Step:
 
 def _why_not_of(storage: Storage, record: StepRecord) -> str:
     """Return why a step cannot have been made for a file, "" if it can."""
-    from vhdkit.vhd.header_update_check import is_header_change, rest_digest  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.header_update_check import is_header_change, rest_digest  # noqa: PLC0415 - as in begin_step
 
     if not is_header_change(storage, record.patches):
         return "it would change more than a header, or to one that is not right for this file"
@@ -164,7 +171,7 @@ def _why_not_of(storage: Storage, record: StepRecord) -> str:
 
 def _footer_step(storage: Storage, patches: Sequence[Patch]) -> Step:
     """Return what a step of a pair of footers says."""
-    from vhdkit.vhd.footer_update import is_begun, is_footer_change  # noqa: PLC0415 - as in apply
+    from vhdkit.vhd.footer_update import is_begun, is_footer_change  # noqa: PLC0415 - as in begin_step
 
     if not is_begun(storage, patches):
         return Step(what="footers")
@@ -172,6 +179,17 @@ def _footer_step(storage: Storage, patches: Sequence[Patch]) -> Step:
     if _is_done(storage, patches) or (fits and is_footer_change(storage, patches)):
         return Step(patches=tuple(patches), what="footers")
     return Step(refusal="it would change more than the copy of the footer at the file's end")
+
+
+def _length_step(storage: Storage, footer: Patch) -> Step:
+    """Return what a step says of a file that was to become longer."""
+    from vhdkit.vhd.footer_update import is_lost_footer  # noqa: PLC0415 - as in begin_step
+
+    if storage.size() != footer.offset + len(footer.after):
+        return Step(what="length")
+    if _is_done(storage, [footer]) or is_lost_footer(storage, footer):
+        return Step(patches=(footer,), what="length")
+    return Step(refusal="it would write more than a lost footer, as its copy has it", what="length")
 
 
 def _is_done(storage: Storage, patches: Sequence[Patch]) -> bool:

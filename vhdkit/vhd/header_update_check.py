@@ -82,7 +82,7 @@ def is_header_change(storage: Storage, patches: Sequence[Patch]) -> bool:
         if metadata.header != after or not _are_alike(before, after):
             return False
         table = Table(storage, after.table_offset, after.max_table_entries)
-        room = _room(metadata, after)
+        room = block_room(metadata, after)
         if check_placement(table, room, path=metadata.path).unreadable is not None:
             return False
         return (
@@ -131,7 +131,7 @@ def _are_alike(before: DynamicHeader, after: DynamicHeader) -> bool:
     return same == after and before.max_table_entries <= after.max_table_entries
 
 
-def _room(metadata: SparseMetadata, header: DynamicHeader) -> Room:
+def block_room(metadata: SparseMetadata, header: DynamicHeader) -> Room:
     """Return where blocks may lie under a header."""
     size, span = metadata.footer.current_size, _block_span(header)
     last = (size - 1) // header.block_size

@@ -52,6 +52,8 @@ class VhdImage(FileImage):
         self.block_lead = 0
         # A change of its header that was cut off, by which it is read.
         self.step_patches: tuple[Patch, ...] = ()
+        # Where the step files of its changes go; None for an image that is only looked at.
+        self.folder: Folder | None = None
 
     @property
     def digest(self) -> str:

@@ -92,7 +92,7 @@ def open_on(
         patches = pending(folder, storage)
         metadata = read_metadata(storage, verify=verify, verify_header=verify_header, patches=patches)
         image = image_of(storage, metadata)
-        image.step_patches = patches
+        image.step_patches, image.folder = patches, folder
         if storage.writable and finish_step:
             image.finish_step(folder)
     return image

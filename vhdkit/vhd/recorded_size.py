@@ -44,7 +44,7 @@ def recorded_footer(image: Vhd, record: str, size: int) -> Footer:
 def restore_size(folder: Folder, image: Vhd, footer: Footer) -> None:
     """Give a disk its recorded size, durably, and drop the blocks behind it.
 
-    **Order**: 1 both footers in one step (see `footer_change`) · 2 the entries of blocks behind the disk's end, sync.
+    **Order**: 1 both footers in one step (see `footer_update`) · 2 the entries of blocks behind the disk's end, sync.
     """
     if image.kind is DiskKind.FIXED:
         return

@@ -21,6 +21,7 @@ from vhdkit.vhd import bat
 from vhdkit.vhd.bat_window import Room, Table, check_placement, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
 from vhdkit.vhd.corruption import Corruption, as_finding
+from vhdkit.vhd.footer_update import step_of_length
 from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.metadata import FooterPlace, SparseMetadata, structure_digest
 from vhdkit.vhd.parent_change import is_parent_change, parent_patches
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.parent_link import ParentChange
     from vhdkit.disk.written_sectors import WrittenSectors
     from vhdkit.journal.patch import Patch
-    from vhdkit.storage.protocols import Storage
+    from vhdkit.storage.protocols import Folder, Storage
 
 _PAGE = 4096
 _ZEROS = 1 << 20
@@ -321,19 +322,21 @@ class SparseImage(VhdImage):
             end = max(end, self.placement(new_blocks).at(new_blocks - 1) + self.block_span)
         return round_up(end, SECTOR)
 
-    def extend(self, new_blocks: int, *, reserve: bool, sync: bool) -> None:
+    def extend(self, new_blocks: int, *, reserve: bool, sync: bool, folder: Folder | None = None) -> None:
         """Make room for blocks where `placement` puts them, and let the file end with a footer behind them.
 
         **Order**: 1 the footer copy, if it is not what it should be, sync · 2 the footer at the new end, sync (a cut
         leaves the old file, or a longer one that ends with the footer; where only the length survived, the copy at
-        offset 0 serves) · 3 the space between taken, if `reserve`, and zeros over what lay where the blocks go (unused
-        bytes). The syncs are done if `sync`.
+        offset 0 serves, and a step file in `folder` or a merge's journal explains it) · 3 the space between taken, if
+        `reserve`, and zeros over what lay where the blocks go (unused bytes). The syncs are done if `sync`.
         """
         self.check_writable()
         used_end = self.placement(new_blocks).at(new_blocks) if new_blocks else self.data_end
-        self.extend_to(self.file_end_for(new_blocks), used_end, reserve=reserve, sync=sync)
+        self.extend_to(self.file_end_for(new_blocks), used_end, reserve=reserve, sync=sync, folder=folder)
 
-    def extend_to(self, new_end: int, used_end: int, *, reserve: bool, sync: bool) -> None:
+    def extend_to(
+        self, new_end: int, used_end: int, *, reserve: bool, sync: bool, folder: Folder | None = None
+    ) -> None:
         """Do what `extend` does, with the footer at `new_end` and room for blocks up to `used_end`."""
         self.check_writable()
         old_size = self.metadata.file_size
@@ -341,16 +344,17 @@ class SparseImage(VhdImage):
         if not self.metadata.copy_ok:
             self.write_at(0, self.footer.to_bytes())
             self._sync_if(wanted=sync)
-        try:
-            self.write_footer(new_end)
-            self._sync_if(wanted=sync)
-            if reserve and new_end > old_size:
-                self.storage.reserve(old_size, new_end - old_size)
-        except OSError:
-            # The old footer is still in its place: the file is what it was.
-            if new_end >= old_size:
-                self.storage.truncate(old_size)
-            raise
+        with self._changing(), step_of_length(folder if new_end >= old_size else None, self, new_end):
+            try:
+                self.write_footer(new_end)
+                self._sync_if(wanted=sync)
+                if reserve and new_end > old_size:
+                    self.storage.reserve(old_size, new_end - old_size)
+            except OSError:
+                # The old footer is still in its place: the file is what it was.
+                if new_end >= old_size:
+                    self.storage.truncate(old_size)
+                raise
         stale = min(old_size, used_end, new_end)
         for at in range(old_end, stale, _ZEROS):
             self.write_at(at, bytes(min(_ZEROS, stale - at)))

@@ -23,7 +23,7 @@ def change_unique_id(folder: Folder, image: Vhd, unique_id: bytes) -> None:
     """Give an image that is open for writing and held exclusively another id, durably.
 
     **Order**: of a fixed disk the footer, one sector, sync (a cut leaves one id or the other) · of others the pair
-    of footers in one step (see `footer_change`).
+    of footers in one step (see `footer_update`).
 
     Raises:
         CorruptImageError: its footer at the end is lost, and blocks may lie there.

@@ -2,8 +2,8 @@
 
 **Order** of one call, each step durable before the next when `sync` is asked for; what a power cut leaves:
 
- 1. footer at the new end (a longer file, unused space; where the length survived and the footer did not, the copy at
-    offset 0 serves, `check` calls the footer lost, and the next write or `check --repair-footers` puts it there)
+ 1. footer at the new end, in a step (a longer file, unused space; where the length survived and the footer did not, the
+    step says so, the copy at offset 0 serves, and the next writer puts the footer there; see `footer_update`)
  2. bitmaps and data of new blocks, data of old ones (new blocks unreferenced; old sectors old or new)
  3. BAT entries of new blocks, bitmap bits of old ones (each sector old or new)
 
@@ -43,7 +43,7 @@ def write_blocks(image: SparseImage, offset: int, view: memoryview, *, sync: boo
     missing = np.flatnonzero(entries == bat.UNALLOCATED)
     if len(missing):
         at[missing] = image.placement(len(missing)).offsets(np.arange(len(missing)))
-        image.extend(len(missing), reserve=False, sync=sync)
+        image.extend(len(missing), reserve=False, sync=sync, folder=image.folder if sync else None)
     low = np.maximum(blocks * size, offset)
     high = np.minimum((blocks + 1) * size, offset + len(view))
     for block, start, end, where in zip(blocks.tolist(), low.tolist(), high.tolist(), at.tolist(), strict=True):
