@@ -18,6 +18,7 @@ import pytest
 import vhdkit
 from tests.cli.running import Outcome, environment, program, spawn
 from tests.jobs.making import make_chain, until, view
+from tests.unit.test_pasted_query import THE_FILTER, THE_QUERY, THE_SLIP
 from tests.unit.test_registry import numbered
 from vhdkit.job import cim
 from vhdkit.job.job import JobState
@@ -161,6 +162,10 @@ def test_hyper_vs_own_print_is_read_by_a_script_and_filtered(leaf: str, cli: Cli
     assert (read["InstanceID"], read["ElementName"], read["JobState"]) == (job_id, "Merge in Progress", "4")
     wanted = "ElementName = 'Merge in Progress' and PercentComplete < 99"
     assert [each["id"] for each in cli("job", "list", "--where", wanted, "--json").json] == [job_id]
+    assert [each["id"] for each in cli("job", "list", "--where", THE_QUERY, "--json").json] == [job_id]
+    for pasted in (THE_FILTER, THE_SLIP):
+        early = pasted.replace("50", "100")
+        assert [each["id"] for each in cli("job", "list", "--where", early, "--json").json] == [job_id]
     assert cli("job", "list", "--where", "JobState = 7", "--json").json == []
     for wrong in ("PercentComplete <", "Colour = 1", "PercentComplete = 'x'"):
         assert cli("job", "list", "--where", wrong).code == 64

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.unit.test_job import a_job
 from vhdkit.job import cim
 from vhdkit.job.job import JobState
-from vhdkit.job.wql import FilterError, Where
+from vhdkit.job.wql import Where
+from vhdkit.job.wql_tokens import FilterError
 
 RUNNING = a_job(
     state=JobState.RUNNING,

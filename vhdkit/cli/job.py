@@ -49,7 +49,12 @@ def _warn_of_left_out() -> None:
 @click.option("--disk", metavar="FILE", help="Those that touch FILE, be it source, destination or below.")
 @click.option("--machine", metavar="NAME", help="Those of the machine or folder NAME.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Find merges by their journals here, too.")
-@click.option("--where", metavar="EXPR", help="Those that fit: \"ElementName = 'Merge in Progress' and JobState = 4\".")
+@click.option(
+    "--where",
+    metavar="QUERY",
+    help='Those that a query asks for, in WQL or PowerShell: "select * from Msvm_ConcreteJob where ElementName = '
+    "'Merge in Progress'\", or what stands behind where.",
+)
 @click.option("--all", "show_all", is_flag=True, help=f"More than the newest {_NEWEST} that have ended.")
 @click.option("--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way.")
 @json_option
@@ -100,7 +105,8 @@ class _Filter:
     def __init__(self, expression: str) -> None:
         from vhdkit.job.cim import of_state
         from vhdkit.job.job import JobState
-        from vhdkit.job.wql import FilterError, Where
+        from vhdkit.job.wql import Where
+        from vhdkit.job.wql_tokens import FilterError
 
         try:
             self._where = Where(expression)
@@ -111,7 +117,7 @@ class _Filter:
 
     def of(self, found: Sequence[Job]) -> tuple[Job, ...]:
         from vhdkit.job.cim import properties
-        from vhdkit.job.wql import FilterError
+        from vhdkit.job.wql_tokens import FilterError
         from vhdkit.storage.process import this_process
 
         now, server = time.time(), this_process()[1]
