@@ -215,6 +215,51 @@ def test_what_was_copied_when_it_was_asked_to_stop_is_kept() -> None:
     assert plain_view(folder, paths[1:]) == chain.view().tobytes()
 
 
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("cached", [None, False, True])
+def test_a_merge_that_is_cancelled_early_keeps_what_was_copied(cached: bool | None, stop: int) -> None:
+    chain = large_chain(8)
+    folder, paths = in_memory(chain)
+    cancel, clock, done, asked = threading.Event(), Clock(), [0], [math.inf]
+    place = folder if cached is None else SlowFolder(folder, clock, cached=cached)
+
+    def ask(state: Progress) -> None:
+        done[0] = state.bytes_done
+        if state.bytes_done >= stop * MIB and not cancel.is_set():
+            asked[0] = clock.now
+            cancel.set()
+
+    plan = vhdkit.plan_merge(paths[0], folder=folder)
+    with pytest.raises(vhdkit.MergeCancelled) as stopped:
+        vhdkit.merge(plan, progress=ask, cancel=cancel, folder=place, clock=clock)
+    assert clock.now - asked[0] <= 1.5
+    again = vhdkit.plan_merge(paths[0], folder=folder)
+    # All but the part that it was at: a block of 2 MiB, or twice as much after the first checkpoint.
+    is_kept = done[0] - 4 * MIB <= again.bytes_done <= done[0]
+    assert is_kept or "is copied again: making it durable" in "".join(stopped.value.__notes__)
+    assert is_kept or cached is not None
+    assert plain_view(folder, paths) == chain.view().tobytes()
+    vhdkit.merge(again, folder=folder)
+    assert plain_view(folder, paths[1:]) == chain.view().tobytes()
+
+
+def test_a_resumed_merge_that_is_cancelled_at_once_keeps_its_mark() -> None:
+    folder, paths = in_memory(large_chain(24))
+    marks = []
+    for stop in (18 * MIB, 0, 0):
+        cancel, plan = threading.Event(), vhdkit.plan_merge(paths[0], folder=folder)
+
+        def ask(state: Progress, stop: int = stop, cancel: threading.Event = cancel) -> None:
+            if state.phase is Phase.COPYING and state.bytes_done >= stop:
+                cancel.set()
+
+        with pytest.raises(vhdkit.MergeCancelled):
+            vhdkit.merge(plan, progress=ask, cancel=cancel, folder=folder)
+        marks.append(vhdkit.plan_merge(paths[0], folder=folder).bytes_done)
+    assert marks[0] >= 8 * MIB
+    assert marks == sorted(marks)
+
+
 @pytest.mark.parametrize("phase", [phase for phase in Phase if phase not in {Phase.COMPARING, Phase.HASHING}])
 def test_the_progress_function_may_stop_it_in_every_phase(phase: Phase) -> None:
     chain = chain_over(Kind.DYNAMIC, put(0, 9, 1), Snapshot(), put(3, 30, 2))

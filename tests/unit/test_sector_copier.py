@@ -376,7 +376,7 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
 @pytest.mark.fast_path("alone")
 def test_batches_grow_unless_who_is_told_holds_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vhdkit.merging.plan.destination_pieces.STAGING_BYTES", BLOCK)
-    for name, size in (("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30)):
+    for name, size in (("_BATCH_BYTES", 8 * BLOCK), ("_PART_BYTES", 1 << 30), ("_FIRST_PART_BYTES", 1 << 30)):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", size)
     for name in ("_FEW_BYTES", "_MANY_BYTES"):
         monkeypatch.setattr(f"vhdkit.merging.run.sector_copier.{name}", 1 << 30)

@@ -47,11 +47,15 @@ _CHECKPOINT_PIECES = 250_000
 # as the disk takes in a quarter of a second, within these bounds; and after an eighth of that if the disk is idle.
 _FEW_BYTES, _MANY_BYTES = 2 << 20, 1 << 30
 _PART_BYTES = 8 << 20
+# Until the first checkpoint parts are smaller: a merge that is cancelled early keeps all but the part that it was at.
+_FIRST_PART_BYTES = 1 << 20
 _SYNC_SECONDS = 0.25
 # A merge that is asked to stop does so within a second; so long it may take to keep what was not durable yet.
 _KEEP_SECONDS = 0.5
 # Until a sync was for so many pieces it is not known how long they take: then as on a disk that takes few of them.
 _MANY_SYNCED, _SECONDS_A_PIECE = 1000, 1 / 2000
+# Before the first sync, as on a disk that takes 16 MiB a second.
+_SECONDS_A_BYTE = 1 / (16 << 20)
 _END = 1 << 62
 
 
@@ -121,7 +125,8 @@ class SectorCopier:
 
     def _cut(self, writes: Extents, wipes: Extents) -> int | None:
         """Return the block's edge up to which there is enough for a part, None if all of it is no more."""
-        part = self._part_bytes
+        is_first = self._under_way is None and not any(self._linked)
+        part = min(self._part_bytes, _FIRST_PART_BYTES) if is_first else self._part_bytes
         if writes.total + wipes.total <= part:
             return None
         both = planned.in_order(writes, wipes)
@@ -172,35 +177,42 @@ class SectorCopier:
         self._end_checkpoint()
         self._linked = self._reached
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
         """Make durable what was copied so far, with what refers to it, and tell of it: nothing more is copied.
 
-        On a disk on which that would take too long, as the last syncs show, nothing is done: whoever asked to stop is
-        not to wait, and what is not durable is copied again.
+        On a disk on which that would take too long, as the last syncs show, nothing is done, and the answer is False:
+        whoever asked to stop is not to wait, and what is not durable is copied again.
         """
+        self.check = lambda: None
         if self._seconds_a_byte is None:
-            return
+            # Closing the file would wait for a sync that is under way; and it shows how fast the disk is.
+            self._end_checkpoint()
         waiting = [self._copying, _Weight(self._pending_pieces, self._pending_bytes)]
         waiting += [self._under_way.weight] if self._under_way is not None else []
-        seconds = sum(each.pieces * self._seconds_a_piece + each.size * self._seconds_a_byte for each in waiting)
+        seconds_a_byte = _SECONDS_A_BYTE if self._seconds_a_byte is None else self._seconds_a_byte
+        seconds = sum(each.pieces * self._seconds_a_piece + each.size * seconds_a_byte for each in waiting)
         if seconds > _KEEP_SECONDS:
-            return
-        self.check = lambda: None
+            return False
         self.checkpoint()
-        self.destination.sync()
-        self.durable(*self._linked)
+        if any(self._linked):
+            self.destination.sync()
+            self.durable(*self._linked)
+        return True
 
     @contextmanager
     def kept_when_cancelled(self) -> Iterator[None]:
-        """Keep what was copied if the merge is cancelled inside."""
+        """Keep what was copied if the merge is cancelled inside, or say on the error that it is not kept."""
         try:
             yield
         except MergeCancelled as error:
             try:
-                self.keep()
+                is_kept = self.keep()
             except OSError as failure:
                 # It reads as before all the same, and goes on at the last mark.
                 error.add_note(f"What was copied last could not be made durable, and is copied again: {failure}")
+            else:
+                if not is_kept:
+                    error.add_note("What was copied last is copied again: making it durable would have taken too long.")
             raise
 
     def _begin_checkpoint(self) -> None:
