@@ -96,6 +96,11 @@ def begun(leaf: str, *options: str, rate: str = "4M") -> str:
     return job_id
 
 
+def found_job() -> Job:
+    (job,) = vhdkit.jobs()
+    return job
+
+
 def found(job_id: str) -> Job:
     return vhdkit.find_job(job_id)
 
@@ -142,7 +147,7 @@ def test_a_merge_in_the_background_is_asked_about_and_steered(leaf: str, cli: Cl
 def test_a_merge_in_the_foreground_is_a_job_too(leaf: str, cli: Cli) -> None:
     assert cli("merge", leaf, "--progress", "none").code == 0
     (job,) = vhdkit.jobs()
-    assert (job.state, job.machine, job.pid) == (JobState.COMPLETED, "web", os.getpid())
+    assert (job.state, job.machine, job.pid) == (JobState.COMPLETED, "a", os.getpid())
 
 
 def test_a_merge_in_the_foreground_is_paused_and_cancelled_from_elsewhere(leaf: str) -> None:
@@ -172,6 +177,25 @@ def test_hyper_vs_own_print_is_read_by_a_script_and_filtered(leaf: str, cli: Cli
     assert cli("job", "list", "--json", "--format", "cim").code == 64
     assert cim.parse(cli("job", "show", job_id, "--format", "cim").out)[0]["InstanceID"] == job_id
     cli("job", "cancel", job_id)
+
+
+def test_a_job_is_found_by_its_machine_and_its_disk(leaf: str, cli: Cli) -> None:
+    assert cli("merge", leaf, "--progress", "none").code == 0
+    disk = str(Path("a.vhd").resolve())
+    for where, count in {"Machine = 'A'": 1, "$_.Disk -like '*a.vhd'": 1, "Machine = 'web' or Disk = 'b'": 0}.items():
+        assert len(cli("job", "list", "--where", where, "--json").json) == count
+    for verb in (("list",), ("show", found_job().id)):
+        (read,) = cim.parse(cli("job", *verb, "--format", "cim").out)
+        assert (list(read)[-2:], read["Machine"], read["Disk"]) == (["Machine", "Disk"], "a", disk)
+        (read,) = cim.parse(cli("job", *verb, "--format", "cim", "--strict").out)
+        assert (len(read), read["__PROPERTY_COUNT"]) == (46, "36")
+    assert cli("job", "list", "--strict").code == 64
+
+
+def test_a_machine_has_the_name_of_its_disk_and_not_of_hyper_vs_folder(cli: Cli, tmp_path: Path) -> None:
+    (folder := tmp_path / "Virtual Hard Disks").mkdir()
+    assert cli("merge", make_chain(folder, "xp", 1, levels=2), "--progress", "none").code == 0
+    assert found_job().machine == "xp"
 
 
 @pytest.mark.parametrize("wrong", ["Colour = 1", "JobState = 7 or Colour = 1", "JobState = 'x'", "JobState"])
@@ -368,8 +392,8 @@ def test_watching_shows_a_bar_on_a_terminal_lines_in_a_pipe_and_nothing_if_told_
     assert "━" in on_terminal
     assert "completed" in on_terminal
     lines = in_pipe.splitlines()
-    assert all(line.startswith(f"{job_id[:8]} web a.vhd: ") for line in lines)
-    assert lines[-1] == f"{job_id[:8]} web a.vhd: completed, 100 %"
+    assert all(line.startswith(f"{job_id[:8]} a a.vhd: ") for line in lines)
+    assert lines[-1] == f"{job_id[:8]} a a.vhd: completed, 100 %"
     assert 3 <= len(lines) <= 16
     assert "\x1b" not in in_pipe
     assert run("job", "watch", job_id, "--progress", "none").out == ""
@@ -456,7 +480,7 @@ def test_in_a_real_terminal_the_bar_stays_on_one_line(leaf: str, tmp_path: Path)
     tmux("new-session", "-d", "-s", tmp_path.name, *size, *command, env=environment())
     try:
         # The first of many drawings may be seen half drawn.
-        bar = re.compile(rf"{job_id[:8]} web a.vhd ━.*\d+% running")
+        bar = re.compile(rf"{job_id[:8]} a a.vhd ━.*\d+% running")
         until(lambda: bar.search(tmux("capture-pane", "-p", "-t", tmp_path.name)) is not None)
         shown = [line for line in tmux("capture-pane", "-p", "-t", tmp_path.name).splitlines() if line.strip()]
         assert len(shown) == 1

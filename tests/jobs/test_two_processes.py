@@ -360,7 +360,7 @@ def test_jobs_are_found_by_disk_machine_and_state_and_forgotten_when_told(vms: P
     for file in ("a.vhd", "a_0.avhd"):
         assert [job.id for job in vhdkit.jobs(disk=str(vms / file))] == [one.id]
     assert [job.id for job in vhdkit.jobs(machine="web")] == [one.id]
-    assert [job.id for job in vhdkit.jobs(machine="vms")] == [two.id]
+    assert [job.id for job in vhdkit.jobs(machine="b")] == [two.id]
     assert [job.id for job in vhdkit.jobs(machine=str(vms))] == [one.id, two.id]
     assert [job.id for job in vhdkit.jobs(running=True)] == [two.id]
     assert [job.id for job in vhdkit.jobs(finished=True)] == [one.id]

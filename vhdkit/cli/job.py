@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 # Nobody reads more at once, and all of them are there when asked for.
 _NEWEST = 200
 
+_format_option = click.option(
+    "--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way."
+)
+_strict_option = click.option(
+    "--strict", "is_strict", is_flag=True, help="With --format cim: Hyper-V's properties alone, not Machine and Disk."
+)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
 
@@ -47,7 +53,7 @@ def _warn_of_left_out() -> None:
 @click.option("--running", is_flag=True, help="Those that have not ended.")
 @click.option("--finished", is_flag=True, help="Those that have ended.")
 @click.option("--disk", metavar="FILE", help="Those that touch FILE, be it source, destination or below.")
-@click.option("--machine", metavar="NAME", help="Those of the machine or folder NAME.")
+@click.option("--machine", metavar="NAME", help="Those of the machine NAME, or in the folder NAME.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Find merges by their journals here, too.")
 @click.option(
     "--where",
@@ -56,7 +62,8 @@ def _warn_of_left_out() -> None:
     "'Merge in Progress'\", or what stands behind where.",
 )
 @click.option("--all", "show_all", is_flag=True, help=f"More than the newest {_NEWEST} that have ended.")
-@click.option("--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way.")
+@_format_option
+@_strict_option
 @json_option
 def list_(
     *,
@@ -68,13 +75,13 @@ def list_(
     where: str | None,
     show_all: bool,
     style: str | None,
+    is_strict: bool,
     as_json: bool,
 ) -> None:
     """List jobs, the oldest first."""
     from vhdkit.job.control import jobs
 
-    if as_json and style:
-        raise click.UsageError("--json and --format exclude each other")
+    _check_format(style, is_strict=is_strict, as_json=as_json)
     chosen = None if where is None else _Filter(where)
     if chosen is not None and not (running or finished):
         # Those that have ended may be many; where the filter wants none of them they are not even read.
@@ -87,7 +94,14 @@ def list_(
         found = _newest(found)
     if chosen is not None:
         found = chosen.of(found)
-    _print_list(found, style, as_json=as_json)
+    _print_list(found, style, is_strict=is_strict, as_json=as_json)
+
+
+def _check_format(style: str | None, *, is_strict: bool, as_json: bool) -> None:
+    if as_json and style:
+        raise click.UsageError("--json and --format exclude each other")
+    if is_strict and style != "cim":
+        raise click.UsageError("--strict goes with --format cim")
 
 
 def _newest(found: tuple[Job, ...]) -> tuple[Job, ...]:
@@ -127,43 +141,43 @@ class _Filter:
             raise click.UsageError(str(error)) from error
 
 
-def _print_list(found: Sequence[Job], style: str | None, *, as_json: bool) -> None:
+def _print_list(found: Sequence[Job], style: str | None, *, is_strict: bool, as_json: bool) -> None:
     from vhdkit.cli.job_view import describe_job, job_table
 
     if as_json:
         print_json([describe_job(each) for each in found])
     elif style == "cim":
-        echo(_cim(found), nl=False)
+        echo(_cim(found, is_strict=is_strict), nl=False)
     elif found:
         echo("\n".join(job_table(found)))
     else:
         echo("no jobs", err=True)
 
 
-def _cim(found: Sequence[Job]) -> str:
+def _cim(found: Sequence[Job], *, is_strict: bool) -> str:
     from vhdkit.job import cim
     from vhdkit.storage.process import this_process
 
-    return cim.text(found, time.time(), this_process()[1])
+    return cim.text(found, time.time(), this_process()[1], is_strict=is_strict)
 
 
 @job.command()
 @_ids
-@click.option("--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way.")
+@_format_option
+@_strict_option
 @json_option
-def show(ids: tuple[str, ...], *, style: str | None, as_json: bool) -> None:
+def show(ids: tuple[str, ...], *, style: str | None, is_strict: bool, as_json: bool) -> None:
     """Show all that is known of jobs."""
     from vhdkit.cli.job_view import describe_job, job_rows
     from vhdkit.job.control import find_job
 
-    if as_json and style:
-        raise click.UsageError("--json and --format exclude each other")
+    _check_format(style, is_strict=is_strict, as_json=as_json)
     found = [find_job(each) for each in ids]
     if as_json:
         described = [describe_job(each) for each in found]
         print_json(described[0] if len(described) == 1 else described)
     elif style == "cim":
-        echo(_cim(found), nl=False)
+        echo(_cim(found, is_strict=is_strict), nl=False)
     else:
         for number, each in enumerate(found):
             if number:

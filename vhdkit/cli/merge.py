@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     "--background", is_flag=True, help="Print a job's id at once, and merge in a process that outlives this one."
 )
 @click.option(
-    "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the folder's unless told."
+    "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the base's unless told."
 )
 @click.option("--log-file", type=NewFile(), metavar="FILE", help="Append what happens to FILE, a JSON object a line.")
 @progress_option

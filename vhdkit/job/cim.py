@@ -1,7 +1,7 @@
 """A job as Hyper-V's own: an Msvm_ConcreteJob, printed as PowerShell prints one, and read back.
 
-What Hyper-V leaves empty and an administrator asks for (when it began, how long it has been at it) is filled; what it
-has no property for (which machine, which disk) is not squeezed in.
+What Hyper-V leaves empty and an administrator asks for (when it began, how long it has been at it) is filled. What it
+has no property for stands behind the class's 36 as two of our own: Machine, and Disk, the file that is merged into.
 
 **Source**: reference 6.2 and 6.6.
 """
@@ -75,13 +75,15 @@ _FAILED = 32768
 _UNKNOWN, _RERUN = 0, 4
 
 
-def properties(job: Job, now: float, server: str) -> dict[str, CimValue]:
-    """Return what the object says, in its order: the system properties, then the class's 36.
+def properties(job: Job, now: float, server: str, *, is_strict: bool = False) -> dict[str, CimValue]:
+    """Return what the object says, in its order: the system properties, the class's 36, then Machine and Disk.
 
-    `now` is in Unix seconds, `server` the name of the machine. Times are UTC.
+    `now` is in Unix seconds, `server` the name of the host. Times are UTC. With `is_strict` the class's own alone.
     """
     path = f'{_CLASS}.InstanceID="{job.id}"'
     own = _own(job, now)
+    if not is_strict:
+        own |= {"Machine": job.machine, "Disk": job.destination}
     return {
         "__GENUS": 2,
         "__CLASS": _CLASS,
@@ -149,9 +151,9 @@ def _own(job: Job, now: float) -> dict[str, CimValue]:
     }
 
 
-def text(jobs: Iterable[Job], now: float, server: str) -> str:
+def text(jobs: Iterable[Job], now: float, server: str, *, is_strict: bool = False) -> str:
     """Return the jobs as PowerShell prints them: `Name : value`, the names of one width, a blank line between two."""
-    return "\n".join(_listed(properties(job, now, server)) for job in jobs)
+    return "\n".join(_listed(properties(job, now, server, is_strict=is_strict)) for job in jobs)
 
 
 def _listed(values: Mapping[str, CimValue]) -> str:

@@ -47,9 +47,9 @@ def jobs(
 ) -> tuple[Job, ...]:
     """Return this user's jobs on this machine, oldest first; of those that ended the newest `limit`.
 
-    `disk` is any file of a job's chain; `machine` the name given at the start, or the folder of the destination, by its
-    name or path. In the folders of `search`, and below, merges that are not listed are looked for by their journals,
-    and listed. A job whose process has ended is told as interrupted, and noted so.
+    `disk` is any file of a job's chain; `machine` the name given at the start, or that of the base, or the path of the
+    destination's folder. In the folders of `search`, and below, merges that are not listed are looked for by their
+    journals, and listed. A job whose process has ended is told as interrupted, and noted so.
 
     Raises:
         RegistryError: the list cannot be had.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import VhdError, WindowsCode
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
+from vhdkit.job.job_files import machine_of
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 
@@ -62,7 +63,7 @@ def tell(job: Job) -> None:
 
 def tell_refused(child: str, machine: str, error: VhdError | OSError) -> None:
     """Say that a merge was refused before it was a job."""
-    name = machine or paths.basename(paths.dirname(paths.abspath(child)))
+    name = machine or machine_of(child)
     code = (error.windows_code if isinstance(error, VhdError) else None) or WindowsCode.FAIL
     text = f"'{name}' background disk merge failed to complete: {error} (0x{code:08X}). ({child})"
     # Who reads it may read no name that is no text.

@@ -71,7 +71,7 @@ class Job:
 
     `id` is the one in the journal beside the destination. `request` is what was asked for, so that the job can be begun
     again. `sources` are leaf first; `files` are all that the job touches, `written` those of them that it changes;
-    paths are absolute. `machine` is the name given at the start, or that of the destination's folder. `bytes_total` is
+    paths are absolute. `machine` is the name given at the start, or that of the base. `bytes_total` is
     0 until it is planned; `rate` is in bytes a second, of late; `elapsed` the seconds that it was being worked at, over
     all its `runs`, up to `changed`, when this was written; its state is so since `state_changed`. `pid` of `host` is at
     it, or was; `born` tells that process from a later one of the same number. `error` is what went wrong, `error_class`

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.errors import JobError
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.job.job import Job
     from vhdkit.merging.plan.plan import LayerState, MergePlan
+
+
+# What Hyper-V puts behind a machine's name in those of its snapshots' files.
+_GUID = re.compile(r"_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
+
+
+def machine_of(base: str) -> str:
+    """Return the name of the machine that a disk is of, as far as its base's name tells.
+
+    >>> machine_of("/vms/Virtual Hard Disks/web01.vhd"), machine_of("xp_3A7F2C10-5D0E-4B7B-9C55-0D1E6A3B9F42.avhd")
+    ('web01', 'xp')
+    """
+    return _GUID.sub("", paths.splitext(paths.basename(base))[0])
 
 
 def touched(plan: MergePlan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import ImageInUseError, JournalError
 from vhdkit.findings import printable
 from vhdkit.job.job import Job, JobState, job_id
+from vhdkit.job.job_files import machine_of
 from vhdkit.job.reconcile import settled
 from vhdkit.job.registry_row import encode_job
 from vhdkit.job.registry_tables import leave_out
@@ -114,7 +115,7 @@ def _job_of(journal: Journal, folder: Folder) -> Job | None:
         destination=journal.destination,
         files=(*written, *below),
         written=written,
-        machine=paths.basename(paths.dirname(journal.destination)),
+        machine=machine_of((journal.destination, *below)[-1]),
         bytes_done=begin.payload_bytes if journal.merged else journal.bytes_done,
         bytes_total=begin.payload_bytes,
         submitted=begin.started,

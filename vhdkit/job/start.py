@@ -16,7 +16,7 @@ from vhdkit.findings import Advice
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
-from vhdkit.job.job_files import check_same, gone, identities_of, touched
+from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, touched
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
@@ -310,7 +310,7 @@ def _new(request: MergeRequest, plan: MergePlan, machine: str) -> Job:
         id=job_id(begun.job if begun is not None else ""),
         state=JobState.NEW,
         request=request,
-        machine=machine or paths.basename(paths.dirname(plan.destination)),
+        machine=machine or machine_of(plan.layers[-1].path),
         bytes_total=plan.payload_bytes,
         submitted=now,
         changed=now,
@@ -339,7 +339,7 @@ def expected_job(request: MergeRequest, machine: str) -> Job:
         destination=destination,
         files=tuple(dict.fromkeys([*files, destination, *filter(None, [undo])])),
         written=(*written, *filter(None, [undo])),
-        machine=machine or paths.basename(paths.dirname(destination)),
+        machine=machine or machine_of(files[-1]),
         undo=undo,
         submitted=now,
         changed=now,
