@@ -163,8 +163,8 @@ def test_who_is_a_parent_is_told_without_reading_tables(*, named: bool) -> None:
     with vhdkit.open_image(f"/vms/{name(1)}", folder=folder) as child:
         base.write_at(1536, bytes(4))
         with pytest.raises(CorruptImageError):
-            find_parent(child, ParentSearch(folder=folder), {child.storage.identity})
+            find_parent(child, ParentSearch(folder), {child.storage.identity})
         folder.calls.clear()
-        found = parent_identity(child, ParentSearch(folder=folder), {child.storage.identity})
+        found = parent_identity(child, ParentSearch(folder), {child.storage.identity})
     assert found == base.identity
     assert folder.calls["bytes"] <= 2 * 4096 * folder.calls["opens"]

@@ -91,7 +91,7 @@ def open_chain(
         raise ValueError("a chain whose parent has another id can only be read: rebase the image first")
     place = folder or LocalFolder()
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(folder=place, policy=policy, lock=lock)
+    parents = ParentSearch(place, policy, lock=lock)
     return open_chain_with(as_text(path), parents, writable=writable, break_children=break_children)
 
 

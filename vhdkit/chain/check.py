@@ -138,8 +138,8 @@ def check(
     """
     place = folder or LocalFolder()
     parents = ParentSearch(
-        folder=place,
-        policy=ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch),
+        place,
+        ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch),
         index=FolderIndex(place),
     )
     checker = _Checker(parents, deep=deep, now=time.time() if now is None else now)

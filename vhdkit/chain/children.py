@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
-from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Finding
 from vhdkit.formats import open_image, read_summary
-from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
@@ -59,7 +57,7 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
         if isinstance(error, OSError):
             message = f"it cannot be read, so that it cannot be told whether it needs {image.path}; make it readable"
             raise MergeError(f"{message}, or move it elsewhere", path=path) from error
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, directory)), index=FolderIndex(folder))
+    parents = ParentSearch.among(folder, *search, directory)
     own = image.storage.identity
     found = {path: child.parent_id for path, child in catalog.images.items() if child.identity != own}
     found |= {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}

@@ -88,7 +88,7 @@ def compare(
         raise ValueError(f"the formats are {format_a!r} and {format_b!r}: expected vhd or raw")
     place = folder or LocalFolder()
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(folder=place, policy=policy, lock=lock)
+    parents = ParentSearch(place, policy, lock=lock)
     with (
         open_view(as_text(path_a), format_a, parents) as a,
         open_view(as_text(path_b), format_b, parents.without_named_parent()) as b,

@@ -78,7 +78,7 @@ def convert(
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
     place, destination = folder or LocalFolder(), as_text(destination)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    with open_chain_with(as_text(source), ParentSearch(folder=place, policy=policy, lock=lock)) as chain:
+    with open_chain_with(as_text(source), ParentSearch(place, policy, lock=lock)) as chain:
         reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
             block_size = block_size_as_vhd(chain.leaf)

@@ -84,7 +84,7 @@ def hash_image(
         raise ValueError(f"the format is {image_format!r}: expected vhd or raw")
     wanted = HashAlgorithm(algorithm)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(folder=folder or LocalFolder(), policy=policy, lock=lock)
+    parents = ParentSearch(folder or LocalFolder(), policy, lock=lock)
     with open_view(as_text(path), image_format, parents) as chain:
         chain.check_readable()
         views = [chain.layers[depth:] for depth in range(len(chain.layers) if layers else 1)]

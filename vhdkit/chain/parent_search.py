@@ -54,7 +54,7 @@ _MOST_IN_OTHER_CASE = 64
 _AMBIGUOUS = "has the right id, and so have others"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ParentSearch:
     """The search for parents in a folder, as far as a policy allows, with paths as the folder understands them.
 
@@ -65,9 +65,9 @@ class ParentSearch:
 
     folder: Folder
     policy: ParentPolicy = field(default_factory=ParentPolicy)
-    lock: bool = False
-    takes_parent: bool = True
-    index: FolderIndex | None = None
+    lock: bool = field(default=False, kw_only=True)
+    takes_parent: bool = field(default=True, kw_only=True)
+    index: FolderIndex | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse what cannot name a file before anything is opened."""
@@ -77,6 +77,11 @@ class ParentSearch:
         for argument, path in given:
             if not parent_paths.can_be_a_path(path):
                 raise ValueError(f"{argument}: no file can be called {path!r}")
+
+    @classmethod
+    def among(cls, folder: Folder, *directories: str) -> ParentSearch:
+        """Return the search of images in some directories, which parents may lie in as well; each is read once."""
+        return cls(folder, ParentPolicy(search=tuple(dict.fromkeys(directories))), index=FolderIndex(folder))
 
     def without_named_parent(self) -> ParentSearch:
         """Return the search of a layer whose parent the caller has not named."""

@@ -109,7 +109,7 @@ def plan_rebase(
 
 def plan_as_asked(request: RebaseRequest, folder: Folder) -> Rebase:
     """Plan the rebase that is asked for; the rest is as in `plan_rebase`."""
-    parents = ParentSearch(folder=folder, policy=request.parents)
+    parents = ParentSearch(folder, request.parents)
     verify = not request.accept_header_checksum
     with (
         open_changeable(request.child, writable=False, verify_header=verify, exclusive=False, folder=folder) as image,
@@ -180,7 +180,7 @@ def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
         ) as image,
         _new_parent(request.parent, image, folder) as below,
     ):
-        parents = ParentSearch(folder=folder, policy=request.parents, lock=True)
+        parents = ParentSearch(folder, request.parents, lock=True)
         plan = _planned(image, below, parents, request)
         if not plan.changes_nothing:
             image.storage.lock(exclusive=True)
@@ -372,7 +372,7 @@ def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], f
     def found(*search: str) -> tuple[tuple[int, int], str] | None:
         try:
             with find_parent(
-                rebased, ParentSearch(folder=folder, policy=ParentPolicy(search=search)), {child.storage.identity}
+                rebased, ParentSearch(folder, ParentPolicy(search=search)), {child.storage.identity}
             ).layer as layer:
                 return layer.storage.identity, layer.path
         except (VhdError, OSError):

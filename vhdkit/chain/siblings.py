@@ -16,7 +16,6 @@ from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink
 from vhdkit.formats import open_image
-from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 
@@ -83,9 +82,7 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
     reach = Reach()
     catalog = read_family(directories, folder, search, reach)
     children = _parent_ids(catalog, own, undo_id, folder)
-    parents = ParentSearch(
-        folder=folder, policy=ParentPolicy(search=(*search, *directories)), index=FolderIndex(folder)
-    )
+    parents = ParentSearch.among(folder, *search, *directories)
     of_destination, of_sources, relinks = [], [], []
     for path, parent_id in children.items():
         if parent_id not in ids:

@@ -188,7 +188,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
     layers: list[dict[str, Any]] = []
     findings: list[Finding] = []
     with suppress(VhdError, OSError):  # the error says it already
-        parents = ParentSearch(folder=LocalFolder(), policy=ParentPolicy.of(**chain_arguments(**options)))
+        parents = ParentSearch(LocalFolder(), ParentPolicy.of(**chain_arguments(**options)))
         for layer in seen_layers(file, parents):
             layers.append(describe_seen(layer))
             findings += layer.findings

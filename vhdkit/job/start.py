@@ -320,7 +320,7 @@ def _new(request: MergeRequest, plan: MergePlan, machine: str) -> Job:
 
 def expected_job(request: MergeRequest, machine: str) -> Job:
     """Return the job of a merge whose files may be in use: what it will touch, as far as that can be seen unasked."""
-    with open_chain_with(request.child, ParentSearch(folder=LocalFolder(), policy=request.parents)) as chain:
+    with open_chain_with(request.child, ParentSearch(LocalFolder(), request.parents)) as chain:
         files = [layer.path for layer in chain.layers]
         identities = identities_of(states_of(chain.layers))
     depth = 1

@@ -62,7 +62,7 @@ def drop_undo(
     place = folder or LocalFolder()
     path, policy = as_text(path), ParentPolicy.of(search, parent_map)
     folders = policy.search
-    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
+    parents = ParentSearch(place, policy, takes_parent=False)
     journal = None if place.exists(path) else find_complete(place, path, folders)
     if journal is None:
         _, journal = find_undone(path, parents)

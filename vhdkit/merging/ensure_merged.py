@@ -173,7 +173,7 @@ class _Ensuring:
 
     @property
     def _parents(self) -> ParentSearch:
-        return ParentSearch(folder=self.folder, policy=self.request.parents, lock=True)
+        return ParentSearch(self.folder, self.request.parents, lock=True)
 
     def _has_leaf(self) -> bool:
         if not self.folder.exists(self.leaf):

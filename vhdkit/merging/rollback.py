@@ -84,7 +84,7 @@ def rollback(
     place = folder or LocalFolder()
     path, policy = as_text(path), ParentPolicy.of(search, parent_map)
     folders = policy.search
-    parents = ParentSearch(folder=place, policy=policy, takes_parent=False)
+    parents = ParentSearch(place, policy, takes_parent=False)
     if not place.exists(path):
         journal = find_complete(place, path, folders)
         if journal is not None and journal.restored:

@@ -35,7 +35,6 @@ from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left
-from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
 
@@ -251,7 +250,7 @@ def _what_is_left(
     journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
 ) -> Left:
     there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
+    parents = ParentSearch.among(folder, *search, paths.dirname(journal.path))
     own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
     opened: list[Image] = []
     try:

@@ -122,7 +122,7 @@ def plan_request(request: MergeRequest, folder: Folder, *, acting_for: str = "")
             )
             return _with_claims(plan, folder, acting_for)
     with noting_unreadable_journals(folder, path, request.search):
-        opened = open_chain_with(path, ParentSearch(folder=folder, policy=request.parents, lock=True))
+        opened = open_chain_with(path, ParentSearch(folder, request.parents, lock=True))
     with opened as chain:
         if request.to is not None:
             return _plan_new_file(chain, folder, folder.real(request.to), request.search)

@@ -23,7 +23,6 @@ from vhdkit.formats import open_changeable, open_image
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_journal import SUFFIX, JournalFile, read_journal
 from vhdkit.journal.merge_records import FileState
-from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 
@@ -133,7 +132,7 @@ def find_source(
 
     """
     path = journal.resolve(source.path)
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(journal.path))))
+    parents = ParentSearch.among(folder, *search, paths.dirname(journal.path))
     if not folder.exists(path):
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path)])
         images = read_catalog(folder, list(near), deep=False).images.values()
@@ -161,7 +160,7 @@ def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder
 
     """
     begin = journal.begin
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*search, paths.dirname(destination.path))))
+    parents = ParentSearch.among(folder, *search, paths.dirname(destination.path))
     wanted = destination.storage.identity
     if undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, parents) != wanted:
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
@@ -176,9 +175,7 @@ def check_relinks(journal: Journal, destination: Image, folder: Folder, search: 
     """
     begin = journal.begin
     family = [journal.destination, *(journal.resolve(source.path) for source in begin.sources[:1])]
-    parents = ParentSearch(
-        folder=folder, policy=ParentPolicy(search=(*search, *dict.fromkeys(map(paths.dirname, family))))
-    )
+    parents = ParentSearch.among(folder, *search, *map(paths.dirname, family))
     identities = {identity_at(path, folder) for path in family} - {None}
     for relink in (*journal.former_relinks, *(journal.relinks or ())):
         path = journal.resolve(relink.path)

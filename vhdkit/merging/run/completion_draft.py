@@ -66,5 +66,5 @@ def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
     if journal is None or journal.begin.undo or not journal.is_ensured:
         return None
     known = read_completions(folder, plan.destination)
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=plan.search), lock=True)
+    parents = ParentSearch(folder, ParentPolicy(search=plan.search), lock=True)
     return completion_of(plan, journal.begin.sources[0].unique_id, known, parents)

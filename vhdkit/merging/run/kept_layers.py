@@ -9,7 +9,6 @@ from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.siblings import leads_to
 from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
-from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, remove_marks
 
@@ -28,7 +27,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder
     begin = journal.begin
     remove_marks(folder, destination.storage, destination.unique_id)
     leaf_id = bytes.fromhex(begin.sources[0].unique_id)
-    parents = ParentSearch(folder=folder, policy=ParentPolicy(search=(*plan.search, paths.dirname(journal.path))))
+    parents = ParentSearch.among(folder, *plan.search, paths.dirname(journal.path))
     for state in begin.sources[1:]:
         path = journal.resolve(state.path)
         if path in plan.removals or not _is_between(path, state.unique_id, destination, parents):
