@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -63,6 +64,10 @@ class ParentPolicy:
     def folders(self) -> tuple[str, ...]:
         """The folders that the caller named."""
         return (*self.search, *self.parent_map.values())
+
+    def without_named_parent(self) -> ParentPolicy:
+        """Return the policy for an image whose parent the caller has not named."""
+        return dataclasses.replace(self, parent=None)
 
 
 class Follow(StrEnum):

@@ -9,8 +9,7 @@ neither on the size of the disk nor on how scattered its data are, and holes cos
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 from weakref import WeakSet
 
@@ -35,7 +34,7 @@ from vhdkit.units import as_text
 from vhdkit.vhd.ended_view import ended_views
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Buffer
 
@@ -91,36 +90,39 @@ def open_chain(
         raise ValueError("a chain whose parent has another id can only be read: rebase the image first")
     place = folder or LocalFolder()
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(place, policy, lock=lock)
-    return open_chain_with(as_text(path), parents, writable=writable, break_children=break_children)
+    if writable:
+        return _open_writable(as_text(path), policy, place, lock=lock, break_children=break_children)
+    return open_chain_with(as_text(path), policy, place, lock=lock)
 
 
-def open_chain_with(path: str, parents: ParentSearch, *, writable: bool = False, break_children: bool = False) -> Chain:
-    """Open an image and everything below it by a search for parents; the rest is as in `open_chain`."""
-    place = parents.folder
-    parents = replace(parents, index=parents.index or FolderIndex(place))
-    exclusive = writable if parents.lock else None
-    leaf = open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=place)
-    layers: list[Image] = [leaf]
+def open_chain_with(path: str, policy: ParentPolicy, folder: Folder, *, lock: bool = True) -> Chain:
+    """Open an image and everything below it for reading, with parents where a policy allows them; see `open_chain`."""
+    with _leaf_opened(path, folder, exclusive=False if lock else None) as layers:
+        findings = _open_parents(layers, policy, folder, lock=lock)
+        return Chain(layers, findings)
+
+
+def _open_writable(path: str, policy: ParentPolicy, folder: Folder, *, lock: bool, break_children: bool) -> Chain:
+    with _leaf_opened(path, folder, writable=True, exclusive=True if lock else None) as layers:
+        _check_leaf(layers[0])
+        findings = _open_parents(layers, policy, folder, lock=lock)
+        _refuse_undo_image(layers, folder)
+        leaf = as_writable(layers[0])
+        findings += claim_for_writing(leaf, folder, policy.search, break_children=break_children)
+        leaf.finish_step(folder)
+        return Chain(layers, findings)
+
+
+@contextmanager
+def _leaf_opened(path: str, folder: Folder, *, writable: bool = False, exclusive: bool | None) -> Iterator[list[Image]]:
+    """Open the leaf, and lend the layers, for the others to be appended; all are closed if the block raises."""
+    layers = [open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=folder)]
     try:
-        if writable:
-            _check_leaf(leaf)
-        findings = (
-            *step_findings(place, leaf.storage),
-            *_open_parents(layers, parents),
-            *unfinished_merges(place, [layer.path for layer in layers]),
-            *ended_views(place, [layer for layer in layers if layer.kind is not DiskKind.RAW]),
-        )
-        if writable:
-            _refuse_undo_image(layers, place)
-            writable_leaf = as_writable(leaf)
-            findings += claim_for_writing(writable_leaf, place, parents.policy.search, break_children=break_children)
-            writable_leaf.finish_step(place)
+        yield layers
     except BaseException:
         for layer in layers:
             layer.close()
         raise
-    return Chain(layers, findings)
 
 
 def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
@@ -140,37 +142,37 @@ def _check_leaf(leaf: Image) -> None:
     leaf.check_sound()
 
 
-def _open_parents(layers: list[Image], parents: ParentSearch) -> tuple[Finding, ...]:
+def _open_parents(layers: list[Image], policy: ParentPolicy, folder: Folder, *, lock: bool) -> tuple[Finding, ...]:
     """Append the layers below the leaf; return what was odd about any of them."""
-    child = layers[0]
-    findings: list[Finding] = []
-    explicit_used = parents.policy.parent is None
+    child, parents = layers[0], ParentSearch(folder, policy, lock=lock, index=FolderIndex(folder))
+    findings = [*step_findings(folder, child.storage), *child.findings]
     identities = {child.storage.identity}
-    findings += child.findings
     while child.parent is not None:
         if len(layers) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
-        found = find_parent(child, parents.without_named_parent() if explicit_used else parents, identities)
+        found = find_parent(child, parents, identities)
         findings += found.findings
         layers.append(found.layer)
         check_pair(child, found.layer)
         findings += compare_link(child, found.layer)
-        explicit_used |= found.was_explicit
+        if found.was_explicit:
+            parents = parents.without_named_parent()
         identities.add(found.layer.storage.identity)
         child = found.layer
         findings += child.findings
-    if not explicit_used:
-        _refuse_unused(layers[0], parents)
+    if parents.policy.parent is not None:
+        _refuse_unused(layers[0], parents.policy.parent, folder)
+    findings += unfinished_merges(folder, [layer.path for layer in layers])
+    findings += ended_views(folder, [layer for layer in layers if layer.kind is not DiskKind.RAW])
     return tuple(findings)
 
 
-def _refuse_unused(leaf: Image, parents: ParentSearch) -> None:
+def _refuse_unused(leaf: Image, parent: str, folder: Folder) -> None:
     """A parent given in so many words that fits nowhere is an error, even where another would do."""
     if leaf.parent is None:
         raise ChainError("it has no parent, and one was given", path=leaf.path)
-    storage = parents.folder.open(parents.folder.real(parents.policy.parent or ""))
-    with storage:
-        found = read_summary(parents.folder, storage).unique_id
+    with folder.open(folder.real(parent)) as storage:
+        found = read_summary(folder, storage).unique_id
     raise ParentMismatchError(
         f"the parent given, {storage.path}, has the id {unique_id.guid(found)}, which no layer"
         f" looks for; the image's parent has {unique_id.guid(leaf.parent.unique_id)}",

@@ -11,7 +11,6 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.held_pieces import PIECE_BYTES
 from vhdkit.chain.open_view import open_view, view_length
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.resolve_layers import resolve, windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
@@ -88,10 +87,9 @@ def compare(
         raise ValueError(f"the formats are {format_a!r} and {format_b!r}: expected vhd or raw")
     place = folder or LocalFolder()
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(place, policy, lock=lock)
     with (
-        open_view(as_text(path_a), format_a, parents) as a,
-        open_view(as_text(path_b), format_b, parents.without_named_parent()) as b,
+        open_view(as_text(path_a), format_a, policy, place, lock=lock) as a,
+        open_view(as_text(path_b), format_b, policy.without_named_parent(), place, lock=lock) as b,
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)

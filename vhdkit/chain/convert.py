@@ -15,7 +15,6 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.copy_view import copy_view
 from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import Cancelled, VhdError
@@ -78,7 +77,7 @@ def convert(
         raise ValueError(f"the format is {output_format!r}: expected raw, fixed or dynamic")
     place, destination = folder or LocalFolder(), as_text(destination)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    with open_chain_with(as_text(source), ParentSearch(place, policy, lock=lock)) as chain:
+    with open_chain_with(as_text(source), policy, place, lock=lock) as chain:
         reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
         if output_format == "dynamic":
             block_size = block_size_as_vhd(chain.leaf)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 from vhdkit.arguments import checked
 from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
 from vhdkit.chain.open_view import open_view, view_length
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import Cancelled
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
@@ -84,8 +83,7 @@ def hash_image(
         raise ValueError(f"the format is {image_format!r}: expected vhd or raw")
     wanted = HashAlgorithm(algorithm)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
-    parents = ParentSearch(folder or LocalFolder(), policy, lock=lock)
-    with open_view(as_text(path), image_format, parents) as chain:
+    with open_view(as_text(path), image_format, policy, folder or LocalFolder(), lock=lock) as chain:
         chain.check_readable()
         views = [chain.layers[depth:] for depth in range(len(chain.layers) if layers else 1)]
         sizes = [view_length(view[0]) for view in views]

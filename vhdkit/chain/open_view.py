@@ -13,12 +13,12 @@ from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.file_name import may_be_raw
 
 if TYPE_CHECKING:
-    from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.disk.image import Image
+    from vhdkit.options import ParentPolicy
     from vhdkit.storage.protocols import Folder
 
 
-def open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chain:
+def open_view(path: str, file_format: str | None, policy: ParentPolicy, folder: Folder, *, lock: bool) -> Chain:
     """Open a file as "vhd" or "raw"; with None one without any footer is raw, unless its suffix says another format.
 
     Raises:
@@ -26,17 +26,17 @@ def open_view(path: str, file_format: str | None, parents: ParentSearch) -> Chai
 
     """
     if file_format == "raw":
-        return open_raw(path, parents.folder, lock=parents.lock)
+        return open_raw(path, folder, lock=lock)
     try:
-        return open_chain_with(path, parents)
+        return open_chain_with(path, policy, folder, lock=lock)
     except CorruptImageError as error:
         if error.corruption not in {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}:
             raise
-        if error.path != parents.folder.real(path) or file_format == "vhd":
+        if error.path != folder.real(path) or file_format == "vhd":
             raise
         if not may_be_raw(path):
             raise
-    return open_raw(path, parents.folder, lock=parents.lock)
+    return open_raw(path, folder, lock=lock)
 
 
 def open_raw(path: str, folder: Folder, *, lock: bool = True) -> Chain:

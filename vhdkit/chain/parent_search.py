@@ -83,9 +83,13 @@ class ParentSearch:
         """Return the search of images in some directories, which parents may lie in as well; each is read once."""
         return cls(folder, ParentPolicy(search=tuple(dict.fromkeys(directories))), index=FolderIndex(folder))
 
+    def also_in(self, *directories: str) -> ParentSearch:
+        """Return the search that looks into more directories."""
+        return replace(self, policy=replace(self.policy, search=(*self.policy.search, *directories)))
+
     def without_named_parent(self) -> ParentSearch:
         """Return the search of a layer whose parent the caller has not named."""
-        return replace(self, policy=replace(self.policy, parent=None))
+        return replace(self, policy=self.policy.without_named_parent())
 
 
 class Child(Protocol):

@@ -15,6 +15,7 @@ from vhdkit.chain.children import parent_id_of_damaged, parent_of, read_family, 
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.relink import Relink
+from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.catalog import Catalog
     from vhdkit.chain.chain import Chain
+    from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
 
@@ -118,6 +120,14 @@ def identity_at(path: str, folder: Folder) -> tuple[int, int] | None:
         return None
     storage.close()
     return storage.identity
+
+
+def is_above(path: str, below: Image, parents: ParentSearch) -> bool:
+    """Whether an image reads through another, as far as that can be told: `leads_to` without its errors."""
+    try:
+        return leads_to(path, below.storage.identity, parents)
+    except (VhdError, OSError):
+        return False
 
 
 def leads_to(path: str, wanted: tuple[int, int], parents: ParentSearch) -> bool:

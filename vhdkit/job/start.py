@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain_with
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.findings import Advice
 from vhdkit.job import events
@@ -320,7 +319,7 @@ def _new(request: MergeRequest, plan: MergePlan, machine: str) -> Job:
 
 def expected_job(request: MergeRequest, machine: str) -> Job:
     """Return the job of a merge whose files may be in use: what it will touch, as far as that can be seen unasked."""
-    with open_chain_with(request.child, ParentSearch(LocalFolder(), request.parents)) as chain:
+    with open_chain_with(request.child, request.parents, LocalFolder(), lock=False) as chain:
         files = [layer.path for layer in chain.layers]
         identities = identities_of(states_of(chain.layers))
     depth = 1

@@ -11,7 +11,6 @@ import msgspec
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain_with
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.disk import unique_id
 from vhdkit.errors import JournalError, MergeError
 from vhdkit.formats import open_image
@@ -162,7 +161,7 @@ class _Ensuring:
             raise MergeError(f"{self._gone()}, and {self._no_record()}", path=self.leaf)
         if self._is_being_finished():
             return self._merge(carry_out, known)
-        with open_chain_with(self.into, self._parents) as destination:
+        with open_chain_with(self.into, self.request.parents, self.folder) as destination:
             if not is_shown(entry, destination.layers):
                 message = (
                     f"{self._gone()}. It was merged into {self.into}, which does not show that: it was put back from an"
@@ -170,10 +169,6 @@ class _Ensuring:
                 )
                 raise MergeError(message, path=self.leaf)
         return EnsuredMerge(outcome=Ensured.WAS_DONE, destination=self.into, merge=None)
-
-    @property
-    def _parents(self) -> ParentSearch:
-        return ParentSearch(self.folder, self.request.parents, lock=True)
 
     def _has_leaf(self) -> bool:
         if not self.folder.exists(self.leaf):
@@ -201,7 +196,7 @@ class _Ensuring:
         wanted = None
         try:
             if not plan.obstacles:
-                wanted = completion_of(plan, self.leaf_id, known, self._parents)
+                wanted = completion_of(plan, self.leaf_id, known, self.request.parents, self.folder)
             done = carry_out(plan, wanted)
         except MergeError as error:
             # Errors of other types say more than that another call was faster.

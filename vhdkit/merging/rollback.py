@@ -32,7 +32,7 @@ from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.finish import find_complete
 from vhdkit.merging.plan.placement import target_of, window_writes
-from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left
+from vhdkit.merging.plan.resume import check_relinks, check_undo, find_source, is_as_left, parents_beside
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, held_sectors, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.merging.run.sector_copier import SectorCopier
@@ -136,6 +136,7 @@ class _Rollback:
     def __init__(self, names: tuple[str, str], journal: Journal, folder: Folder, search: tuple[str, ...]) -> None:
         self.folder = folder
         self.search = search
+        self.parents = parents_beside(journal, folder, search)
         self.journal = journal
         self.begin: Begin = self._begin(journal)
         self.restored = False
@@ -146,8 +147,8 @@ class _Rollback:
             self.destination = self._locked(names[1], writable=True)
             read_unchanged(journal, folder)
             self.size_before = self._size_before()
-            check_undo(journal, self.undo, self.destination, folder, search)
-            check_relinks(journal, self.destination, folder, search)
+            check_undo(journal, self.undo, self.destination, self.parents)
+            check_relinks(journal, self.destination, self.parents)
             self._check_sources()
             self._check_undo_is_whole()
             self.relinked = [
@@ -204,7 +205,7 @@ class _Rollback:
     def _check_sources(self) -> None:
         identity = self.destination.storage.identity
         for source in self.begin.sources:
-            path = find_source(self.journal, source, identity, self.folder, self.search)
+            path = find_source(self.journal, source, identity, self.parents)
             if path is None:
                 message = (
                     f"{self.journal.resolve(source.path)} is gone: without it the chain cannot be restored; put it back"

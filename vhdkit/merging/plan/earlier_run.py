@@ -20,7 +20,7 @@ from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.finish import is_spent
 from vhdkit.merging.plan.placement import destination_of, target_of, window_writes
-from vhdkit.merging.plan.resume import check_undo, is_about, with_names
+from vhdkit.merging.plan.resume import check_undo, is_about, parents_beside, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.storage import paths
@@ -153,7 +153,7 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
     try:
         image = as_undo_image(open_image(path, folder=folder))
         run.undo_image = image
-        check_undo(run.journal, image, destination, folder, request.search)
+        check_undo(run.journal, image, destination, parents_beside(journal, folder, request.search))
         run.holds_sectors = check_not_older(journal, image) > 0
     except JournalError as error:
         run.obstacles.append(error)

@@ -17,32 +17,33 @@ was, and does not show what is left, a disk that was written to cannot be told f
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vhdkit.chain.children import children_of, ended_advice
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, check_relink
-from vhdkit.chain.siblings import Relatives, leads_to
+from vhdkit.chain.siblings import Relatives, is_above
 from vhdkit.disk.image import Image
 from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
 from vhdkit.formats import open_image
-from vhdkit.journal.merge_journal import SUFFIX, Journal, read_journal
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
-from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left
+from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left, journals_near, parents_beside
 from vhdkit.storage import paths
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.disk.image import Image
-    from vhdkit.journal.merge_records import Begin, FileState
+    from vhdkit.journal.merge_journal import Journal
+    from vhdkit.journal.merge_records import FileState
     from vhdkit.storage.protocols import Folder
 
 
@@ -62,21 +63,14 @@ class Left:
 def find_complete(folder: Folder, path: str, search: Sequence[str]) -> Journal | None:
     """Return the journal of a complete merge whose topmost source, or dropped undo image, was at `path`."""
     path = folder.real(path)
-    for directory in dict.fromkeys([paths.dirname(path), *map(folder.real, search)]):
-        for entry in folder.walk(directory, one_device=True):
-            if not entry.path.endswith(SUFFIX):
-                continue
-            try:
-                journal = read_journal(folder, entry.path.removesuffix(SUFFIX))
-            except (JournalError, OSError):
-                continue
-            if journal is None:
-                continue
-            begin = journal.begin
-            if journal.merged and journal.resolve(begin.sources[0].path) == path:
-                return journal
-            if begin.undo and journal.resolve(begin.undo) == path:
-                return journal
+    for journal in journals_near(folder, path, search):
+        if isinstance(journal, JournalError):
+            continue
+        begin = journal.begin
+        if journal.merged and journal.resolve(begin.sources[0].path) == path:
+            return journal
+        if begin.undo and journal.resolve(begin.undo) == path:
+            return journal
     return None
 
 
@@ -157,10 +151,11 @@ def finishing_plan(
     _refuse_unfinished(journal)
     is_kept = _keeps(journal, keep_sources=keep_sources)
     with open_image(journal.destination, folder=folder) as destination:
-        _check_complete(journal, destination, folder, search)
+        parents = parents_beside(journal, folder, search)
+        _check_complete(journal, destination, parents)
         here = LayerState.of(destination)
         block_size, size, file_size = destination.block_size, destination.size, destination.storage.size()
-        left = _what_is_left(journal, begin, destination, folder, search, only_shown=only_shown)
+        left = _what_is_left(journal, destination, parents, only_shown=only_shown)
     removals = () if is_kept else left.removable
     relinks, siblings = _born_since(journal, removals, destination.unique_id, folder, search)
     return MergePlan(
@@ -234,45 +229,29 @@ def _ended(path: str, destination: str) -> Finding:
     return Finding(corruption=Corruption.VIEW_ENDED, path=path, message=message)
 
 
-def _check_complete(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def _check_complete(journal: Journal, destination: Image, parents: ParentSearch) -> None:
     """Hold the destination, its undo image and the relinked children against the journal of a complete merge."""
     begin = journal.begin
     if destination.unique_id.hex() != begin.destination.unique_id:
         raise JournalError("the file beside it is not the destination that it speaks of", path=journal.path)
-    check_relinks(journal, destination, folder, search)
+    check_relinks(journal, destination, parents)
     undo = journal.resolve(begin.undo) if begin.undo else ""
-    if undo and journal.dropping and folder.exists(undo):
-        with open_image(undo, folder=folder) as image:
-            check_undo(journal, image, destination, folder, search)
+    if undo and journal.dropping and parents.folder.exists(undo):
+        with open_image(undo, folder=parents.folder) as image:
+            check_undo(journal, image, destination, parents)
 
 
-def _what_is_left(
-    journal: Journal, begin: Begin, destination: Image, folder: Folder, search: Sequence[str], *, only_shown: bool
-) -> Left:
-    there = [(source, journal.resolve(source.path)) for source in begin.sources if _is_there(journal, source, folder)]
-    parents = ParentSearch.among(folder, *search, paths.dirname(journal.path))
-    own = [(source, path) for source, path in there if _leads_to(path, destination, parents)]
-    opened: list[Image] = []
-    try:
-        for _, path in own:
-            opened.append(open_image(path, folder=folder))
-        states = tuple(map(LayerState.of, opened))
-        every = tuple(path for _, path in own)
-        if len(own) == len(begin.sources):
-            return Left(states=states, removable=every, is_whole=True)
-        others = tuple(path for _, path in there if path not in every)
-        left = Left(states=states, removable=every, kept=others)
-        return _without_the_topmost(journal, destination, opened, left, only_shown=only_shown)
-    finally:
-        for image in opened:
-            image.close()
-
-
-def _leads_to(path: str, destination: Image, parents: ParentSearch) -> bool:
-    try:
-        return leads_to(path, destination.storage.identity, parents)
-    except (VhdError, OSError):
-        return False
+def _what_is_left(journal: Journal, destination: Image, parents: ParentSearch, *, only_shown: bool) -> Left:
+    folder, sources = parents.folder, journal.begin.sources
+    there = [journal.resolve(source.path) for source in sources if _is_there(journal, source, folder)]
+    own = tuple(path for path in there if is_above(path, destination, parents))
+    with ExitStack() as opened:
+        images = [opened.enter_context(open_image(path, folder=folder)) for path in own]
+        states = tuple(map(LayerState.of, images))
+        if len(own) == len(sources):
+            return Left(states=states, removable=own, is_whole=True)
+        left = Left(states=states, removable=own, kept=tuple(path for path in there if path not in own))
+        return _without_the_topmost(journal, destination, images, left, only_shown=only_shown)
 
 
 def _without_the_topmost(

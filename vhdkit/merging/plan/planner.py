@@ -14,7 +14,6 @@ import msgspec
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import dynamic_layout
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import block_size_as_vhd
@@ -122,7 +121,7 @@ def plan_request(request: MergeRequest, folder: Folder, *, acting_for: str = "")
             )
             return _with_claims(plan, folder, acting_for)
     with noting_unreadable_journals(folder, path, request.search):
-        opened = open_chain_with(path, ParentSearch(folder, request.parents, lock=True))
+        opened = open_chain_with(path, request.parents, folder)
     with opened as chain:
         if request.to is not None:
             return _plan_new_file(chain, folder, folder.real(request.to), request.search)

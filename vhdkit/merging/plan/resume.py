@@ -103,16 +103,26 @@ def noting_unreadable_journals(folder: Folder, path: str, search: Sequence[str])
     try:
         yield
     except FileNotFoundError as error:
-        for directory in dict.fromkeys([paths.dirname(folder.real(path)), *map(folder.real, search)]):
-            for entry in folder.walk(directory, one_device=True):
-                if entry.path.endswith(SUFFIX):
-                    try:
-                        read_journal(folder, entry.path.removesuffix(SUFFIX))
-                    except JournalError as unreadable:
-                        error.add_note(f"A journal was passed over: {unreadable}")
-                    except OSError:
-                        continue
+        for journal in journals_near(folder, path, search):
+            if isinstance(journal, JournalError):
+                error.add_note(f"A journal was passed over: {journal}")
         raise
+
+
+def journals_near(folder: Folder, path: str, search: Sequence[str]) -> Iterator[Journal | JournalError]:
+    """Yield the journals in the folder of an image and in the search folders, or why one of them cannot be read."""
+    for directory in dict.fromkeys([paths.dirname(folder.real(path)), *map(folder.real, search)]):
+        for entry in folder.walk(directory, one_device=True):
+            if entry.path.endswith(SUFFIX):
+                try:
+                    journal = read_journal(folder, entry.path.removesuffix(SUFFIX))
+                except JournalError as unreadable:
+                    yield unreadable
+                except OSError:
+                    continue
+                else:
+                    if journal is not None:
+                        yield journal
 
 
 def same_time(now: float, then: float) -> bool:
@@ -120,19 +130,21 @@ def same_time(now: float, then: float) -> bool:
     return now == then or (now.is_integer() and now == then // 1)
 
 
-def find_source(
-    journal: Journal, source: FileState, destination: tuple[int, int], folder: Folder, search: Sequence[str]
-) -> str | None:
+def parents_beside(journal: Journal, folder: Folder, search: Sequence[str]) -> ParentSearch:
+    """Return the search for the parents of the files that a journal names: in its folder, and where the caller says."""
+    return ParentSearch.among(folder, *search, paths.dirname(journal.path))
+
+
+def find_source(journal: Journal, source: FileState, destination: tuple[int, int], parents: ParentSearch) -> str | None:
     """Return where a source of a merge is, by the name that the journal has or, renamed since, by its id.
 
-    None if it is gone.
+    None if it is gone. The search is that of `parents_beside`, as it is for the checks below.
 
     Raises:
         JournalError: the file of that name is not of this chain, or cannot be opened.
 
     """
-    path = journal.resolve(source.path)
-    parents = ParentSearch.among(folder, *search, paths.dirname(journal.path))
+    path, folder = journal.resolve(source.path), parents.folder
     if not folder.exists(path):
         near = dict.fromkeys([paths.dirname(path), paths.dirname(journal.path)])
         images = read_catalog(folder, list(near), deep=False).images.values()
@@ -152,30 +164,28 @@ def find_source(
     return path
 
 
-def check_undo(journal: Journal, undo: Image, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def check_undo(journal: Journal, undo: Image, destination: Image, parents: ParentSearch) -> None:
     """Refuse an undo image that is not the one that the journal speaks of, or not of this destination.
 
     Raises:
         JournalError: it is not.
 
     """
-    begin = journal.begin
-    parents = ParentSearch.among(folder, *search, paths.dirname(destination.path))
     wanted = destination.storage.identity
-    if undo.unique_id.hex() != begin.undo_id or parent_of(undo.path, parents) != wanted:
+    if undo.unique_id.hex() != journal.begin.undo_id or parent_of(undo.path, parents) != wanted:
         raise JournalError(f"{undo.path} is not the undo image that it speaks of", path=journal.path)
 
 
-def check_relinks(journal: Journal, destination: Image, folder: Folder, search: Sequence[str]) -> None:
+def check_relinks(journal: Journal, destination: Image, parents: ParentSearch) -> None:
     """Refuse relinks of files that are not children in this chain, or that would change more than the parent.
 
     Raises:
         JournalError: there are some.
 
     """
-    begin = journal.begin
-    family = [journal.destination, *(journal.resolve(source.path) for source in begin.sources[:1])]
-    parents = ParentSearch.among(folder, *search, *map(paths.dirname, family))
+    folder = parents.folder
+    family = [journal.destination, *(journal.resolve(source.path) for source in journal.begin.sources[:1])]
+    parents = parents.also_in(*map(paths.dirname, family))
     identities = {identity_at(path, folder) for path in family} - {None}
     for relink in (*journal.former_relinks, *(journal.relinks or ())):
         path = journal.resolve(relink.path)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain_with
 from vhdkit.chain.disk_view import DiskView
-from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.locked_files import open_planned
@@ -28,20 +27,21 @@ def completion_of(
     plan: MergePlan,
     leaf_id: str,
     known: Sequence[MergedLeaf],
-    parents: ParentSearch,
+    policy: ParentPolicy,
+    folder: Folder,
 ) -> Completion:
     """Return what is to be recorded of a plan without obstacles; `known` is what the record says now."""
     journal = plan.journal
     sampled, payload = (journal.samples, journal.begin.payload_bytes) if journal is not None else ((), 0)
     if plan.resume is Resume.FINISHES:
-        with open_chain_with(plan.destination, parents) as after:
+        with open_chain_with(plan.destination, policy, folder) as after:
             shown = [each for each in known if is_shown(each, after.layers)]
             own = [each for each in shown if each.leaf_id == leaf_id]
             earlier = [each for each in shown if each.leaf_id != leaf_id]
             samples = own[-1].samples if own else sampled
             kept = carried_on(earlier, after)
     else:
-        with open_planned(plan, parents.folder) as chain:
+        with open_planned(plan, folder) as chain:
             depth = len(plan.sources)
             earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
             samples = samples_of(chain.layers, depth, sampled)
@@ -66,5 +66,5 @@ def completion_begun(plan: MergePlan, folder: Folder) -> Completion | None:
     if journal is None or journal.begin.undo or not journal.is_ensured:
         return None
     known = read_completions(folder, plan.destination)
-    parents = ParentSearch(folder, ParentPolicy(search=plan.search), lock=True)
-    return completion_of(plan, journal.begin.sources[0].unique_id, known, parents)
+    policy = ParentPolicy(search=plan.search)
+    return completion_of(plan, journal.begin.sources[0].unique_id, known, policy, folder)

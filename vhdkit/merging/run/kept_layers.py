@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.parent_search import ParentSearch
-from vhdkit.chain.siblings import leads_to
+from vhdkit.chain.siblings import is_above
 from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
+from vhdkit.merging.plan.resume import parents_beside
 from vhdkit.storage import paths
 from vhdkit.vhd.ended_view import mark_ended, remove_marks
 
 if TYPE_CHECKING:
+    from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
@@ -27,7 +28,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder
     begin = journal.begin
     remove_marks(folder, destination.storage, destination.unique_id)
     leaf_id = bytes.fromhex(begin.sources[0].unique_id)
-    parents = ParentSearch.among(folder, *plan.search, paths.dirname(journal.path))
+    parents = parents_beside(journal, folder, plan.search)
     for state in begin.sources[1:]:
         path = journal.resolve(state.path)
         if path in plan.removals or not _is_between(path, state.unique_id, destination, parents):
@@ -49,8 +50,7 @@ def _is_between(path: str, unique_id: str, destination: Vhd, parents: ParentSear
         return False
     try:
         with open_image(path, folder=parents.folder) as image:
-            if image.unique_id.hex() != unique_id:
-                return False
-        return leads_to(path, destination.storage.identity, parents)
+            is_same = image.unique_id.hex() == unique_id
     except (VhdError, OSError):
         return False
+    return is_same and is_above(path, destination, parents)
