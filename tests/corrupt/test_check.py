@@ -29,6 +29,7 @@ from tests.plainvhd import (
 from vhdkit.chain import chain as chains
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
+from vhdkit.chain.convert import convert
 from vhdkit.errors import VhdError
 from vhdkit.findings import Level, Rule
 from vhdkit.journal import records
@@ -37,6 +38,7 @@ from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.corruption import Corruption
+from vhdkit.vhd.create import create_image
 from vhdkit.vhd.repair_footers import repair_footers
 
 if TYPE_CHECKING:
@@ -442,6 +444,27 @@ def test_gaps_between_blocks_of_a_page_or_more_are_lost(gap: int) -> None:
 
 def test_a_whole_block_before_the_first_is_lost() -> None:
     assert checked(alone(BASE, data_alignment=SECTOR, gap=BLOCK + SECTOR)).leaks == 2
+
+
+@pytest.mark.parametrize("block_size", [512, 1024, 2048, 4096])
+def test_what_is_made_here_loses_no_space(block_size: int) -> None:
+    folder = MemoryFolder({})
+    create_image("/vms/base.vhd", size=1 << 20, block_size=block_size, folder=folder)
+    create_image("/vms/leaf.avhd", parent="/vms/base.vhd", folder=folder)
+    with open_chain("/vms/leaf.avhd", writable=True, folder=folder) as chain:
+        for at in range(0, 1 << 20, 1 << 13):
+            chain.write(at, b"x" * SECTOR)
+    convert("/vms/leaf.avhd", "/vms/flat.vhd", folder=folder)
+    for name in ("base.vhd", "leaf.avhd", "flat.vhd"):
+        assert check(f"/vms/{name}", folder=folder).exit_code == 0, name
+
+
+def test_a_room_behind_the_table_that_is_no_padding_of_ones_is_lost() -> None:
+    folder = MemoryFolder({})
+    create_image("/vms/base.vhd", size=1 << 20, block_size=512, folder=folder)
+    raw = folder["/vms/base.vhd"].content
+    raw[-SECTOR - 1] = 0
+    assert check("/vms/base.vhd", folder=folder).leaked_bytes == 2560
 
 
 def test_rooms_of_locators_are_not_lost() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vhdkit.disk import sector_bitmap
 from vhdkit.findings import Level
-from vhdkit.units import SECTOR, ceil_div
+from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat, constants, structs
 from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
@@ -84,7 +84,7 @@ def check_blocks(
         return Leaks()
     header = metadata.header
     table = Table(storage, header.table_offset, entry_count)
-    shape = _shape(metadata, header, kept)
+    shape = _shape(metadata, header, (*kept, _table_padding(storage, header)))
     keys = _placed(table)
     _check_padding(storage, header, entry_count, tally)
     leaks = _check_places(keys, shape, tally)
@@ -111,6 +111,13 @@ def _shape(metadata: SparseMetadata, header: DynamicHeader, kept: tuple[tuple[in
         structures=tuple((min(start, end), min(stop, end)) for start, stop in structures),
         rooms=(*metadata.locator_rooms, *kept),
     )
+
+
+def _table_padding(storage: Storage, header: DynamicHeader) -> tuple[int, int]:
+    """Return the stretch from the table's end to the next page, empty unless it is ones: makers pad a table so."""
+    start = header.table_offset + header.table_bytes
+    stop = round_up(start, PAGE)
+    return start, stop if (_read(storage, start, stop - start) == 0xFF).all() else start
 
 
 def _placed(table: Table) -> NDArray[np.int64]:
