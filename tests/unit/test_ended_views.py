@@ -11,6 +11,7 @@ import pytest
 
 import vhdkit
 from tests.cutting import at_first, cut_off
+from tests.typed import as_typed
 from tests.unit.test_between_runs import BLOCK, MIB, merge, view, write
 from vhdkit.chain.rebase import plan_rebase
 from vhdkit.storage.local_folder import LocalFolder
@@ -47,6 +48,9 @@ def test_layers_between_are_marked_and_the_leaf_is_not(vms: Path) -> None:
     assert sorted(path.name for path in vms.glob(f"*{MARK}*")) == [f"d1.avhd{MARK}", f"d2.avhd{MARK}"]
     with pytest.raises(vhdkit.JournalError, match=rf"view has ended.*d2\.avhd{MARK}"):
         child_of(vms / "d2.avhd")
+    with pytest.raises(vhdkit.JournalError) as refused:
+        child_of(vms / "d2.avhd")
+    assert "--accept-ended accepts it" in as_typed(refused.value)
     assert not (vms / "child.avhd").exists()
     child_of(vms / "d3.avhd")
     assert view(vms / "child.avhd") == view(vms / "d0.vhd")

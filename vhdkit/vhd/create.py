@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vhdkit.arguments import checked
 from vhdkit.disk import timestamp
 from vhdkit.errors import JournalError, ReadOnlyImageError
+from vhdkit.findings import Advice
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import new_file
@@ -141,7 +142,7 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[V
             raise JournalError(f"no child can be made of it: {journal.status}", path=path, hint=journal.hint)
         ended = None if accept_ended else ended_view(folder, parent.storage, parent)
         if ended is not None:
-            raise ended.refusal("no child can be made of it")
+            raise ended.refusal("no child can be made of it", Advice.ACCEPT_ENDED.hint("{} accepts it"))
         yield parent
 
 
