@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vhdkit.findings import Advice
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,5 +142,10 @@ def _given(arguments: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, s
 
 def _has(options: Sequence[str], option: str, value: str) -> bool:
     """Whether an option is there: with the same value, or at all if it is given once at most."""
-    pairs = list(pairwise(options))
-    return (option, value) in pairs if option in {"--search", "--parent-map"} else option in options
+    values = [after for before, after in pairwise(options) if before == option]
+    match option:
+        case "--search":
+            return paths.abspath(value) in map(paths.abspath, values)
+        case "--parent-map":
+            return value in values
+    return bool(values)

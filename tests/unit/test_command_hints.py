@@ -17,6 +17,7 @@ from vhdkit.findings import Advice, hints_as
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from vhdkit.findings import Hint
 
@@ -51,6 +52,15 @@ def test_python_reads_a_call() -> None:
 )
 def test_options_that_say_where_and_how_fast_are_repeated(given: list[str], repeated: list[str]) -> None:
     assert typed(MERGE, *given)[5:] == repeated
+
+
+def test_a_folder_is_not_named_both_from_here_and_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hint = Advice.MERGE.hint(path="a.avhd", search=(str(tmp_path / "x"),))
+    given = ["merge", "a.avhd", "--search", "x", "--search", "./y", "--search", str(tmp_path / "y")]
+    assert typed(hint, *given)[3:] == ["--search", str(tmp_path / "x"), "--search", "./y"]
 
 
 def test_an_option_that_a_hint_has_is_not_given_twice() -> None:
