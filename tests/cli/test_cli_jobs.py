@@ -236,7 +236,11 @@ def test_a_rollback_goes_by_the_job(leaf: str, cli: Cli) -> None:
     assert f"`vhdkit job rollback {job.id[:8]}`" in cli("job", "show", job.id).out
     assert cli("job", "rollback", job.id, "--progress", "none").out.startswith(job.id)
     assert view(leaf) == before
-    assert "rolled back" in cli("job", "list").out
+    listed = cli("job", "list").out
+    assert "rolled back" in listed
+    assert "%" not in listed
+    (done_job,) = cli("job", "list", "--json").json
+    assert (done_job["percent-complete"], done_job["bytes-done"]) == (0, 0)
     assert "rolled back" in cli("job", "rollback", job.id).refused()
 
 

@@ -128,7 +128,7 @@ def _cells(job: Job, shortest: int, now: float) -> tuple[str, ...]:
     return (
         job.id[:shortest],
         _state(job),
-        f"{job.percent} %",
+        "" if job.rolled_back else f"{job.percent} %",
         printable(job.machine),
         f"{''.join(names)}{more} -> {path_text(job.destination)}",
         _rate(job),

@@ -311,7 +311,8 @@ def note_undone(job: Job | None, *, rolled_back: bool) -> None:
     after = replace(job, undo="", changed=now)
     if rolled_back:
         gone = {"error": "", "error_class": "", "error_code": 0, "rolled_back": True, "phase": ""}
-        after = replace(job, state=JobState.TERMINATED, state_changed=now, changed=now, **gone)  # type: ignore[arg-type]
+        back = job.at(0, job.bytes_total)
+        after = replace(back, state=JobState.TERMINATED, state_changed=now, changed=now, **gone)  # type: ignore[arg-type]
     with suppress(RegistryError):
         Registry().replace(job, after)
 

@@ -247,6 +247,8 @@ class Worker:
 
         work(advance, self)
         with self._lock:
+            # Nothing of the merge is done any more.
+            self._job = self._job.at(0, self._job.bytes_total)
             self._change(JobState.TERMINATED, phase="", rolled_back=True, error="", error_class="", error_code=0)
 
     def _wait_in_line(self) -> bool:
