@@ -30,6 +30,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip() == "[]"
 
 
+def test_a_vhd_is_opened_and_checked_where_what_vhdx_needs_is_missing(tmp_path: Path) -> None:
+    path = str(tmp_path / "base.vhd")
+    vhdkit.create_image(path, size=1 << 20)
+    code = (
+        "import sys\nsys.modules['google_crc32c'] = None\nimport vhdkit\n"
+        "with vhdkit.open_chain(sys.argv[1]) as chain:\n    print(chain.size, vhdkit.check(sys.argv[1]).exit_code)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code, path], cwd=ROOT, text=True).split() == ["1048576", "0"]
+
+
 def test_the_readmes_first_screen_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     screen = re.search(r"```python\n(.*?)```", text, re.DOTALL)
