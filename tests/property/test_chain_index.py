@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,17 +20,20 @@ from tests.strategies import programs
 from vhdkit.chain import index
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.index import ChainIndex
+from vhdkit.chain.resolve_layers import resolve
 from vhdkit.storage.local_file import LocalStorage
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.image import VhdImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from typing_extensions import Buffer
 
     from vhdkit.chain.chain import Chain
+    from vhdkit.disk.extents import Extents
+    from vhdkit.disk.image import Image
 
 ALL_KINDS = [Kind.DYNAMIC, Kind.FIXED, Kind.RAW]
 WINDOW = 4096
@@ -140,6 +145,26 @@ def test_threads_may_read_one_chain_at_once(child: Chain, monkeypatch: pytest.Mo
 
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(read, range(8))) == 0
+
+
+def test_threads_that_come_to_a_window_at_once_have_it_worked_out_once(
+    child: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved: list[int] = []
+    both = Barrier(2)
+    real = resolve
+
+    def counted(layers: Sequence[Image], start: int, stop: int) -> Extents:
+        resolved.append(start)
+        # Two threads that work it out meet here; one alone goes on.
+        with suppress(BrokenBarrierError):
+            both.wait(0.2)
+        return real(layers, start, stop)
+
+    monkeypatch.setattr(index, "resolve", counted)
+    with ThreadPoolExecutor(2) as pool:
+        found = set(pool.map(lambda _: child.read(0, child.size), range(2)))
+    assert (resolved, len(found)) == ([0], 1)
 
 
 def test_small_reads_make_one_call_each_at_any_depth(child: Chain, monkeypatch: pytest.MonkeyPatch) -> None:

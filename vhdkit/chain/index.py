@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -80,6 +81,7 @@ class ChainIndex:
         self._max_bytes = max_bytes
         self._byte_count = 0
         self._maps: OrderedDict[int, WindowMap] = OrderedDict()
+        self._resolving = Lock()
         self._changing = tuple(layer for layer in layers if layer.storage.writable)
         self._changes = self._change_count()
 
@@ -126,9 +128,13 @@ class ChainIndex:
     def _map(self, number: int) -> WindowMap:
         found = self._maps.get(number)
         if found is None:
-            start = number * WINDOW_BYTES
-            found = WindowMap(resolve(self._layers, start, min(self._size, start + WINDOW_BYTES)))
-            self._keep(number, found)
+            # Threads that share a long read come to a new window at once: one of them works it out for all.
+            with self._resolving:
+                found = self._maps.get(number)
+                if found is None:
+                    start = number * WINDOW_BYTES
+                    found = WindowMap(resolve(self._layers, start, min(self._size, start + WINDOW_BYTES)))
+                    self._keep(number, found)
             return found
         try:
             self._maps.move_to_end(number)
