@@ -59,5 +59,12 @@ def _footer_at(raw: bytes, offset: int) -> Footer | None:
 
 
 def _sectors_with_cookie(raw: bytes) -> list[int]:
-    """Return the offsets of the sectors that begin as a footer does."""
-    return [at for at in range(0, len(raw), SECTOR) if raw.startswith(constants.FOOTER_COOKIE, at)]
+    """Return the offsets of the sectors that begin as a footer does; no sector is looked at twice."""
+    found = []
+    at = raw.find(constants.FOOTER_COOKIE)
+    while at >= 0:
+        if at % SECTOR == 0:
+            found.append(at)
+        # In a sector that has the cookie elsewhere it may be at the beginning of the next one first.
+        at = raw.find(constants.FOOTER_COOKIE, (at // SECTOR + 1) * SECTOR)
+    return found
