@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from functools import partial
@@ -103,10 +104,18 @@ class StoppedError(Exception):
     """What a progress function raises."""
 
 
+def compare_with_copy(source: Path, copy: Path, stop: Callable[[vhdkit.Progress], None]) -> None:
+    shutil.copyfile(source, copy)
+    try:
+        vhdkit.compare(source, copy, progress=stop)
+    finally:
+        copy.unlink()
+
+
 VERBS: dict[str, Callable[[Path, Path, Callable[[vhdkit.Progress], None]], object]] = {
     "raw": lambda a, b, stop: vhdkit.convert(a, b.with_suffix(".raw"), output_format="raw", progress=stop),
     "dynamic": lambda a, b, stop: vhdkit.convert(a, b, progress=stop),
-    "compare": lambda a, _, stop: vhdkit.compare(a, a, progress=stop),
+    "compare": compare_with_copy,
     "hash": lambda a, _, stop: vhdkit.hash_image(a, progress=stop),
     "merge --to": lambda a, b, stop: vhdkit.merge(vhdkit.plan_merge(a, to=b), progress=stop),
 }

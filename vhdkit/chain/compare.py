@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.arguments import checked
-from vhdkit.chain.held_pieces import PIECE_BYTES
 from vhdkit.chain.open_view import open_view, view_length
-from vhdkit.chain.resolve_layers import resolve, windows
-from vhdkit.disk import extents
-from vhdkit.disk.extents import Kind
-from vhdkit.disk.holes import without_holes
+from vhdkit.chain.unlike_cells import unlike_cells
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import Cancelled, CorruptImageError
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Phase, Reporter
+from vhdkit.storage.first_found import first_found
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.read_ahead import read_ahead
 from vhdkit.units import as_text
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.chain.chain import Chain
+    from vhdkit.chain.disk_view import DiskView
+    from vhdkit.chain.unlike_cells import Cell
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
-# Pieces of the first view that are read before they are asked for.
-_AHEAD = 2
+# So much of either view is compared at once. It stays in a processor's cache between reading and comparing: of 1 GiB in
+# the page cache with another one, 256 KiB at a time took 0.8 of the processor time of 2 MiB.
+CELL_BYTES = 256 << 10
+_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,8 @@ def compare(
 
     `format_a` and `format_b` are "vhd" or "raw". With None a file without any footer is taken as raw, unless its suffix
     is that of another format, or it is empty and the other file is an image: such a file is a damaged image rather than
-    a disk. Only what either holds is read. `parent` is the parent of the first; `progress` is called with how much of
+    a disk. Only what either holds is read, and nothing of a file
+    that both show at one place. `parent` is the parent of the first; `progress` is called with how much of
     the larger disk is done, and `cancel` (a `threading.Event`) stops the work; the others are as in `open_chain`.
 
     Raises:
@@ -95,6 +96,8 @@ def compare(
         _refuse_empty(b, a, format_b)
         reporter = Reporter(max(a.size, b.size), 0, progress, cancel, stopped=_stopped)
         first = first_difference(a, b, partial(reporter.reach, phase=Phase.COMPARING))
+        if first is None:
+            reporter.reach(reporter.total, Phase.COMPARING)
         return Comparison(
             equal=first is None, first_difference=first, size_a=view_length(a.leaf), size_b=view_length(b.leaf)
         )
@@ -104,50 +107,41 @@ def _stopped() -> Cancelled:
     return Cancelled("the comparison was cancelled")
 
 
-def first_difference(a: Chain, b: Chain, looked: Callable[[int], None] = lambda _done: None) -> int | None:
+def first_difference(a: DiskView, b: DiskView, looked: Callable[[int], None] = lambda _done: None) -> int | None:
     """Return the first offset at which two views differ, the shorter one followed by zeros; None if there is none.
 
     `looked` is called with how much was compared.
     """
-    other = bytearray(PIECE_BYTES)
-    # The first view is read on another thread, the second one here.
-    with read_ahead(_read_first(a, b), _AHEAD) as pieces:
-        for first, length, one in pieces:
-            _fill(b, first, other, length)
-            # Of whole bytearrays memcmp compares them, many times as fast as arrays are compared.
-            if one != other if length == PIECE_BYTES else one[:length] != other[:length]:
-                return first + int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).argmax())
-            looked(first + length)
-    return None
+    comparers = [_Comparer(a, b).first_difference for _ in range(_THREADS)]
+    return first_found(comparers, unlike_cells(a, b, CELL_BYTES), lambda cell: looked(cell.offset + cell.length))
 
 
-def _read_first(a: Chain, b: Chain) -> Iterator[tuple[int, int, bytearray]]:
-    """Yield (offset, length, bytes of the first view) of each piece in which one of the views holds data."""
-    buffers = [bytearray(PIECE_BYTES) for _ in range(_AHEAD + 2)]
-    size, number = max(a.size, b.size), 0
-    for start, stop in windows((*a.layers, *b.layers), 0, size):
-        for cell in np.unique(np.concatenate([_held(chain, start, stop) for chain in (a, b)])).tolist():
-            first, last = max(start, cell * PIECE_BYTES), min(stop, (cell + 1) * PIECE_BYTES)
-            buffer = buffers[number % len(buffers)]
-            _fill(a, first, buffer, last - first)
-            yield first, last - first, buffer
-            number += 1
+class _Comparer:
+    """Compare cells, by buffers of its own: one thread's."""
 
+    def __init__(self, a: DiskView, b: DiskView) -> None:
+        self._a, self._b = a, b
+        self._zeros = bytearray(CELL_BYTES)
+        self._buffers = bytearray(CELL_BYTES), bytearray(CELL_BYTES)
 
-def _fill(chain: Chain, offset: int, buffer: bytearray, length: int) -> None:
-    """Read into the first bytes of a buffer; behind the disk's end there are zeros."""
-    with memoryview(buffer)[:length] as view:
-        count = chain.read_into(offset, view) if offset < chain.size else 0
-        if count < length:
-            view[count:] = bytes(length - count)
+    def first_difference(self, cell: Cell) -> int | None:
+        """Return the first offset at which both differ, None if there is none; zeros are not read."""
+        one = self._read(self._a, cell, self._buffers[0]) if cell.is_held_by_a else self._zeros
+        other = self._read(self._b, cell, self._buffers[1]) if cell.is_held_by_b else self._zeros
+        # Of whole bytearrays memcmp compares them, many times as fast as arrays are compared.
+        if cell.length < CELL_BYTES:
+            one, other = one[: cell.length], other[: cell.length]
+        if one == other:
+            return None
+        return cell.offset + int((np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8)).argmax())
 
-
-def _held(chain: Chain, start: int, stop: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the numbers of the pieces of a window in which the chain holds data."""
-    if start >= chain.size:
-        return np.empty(0, np.int64)
-    data = without_holes(resolve(chain.layers, start, min(stop, chain.size)), chain.layers).of(Kind.DATA)
-    return extents.distinct(extents.split(data, PIECE_BYTES).start // PIECE_BYTES)
+    def _read(self, view: DiskView, cell: Cell, buffer: bytearray) -> bytearray:
+        """Read into the first bytes of a buffer; behind the disk's end there are zeros."""
+        with memoryview(buffer)[: cell.length] as wanted:
+            count = view.read_into(cell.offset, wanted)
+            if count < cell.length:
+                wanted[count:] = bytes(cell.length - count)
+        return buffer
 
 
 def _refuse_empty(view: Chain, other: Chain, file_format: str | None) -> None:

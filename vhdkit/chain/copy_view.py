@@ -203,7 +203,7 @@ class _Copier:
         self._waiting_bytes = 0
 
     def _copy(self, whole: Extents, offsets: NDArray[np.int64]) -> None:
-        for depth in np.unique(whole.depth).tolist():
+        for depth in np.flatnonzero(np.bincount(whole.depth)).tolist():
             chosen = np.flatnonzero(whole.depth == depth)
             data = whole.take(chosen)
             source = self._layers[depth].storage

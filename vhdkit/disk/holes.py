@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.extents import Extents, Kind, distinct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +32,8 @@ def without_holes(extents: Extents, layers: Sequence[Image]) -> Extents:
     if not holes:
         return extents
     low, high = np.array([hole[0] for hole in holes], np.int64), np.array([hole[1] for hole in holes], np.int64)
-    start = np.unique(np.concatenate((extents.start, low, high[high < extents.stop[-1]])))
+    start = np.concatenate((extents.start, low, high[high < extents.stop[-1]]))
+    start = distinct(np.sort(start, kind="stable"))
     which = np.searchsorted(extents.start, start, "right") - 1
     hole = np.searchsorted(low, start, "right") - 1
     is_hole = (hole >= 0) & (start < high[hole])
