@@ -70,7 +70,7 @@ if TYPE_CHECKING:
         wait_for_job,
     )
     from vhdkit.job.handle import MergeJob
-    from vhdkit.job.job import Job, JobState
+    from vhdkit.job.job import Job, JobState, Wait, WaitReason
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.start import start_merge
     from vhdkit.journal.manifest import Snapshot
@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from vhdkit.progress import Phase, Progress
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.operation import Applied
+    from vhdkit.snapshot.pending_jobs import pending_jobs
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
     from vhdkit.vhd.repair_footers import repair_footers
@@ -136,7 +137,7 @@ _HOMES = {
         "wait_for_job",
     ),
     "vhdkit.job.handle": ("MergeJob",),
-    "vhdkit.job.job": ("Job", "JobState"),
+    "vhdkit.job.job": ("Job", "JobState", "Wait", "WaitReason"),
     "vhdkit.job.registry": ("RegistryError",),
     "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
@@ -150,6 +151,7 @@ _HOMES = {
     "vhdkit.merging.plan.planner": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Machine",),
     "vhdkit.snapshot.operation": ("Applied",),
+    "vhdkit.snapshot.pending_jobs": ("pending_jobs",),
     "vhdkit.journal.manifest": ("Snapshot",),
 }
 
@@ -205,6 +207,8 @@ __all__ = [
     "VhdError",
     "VhdxCorruption",
     "ViewHash",
+    "Wait",
+    "WaitReason",
     "cancel_job",
     "check",
     "compare",
@@ -219,6 +223,7 @@ __all__ = [
     "open_chain",
     "open_image",
     "pause_job",
+    "pending_jobs",
     "plan_merge",
     "plan_rebase",
     "rebase",

@@ -109,7 +109,7 @@ def test_every_state_says_what_it_is(state: JobState) -> None:
     values = cim.properties(job, 200.0, "HOST")
     assert values["JobState"] == int(state)
     assert values["Cancellable"] is (state < JobState.SHUTTING_DOWN)
-    assert (values["ElementName"] == "Merge in Progress") == (not state.is_finished)
+    assert (values["ElementName"] == "Merge in Progress") == state.is_running
     failed = state is JobState.EXCEPTION
     assert values["ErrorCode"] == (0x0070 if failed else 0)
     assert (values["ErrorDescription"] == job.error) == failed

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vhdkit.cli.exit_codes import ExitCode
-from vhdkit.cli.options import FOLDER, json_option, progress_option
+from vhdkit.cli.job_list import check_format, cim_text, format_option, list_, strict_option
+from vhdkit.cli.options import json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
 from vhdkit.findings import printable
 
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
 
     from vhdkit.job.job import Job
 
-# Nobody reads more at once, and all of them are there when asked for.
-_NEWEST = 200
-
-_format_option = click.option(
-    "--format", "style", type=click.Choice(["table", "cim"]), help="How to print: cim is Hyper-V's own way."
-)
-_strict_option = click.option(
-    "--strict", "is_strict", is_flag=True, help="With --format cim: Hyper-V's properties alone, not Machine and Disk."
-)
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
 
@@ -35,7 +27,9 @@ _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 def job(ctx: click.Context) -> None:
     """Ask about merges, running and finished, of any process, and steer them.
 
-    An ID may be shortened to any beginning that no other job has.
+    An ID may be shortened to any beginning that no other job has. When is a merge done? `job list --running` shows how
+    far those that run are, `job list --pending` what is left to do and why it waits; `job wait` returns when one is
+    done.
     """
     ctx.call_on_close(_warn_of_left_out)
 
@@ -49,135 +43,26 @@ def _warn_of_left_out() -> None:
             echo(f"warning: {text}", err=True)
 
 
-@job.command("list")
-@click.option("--running", is_flag=True, help="Those that have not ended.")
-@click.option("--finished", is_flag=True, help="Those that have ended.")
-@click.option("--disk", metavar="FILE", help="Those that touch FILE, be it source, destination or below.")
-@click.option("--machine", metavar="NAME", help="Those of the machine NAME, or in the folder NAME.")
-@click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Find merges by their journals here, too.")
-@click.option(
-    "--where",
-    metavar="QUERY",
-    help='Those that a query asks for, in WQL or PowerShell: "select * from Msvm_ConcreteJob where ElementName = '
-    "'Merge in Progress'\", or what stands behind where.",
-)
-@click.option("--all", "show_all", is_flag=True, help=f"More than the newest {_NEWEST} that have ended.")
-@_format_option
-@_strict_option
-@json_option
-def list_(
-    *,
-    running: bool,
-    finished: bool,
-    disk: str | None,
-    machine: str | None,
-    search: tuple[str, ...],
-    where: str | None,
-    show_all: bool,
-    style: str | None,
-    is_strict: bool,
-    as_json: bool,
-) -> None:
-    """List jobs, the oldest first."""
-    from vhdkit.job.control import jobs
-
-    _check_format(style, is_strict=is_strict, as_json=as_json)
-    chosen = None if where is None else _Filter(where)
-    if chosen is not None and not (running or finished):
-        # Those that have ended may be many; where the filter wants none of them they are not even read.
-        running = not chosen.wants_ended
-    # A filter looks at all of them; one more than is shown tells whether there are more.
-    is_limited = not show_all and where is None
-    limit = _NEWEST + 1 if is_limited else None
-    found = jobs(running=running, finished=finished, disk=disk, machine=machine, search=search, limit=limit)
-    if is_limited:
-        found = _newest(found)
-    if chosen is not None:
-        found = chosen.of(found)
-    _print_list(found, style, is_strict=is_strict, as_json=as_json)
-
-
-def _check_format(style: str | None, *, is_strict: bool, as_json: bool) -> None:
-    if as_json and style:
-        raise click.UsageError("--json and --format exclude each other")
-    if is_strict and style != "cim":
-        raise click.UsageError("--strict goes with --format cim")
-
-
-def _newest(found: tuple[Job, ...]) -> tuple[Job, ...]:
-    """Return jobs without the oldest that has ended, if that is one more than are shown."""
-    ended = [each for each in found if each.state.is_finished]
-    if len(ended) <= _NEWEST:
-        return found
-    echo(f"older jobs are not shown, only the newest {_NEWEST} that have ended; --all shows them", err=True)
-    return tuple(each for each in found if each.id != ended[0].id)
-
-
-class _Filter:
-    """What --where chooses; names that no job has are wrong usage, whether or not there are any."""
-
-    def __init__(self, expression: str) -> None:
-        from vhdkit.job.cim import of_state
-        from vhdkit.job.job import JobState
-        from vhdkit.job.wql import Where
-        from vhdkit.job.wql_tokens import FilterError
-
-        try:
-            self._where = Where(expression)
-            wanted = [state for state in JobState if self._where.matches(of_state(state))]
-        except FilterError as error:
-            raise click.UsageError(str(error)) from error
-        self.wants_ended = any(state.is_finished for state in wanted)
-
-    def of(self, found: Sequence[Job]) -> tuple[Job, ...]:
-        from vhdkit.job.cim import properties
-        from vhdkit.job.wql_tokens import FilterError
-        from vhdkit.storage.process import this_process
-
-        now, server = time.time(), this_process()[1]
-        try:
-            return tuple(each for each in found if self._where.matches(properties(each, now, server)))
-        except FilterError as error:
-            raise click.UsageError(str(error)) from error
-
-
-def _print_list(found: Sequence[Job], style: str | None, *, is_strict: bool, as_json: bool) -> None:
-    from vhdkit.cli.job_view import describe_job, job_table
-
-    if as_json:
-        print_json([describe_job(each) for each in found])
-    elif style == "cim":
-        echo(_cim(found, is_strict=is_strict), nl=False)
-    elif found:
-        echo("\n".join(job_table(found)))
-    else:
-        echo("no jobs", err=True)
-
-
-def _cim(found: Sequence[Job], *, is_strict: bool) -> str:
-    from vhdkit.job import cim
-    from vhdkit.storage.process import this_process
-
-    return cim.text(found, time.time(), this_process()[1], is_strict=is_strict)
+job.add_command(list_)
 
 
 @job.command()
 @_ids
-@_format_option
-@_strict_option
+@format_option
+@strict_option
 @json_option
 def show(ids: tuple[str, ...], *, style: str | None, is_strict: bool, as_json: bool) -> None:
     """Show all that is known of jobs."""
     from vhdkit.cli.job_view import describe_job, job_rows
-    from vhdkit.job.control import find_job
+    from vhdkit.snapshot.pending_jobs import find_any_job
 
-    _check_format(style, is_strict=is_strict, as_json=as_json)
-    found = [find_job(each) for each in ids]
+    check_format(style, is_strict=is_strict, as_json=as_json)
+    found = [find_any_job(each) for each in ids]
     if as_json:
         described = [describe_job(each) for each in found]
         print_json(described[0] if len(described) == 1 else described)
     elif style == "cim":
-        echo(_cim(found, is_strict=is_strict), nl=False)
+        echo(cim_text(found, is_strict=is_strict), nl=False)
     else:
         for number, each in enumerate(found):
             if number:
@@ -253,10 +138,13 @@ def pause(ids: tuple[str, ...], *, as_json: bool) -> None:
 @_ids
 @json_option
 def resume(ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Let paused jobs go on; start those again, in the background, that were cancelled, failed or interrupted."""
-    from vhdkit.job.control import resume_job
+    """Let paused jobs go on; start those again, in the background, that were cancelled, failed or interrupted.
 
-    _for_each(ids, resume_job, as_json=as_json)
+    A pending merge that nobody has begun is begun.
+    """
+    from vhdkit.snapshot.pending_jobs import resume_any_job
+
+    _for_each(ids, resume_any_job, as_json=as_json)
 
 
 @job.command()
@@ -290,12 +178,12 @@ def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
 
 def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "") -> None:
     from vhdkit.errors import VhdError
-    from vhdkit.job.control import find_job
+    from vhdkit.snapshot.pending_jobs import find_any_job
 
     # Each is looked for before the first is touched; what one of them refuses does not keep it from the others.
     done: list[Job] = []
     refusals: list[VhdError | OSError] = []
-    for job_id in [find_job(each).id for each in ids]:
+    for job_id in [find_any_job(each).id for each in ids]:
         try:
             done.append(act(job_id))
         except (VhdError, OSError) as error:

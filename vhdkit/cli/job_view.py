@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import path_text, size_text
 from vhdkit.cli.time_text import local_text, utc_iso
+from vhdkit.command_hints import commands_of
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.job.job import Job
+    from vhdkit.job.job import Job, Wait
 
 # An id is cut to so many characters where that many tell it from the others.
 _ID_CHARACTERS = 8
-_HEADINGS = ("ID", "STATE", "DONE", "MACHINE", "MERGE", "RATE", "LEFT", "STARTED", "ELAPSED")
+_HEADINGS = ("ID", "STATE", "DONE", "MACHINE", "RATE", "LEFT", "MERGE")
+# A line is no longer than a terminal is wide; what the other columns leave is the last one's.
+_LINE = 80
+_GAP = "  "
+_LEAST_MERGE = 8
+_MOST_MACHINE = 12
+_MOST_STATE = 12
+# The first letters of a GUID, and the others.
+_GUID = re.compile(r"([0-9A-Fa-f]{4})[0-9A-Fa-f]{4}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 def describe_job(job: Job) -> dict[str, Any]:
@@ -46,6 +57,7 @@ def describe_job(job: Job) -> dict[str, Any]:
         "sources": list(job.sources),
         "destination": job.destination,
         "undo": job.undo or None,
+        "waits": None if job.wait is None else describe_wait(job.wait),
         "cancellable": job.is_cancellable,
         "rolled-back": job.rolled_back,
         "error": job.error or None,
@@ -54,16 +66,34 @@ def describe_job(job: Job) -> dict[str, Any]:
     }
 
 
-def job_table(jobs: Sequence[Job]) -> list[str]:
-    """Return jobs as lines of columns, under a line of headings.
+def describe_wait(wait: Wait) -> dict[str, Any]:
+    """Return what a job waits for, for whom, and the command that lets it go on."""
+    commands = commands_of(wait.hint) if wait.hint is not None else ()
+    return {"reason": wait.reason.value, "for": list(wait.holders), "message": str(wait), "commands": list(commands)}
 
-    The widths follow what is in them: a line is as long as it must be.
+
+def job_table(jobs: Sequence[Job]) -> list[str]:
+    """Return jobs as lines of columns, under a line of headings, each of at most 80 characters.
+
+    Behind them stands for each that waits why.
     """
-    now = time.time()
     shortest = _shortest(jobs)
-    rows = [_HEADINGS, *(_cells(job, shortest, now) for job in jobs)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS))]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = [_HEADINGS, *(_cells(job, shortest) for job in jobs)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS) - 1)]
+    left = max(_LEAST_MERGE, _LINE - sum(widths) - len(_GAP) * len(widths))
+    lines = []
+    for *cells, merge in rows:
+        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
+        lines.append(_GAP.join([*padded, _shortened(merge, left)]))
+    return lines + [f"{job.id[:shortest]} waits: {job.wait}" for job in jobs if job.wait is not None]
+
+
+def _shortened(text: str, width: int) -> str:
+    """Return text in so many characters, the middle left out."""
+    if len(text) <= width:
+        return text
+    begin = (width - 1) // 2
+    return f"{text[:begin]}…{text[len(text) - (width - 1 - begin) :]}"
 
 
 def job_rows(job: Job) -> list[tuple[str, object]]:
@@ -81,7 +111,8 @@ def job_rows(job: Job) -> list[tuple[str, object]]:
     rows.append(("took" if job.state.is_finished else "elapsed", duration(job.elapsed_at(now))))
     if job.runs > 1:
         rows.append(("runs", job.runs))
-    rows.append(("by", f"{job.user}, process {job.pid} on {job.host}"))
+    rows += [("by", f"{job.user}, process {job.pid} on {job.host}")] if job.pid else []
+    rows += [("waits", str(job.wait))] if job.wait is not None else []
     if job.error:
         code = f" (0x{job.error_code:08X})" if job.error_code else ""
         rows.append(("error", f"{job.error}{code}"))
@@ -122,20 +153,27 @@ def duration(seconds: float) -> str:
     return f"{hour}:{minute:02} h" if hour else f"{minute}:{second:02} min"
 
 
-def _cells(job: Job, shortest: int, now: float) -> tuple[str, ...]:
-    names = [path_text(path).rpartition("/")[2] for path in job.sources[:1]]
+def _cells(job: Job, shortest: int) -> tuple[str, ...]:
+    names = [_file_name(path) for path in job.sources[:1]]
     more = f" (+{len(job.sources) - 1})" if len(job.sources) > 1 else ""
     return (
         job.id[:shortest],
-        _state(job),
+        _shortened(_state(job), _MOST_STATE),
         "" if job.rolled_back else f"{job.percent} %",
-        printable(job.machine),
-        f"{''.join(names)}{more} -> {path_text(job.destination)}",
+        _shortened(printable(job.machine), _MOST_MACHINE),
         _rate(job),
         _left(job),
-        local_text(job.started),
-        duration(job.elapsed_at(now)),
+        f"{''.join(names)}{more} -> {_file_name(job.destination)}",
     )
+
+
+def _file_name(path: str) -> str:
+    """Return a file's name, with a few letters of the GUID in it.
+
+    >>> _file_name("/vms/web01_3A7F2C10-5D0E-4B7B-9C55-0D1E6A3B9F42.avhd")
+    'web01_3A7F….avhd'
+    """
+    return _GUID.sub(r"\1…", printable(paths.basename(path)))
 
 
 def _shortest(jobs: Sequence[Job]) -> int:
@@ -150,7 +188,7 @@ def _state(job: Job) -> str:
     if job.rolled_back:
         return "rolled back"
     if job.state is JobState.RUNNING and job.phase not in {"", "copying"}:
-        return f"running ({job.phase})"
+        return printable(job.phase)
     return job.state.plain
 
 

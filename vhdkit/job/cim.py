@@ -42,6 +42,8 @@ _STATUS = {
 }
 _OK = (2, "OK")
 _NAMES = {
+    JobState.NEW: "Merge Pending",
+    JobState.SERVICE: "Merge Pending",
     JobState.COMPLETED: "Merge Completed",
     JobState.TERMINATED: "Merge Cancelled",
     JobState.KILLED: "Merge Interrupted",
@@ -56,6 +58,7 @@ _SAYS = {
     JobState.COMPLETED: "Job is completed",
     JobState.TERMINATED: "Job was terminated",
     JobState.KILLED: "Job was interrupted",
+    JobState.SERVICE: "Job is waiting for somebody to begin it",
 }
 # What hangs on the state alone; of one that has ended also whether it would still stop.
 _BY_STATE = {
@@ -126,7 +129,7 @@ def _own(job: Job, now: float) -> dict[str, CimValue]:
         "InstanceID": job.id,
         "JobRunTimes": 1,
         "JobState": int(job.state),
-        "JobStatus": error or _SAYS.get(job.state, "Job has failed"),
+        "JobStatus": error or (str(job.wait) if job.wait is not None else "") or _SAYS.get(job.state, "Job has failed"),
         "LocalOrUtcTime": 2,
         "Name": name,
         "Notify": None,

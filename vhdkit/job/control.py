@@ -71,8 +71,29 @@ def jobs(
     # The folder is the begin of the destination's path.
     mentions = [json.dumps(machine), json.dumps(folder)[:-1]]
     listed = registry.jobs(states=asked, files=files, mentions=mentions, limit=None)
-    found = _noted_in(states, listed, registry)
-    return _newest([job for job in found if machine == job.machine or folder == paths.dirname(job.destination)], limit)
+    return _newest(of_machine(_noted_in(states, listed, registry), machine), limit)
+
+
+def listed_jobs(states: Sequence[JobState]) -> tuple[Job, ...]:
+    """Return the jobs that the list has in some states, oldest first.
+
+    Raises:
+        RegistryError: the list cannot be had.
+
+    """
+    return Registry().jobs(states=states)
+
+
+def touches_disk(found: Iterable[Job], disk: str) -> tuple[Job, ...]:
+    """Return the jobs that touch a file, or one that it reads through."""
+    files = set(_read_through(disk))
+    return tuple(job for job in found if files.intersection(job.files))
+
+
+def of_machine(found: Iterable[Job], machine: str) -> tuple[Job, ...]:
+    """Return the jobs of a machine, or of the files in a folder; see `jobs`."""
+    folder = Registry.real(paths.abspath(machine))
+    return tuple(job for job in found if machine == job.machine or folder == paths.dirname(job.destination))
 
 
 def _states(*, running: bool, finished: bool) -> tuple[JobState, ...]:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from enum import IntEnum, StrEnum, unique
 from typing import TYPE_CHECKING, Any
 
+from vhdkit.findings import printable, with_hint
+
 if TYPE_CHECKING:
+    from vhdkit.findings import Hint
     from vhdkit.options import MergeRequest
 
 # Until the last name is changed a merge is not done, however many bytes are.
@@ -35,6 +38,7 @@ class JobState(IntEnum):
     TERMINATED = 8
     KILLED = 9
     EXCEPTION = 10
+    SERVICE = 11
 
     @property
     def plain(self) -> str:
@@ -43,13 +47,18 @@ class JobState(IntEnum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether nobody is at it."""
-        return self >= JobState.COMPLETED
+        """Whether its process is done with it."""
+        return JobState.COMPLETED <= self <= JobState.EXCEPTION
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process is at it, or paused in the midst of it: what Hyper-V calls a merge in progress."""
+        return JobState.STARTING <= self <= JobState.SHUTTING_DOWN
 
     @property
     def is_resumable(self) -> bool:
         """Whether it ended before its end, so that it can go on."""
-        return self > JobState.COMPLETED
+        return JobState.COMPLETED < self <= JobState.EXCEPTION
 
 
 _PLAIN = {
@@ -62,7 +71,39 @@ _PLAIN = {
     JobState.TERMINATED: "cancelled",
     JobState.KILLED: "interrupted",
     JobState.EXCEPTION: "failed",
+    JobState.SERVICE: "pending",
 }
+
+
+@unique
+class WaitReason(StrEnum):
+    """Why a merge that is left to do is not being done."""
+
+    MACHINE_RUNS = "machine-runs"
+    OTHER_JOB = "other-job"
+    NOT_BEGUN = "not-begun"
+    CUT_OFF = "cut-off"
+
+
+_REASONS = {
+    WaitReason.MACHINE_RUNS: "the machine runs",
+    WaitReason.OTHER_JOB: "another merge needs the same files",
+    WaitReason.NOT_BEGUN: "nobody has begun it",
+    WaitReason.CUT_OFF: "it was cut off",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """What a merge waits for: `holders` are the processes or jobs, `hint` what lets it go on."""
+
+    reason: WaitReason
+    holders: tuple[str, ...] = ()
+    hint: Hint | None = None
+
+    def __str__(self) -> str:
+        who = f" ({', '.join(self.holders)})" if self.holders else ""
+        return printable(with_hint(_REASONS[self.reason] + who, self.hint))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +117,8 @@ class Job:
     all its `runs`, up to `changed`, when this was written; its state is so since `state_changed`. `pid` of `host` is at
     it, or was; `born` tells that process from a later one of the same number. `error` is what went wrong, `error_class`
     and `error_code` (as Windows has it, 0 for none) say which kind. `identities` has the unique ids, in hexadecimal, of
-    the images that it was begun with, by their paths.
+    the images that it was begun with, by their paths. `wait` is why it is not being worked at though it is left to do,
+    None where that is not so or was not asked; no list keeps it.
     """
 
     id: str
@@ -109,11 +151,13 @@ class Job:
     undo: str = ""
     rolled_back: bool = False
     identities: dict[str, str] = field(default_factory=dict)
+    wait: Wait | None = None
 
     @property
     def is_cancellable(self) -> bool:
-        """Whether it would still stop: not while it changes names, nor once it has ended."""
-        return self.state < JobState.SHUTTING_DOWN and self.phase != "finishing"
+        """Whether it would still stop: not before a process has it, while it changes names, or once it has ended."""
+        is_nobodys = self.wait is not None and not self.pid
+        return self.state < JobState.SHUTTING_DOWN and self.phase != "finishing" and not is_nobodys
 
     @property
     def seconds_left(self) -> float | None:

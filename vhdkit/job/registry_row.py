@@ -77,7 +77,9 @@ def encode_job(job: Job) -> str:
         ValueError: `decode` would refuse it.
 
     """
-    record = {_KEYS.get(field.name, field.name): msgspec.to_builtins(getattr(job, field.name)) for field in fields(job)}
+    # What it waits for is asked anew each time.
+    names = [field.name for field in fields(job) if field.name != "wait"]
+    record = {_KEYS.get(name, name): msgspec.to_builtins(getattr(job, name)) for name in names}
     # What failed may list thousands of files. The beginning says what went wrong.
     record["error"] = record["error"][:_MOST_TEXT]
     text = json.dumps(record, separators=(",", ":"))

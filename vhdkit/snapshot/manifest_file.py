@@ -23,8 +23,10 @@ from vhdkit.journal import manifest_pointer
 from vhdkit.journal.manifest import MAX_BYTES, Manifest
 from vhdkit.journal.relative_paths import RelativePaths
 from vhdkit.snapshot import allowed_folders
+from vhdkit.snapshot.known_machines import note_machine
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import is_partial, partial_name
 from vhdkit.storage.protocols import read_bytes
 
@@ -173,6 +175,8 @@ class ManifestFile:
             raise
         self._raw, self._parsed = raw, manifest
         self.folder.sync(self.directory)
+        if isinstance(self.folder, LocalFolder):
+            note_machine(self.path)
         if before is not None:
             for path in allowed_folders.signposts_of(self, before) - wanted:
                 manifest_pointer.take_away(self.folder, path)

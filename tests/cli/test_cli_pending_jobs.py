@@ -1,0 +1,156 @@
+"""The merges that are left to do, in `job list`: what they wait for, for whom, and what lets them go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vhdkit
+from tests.jobs.making import HANGS_SECONDS, make_chain, until
+from tests.unit.test_registry import numbered
+from vhdkit.job.job import JobState
+from vhdkit.job.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cli.running import Outcome
+    from vhdkit.job.job import Job
+
+    Cli = Callable[..., Outcome]
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def xp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> str:
+    """The disk of a machine with a snapshot, in the current folder."""
+    (tmp_path / "Virtual Hard Disks").mkdir()
+    monkeypatch.chdir(tmp_path / "Virtual Hard Disks")
+    vhdkit.create_image("xp.vhd", size=64 * MIB)
+    assert cli("snapshot", "init", "xp.vhd").code == 0
+    assert cli("snapshot", "take", "RTM", "xp.vhd").code == 0
+    return "xp.vhd"
+
+
+def active(disk: str) -> str:
+    return vhdkit.Machine(disk).active[0]
+
+
+def pending(cli: Cli, *options: str) -> list[Any]:
+    found = cli("job", "list", "--pending", "--json", *options)
+    assert found.code == 0, found.err
+    return list(found.json)
+
+
+def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: str, cli: Cli) -> None:
+    assert cli("job", "list").err == "no jobs\n"
+    running = active(xp)
+    with vhdkit.open_chain(running, writable=True):
+        assert "postponed" in cli("snapshot", "delete", "RTM", xp).err
+        (job,) = pending(cli)
+        assert (job["state"], job["job-state"], job["machine"]) == ("waiting", 2, "xp")
+        assert (job["sources"], job["destination"]) == ([running], str(Path(xp).resolve()))
+        assert job["waits"]["reason"] == "machine-runs"
+        assert job["waits"]["for"][0].startswith("this process itself")
+        assert job["waits"]["commands"] == [f"vhdkit snapshot settle '{running}'"]
+        assert not job["cancellable"]
+        listed = cli("job", "list").out
+        assert f"{job['id'][:8]} waits: the machine runs" in listed
+        assert f"when it is off, `vhdkit snapshot settle '{running}'` merges it" in listed
+        assert (
+            "no merge runs; 1 merge is left to do: `vhdkit job list --pending`" in cli("job", "list", "--running").err
+        )
+        assert "waits" in cli("job", "show", job["id"][:8]).out
+        assert pending(cli, "--machine", "xp") == pending(cli, "--disk", xp) == [job]
+        assert pending(cli, "--machine", "other") == pending(cli, "--where", "JobState = 4") == []
+        assert pending(cli, "--where", "JobState = 2 and ElementName = 'Merge Pending' and Machine = 'XP'") == [job]
+        assert "the machine runs" in cli("job", "list", "--format", "cim").out
+    assert (pending(cli)[0]["id"], pending(cli)[0]["job-state"]) == (job["id"], 11)
+    assert cli("job", "list", "--state", "pending").out.count("nobody has begun it") == 1
+    assert cli("job", "resume", job["id"][:8]).code == 0
+    (begun,) = vhdkit.jobs()
+    assert vhdkit.wait_for_job(begun.id, HANGS_SECONDS).state is JobState.COMPLETED
+    assert pending(cli) == []
+    assert cli("job", "list", "--running").err == "no jobs\n"
+
+
+def test_a_chain_in_line_waits_for_the_job_before_it(tmp_path: Path, cli: Cli) -> None:
+    leaf = make_chain(tmp_path, "a", 16, levels=2)
+    first = vhdkit.start_merge(leaf, rate=MIB, detached=True)
+    until(lambda: first.job.bytes_done)
+    second = vhdkit.start_merge(str(tmp_path / "a_0.avhd"), detached=True)
+    (job,) = pending(cli)
+    assert (job["id"], job["job-state"], job["waits"]["for"]) == (second.id, 2, [f"job {first.id}"])
+    assert [each["id"] for each in cli("job", "list", "--running", "--json").json] == [first.id]
+    second.cancel()
+    first.cancel()
+    second.wait(HANGS_SECONDS)
+    first.wait(HANGS_SECONDS)
+
+
+def test_an_interrupted_merge_waits_for_somebody_until_it_is_done(tmp_path: Path, cli: Cli) -> None:
+    leaf = make_chain(tmp_path, "a", 16)
+    begun = vhdkit.start_merge(leaf, rate=MIB, detached=True)
+    until(lambda: begun.job.bytes_done)
+    os.kill(begun.job.pid, signal.SIGKILL)
+    until(lambda: begun.job.state is JobState.KILLED)
+    (job,) = pending(cli)
+    assert (job["id"], job["state"], job["waits"]["reason"]) == (begun.id, "interrupted", "cut-off")
+    assert job["waits"]["commands"] == [f"vhdkit job resume {begun.id}"]
+    assert [each["waits"] for each in cli("job", "list", "--json").json] == [job["waits"]]
+    # Another way to the same end: then nothing is left.
+    assert cli("merge", leaf, "--progress", "none").code == 0
+    assert pending(cli) == []
+
+
+@pytest.mark.parametrize("state", [JobState.TERMINATED, JobState.EXCEPTION, JobState.KILLED])
+def test_a_job_whose_files_are_gone_is_not_left_to_do(state: JobState, cli: Cli) -> None:
+    ended: Job = numbered(1, state=state)
+    Registry().put(ended)
+    assert pending(cli) == []
+
+
+def test_a_machine_that_was_removed_is_forgotten_and_one_that_is_forged_is_not_read(
+    xp: str, cli: Cli, state: Path
+) -> None:
+    assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
+    (note,) = (state / "machines").iterdir()
+    (state / "machines" / "forged").write_bytes(note.read_bytes())
+    (state / "machines" / "link").symlink_to(note)
+    assert len(pending(cli)) == 1
+    shutil.rmtree(Path(xp).resolve().parent)
+    os.chdir(state)
+    assert pending(cli) == []
+    assert not note.exists()
+
+
+def test_a_line_of_the_list_is_no_wider_than_a_terminal(cli: Cli) -> None:
+    guid = "3A7F2C10-5D0E-4B7B-9C55-0D1E6A3B9F42"
+    for number, state in enumerate(JobState):
+        Registry().put(
+            numbered(
+                number,
+                state=state,
+                machine="a machine of a very long name",
+                phase="rolling back",
+                sources=(f"/vms/a machine of a very long name_{guid}.avhd", "/vms/x"),
+                destination=f"/vms/another machine_{guid}.avhd",
+                rate=123456789.0,
+                bytes_total=1 << 50,
+            )
+        )
+    lines = cli("job", "list").out.splitlines()
+    assert all(len(line) <= 80 for line in lines if " waits: " not in line)
+    assert all("…" in line for line in lines[1:] if " waits: " not in line)

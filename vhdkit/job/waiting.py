@@ -1,0 +1,54 @@
+"""What a job that is not being worked at waits for, and whether anything of it is left to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import JournalError
+from vhdkit.findings import Advice
+from vhdkit.job.job import Job, JobState, Wait, WaitReason, job_id
+from vhdkit.job.reconcile import stands_in_the_way
+from vhdkit.storage.local_folder import LocalFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def with_wait(job: Job, going: Sequence[Job]) -> Job:
+    """Return a job with what it waits for: an earlier one of those that go on, or somebody who resumes it."""
+    if job.state is JobState.NEW:
+        # Of two that need a file the one that came first goes first; later ones wait for both.
+        ahead = [other for other in _before(job, going) if stands_in_the_way(other, job)]
+        holders = tuple(f"job {other.id}" for other in ahead)
+        return replace(job, wait=Wait(reason=WaitReason.OTHER_JOB, holders=holders))
+    if is_left(job) and not any(other.destination == job.destination for other in going):
+        hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
+        return replace(job, wait=Wait(reason=WaitReason.CUT_OFF, hint=hint))
+    return job
+
+
+def is_left(job: Job) -> bool:
+    """Whether a job that has ended was cut off in the midst of its merge, which nothing has finished since."""
+    if not job.state.is_resumable or job.rolled_back or not job.destination:
+        return False
+    folder = LocalFolder()
+    if job.request.to is not None or not folder.exists(job.destination):
+        # Nothing was changed by one that makes a new file.
+        return False
+    # A third of what `job list` may take to load, and rarely needed.
+    from vhdkit.journal.merge_journal import Journal, find_journal  # noqa: PLC0415
+
+    try:
+        journal = find_journal(folder, job.destination)
+    except (JournalError, OSError):
+        return False
+    if journal is None:
+        # One whose process has died may not have come to its journal; of others nothing was begun.
+        return job.state is JobState.KILLED and all(map(folder.exists, job.sources))
+    return not isinstance(journal, Journal) or job_id(journal.begin.job) == job.id
+
+
+def _before(job: Job, going: Sequence[Job]) -> Sequence[Job]:
+    at = next((at for at, other in enumerate(going) if other.id == job.id), len(going))
+    return going[:at]
