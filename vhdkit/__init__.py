@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.hash import HashAlgorithm, ViewHash, hash_image
     from vhdkit.chain.rebase import plan_rebase, rebase
     from vhdkit.chain.rebase_plan import Rebase
+    from vhdkit.chain.repair_footers import repair_footers
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.write_access import open_image
     from vhdkit.disk.extents import Extent, Extents, Kind
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.pending_jobs import pending_jobs
     from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
-    from vhdkit.vhd.repair_footers import repair_footers
     from vhdkit.vhdx.corruption import VhdxCorruption
 
 _HOMES = {
@@ -124,7 +124,6 @@ _HOMES = {
     "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
     "vhdkit.chain.write_access": ("open_image",),
     "vhdkit.disk.image": ("Image",),
-    "vhdkit.vhd.repair_footers": ("repair_footers",),
     "vhdkit.vhdx.corruption": ("VhdxCorruption",),
     "vhdkit.job.control": (
         "cancel_job",
@@ -147,6 +146,7 @@ _HOMES = {
     "vhdkit.merging.plan.plan": ("MergePlan", "Resume"),
     "vhdkit.chain.rebase": ("plan_rebase", "rebase"),
     "vhdkit.chain.rebase_plan": ("Rebase",),
+    "vhdkit.chain.repair_footers": ("repair_footers",),
     "vhdkit.merging.rollback": ("rollback",),
     "vhdkit.merging.plan.planner": ("plan_merge",),
     "vhdkit.snapshot.machine": ("Machine",),

@@ -13,50 +13,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vhdkit.arguments import checked
 from vhdkit.disk.image import DiskKind
-from vhdkit.errors import CorruptImageError, JournalError
-from vhdkit.journal.merge_journal import read_journal
-from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.errors import CorruptImageError
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.units import as_text
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.metadata import FooterPlace
-from vhdkit.vhd.open_image import Vhd, open_image
 
 if TYPE_CHECKING:
-    from vhdkit.storage.protocols import Folder
-    from vhdkit.units import StrPath
+    from vhdkit.vhd.open_image import Vhd
 
 _PIECE_BYTES = 4 << 20
 
 
-@checked
-def repair_footers(path: StrPath, *, folder: Folder | None = None) -> str:
-    """Write the footers of an image that are lost or differ, and return what was done, "" if they are right.
-
-    A lost footer is written from its copy, a copy that differs from the footer at the end, which every reader
-    believes. A fixed disk's file ends behind its footer afterwards, if what lies there is zeros.
+def rewrite_footers(image: Vhd) -> str:
+    """Write the footers of an image that is open for writing, and return what was done, "" if they are right.
 
     Raises:
-        CorruptImageError: no footer can be believed, another rule is broken so that nothing may be written, or data
-            lie behind the footer of a fixed disk.
-        JournalError: a merge into it is not finished, and writes its footers itself.
-        ReadOnlyImageError, ImageInUseError, OSError: it cannot be written.
+        CorruptImageError: data lie behind the footer of a fixed disk.
+        ReadOnlyImageError, OSError: it cannot be written.
 
     """
-    place = folder or LocalFolder()
-    real = place.real(as_text(path))
-    with open_image(real, writable=True, exclusive=True, folder=place) as image:
-        image.check_readable()
-        journal = read_journal(place, real)
-        if journal is not None:
-            raise JournalError(f"finish that first: {journal.status}", path=real, hint=journal.hint)
-        return _repair(image)
-
-
-def _repair(image: Vhd) -> str:
     metadata = image.metadata
     if metadata.footer_place is FooterPlace.INSIDE:
         return _end_behind_footer(image)
