@@ -25,6 +25,11 @@ class Rule(StrEnum):
         """The code that Windows has for it; None if it has none."""
         return None
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether a file that breaks it is damaged; else it is one of which nothing can be said."""
+        return True
+
 
 class Level(StrEnum):
     """How bad a finding is: an error makes reading on a guess, a warning does not, information is neither."""

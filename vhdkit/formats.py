@@ -6,11 +6,12 @@ to load numpy.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from vhdkit.disk.image import ImageFormat, WritableImage
-from vhdkit.errors import ChainError, CorruptImageError, ReadOnlyImageError, UnsupportedImageError
+from vhdkit.errors import ChainError, ReadOnlyImageError, UnsupportedImageError
+from vhdkit.findings import Finding, Level
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
@@ -19,22 +20,21 @@ from vhdkit.units import SECTOR
 from vhdkit.vhd import header_update as vhd_steps
 from vhdkit.vhd import read_metadata
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE, MAX_VIRTUAL_SIZE
-from vhdkit.vhd.corruption import as_finding
+from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.metadata import Metadata
-from vhdkit.vhdx.constants import FILE_SIGNATURE
+from vhdkit.vhdx.constants import FILE_SIGNATURE, HEADER_OFFSETS, HEADER_SIGNATURE
 from vhdkit.vhdx.refusal import not_written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from vhdkit.disk.file_check import FileCheck
     from vhdkit.disk.image import FileSummary, Image, ImageSummary
     from vhdkit.disk.parent_link import ParentChange
-    from vhdkit.findings import Finding
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
-    from vhdkit.vhd.check import FileCheck
     from vhdkit.vhd.open_image import Vhd
 
 _VHD_SUFFIXES = frozenset({".vhd", ".avhd", ".vud"})
@@ -123,15 +123,21 @@ def is_vhdx(storage: Storage) -> bool:
         UnsupportedImageError: it looks like both, and its name does not say which it is.
 
     """
-    if read_bytes(storage, 0, len(FILE_SIGNATURE)) != FILE_SIGNATURE:
-        return False
     suffix = paths.splitext(storage.path)[1].lower()
+    if read_bytes(storage, 0, len(FILE_SIGNATURE)) != FILE_SIGNATURE:
+        return suffix in _VHDX_SUFFIXES and _has_header(storage)
     if suffix in _VHDX_SUFFIXES or not read_metadata.ends_with_footer(storage):
         return True
     if suffix in _VHD_SUFFIXES:
         return False
     message = "it begins as a VHDX and ends as a VHD, and its name does not say which it is; rename it"
     raise UnsupportedImageError(message, path=storage.path)
+
+
+def _has_header(storage: Storage) -> bool:
+    """Whether a header of a VHDX stands where one should, whatever is left of the first bytes; no VHD ends there."""
+    found = (read_bytes(storage, at, len(HEADER_SIGNATURE)) == HEADER_SIGNATURE for at in HEADER_OFFSETS)
+    return any(found) and not read_metadata.ends_with_footer(storage)
 
 
 def open_changeable(
@@ -202,24 +208,14 @@ def examine(folder: Folder, storage: Storage) -> Examined:
     """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
     try:
         if is_vhdx(storage):
-            return _examine_vhdx(storage)
+            from vhdkit.vhdx.metadata_reader import examine_vhdx
+
+            seen = examine_vhdx(storage)
+            return Examined(seen.metadata, seen.findings)
     except UnsupportedImageError as error:
         return Examined(None, (as_finding(error, storage.path),))
     found = read_metadata.examine(storage, vhd_steps.pending(folder, storage))
     return Examined(found.metadata, found.findings)
-
-
-def _examine_vhdx(storage: Storage) -> Examined:
-    from vhdkit.vhdx.metadata_reader import read_vhdx
-
-    try:
-        found = read_vhdx(storage)
-    except (CorruptImageError, UnsupportedImageError) as error:
-        findings = (as_finding(error, storage.path),)
-        with suppress(CorruptImageError, UnsupportedImageError):
-            return Examined(read_vhdx(storage, verify=False), findings)
-        return Examined(None, findings)
-    return Examined(found, found.findings)
 
 
 def image_of(storage: Storage, summary: ImageSummary) -> Image:
@@ -250,10 +246,35 @@ def check_file(folder: Folder, storage: Storage, *, deep: bool, now: float, jour
 
     try:
         if is_vhdx(storage):
-            return unchecked(storage, "this is a VHDX image, which is read here and not checked yet")
+            from vhdkit.vhdx.check import check_vhdx
+
+            return check_vhdx(folder, storage, deep=deep)
     except UnsupportedImageError as error:
         return unchecked(storage, error.message)
     return check_vhd(storage, deep=deep, now=now, patches=vhd_steps.pending(folder, storage), journal=journal)
+
+
+def compare_pair(child: ImageSummary, parent: ImageSummary) -> Iterator[Finding]:
+    """Yield what does not fit between a child and its parent besides ids, sizes and times, by the rules of formats."""
+    if parent.file_format not in {child.file_format, ImageFormat.RAW}:
+        message = f"it is a {child.file_format}, and its parent {paths.basename(parent.path)} is a {parent.file_format}"
+        finding = Finding(corruption=Corruption.PARENT_FORMAT, path=child.path, message=message, level=Level.ERROR)
+        yield named_by_format(child, finding)
+    elif child.file_format is ImageFormat.VHDX:
+        from vhdkit.vhdx.check import compare_vhdx
+        from vhdkit.vhdx.metadata import VhdxMetadata
+
+        if isinstance(child, VhdxMetadata) and isinstance(parent, VhdxMetadata):
+            yield from compare_vhdx(child, parent)
+
+
+def named_by_format(summary: ImageSummary | None, finding: Finding) -> Finding:
+    """Return what was found out about a file among others, with the rule as the file's own format has it."""
+    if summary is None or summary.file_format is not ImageFormat.VHDX:
+        return finding
+    from vhdkit.vhdx.corruption import own_rule
+
+    return replace(finding, corruption=own_rule(finding.corruption))
 
 
 def as_writable(image: Image) -> Vhd:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests import plainvhdx
 from tests.keeping import keep
 from tests.plainbuild import ImageSpec, LocatorSpec, build, locator
 from tests.plainvhd import (
@@ -26,10 +27,12 @@ from tests.plainvhd import (
     ZERO_ID,
     seal,
 )
+from tests.plainvhdx import Disk
 from vhdkit.chain import chain as chains
 from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
 from vhdkit.chain.convert import convert
+from vhdkit.chain.repair_footers import repair_footers
 from vhdkit.errors import VhdError
 from vhdkit.findings import Level, Rule
 from vhdkit.journal import records
@@ -39,7 +42,6 @@ from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.create import create_image
-from vhdkit.vhd.repair_footers import repair_footers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,7 +151,7 @@ UNDOABLE: Final = with_undo_image()
 C: Final = Corruption
 UNFINISHED: Final = Patch(offset=512, before=GOOD[512:1536], after=header(GOOD, 48, b"\x01")[512:1536])
 CASES: Final[dict[Corruption, Case]] = {
-    C.UNSUPPORTED: Case(level=ERROR, offset=None, leaf=b"vhdxfile" + bytes(70000)),
+    C.UNSUPPORTED: Case(level=ERROR, offset=None, leaf=b"QFI\xfb" + bytes(70000)),
     C.NOT_A_VHD: Case(level=ERROR, offset=None, leaf=b"raw " * 1024),
     C.FILE_TOO_SHORT: Case(level=ERROR, offset=None, leaf=b"conectix"),
     C.FILE_LENGTH: Case(level=WARNING, offset=END + 100, leaf=GOOD[:-SECTOR] + bytes(100) + GOOD[-SECTOR:]),
@@ -248,6 +250,9 @@ CASES: Final[dict[Corruption, Case]] = {
         level=WARNING, offset=SECTOR + 56, leaf=alone(CHILD, parent_timestamp=10_000 + 1801)
     ),
     C.PARENT_SIZE: linked(alone(CHILD, size=5 * BLOCK), WARNING),
+    C.PARENT_FORMAT: linked(
+        GOOD_CHILD, ERROR, beside={"/vms/base.vhd": plainvhdx.write(Disk(size=4 * BLOCK, data_id=BASE.unique_id))}
+    ),
     C.PARENT_ID_IS_OWN: Case(level=WARNING, offset=SECTOR + 40, leaf=alone(CHILD, unique_id=CHILD.parent_id)),
     C.ID_SHARED: linked(
         GOOD_CHILD, WARNING, path="/vms/base.vhd", beside={"/vms/base.vhd": GOOD, "/vms/copy.vhd": GOOD}

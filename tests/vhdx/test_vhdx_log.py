@@ -123,7 +123,7 @@ def test_a_log_without_entries_is_refused_with_words_of_its_own() -> None:
     assert "qemu" in str(error)
     entry = log_entry(GUID, 3, 0, [(BAT_AT, MOVED)])
     damaged = refusal(file_of({0: entry[:-1] + b"\xff"}))
-    assert damaged.corruption is VhdxCorruption.LOG_WITHOUT_ENTRIES
+    assert damaged.corruption is VhdxCorruption.LOG_DAMAGED
     assert "in part" in str(damaged)
 
 
@@ -133,9 +133,9 @@ def test_a_log_without_entries_is_refused_with_words_of_its_own() -> None:
         ([(64 << 10, bytes(PAGE))], 0, 0, VhdxCorruption.LOG_TARGET),
         ([(LOG_AT, bytes(PAGE))], 0, 0, VhdxCorruption.LOG_TARGET),
         ([(LOG_AT - PAGE, 2 * PAGE)], 0, 0, VhdxCorruption.LOG_TARGET),
-        ([(BAT_AT, 1 << 62)], 0, 0, VhdxCorruption.LOG_TARGET),
-        ([((1 << 64) - PAGE, 1 << 63)], 0, 0, VhdxCorruption.LOG_TARGET),
-        ([(BAT_AT, MOVED)], 0, 1 << 63, VhdxCorruption.LOG_TARGET),
+        ([(BAT_AT, 1 << 62)], 0, 0, VhdxCorruption.LOG_TARGET_FAR),
+        ([((1 << 64) - PAGE, 1 << 63)], 0, 0, VhdxCorruption.LOG_TARGET_FAR),
+        ([(BAT_AT, MOVED)], 0, 1 << 63, VhdxCorruption.LOG_TARGET_FAR),
         ([(BAT_AT, MOVED)], SIZE + 1, 0, VhdxCorruption.LOG_FILE_CUT),
     ],
 )

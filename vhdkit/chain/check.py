@@ -35,7 +35,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Finding, Level, Rule
-from vhdkit.formats import check_file, step_findings
+from vhdkit.formats import check_file, compare_pair, named_by_format, step_findings
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
@@ -49,28 +49,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vhdkit.chain.catalog import Cataloged
-    from vhdkit.disk.image import ImageSummary
+    from vhdkit.disk.file_check import FileCheck
+    from vhdkit.disk.image import ImageFormat, ImageSummary
     from vhdkit.findings import Hint
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
-    from vhdkit.vhd.check import FileCheck
 
 CLEAN = 0
 NOT_CHECKED = 1
 CORRUPT = 2
 LEAKS = 3
-
-# What is no fault of an image: there is none, it is of another format, or the file is not where one may look.
-_NOT_JUDGED = frozenset(
-    {
-        Corruption.UNSUPPORTED,
-        Corruption.NOT_A_VHD,
-        Corruption.FILE_TOO_SHORT,
-        Corruption.PARENT_NOT_FOUND,
-        Corruption.PARENT_REFUSED,
-    }
-)
 
 _NAMED = 5  # relatives that a message names; it counts the others
 
@@ -79,10 +68,12 @@ _NAMED = 5  # relatives that a message names; it counts the others
 class CheckReport:
     """What a check found.
 
-    `paths` are the files that were checked, leaf first. Where a rule is broken very often in one file, only the first
+    `file_format` is that of the file that was asked about, None if nothing tells. `paths` are the files that were
+    checked, leaf first. Where a rule is broken very often in one file, only the first
     are among the `findings`; `counts` has all. `leaked_bytes` is space that nothing refers to, in `leaks` stretches.
     """
 
+    file_format: ImageFormat | None
     paths: tuple[str, ...]
     findings: tuple[Finding, ...]
     counts: Mapping[tuple[Rule, Level], int]
@@ -101,7 +92,8 @@ class CheckReport:
     @property
     def not_checked(self) -> int:
         """How many files could not be judged: of no kind that is read here, or not found, or not to be looked at."""
-        return sum(self.counts.get((rule, Level.ERROR), 0) for rule in _NOT_JUDGED)
+        errors = ((rule, number) for (rule, level), number in self.counts.items() if level is Level.ERROR)
+        return sum(number for rule, number in errors if not rule.is_fault)
 
     @property
     def exit_code(self) -> int:
@@ -192,6 +184,8 @@ class _Checker:
             # That it names its own id as its parent's was said of the file already.
             own = link.unique_id == metadata.unique_id
             self.findings += (item for item in odd if not (own and item.corruption is Corruption.PARENT_ID_IS_OWN))
+            if parent.metadata is not None:
+                self.findings += compare_pair(metadata, parent.metadata)
         if self.parent_unused:
             message = f"the parent given, {self.parents.policy.parent}, is none that any layer looks for"
             self._note(Corruption.PARENT_ID_DIFFERS, self.layers[0].path, message, Level.ERROR)
@@ -307,12 +301,16 @@ class _Checker:
         self.findings.append(Finding(corruption=corruption, path=path, message=message, level=level, hint=hint))
 
     def report(self) -> CheckReport:
-        findings = [item for file in self.files for item in file.tally.findings] + self.findings
+        own = {layer.path: layer.metadata for layer in self.layers}
+        findings = [item for file in self.files for item in file.tally.findings]
+        findings += (named_by_format(own.get(item.path), item) for item in self.findings)
         counts = Counter((item.corruption, item.level) for item in findings)
         for file in self.files:
             for corruption, (level, number) in file.tally.unlisted.items():
                 counts[corruption, level] += number
+        leaf = self.layers[0].metadata
         return CheckReport(
+            file_format=None if leaf is None else leaf.file_format,
             paths=tuple(layer.path for layer in self.layers),
             findings=tuple(findings),
             counts=dict(counts),

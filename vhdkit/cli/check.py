@@ -83,7 +83,7 @@ def _numbered(number: int, name: str) -> str:
 def _record(file: str, report: CheckReport) -> dict[str, Any]:
     return {
         "filename": file,
-        "format": "vhd",
+        "format": "vhd" if report.file_format is None else report.file_format.lower(),
         "check-errors": report.not_checked,
         "corruptions": report.count(Level.ERROR) - report.not_checked,
         "leaks": report.leaks,

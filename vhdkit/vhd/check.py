@@ -6,16 +6,15 @@ Fields and structures are judged where they are read (`metadata.examine`), what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.disk.file_check import FileCheck, Leaks, Tally
 from vhdkit.errors import CorruptImageError, ImageInUseError, UnsupportedImageError
 from vhdkit.findings import Advice, Level
 from vhdkit.vhd.check_blocks import check_blocks
 from vhdkit.vhd.check_fields import check_fields
 from vhdkit.vhd.corruption import Corruption, as_finding
-from vhdkit.vhd.finding_tally import Tally
-from vhdkit.vhd.leaks import Leaks
 from vhdkit.vhd.open_image import image_of
 from vhdkit.vhd.read_metadata import examine, read_metadata
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of
@@ -27,17 +26,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.metadata import Metadata
     from vhdkit.vhd.read_metadata import Examination
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileCheck:
-    """What was found in one file; `metadata` is None if it says nothing about itself that can be read."""
-
-    tally: Tally
-    leaks: Leaks
-    metadata: Metadata | None
 
 
 def check_file(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vhdkit.disk import sector_bitmap
+from vhdkit.disk.file_check import Leaks
 from vhdkit.findings import Level
 from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat, constants, structs
@@ -21,7 +22,7 @@ from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
 from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
-from vhdkit.vhd.leaks import PAGE, Gaps, Leaks
+from vhdkit.vhd.leaks import PAGE, Gaps
 from vhdkit.vhd.metadata import SparseMetadata
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.disk.file_check import Tally
     from vhdkit.storage.protocols import Storage
-    from vhdkit.vhd.finding_tally import Tally
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.metadata import Metadata
 

@@ -87,6 +87,7 @@ class Corruption(Rule):
     PARENT_TIMESTAMP = "parent-timestamp"  # 57
     PARENT_TIMESTAMP_FUTURE = "parent-timestamp-future"  # 58
     PARENT_SIZE = "parent-size"  # 59
+    PARENT_FORMAT = "parent-format"  # 42
     PARENT_ID_IS_OWN = "parent-id-is-own"  # 60
     ID_SHARED = "id-shared"  # 60
     CHAIN_LOOP = "chain-loop"  # 60
@@ -105,6 +106,21 @@ class Corruption(Rule):
         """The code that Windows has for it."""
         return _WINDOWS_CODES.get(self)
 
+    @property
+    def is_fault(self) -> bool:
+        """Whether a file that breaks it is damaged; else it is of another kind, or not where one may look."""
+        return self not in _NO_FAULTS
+
+
+_NO_FAULTS = frozenset(
+    {
+        Corruption.UNSUPPORTED,
+        Corruption.NOT_A_VHD,
+        Corruption.FILE_TOO_SHORT,
+        Corruption.PARENT_NOT_FOUND,
+        Corruption.PARENT_REFUSED,
+    }
+)
 
 _WINDOWS_CODES = {
     Corruption.NOT_A_VHD: WindowsCode.VHD_DRIVE_FOOTER_MISSING,

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.disk.file_check import Leaks
 from vhdkit.findings import Level
 from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vhdkit.disk.file_check import Tally
     from vhdkit.vhd.check_blocks import Shape
-    from vhdkit.vhd.finding_tally import Tally
 
 # Makers align blocks, tables and the footer to this; gaps below it are nobody's loss (reference 1.12).
 PAGE = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leaks:
-    """Space that nothing refers to: how many stretches, and their bytes."""
-
-    stretches: int = 0
-    size: int = 0
 
 
 class Gaps:

@@ -71,6 +71,10 @@ class BatLayout:
         """Return which entry is a block's."""
         return block + block // self.ratio
 
+    def blocks_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the blocks of entries that are no bitmap blocks'."""
+        return index - index // (self.ratio + 1)
+
     def bitmap_index(self, chunk: int) -> int:
         """Return which entry is that of a chunk's bitmap block."""
         return chunk * (self.ratio + 1) + self.ratio
@@ -93,6 +97,12 @@ def states(entries: NDArray[np.uint64]) -> NDArray[np.uint8]:
     [7, 2]
     """
     return (entries & np.uint64(7)).astype(np.uint8)
+
+
+def are_no_states(states: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which states of payload blocks are none that the format has."""
+    found: NDArray[np.bool_] = (states == 4) | (states == 5)
+    return found
 
 
 def mebibytes(entries: NDArray[np.uint64]) -> NDArray[np.int64]:

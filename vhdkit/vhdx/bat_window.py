@@ -122,13 +122,11 @@ class BlockRoom(NamedTuple):
         found = np.flatnonzero(entries != 0)
         blocks, entries = found + first, entries[found]
         states = bat.states(entries)
-        wrong = bat.have_reserved_bits(entries) | (states == 4) | (states == 5)
-        if not self.has_parent:
-            wrong |= states == State.PARTIALLY_PRESENT
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            detail = f"the BAT entry of block {blocks[at]} is {int(entries[at]):#x}, which means nothing here"
-            raise CorruptImageError(VhdxCorruption.BAT_ENTRY, detail, path=self.path)
+        for rule, wrong in self._broken(entries, states):
+            if wrong.any():
+                at = int(np.flatnonzero(wrong)[0])
+                detail = f"the BAT entry of block {blocks[at]} is {int(entries[at]):#x}, which means nothing here"
+                raise CorruptImageError(rule, detail, path=self.path)
         held = states >= State.FULLY_PRESENT
         sizes = np.where(blocks == self.last_block, self.last_size, self.block_size)
         mebibytes = bat.mebibytes(entries)
@@ -143,6 +141,14 @@ class BlockRoom(NamedTuple):
             raise CorruptImageError(VhdxCorruption.BLOCK_OUTSIDE_FILE, detail, path=self.path)
         known = states != State.NOT_PRESENT
         return Blocks(blocks, states, offsets).take(known)
+
+    def _broken(
+        self, entries: NDArray[np.uint64], states: NDArray[np.uint8]
+    ) -> Iterator[tuple[VhdxCorruption, NDArray[np.bool_]]]:
+        yield VhdxCorruption.BAT_RESERVED, bat.have_reserved_bits(entries)
+        yield VhdxCorruption.BLOCK_STATE, bat.are_no_states(states)
+        if not self.has_parent:
+            yield VhdxCorruption.PARTIAL_WITHOUT_PARENT, states == State.PARTIALLY_PRESENT
 
 
 def find_overlap(table: EntryTable, room: BlockRoom, structures: Sequence[tuple[int, int]]) -> CorruptImageError | None:

@@ -17,6 +17,7 @@ DATA_SIGNATURE = b"data"
 
 IDENTIFIER_SIZE = 520
 HEADER_SIZE = 4 * KiB
+HEADER_FIELDS_SIZE = 80  # of a header; the rest is reserved
 HEADER_OFFSETS = (64 * KiB, 128 * KiB)
 TABLE_SIZE = 64 * KiB
 REGION_TABLE_OFFSETS = (192 * KiB, 256 * KiB)

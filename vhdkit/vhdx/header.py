@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from vhdkit.errors import CorruptImageError
 from vhdkit.vhdx import checksum, structs
-from vhdkit.vhdx.constants import HEADER_SIGNATURE, HEADER_SIZE, NULL_GUID
+from vhdkit.vhdx.constants import HEADER_FIELDS_SIZE, HEADER_SIGNATURE, HEADER_SIZE, NULL_GUID
 from vhdkit.vhdx.corruption import VhdxCorruption
 
 
@@ -28,7 +28,7 @@ class Header:
     version: int
     log_length: int
     log_offset: int
-    reserved: bytes = bytes(HEADER_SIZE - 80)
+    reserved: bytes = bytes(HEADER_SIZE - HEADER_FIELDS_SIZE)
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, verify: bool = True) -> Header:

@@ -151,7 +151,7 @@ class _Ring:
             raise self._error(VhdxCorruption.LOG_FILE_CUT, detail)
         if last.last_file_offset > MAX_FILE_SIZE:
             detail = f"its log says that the file has {last.last_file_offset} bytes, more than {MAX_FILE_SIZE}"
-            raise self._error(VhdxCorruption.LOG_TARGET, detail)
+            raise self._error(VhdxCorruption.LOG_TARGET_FAR, detail)
         counting = run[run.index(last.tail) :]
         changes = _Changes()
         for at in counting:
@@ -178,17 +178,19 @@ class _Ring:
             if (page := self._bytes(at, ENTRY_HEADER_SIZE))
         )
         detail = f"its header says that the log {guid(self._guid)} is to be replayed, and no entry of it is whole"
-        detail += (
-            "; some are there in part, so that the file lacks what they say"
-            if has_own
-            else ": qemu leaves a file so when it is killed before it writes the first"
-        )
-        return self._error(VhdxCorruption.LOG_WITHOUT_ENTRIES, detail)
+        if has_own:
+            more = "; some are there in part, so that the file lacks what they say"
+            return self._error(VhdxCorruption.LOG_DAMAGED, detail + more)
+        more = ": qemu leaves a file so when it is killed before it writes the first"
+        return self._error(VhdxCorruption.LOG_WITHOUT_ENTRIES, detail + more)
 
     def _check_target(self, descriptor: Descriptor) -> None:
         start, stop = descriptor.file_offset, descriptor.file_offset + descriptor.length
+        if stop > MAX_FILE_SIZE:
+            detail = f"its log changes [{start:#x}, {stop:#x}), behind the end of any file"
+            raise self._error(VhdxCorruption.LOG_TARGET_FAR, detail)
         in_log = start < self._start + self._length and stop > self._start
-        if start < REGION_TABLE_OFFSETS[0] or in_log or stop > MAX_FILE_SIZE:
+        if start < REGION_TABLE_OFFSETS[0] or in_log:
             detail = f"its log changes [{start:#x}, {stop:#x}), which no log may change"
             raise self._error(VhdxCorruption.LOG_TARGET, detail)
 

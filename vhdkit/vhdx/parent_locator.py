@@ -15,8 +15,9 @@ from vhdkit.vhdx import structs
 from vhdkit.vhdx.constants import NULL_GUID, VHDX_LOCATOR
 from vhdkit.vhdx.corruption import VhdxCorruption
 
+ABSOLUTE_PATH = "absolute_win32_path"
 # In the order in which paths are to be tried.
-PATH_KEYS = ("relative_path", "volume_path", "absolute_win32_path")
+PATH_KEYS = ("relative_path", "volume_path", ABSOLUTE_PATH)
 LINKAGE, SECOND_LINKAGE = "parent_linkage", "parent_linkage2"
 _HEADER_SIZE, _ENTRY_SIZE = 20, 12
 # Longer names are no paths on any system.

@@ -12,7 +12,7 @@ from typing import Any
 
 import construct as c
 
-from vhdkit.vhdx.constants import HEADER_SIZE, IDENTIFIER_SIZE
+from vhdkit.vhdx.constants import HEADER_FIELDS_SIZE, HEADER_SIZE, IDENTIFIER_SIZE
 
 IDENTIFIER = c.Struct("signature" / c.Bytes(8), "creator_bytes" / c.Bytes(IDENTIFIER_SIZE - 8))
 
@@ -27,7 +27,7 @@ HEADER = c.Struct(
     "version" / c.Int16ul,
     "log_length" / c.Int32ul,
     "log_offset" / c.Int64ul,
-    "reserved" / c.Bytes(HEADER_SIZE - 80),
+    "reserved" / c.Bytes(HEADER_SIZE - HEADER_FIELDS_SIZE),
 )
 
 _REGION = c.Struct("guid" / c.Bytes(16), "file_offset" / c.Int64ul, "length" / c.Int32ul, "flags" / c.Int32ul)
