@@ -181,4 +181,5 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "MergePlan": _one_of_our("MergePlan"),
     "Completion": _one_of_our("Completion"),
     "Follow": _one_of_our("Follow"),
+    "RateLimit | int": lambda value: value if hasattr(value, "rate") else _whole(value),
 }

@@ -33,6 +33,8 @@ _WORDS = {
     Advice.PARENT_MAP: "--parent-map FOLDER=LOCAL_FOLDER",
     Advice.LAYER_FOLDER: "--dir FOLDER",
     Advice.YIELD_MERGES: "--yield",
+    Advice.PARALLEL: "--parallel N",
+    Advice.WAIT_IN_LINE: "--wait",
     Advice.MOVE_FILE: "`mv {path} {new_path}`",
     Advice.CHECK: "`vhdkit check {path}`",
     Advice.REPAIR_FOOTERS: "`vhdkit check --repair-footers {path}`",

@@ -107,6 +107,8 @@ class Advice(Enum):
     PARENT_MAP = "parent_map={{'FOLDER': 'LOCAL_FOLDER'}}"
     LAYER_FOLDER = "directory="
     YIELD_MERGES = "yield_merges=True"
+    PARALLEL = "parallel="
+    WAIT_IN_LINE = "wait_in_line=True"
     # Images and chains
     MOVE_FILE = "mv {path!r} {new_path!r}"
     CHECK = "check({path!r})"

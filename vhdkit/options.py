@@ -24,6 +24,9 @@ _MOST_PATH = 32_768
 # More than a chain of 1,024 layers with every child of every one of them.
 _MOST_FILES = 1 << 20
 
+# More merges at once than any file system gains from.
+_MOST_PARALLEL = 1024
+
 Path = Annotated[str, Meta(max_length=_MOST_PATH)]
 Files = Annotated[tuple[Path, ...], Meta(max_length=_MOST_FILES)]
 
@@ -82,7 +85,8 @@ class Follow(StrEnum):
 class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A merge as it is asked for: the arguments of `vhdkit.plan_merge`, and how it is to be carried out.
 
-    `rate` is the most bytes a second, None for no bound. `log_file` gets the events of a background job, and `follow`
+    `rate` is the most bytes a second, None for no bound; `parallel` how many jobs may run at once on the file system,
+    None for the usual number. `log_file` gets the events of a background job, and `follow`
     is what its process does once the job is complete. The record `msgspec.to_builtins(request)`, which is JSON, is kept
     with a job; `msgspec.convert(record, MergeRequest)` holds it against the types here.
     """
@@ -100,6 +104,7 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parent: Path | None = None
     accept_ended: bool = False
     rate: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
+    parallel: Annotated[int, Meta(ge=1, le=_MOST_PARALLEL)] | None = None
     log_file: Path | None = None
     follow: Follow | None = None
 
@@ -121,17 +126,20 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         parent: StrPath | None = None,
         accept_ended: bool = False,
         rate: int | None = None,
+        parallel: int | None = None,
         log_file: StrPath | None = None,
         follow: Follow | None = None,
     ) -> MergeRequest:
         """Return the request that the arguments of a public function, or the options of a command, say.
 
         Raises:
-            ValueError: the rate is none.
+            ValueError: the rate is none, or `parallel`.
 
         """
         if rate is not None and rate <= 0:
             raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
+        if parallel is not None and not 1 <= parallel <= _MOST_PARALLEL:
+            raise ValueError(f"parallel is {parallel}: expected 1 to {_MOST_PARALLEL} jobs")
         return cls(
             child=as_text(child),
             into=as_text(into),
@@ -146,6 +154,7 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             parent=as_text(parent),
             accept_ended=accept_ended,
             rate=rate,
+            parallel=parallel,
             log_file=as_text(log_file),
             follow=follow,
         )

@@ -62,6 +62,15 @@ class Clock(Protocol):
         ...
 
 
+class RateLimit:
+    """The most bytes a second, None for no bound; it may be changed from any thread while a verb keeps to it."""
+
+    def __init__(self, rate: int | None) -> None:
+        if rate is not None and rate <= 0:
+            raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
+        self.rate = rate
+
+
 class Reporter:
     """Turn the steps of a verb into the caller's progress, no faster than `rate` bytes a second.
 
@@ -74,18 +83,17 @@ class Reporter:
         done: int,
         progress: Callable[[Progress], None] | None,
         cancel: Cancel | None,
-        rate: int | None = None,
+        rate: RateLimit | int | None = None,
         clock: Clock = time,
         *,
         stopped: Callable[[], Cancelled] = lambda: MergeCancelled("the merge was cancelled"),
     ) -> None:
-        if rate is not None and rate <= 0:
-            raise ValueError(f"the rate is {rate}: expected bytes a second, more than none")
+        self._limit = rate if isinstance(rate, RateLimit) else RateLimit(rate)
         self.total = total
         self.done = done
         self._progress = progress
         self._cancel = cancel
-        self._rate = rate
+        self._rate = self._limit.rate
         self._stopped = stopped
         self.clock = clock
         self._begun = clock.monotonic()
@@ -129,12 +137,16 @@ class Reporter:
         self.check()
         if self._rate is not None:
             self._begun = max(self._begun, self.clock.monotonic() - self._since / self._rate - _CREDIT)
-        while self._rate is not None:
-            ahead = self._since / self._rate - (self.clock.monotonic() - self._begun)
+        while (rate := self._limit.rate) is not None:
+            if rate != self._rate:
+                # What was written at another rate is neither made up for nor waited for.
+                self._begun, self._since, self._rate = self.clock.monotonic(), count, rate
+            ahead = self._since / rate - (self.clock.monotonic() - self._begun)
             if ahead <= 0:
                 break
             self.clock.sleep(min(ahead, _NAP))
             self.check()
+        self._rate = self._limit.rate
 
     def check(self) -> None:
         """Stop if that was asked for.

@@ -264,14 +264,14 @@ def test_progress_as_json_is_a_line_a_record_and_never_goes_back(cli: Cli, vms: 
     ends = [event["event-id"] for event in events if event["event-id"]]
     assert ends == ([19070, 19080] if words[0] == "merge" else [])
     assert len(events) > 2 or words[0] != "merge"
-    numbers = {"phase": str, "percent": int, "bytes-done": int, "bytes-total": int}
+    numbers = {"phase": str, "percent-complete": int, "bytes-done": int, "bytes-total": int}
     for record in records:
         assert {key: type(record[key]) for key in numbers} == numbers
         assert set(record) == set(numbers) or record in events
         assert 0 <= record["bytes-done"] <= record["bytes-total"]
     done = [record["bytes-done"] for record in records]
     assert done == sorted(done)
-    assert records[-1]["percent"] == 100
+    assert records[-1]["percent-complete"] == 100
 
 
 def test_a_pipe_gets_plain_lines(vms: Path) -> None:
@@ -428,7 +428,7 @@ def test_an_interrupted_merge_leaves_the_view_and_the_same_command_completes_it(
     done = interrupt(*words, cwd=work, room=900)
     assert (done.code, done.out) == (130, "")
     assert '"phase": "copying"' in done.err
-    assert '"percent": 100' not in done.err
+    assert '"percent-complete": 100' not in done.err
     assert "Traceback" not in done.err
     assert sorted(os.listdir(work)) == ["base.vhd", "base.vhd.vhdkit-journal", "leaf.avhd"]
     assert snapshot(work)["leaf.avhd"] == leaf

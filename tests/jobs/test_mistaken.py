@@ -211,7 +211,7 @@ def test_each_job_writes_to_its_own_log_also_when_it_goes_on(vms: Path, tmp_path
     vhdkit.wait_for_job(jobs[0].id, HANGS_SECONDS)
     for job, log, expected in zip(jobs, logs, ([19070, 19090, 19070, 19080], [19070, 19080]), strict=True):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        assert {line["job"] for line in lines} == {job.id}
+        assert {line["id"] for line in lines} == {job.id}
         assert [line["event-id"] for line in lines if line["event-id"]] == expected
 
 

@@ -58,6 +58,7 @@ TYPES: dict[str, tuple[Any, ...]] = {
     "str": (b"dynamic", 5, Path()),
     "bool": ("no", 1, 0.0, []),
     "bytes": ("a" * 16, 5, [1]),
+    "RateLimit | int": ("40M", 1.0, True, b"1", [1]),
     "int": ("40M", 1.0, True, b"1", [1]),
     "float": ("1", True, [1]),
     "Cancel": (True, "yes", lambda: True),

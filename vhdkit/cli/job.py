@@ -1,4 +1,4 @@
-"""The verbs about jobs: job list, show, wait, watch, cancel, pause, resume, rollback, rm."""
+"""The verbs about jobs: job list, show, wait, watch, cancel, pause, resume, rate, log, rollback, rm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.job_list import check_format, cim_text, format_option, list_, strict_option
-from vhdkit.cli.options import json_option, progress_option
+from vhdkit.cli.options import Rate, json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
 from vhdkit.findings import printable
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vhdkit.job.job import Job
 
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+_any_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 
 @click.group()
@@ -115,12 +116,19 @@ def watch(ids: tuple[str, ...], *, progress: str | None) -> None:
 
 
 @job.command()
-@_ids
+@_any_ids
+@click.option("--all", "are_all", is_flag=True, help="Every job that has not ended.")
+@click.option("--machine", metavar="NAME", help="Those of the machine NAME, or in the folder NAME.")
+@click.option("--disk", metavar="FILE", help="Those that touch FILE, be it source, destination or below.")
 @json_option
-def cancel(ids: tuple[str, ...], *, as_json: bool) -> None:
+def cancel(ids: tuple[str, ...], *, are_all: bool, machine: str | None, disk: str | None, as_json: bool) -> None:
     """Stop jobs where that is safe, and wait until they have stopped; everything reads as before."""
-    from vhdkit.job.control import cancel_job
+    from vhdkit.job.control import cancel_job, jobs
 
+    is_chosen = are_all or machine is not None or disk is not None
+    _check_choice(ids, "--all, --machine or --disk", is_chosen=is_chosen)
+    if is_chosen:
+        ids = tuple(each.id for each in jobs(running=True, machine=machine, disk=disk))
     _for_each(ids, cancel_job, as_json=as_json)
 
 
@@ -135,16 +143,52 @@ def pause(ids: tuple[str, ...], *, as_json: bool) -> None:
 
 
 @job.command()
-@_ids
+@_any_ids
+@click.option("--all", "are_all", is_flag=True, help="Every job that is paused, was cut off, or was never begun.")
+@click.option("--interrupted", is_flag=True, help="Those whose process died, as in a reboot.")
 @json_option
-def resume(ids: tuple[str, ...], *, as_json: bool) -> None:
+def resume(ids: tuple[str, ...], *, are_all: bool, interrupted: bool, as_json: bool) -> None:
     """Let paused jobs go on; start those again, in the background, that were cancelled, failed or interrupted.
 
     A pending merge that nobody has begun is begun.
     """
-    from vhdkit.snapshot.pending_jobs import resume_any_job
+    from vhdkit.snapshot.pending_jobs import resumable_jobs, resume_any_job
 
+    _check_choice(ids, "--all or --interrupted", is_chosen=are_all or interrupted)
+    if are_all or interrupted:
+        ids = tuple(each.id for each in resumable_jobs(only_interrupted=not are_all))
     _for_each(ids, resume_any_job, as_json=as_json)
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@click.argument("size", type=Rate(), metavar="SIZE")
+@json_option
+def rate(job_id: str, size: int, *, as_json: bool) -> None:
+    """Let a job copy at most SIZE bytes a second from now on, such as 8M; "none" lets it go as fast as it can.
+
+    A job that was cut off keeps to it when it is resumed.
+    """
+    from vhdkit.job.change_rate import change_rate
+
+    _print_states([change_rate(job_id, size or None)], as_json=as_json)
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@json_option
+def log(job_id: str, *, as_json: bool) -> None:
+    """Print what a job has said, in all of its runs, with Hyper-V's event ids; 0 is how far it was."""
+    from vhdkit.cli.job_log_view import log_lines, log_records
+    from vhdkit.job.control import find_job
+    from vhdkit.job.job_log import read_job_log
+
+    lines = read_job_log(find_job(job_id).id)
+    if as_json:
+        print_json(log_records(lines))
+        return
+    for line in log_lines(lines):
+        echo(line)
 
 
 @job.command()
@@ -162,18 +206,28 @@ def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
 
 
 @job.command()
-@_ids
+@_any_ids
+@click.option("--finished", is_flag=True, help="Every job that is complete or was rolled back.")
 @json_option
-def rm(ids: tuple[str, ...], *, as_json: bool) -> None:
+def rm(ids: tuple[str, ...], *, finished: bool, as_json: bool) -> None:
     """Take jobs that have ended off the list; nothing else changes."""
-    from vhdkit.job.control import remove_job, remove_unreadable_job
+    from vhdkit.job.control import jobs, remove_job, remove_unreadable_job
 
+    _check_choice(ids, "--finished", is_chosen=finished)
+    if finished:
+        ids = tuple(each.id for each in jobs(finished=True) if each.rolled_back or not each.state.is_resumable)
     unreadable = [each for each in ids if remove_unreadable_job(each)]
     for each in unreadable:
         echo(f"removed: {printable(each)}, whose record could not be read", err=True)
     left = [each for each in ids if each not in unreadable]
     if left or not unreadable:
         _for_each(left, remove_job, as_json=as_json, done_word="removed: ")
+
+
+def _check_choice(ids: Sequence[str], options: str, *, is_chosen: bool) -> None:
+    """Refuse a command that names no jobs, or names them twice over."""
+    if bool(ids) == is_chosen:
+        raise click.UsageError(f"name jobs by ID..., or choose them by {options}")
 
 
 def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "") -> None:

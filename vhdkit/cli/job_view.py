@@ -7,16 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import path_text, size_text
-from vhdkit.cli.time_text import local_text, utc_iso
+from vhdkit.cli.time_text import local_text
 from vhdkit.command_hints import commands_of
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
+from vhdkit.job.job_record import record_of
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vhdkit.job.job import Job, Wait
+    from vhdkit.job.job import Job
 
 # An id is cut to so many characters where that many tell it from the others.
 _ID_CHARACTERS = 8
@@ -32,44 +33,12 @@ _GUID = re.compile(r"([0-9A-Fa-f]{4})[0-9A-Fa-f]{4}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-
 
 
 def describe_job(job: Job) -> dict[str, Any]:
-    """Return a job as `--json` prints it: times in UTC, durations in seconds, sizes in bytes."""
-    now = time.time()
-    left = job.seconds_left
-    return {
-        "id": job.id,
-        "state": job.state.plain,
-        "job-state": int(job.state),
-        "percent-complete": job.percent,
-        "phase": job.phase,
-        "bytes-done": job.bytes_done,
-        "bytes-total": job.bytes_total,
-        "rate": round(job.rate),
-        "seconds-left": None if left is None else round(left, 1),
-        "submitted": utc_iso(job.submitted),
-        "started": utc_iso(job.started),
-        "ended": utc_iso(job.ended),
-        "elapsed": round(job.elapsed_at(now), 3),
-        "runs": job.runs,
-        "pid": job.pid,
-        "host": job.host,
-        "user": job.user,
-        "machine": job.machine,
-        "sources": list(job.sources),
-        "destination": job.destination,
-        "undo": job.undo or None,
-        "waits": None if job.wait is None else describe_wait(job.wait),
-        "cancellable": job.is_cancellable,
-        "rolled-back": job.rolled_back,
-        "error": job.error or None,
-        "error-class": job.error_class or None,
-        "error-code": f"0x{job.error_code:08X}" if job.error_code else None,
-    }
-
-
-def describe_wait(wait: Wait) -> dict[str, Any]:
-    """Return what a job waits for, for whom, and the command that lets it go on."""
-    commands = commands_of(wait.hint) if wait.hint is not None else ()
-    return {"reason": wait.reason.value, "for": list(wait.holders), "message": str(wait), "commands": list(commands)}
+    """Return a job as `--json` prints it: as events have it, with the commands that let a pending one go on."""
+    record = record_of(job)
+    if job.wait is not None:
+        commands = commands_of(job.wait.hint) if job.wait.hint is not None else ()
+        record["waits"] |= {"commands": list(commands)}
+    return record
 
 
 def job_table(jobs: Sequence[Job]) -> list[str]:

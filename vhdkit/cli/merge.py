@@ -9,7 +9,7 @@ import click
 
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.new_files import NewFile, naming_commands
-from vhdkit.cli.options import Size, chain_options, json_option, progress_option
+from vhdkit.cli.options import Size, chain_options, json_option, parallel_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
 from vhdkit.cli.signals import stopping
 from vhdkit.errors import VhdError
@@ -49,9 +49,16 @@ if TYPE_CHECKING:
     help="With --into: succeed also if the image with this unique id was merged so already; keeps a record of it.",
 )
 @click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
+@parallel_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what stands in the way; write nothing.")
 @click.option(
     "--background", is_flag=True, help="Print a job's id at once, and merge in a process that outlives this one."
+)
+@click.option(
+    "--wait",
+    "wait_in_line",
+    is_flag=True,
+    help="With --background: wait for a merge that is at the files, not fail (75).",
 )
 @click.option(
     "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the base's unless told."
@@ -67,6 +74,7 @@ def merge(
     rate: int | None,
     dry_run: bool,
     background: bool,
+    wait_in_line: bool,
     machine: str,
     log_file: str | None,
     progress: str | None,
@@ -92,6 +100,8 @@ def merge(
         child, parent_map=dict(parent_map), rate=rate or None, log_file=log_file if background else None, **asked
     )
     _check_usage(request, rate, leaf_id, background=background, dry_run=dry_run)
+    if wait_in_line and not background:
+        raise click.UsageError("--wait goes with --background")
     _check_names(request)
     if dry_run:
         plan = plan_request(request, LocalFolder())
@@ -99,7 +109,7 @@ def merge(
         return ExitCode.FAILED if plan.obstacles else 0
     with _logged(log_file, is_shown=progress == "json"):
         if background:
-            _start(request, machine=machine, as_json=as_json)
+            _start(request, machine=machine, wait_in_line=wait_in_line, as_json=as_json)
         elif leaf_id is not None:
             _ensure(EnsureRequest(merge=request, leaf_id=leaf_id), machine=machine, progress=progress, as_json=as_json)
         else:
@@ -191,12 +201,12 @@ def _logged(log_file: str | None, *, is_shown: bool) -> Iterator[None]:
         yield
 
 
-def _start(request: MergeRequest, *, machine: str, as_json: bool) -> None:
+def _start(request: MergeRequest, *, machine: str, wait_in_line: bool, as_json: bool) -> None:
     """Begin the merge in the background, and print its id."""
     from vhdkit.job.start import start_request
 
     with _refusal_told(request.child, machine):
-        started = start_request(request, machine=machine, detached=True, wait_in_line=False)
+        started = start_request(request, machine=machine, detached=True, wait_in_line=wait_in_line)
     if started.unlisted:
         echo(f"warning: the merge runs, but could not be listed: {started.unlisted}", err=True)
     if as_json:
@@ -206,7 +216,18 @@ def _start(request: MergeRequest, *, machine: str, as_json: bool) -> None:
         return
     echo(started.id)
     if not started.unlisted:
+        _say_wait(started.id)
         echo(f"it goes on in the background; `vhdkit job show {started.id[:8]}` tells how far it is", err=True)
+
+
+def _say_wait(job_id: str) -> None:
+    """Say for whom a job that has just been begun waits, if it does."""
+    from vhdkit.job.job import JobState
+    from vhdkit.snapshot.pending_jobs import pending_jobs
+
+    for each in pending_jobs():
+        if each.id == job_id and each.state is JobState.NEW and each.wait is not None:
+            echo(f"it waits: {each.wait}", err=True)
 
 
 def _check_usage(

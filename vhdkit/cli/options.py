@@ -49,6 +49,29 @@ class Size(click.ParamType[int]):
         return int(match[1]) * _FACTORS[match[2].upper()]
 
 
+parallel_option = click.option(
+    "--parallel",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Begin only when fewer than N merges run on the file system.  [default: 2]",
+)
+
+
+class Rate(Size):
+    """A number of bytes a second, as `Size`; 0 for the word that lets it have no bound."""
+
+    name = "rate"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes a second."""
+        if str(value).lower() == "none":
+            return 0
+        rate = super().convert(value, param, ctx)
+        if not rate:
+            self.fail("0 bytes a second would never be done; write none for no bound", param, ctx)
+        return rate
+
+
 class FolderMap(click.ParamType[tuple[str, str]]):
     """A folder that absolute paths in images name, and the local one that stands for it: `C:\\vms=/mnt/vms`."""
 

@@ -208,7 +208,7 @@ def _lines(*, as_json: bool) -> Callable[[Progress], None]:
             return
         last = (phase, tenth)
         percent = 100 if not total else done * 100 // total
-        record = {"phase": phase, "percent": percent, "bytes-done": done, "bytes-total": total}
+        record = {"phase": phase, "percent-complete": percent, "bytes-done": done, "bytes-total": total}
         plain = f"{phase}: {percent} %, {done} of {total} bytes"
         # Whoever read the progress may have gone, or has it written to a disk that is full; the work goes on.
         with suppress(OSError):

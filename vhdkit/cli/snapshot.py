@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vhdkit.cli.new_files import NewFile
-from vhdkit.cli.options import FOLDER, Size, json_option, progress_option
+from vhdkit.cli.options import FOLDER, Size, json_option, parallel_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table
 from vhdkit.errors import VhdError
 from vhdkit.findings import printable
@@ -235,9 +235,12 @@ def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) ->
 @_disk
 @click.option("--wait", is_flag=True, help="Return when nothing is owed any longer.")
 @click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
+@parallel_option
 @progress_option
 @json_option
-def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_json: bool) -> int:
+def settle(
+    disk: str, *, wait: bool, rate: int | None, parallel: int | None, progress: str | None, as_json: bool
+) -> int:
     """Carry out what deletions owe: in the background, or here with --wait.
 
     Exits 75 while the machine runs: what is owed waits until it is off.
@@ -246,7 +249,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
 
     machine = _machine(disk)
     if not wait:
-        started = machine.start_settling(rate=rate)
+        started = machine.start_settling(rate=rate, parallel=parallel)
         if as_json:
             print_json({"jobs": [job.id for job in started], "owed": describe_owed(machine.owed())})
         else:
@@ -255,7 +258,7 @@ def settle(disk: str, *, wait: bool, rate: int | None, progress: str | None, as_
     from vhdkit.cli.signals import stopping
 
     with progress_shown(progress, "settling") as advance, stopping() as cancel:
-        owed = machine.settle(rate=rate, progress=advance, cancel=cancel)
+        owed = machine.settle(rate=rate, parallel=parallel, progress=advance, cancel=cancel)
     if as_json:
         print_json({"jobs": [], "owed": describe_owed(owed)})
         return 0

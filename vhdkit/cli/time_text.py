@@ -15,8 +15,3 @@ def local_text(seconds: float | None) -> str:
 def local_iso(seconds: float) -> str | None:
     """Return an instant as ISO 8601 in this machine's time zone, None where it is not known."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).astimezone().isoformat(timespec="seconds") if seconds else None
-
-
-def utc_iso(seconds: float | None) -> str | None:
-    """Return an instant as ISO 8601 in UTC, None for None."""
-    return None if seconds is None else dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="milliseconds")

@@ -202,7 +202,7 @@ def _stopped(job_id: str) -> Job:
         message = f"the job {job.id} is finishing, and cannot be cancelled any more"
         raise JobError(message, path=job.destination)
     Registry().ask(job.id, "cancel")
-    return _seen(job.id, lambda job: job.state.is_finished, "stopped")
+    return wait_until(job.id, lambda job: job.state.is_finished, "stopped")
 
 
 @checked
@@ -218,7 +218,7 @@ def pause_job(job_id: str) -> Job:
         return job
     if not job.state.is_finished and job.is_cancellable:
         Registry().ask(job.id, "pause")
-        job = _seen(job.id, lambda job: job.state.is_finished or job.state is JobState.SUSPENDED, "paused")
+        job = wait_until(job.id, lambda job: job.state.is_finished or job.state is JobState.SUSPENDED, "paused")
         if not job.state.is_finished:
             return job
     how = job.state.plain if job.state.is_finished else "finishing"
@@ -241,7 +241,7 @@ def resume_job(job_id: str) -> Job:
             Registry().ask(job.id, "resume")
             return find_job(job.id)
         Registry().ask(job.id, "resume")
-        return _seen(job.id, lambda job: job.state is not JobState.SUSPENDED, "gone on")
+        return wait_until(job.id, lambda job: job.state is not JobState.SUSPENDED, "gone on")
     if job.rolled_back:
         raise JobError(f"the job {job.id} was rolled back; start the merge anew", path=job.destination)
     if not job.state.is_resumable:
@@ -351,7 +351,7 @@ def _read_through(disk: str) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def _seen(job_id: str, is_so: Callable[[Job], bool], done: str) -> Job:
+def wait_until(job_id: str, is_so: Callable[[Job], bool], done: str) -> Job:
     """Return a job once something is so.
 
     Raises:

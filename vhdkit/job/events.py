@@ -8,7 +8,6 @@ Each record has the fields `event_id` (19070 started · 19080 finished · 19090 
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import logging
 import sys
@@ -19,6 +18,8 @@ from vhdkit.errors import VhdError, WindowsCode
 from vhdkit.findings import printable
 from vhdkit.job.job import JobState
 from vhdkit.job.job_files import machine_of
+from vhdkit.job.job_log import append_line
+from vhdkit.job.job_record import record_of, utc_iso
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 
@@ -78,7 +79,10 @@ def tell_progress(job: Job) -> None:
 
 def _log(level: int, event_id: int, text: str, job: Job) -> None:
     # The name of a file may hold anything: a percent sign, or what is no text and cannot be written as such.
-    logger.log(level, "%s", printable(text), extra={"event_id": event_id, "job": job})
+    text, extra = printable(text), {"event_id": event_id, "job": job}
+    logger.log(level, "%s", text, extra=extra)
+    record = logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None, extra=extra)
+    append_line(job.id, JsonLines().format(record))
 
 
 class JsonLines(logging.Formatter):
@@ -88,22 +92,13 @@ class JsonLines(logging.Formatter):
         """Return the line."""
         job: Job | None = getattr(record, "job", None)
         said: dict[str, object] = {
-            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "time": utc_iso(record.created),
             "level": record.levelname.lower(),
             "event-id": getattr(record, "event_id", 0),
             "message": record.getMessage(),
         }
         if job is not None:
-            said |= {
-                "job": job.id,
-                "machine": job.machine,
-                "state": job.state.plain,
-                "phase": job.phase,
-                "percent": job.percent,
-                "bytes-done": job.bytes_done,
-                "bytes-total": job.bytes_total,
-                "destination": job.destination,
-            }
+            said |= record_of(job)
         return json.dumps(said)
 
 

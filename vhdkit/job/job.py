@@ -81,6 +81,7 @@ class WaitReason(StrEnum):
 
     MACHINE_RUNS = "machine-runs"
     OTHER_JOB = "other-job"
+    LIMIT = "limit"
     NOT_BEGUN = "not-begun"
     CUT_OFF = "cut-off"
 
@@ -88,6 +89,7 @@ class WaitReason(StrEnum):
 _REASONS = {
     WaitReason.MACHINE_RUNS: "the machine runs",
     WaitReason.OTHER_JOB: "another merge needs the same files",
+    WaitReason.LIMIT: "as many merges as may run at once run on its file system",
     WaitReason.NOT_BEGUN: "nobody has begun it",
     WaitReason.CUT_OFF: "it was cut off",
 }

@@ -1,11 +1,11 @@
-"""The files of a job: which its merge touches, and whether they are still those that it was begun with."""
+"""What becomes the fields of a job: the files that its merge touches, the machine they are of, and what went wrong."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.errors import JobError
+from vhdkit.errors import JobError, VhdError
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -48,6 +48,17 @@ def touched(plan: MergePlan) -> dict[str, Any]:
 def identities_of(layers: Sequence[LayerState]) -> dict[str, str]:
     """Return the unique ids of images by their paths."""
     return {layer.path: layer.unique_id.hex() for layer in layers if layer.unique_id}
+
+
+def error_fields(error: BaseException) -> dict[str, Any]:
+    """Return the fields of a job that say what went wrong."""
+    notes = " ".join(getattr(error, "__notes__", []))
+    code: int | None = error.windows_code if isinstance(error, VhdError) else None
+    return {
+        "error": f"{error or type(error).__name__}" + (f" {notes}" if notes else ""),
+        "error_class": type(error).__name__,
+        "error_code": code or 0,
+    }
 
 
 def check_same(job: Job, identities: Mapping[str, str]) -> None:

@@ -62,6 +62,18 @@ def stands_in_the_way(other: Job, job: Job) -> bool:
     return other.id != job.id and share_a_file(other, job) and not settled(other).state.is_finished
 
 
+def is_another_at(job: Job, registry: Registry) -> bool:
+    """Whether a listed job is at the files of one though it did not come before: a list that was lost lost its order.
+
+    While the list cannot be had one may be.
+    """
+    try:
+        going = registry.jobs(states=(JobState.RUNNING, JobState.SUSPENDED, JobState.SHUTTING_DOWN))
+    except RegistryError:
+        return True
+    return any(stands_in_the_way(other, job) for other in going)
+
+
 def noted(job: Job, registry: Registry) -> Job:
     """Return a job as it is; if the list says otherwise note it there, and say so to the log."""
     now = settled(job)

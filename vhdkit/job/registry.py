@@ -23,6 +23,7 @@ from urllib.parse import quote
 from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.findings import printable
 from vhdkit.job.job import Job, JobState
+from vhdkit.job.job_log import remove_log
 from vhdkit.job.registry_tables import (
     SCHEMA,
     SHOWN,
@@ -148,6 +149,7 @@ class Registry:
             database.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
         self._call(write, writes=True)
+        remove_log(job_id)
 
     # Asking
 
@@ -372,5 +374,7 @@ def _list_files(database: sqlite3.Connection, job: Job) -> None:
 def _forget_old(database: sqlite3.Connection, now: float) -> None:
     old = "state >= ? AND changed < ?"
     values = (JobState.COMPLETED, now - HISTORY_SECONDS)
+    for (job_id,) in database.execute(f"SELECT id FROM jobs WHERE {old}", values):  # noqa: S608 - ours
+        remove_log(str(job_id))
     database.execute(f"DELETE FROM files WHERE id IN (SELECT id FROM jobs WHERE {old})", values)  # noqa: S608 - ours
     database.execute(f"DELETE FROM jobs WHERE {old}", values)  # noqa: S608 - ours

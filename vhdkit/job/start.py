@@ -16,6 +16,7 @@ from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, touched
+from vhdkit.job.merge_slots import take_slot
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
 
 _LETTING_GO_SECONDS = 1.0
+_IN_LINE = Advice.WAIT_IN_LINE.hint("{} waits in line for it")
 
 
 @checked
@@ -58,6 +60,7 @@ def start_merge(
     parent: StrPath | None = None,
     accept_ended: bool = False,
     rate: int | None = None,
+    parallel: int | None = None,
     machine: str = "",
     detached: bool = False,
     log_file: StrPath | None = None,
@@ -68,9 +71,9 @@ def start_merge(
 
     It runs in a thread of this process, or with `detached` in a process of its own, which outlives this one. Jobs that
     need the same files wait for each other, in the order in which they were started, or with `wait_in_line` false are
-    refused at once. `rate` is the most bytes a second,
-    `machine` a name to find it by, and `log_file` gets what it says (see `events`), a JSON object a line. `follow` is
-    what the process of a detached job does when the merge is complete.
+    refused at once. `rate` is the most bytes a second, and `parallel` how many jobs may run at once on its file system,
+    two if it is None; more wait. `machine` is a name to find it by, and `log_file` gets what it says (see `events`), a
+    JSON object a line. `follow` is what the process of a detached job does when the merge is complete.
 
     Raises:
         ImageInUseError: another process is at the files, and `wait_in_line` is false. Nothing was begun.
@@ -91,6 +94,7 @@ def start_merge(
         parent=parent,
         accept_ended=accept_ended,
         rate=rate,
+        parallel=parallel,
         log_file=log_file,
         follow=follow,
     )
@@ -104,10 +108,16 @@ def start_request(
     if request.log_file is not None:
         events.stop_logging(events.log_to(request.log_file))
     registry = Registry()
-    expected = _planned(request.with_paths(paths.abspath), machine, wait_in_line=wait_in_line)
+    request = request.with_paths(paths.abspath)
+    try:
+        expected = _planned(request, machine, wait_in_line=wait_in_line)
+    except ImageInUseError as error:
+        if _job_in_the_way(expected_job(request, machine)) is not None:
+            error.add_hint(_IN_LINE)
+        raise
     other = None if wait_in_line else _job_in_the_way(expected)
     if other is not None:
-        raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination)
+        raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination, hint=_IN_LINE)
     job, before = _as_known(expected, registry)
     return begin(job, registry, before=before, detached=detached)
 
@@ -123,16 +133,19 @@ def run_merge(
 ) -> MergeResult:
     """Carry out a plan here and now, as `vhdkit.merge` does, as a job that others can see and steer.
 
-    It does not wait in line: files that are in use are refused. A plan that has obstacles never becomes a job.
+    It waits while as many jobs as may run at once do so on its file system, but not for files that are in use: those
+    are refused. A plan that has obstacles never becomes a job.
     """
     plan.refuse_obstacles()
     registry = Registry()
     job = _new(request.with_paths(paths.abspath), plan, machine)
     if plan.journal is not None:  # a merge that begins was never listed
         job, _ = _as_known(job, registry)
-    # It has its turn: should this word be the last that the list hears, it is known to have begun.
-    job = job.advanced(time.time(), JobState.RUNNING)
-    with Worker(job, registry, progress=progress, cancel=cancel, completion=completion) as at:
+    slot = take_slot(request, registry.directory)
+    if slot is not None:
+        # It has its turn: should this word be the last that the list hears, it is known to have begun.
+        job = job.advanced(time.time(), JobState.RUNNING)
+    with Worker(job, registry, progress=progress, cancel=cancel, completion=completion, slot=slot) as at:
         return at.merge(plan)
 
 

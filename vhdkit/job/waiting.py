@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError
 from vhdkit.findings import Advice
 from vhdkit.job.job import Job, JobState, Wait, WaitReason, job_id
+from vhdkit.job.merge_slots import device_of
 from vhdkit.job.reconcile import stands_in_the_way
 from vhdkit.storage.local_folder import LocalFolder
 
@@ -20,8 +22,10 @@ def with_wait(job: Job, going: Sequence[Job]) -> Job:
     if job.state is JobState.NEW:
         # Of two that need a file the one that came first goes first; later ones wait for both.
         ahead = [other for other in _before(job, going) if stands_in_the_way(other, job)]
-        holders = tuple(f"job {other.id}" for other in ahead)
-        return replace(job, wait=Wait(reason=WaitReason.OTHER_JOB, holders=holders))
+        reason = WaitReason.OTHER_JOB if ahead else WaitReason.LIMIT
+        holders = tuple(f"job {other.id}" for other in ahead or _beside(job, going))
+        hint = None if ahead else Advice.PARALLEL.hint("{} lets more run")
+        return replace(job, wait=Wait(reason=reason, holders=holders, hint=hint)) if holders else job
     if is_left(job) and not any(other.destination == job.destination for other in going):
         hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
         return replace(job, wait=Wait(reason=WaitReason.CUT_OFF, hint=hint))
@@ -47,6 +51,20 @@ def is_left(job: Job) -> bool:
         # One whose process has died may not have come to its journal; of others nothing was begun.
         return job.state is JobState.KILLED and all(map(folder.exists, job.sources))
     return not isinstance(journal, Journal) or job_id(journal.begin.job) == job.id
+
+
+def _beside(job: Job, going: Sequence[Job]) -> Sequence[Job]:
+    """Return the jobs that run on the file system of another."""
+    device = _device_of(job)
+    return [other for other in going if other.state.is_running and _device_of(other) == device]
+
+
+def _device_of(job: Job) -> int | None:
+    """Return the number of the file system that a job's files lie on, None if they are gone."""
+    for path in filter(None, (job.request.into, job.request.child)):
+        with suppress(OSError):
+            return device_of(path)
+    return None
 
 
 def _before(job: Job, going: Sequence[Job]) -> Sequence[Job]:

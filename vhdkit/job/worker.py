@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from vhdkit.errors import ImageInUseError, MergeCancelled, VhdError
+from vhdkit.errors import ImageInUseError, MergeCancelled
 from vhdkit.job import events
 from vhdkit.job.job import Job, JobState
-from vhdkit.job.job_files import check_same, gone, identities_of, touched
-from vhdkit.job.reconcile import as_left, stands_in_the_way
+from vhdkit.job.job_files import check_same, error_fields, gone, identities_of, touched
+from vhdkit.job.merge_slots import take_slot
+from vhdkit.job.rate_meter import RateMeter
+from vhdkit.job.reconcile import as_left, is_another_at, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.run.engine import MergeResult, merge
+from vhdkit.progress import RateLimit
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from vhdkit.job.merge_slots import MergeSlot
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.progress import Cancel, Progress
@@ -41,13 +44,13 @@ _LISTEN_SECONDS = 0.2
 _SETTLING_SECONDS = 0.01
 _PROGRESS_SECONDS = 0.1
 _WRITE_SECONDS = 1.0
-# The rate is that of the last so many seconds.
-_RATE_SECONDS = 10.0
-# Of less no rate can be told: the first bytes of a run, or after a pause, come in a burst.
-_RATE_LEAST_SECONDS = 1.5
+# A slot is asked for so often; each time the system's list of locks is read.
+_SLOT_SECONDS = 0.5
 # Who reads the images for a moment, to check or to look, is waited for.
 _IN_USE_SECONDS = 3.0
 _PATIENCE_SECONDS = 2.0
+
+_FULL = "as many merges as may run at once run on its file system"
 
 UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 
@@ -67,6 +70,7 @@ class Worker:
         cancel: Cancel | None = None,
         unlisted: str = "",
         completion: Completion | None = None,
+        slot: MergeSlot | None = None,
     ) -> None:
         pid, host = this_process()
         self.registry = registry
@@ -87,7 +91,9 @@ class Worker:
         self._is_over = threading.Event()
         self._changed = threading.Event()
         self._has_news = False  # more than how far it is
-        self._samples: deque[tuple[float, int]] = deque()
+        self._meter = RateMeter()
+        self._limit = RateLimit(job.request.rate)
+        self._slot = slot
         self._tenth = 10 * job.percent // 100
         self._done = 0
         self._listener = threading.Thread(target=self._listen, name=f"vhdkit-job-{job.id[:8]}", daemon=True)
@@ -117,6 +123,14 @@ class Worker:
         """Go on after a pause."""
         self._going.set()
 
+    def change_rate(self, rate: int | None) -> None:
+        """Copy at most so many bytes a second from now on, also when it is begun again; None for no bound."""
+        with self._lock:
+            self._limit.rate = rate
+            self._meter.clear()
+            self._job = replace(self._job, request=msgspec.structs.replace(self._job.request, rate=rate))
+            self._change(self._job.state)
+
     def is_set(self) -> bool:
         """Whether the merge should stop; while it is to pause, this does not return."""
         if not self._going.is_set() and not self._cancelled.is_set():
@@ -127,7 +141,7 @@ class Worker:
                 pass
             with self._lock:
                 if self._job.state is JobState.SUSPENDED:
-                    self._samples.clear()
+                    self._meter.clear()
                     self._change(before)
         return self._cancelled.is_set() or self._is_asked_elsewhere()
 
@@ -158,6 +172,8 @@ class Worker:
             # Whoever sees that it has ended finds that in the log.
             events.tell(self._job)
         finally:
+            if self._slot is not None:
+                self._slot.close()
             # The last word is what others wait for, and a second Ctrl-C is no reason to keep it.
             self._write(self.registry)
 
@@ -170,6 +186,7 @@ class Worker:
 
         """
         is_in_line = self._wait_in_line()
+        self._wait_for_slot()
         until: float | None = None
         while True:
             with self._lock:
@@ -181,7 +198,7 @@ class Worker:
             except ImageInUseError:
                 # Nothing was written. Who reads the images for a moment is waited for, another job until it has ended;
                 # and where the list cannot tell, whoever it is. One that was at it may have ended meanwhile.
-                if not is_in_line or self._is_another_at_it():
+                if not is_in_line or is_another_at(self._job, self._quick):
                     until = None
                 elif until is None:
                     until = time.monotonic() + _IN_USE_SECONDS
@@ -191,19 +208,9 @@ class Worker:
                 raise gone(self._job, error) from error
             self._wait(_LISTEN_SECONDS)
 
-    def _is_another_at_it(self) -> bool:
-        """Whether a listed job is at the files though it did not come before: a list that was lost lost its order.
-
-        While the list cannot be had one may be.
-        """
-        try:
-            going = self._quick.jobs(states=(JobState.RUNNING, JobState.SUSPENDED, JobState.SHUTTING_DOWN))
-        except RegistryError:
-            return True
-        return any(stands_in_the_way(job, self._job) for job in going)
-
     def merge(self, plan: MergePlan) -> MergeResult:
-        """Carry a plan out, as `merging.run.engine.merge`."""
+        """Carry a plan out, as `merging.run.engine.merge`, when its file system has room for one more."""
+        self._wait_for_slot()
         request = self._job.request
         if not plan.is_new_file:
             # From here on it is settled where it goes, whatever the chain looks like when it is resumed.
@@ -228,7 +235,7 @@ class Worker:
             plan,
             progress=self._advance,
             cancel=self,
-            rate=self._job.request.rate,
+            rate=self._limit,
             job=self._job.id,
             completion=self._completion,
         )
@@ -268,6 +275,17 @@ class Worker:
                 self._wait(_LISTEN_SECONDS)
         return False
 
+    def _wait_for_slot(self) -> None:
+        """Wait until fewer merges run on the file system than may; what is held then is given back at the end."""
+        is_told = False
+        while self._slot is None:
+            self._slot = take_slot(self._job.request, self.registry.directory)
+            if self._slot is None:
+                if not is_told:
+                    is_told = True
+                    events.logger.warning("%s", f"the job {self._job.id} waits: {_FULL}")
+                self._wait(_SLOT_SECONDS)
+
     def _wait(self, seconds: float) -> None:
         if self._cancelled.wait(seconds) or self.is_set():
             raise MergeCancelled("the merge was cancelled before it began; nothing was changed")
@@ -300,14 +318,7 @@ class Worker:
             if isinstance(error, (MergeCancelled, KeyboardInterrupt)):
                 self._change(JobState.TERMINATED, error="", error_class="", error_code=0)
                 return
-            notes = " ".join(getattr(error, "__notes__", []))
-            text = f"{error or type(error).__name__}" + (f" {notes}" if notes else "")
-            self._change(
-                JobState.EXCEPTION,
-                error=text,
-                error_class=type(error).__name__,
-                error_code=_code_of(error),
-            )
+            self._change(JobState.EXCEPTION, **error_fields(error))
 
     # The list
 
@@ -336,12 +347,8 @@ class Worker:
         with self._lock:
             now, done = time.monotonic(), max(self._done, self._job.bytes_done)
             if self._job.state is JobState.RUNNING:
-                self._samples.append((now, done))
-                while now - self._samples[0][0] > _RATE_SECONDS:
-                    self._samples.popleft()
-                seconds = now - self._samples[0][0]
-                rate = (done - self._samples[0][1]) / seconds if seconds >= _RATE_LEAST_SECONDS else 0.0
-                self._job = self._job.advanced(time.time(), JobState.RUNNING, bytes_done=done, rate=max(0.0, rate))
+                rate = self._meter.sample(now, done)
+                self._job = self._job.advanced(time.time(), JobState.RUNNING, bytes_done=done, rate=rate)
             elif not self._job.state.is_finished:
                 self._job = self._job.advanced(time.time(), self._job.state)
 
@@ -352,10 +359,22 @@ class Worker:
             request = self._quick.request(self._job.id)
             if not request:
                 return
-            {"cancel": self.cancel, "pause": self.pause, "resume": self.resume}.get(request, lambda: None)()
+            self._fulfil(request)
             self._quick.fulfilled(self._job.id, request)
         except RegistryError as error:
             self._lost(error)
+
+    def _fulfil(self, request: str) -> None:
+        """Do what another process asks for, unless it is nothing that this version knows."""
+        match request.split():
+            case ["cancel"]:
+                self.cancel()
+            case ["pause"]:
+                self.pause()
+            case ["resume"]:
+                self.resume()
+            case ["rate", text] if text.isdecimal():
+                self.change_rate(int(text) or None)
 
     def _write(self, registry: Registry | None = None) -> None:
         with self._lock:
@@ -373,9 +392,3 @@ class Worker:
         if not self.unlisted:
             events.logger.warning("the job %s is not listed: %s", self._job.id, error)
         self.unlisted = str(error)
-
-
-def _code_of(error: BaseException) -> int:
-    """Return the error's code as Windows has it, 0 if it has none."""
-    code: int | None = error.windows_code if isinstance(error, VhdError) else None
-    return code or 0

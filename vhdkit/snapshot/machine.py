@@ -337,6 +337,7 @@ class Machine:
         self,
         *,
         rate: int | None = None,
+        parallel: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Owed:
@@ -357,10 +358,10 @@ class Machine:
             if not foldings:
                 return self.owed()
             for folding in foldings:
-                settler.merge(self.manifest, folding, rate=rate, progress=progress, cancel=cancel)
+                settler.merge(self.manifest, folding, rate=rate, parallel=parallel, progress=progress, cancel=cancel)
 
     @checked
-    def start_settling(self, *, rate: int | None = None) -> tuple[MergeJob, ...]:
+    def start_settling(self, *, rate: int | None = None, parallel: int | None = None) -> tuple[MergeJob, ...]:
         """Begin the merges that are owed as jobs in processes of their own, and return them; see `settle`.
 
         What is left when they are complete (marks, and merges that waited for these) their processes do then; where
@@ -372,7 +373,7 @@ class Machine:
             troubles: list[VhdError | OSError] = []
             for folding in settler.begin(manifest):
                 try:
-                    started.append(settler.start(manifest, folding, rate=rate))
+                    started.append(settler.start(manifest, folding, rate=rate, parallel=parallel))
                 except (VhdError, OSError) as error:
                     troubles.append(error)
             if troubles and not started:

@@ -60,6 +60,18 @@ def pending_jobs(*, disk: StrPath | None = None, machine: str | None = None) -> 
     return chosen if disk is None else touches_disk(chosen, as_text(disk))
 
 
+def resumable_jobs(*, only_interrupted: bool = False) -> tuple[Job, ...]:
+    """Return the jobs that `resume_any_job` lets go on: paused ones, and pending ones but those that wait for others.
+
+    With `only_interrupted` those alone whose process died.
+    """
+    if only_interrupted:
+        return tuple(job for job in pending_jobs() if job.state is JobState.KILLED)
+    paused = tuple(job for job in jobs(running=True) if job.state is JobState.SUSPENDED)
+    mine = {WaitReason.CUT_OFF, WaitReason.NOT_BEGUN}
+    return paused + tuple(job for job in pending_jobs() if job.wait is not None and job.wait.reason in mine)
+
+
 @checked
 def find_any_job(beginning: str) -> Job:
     """Return the job whose id begins so, be it listed or pending.

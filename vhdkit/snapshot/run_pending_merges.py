@@ -299,6 +299,7 @@ class Settler:
         folding: Folding,
         *,
         rate: int | None = None,
+        parallel: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
     ) -> None:
@@ -315,7 +316,7 @@ class Settler:
                 job_follower.follow(running, progress=progress, cancel=cancel)
                 continue
             try:
-                request = MergeRequest(child=top, into=into, search=search, rate=rate)
+                request = MergeRequest(child=top, into=into, search=search, rate=rate, parallel=parallel)
                 plan = plan_request(request, self.folder)
                 if not self.is_local:
                     merge(plan, progress=progress, cancel=cancel, rate=rate, folder=self.folder)
@@ -326,7 +327,7 @@ class Settler:
                 if self._running(into) is None and is_left():
                     raise
 
-    def start(self, manifest: Manifest, folding: Folding, *, rate: int | None) -> MergeJob:
+    def start(self, manifest: Manifest, folding: Folding, *, rate: int | None, parallel: int | None) -> MergeJob:
         """Begin one merge as a job in a process of its own; one that is at it already is returned instead.
 
         When it is complete its process settles what is left: marks, and the merges that waited for this one.
@@ -342,6 +343,7 @@ class Settler:
             into=into,
             search=self.file.search(manifest),
             rate=rate,
+            parallel=parallel,
             machine=manifest.machine,
             detached=True,
             follow=self._follow,

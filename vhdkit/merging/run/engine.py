@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
-    from vhdkit.progress import Cancel, Clock, Progress
+    from vhdkit.progress import Cancel, Clock, Progress, RateLimit
     from vhdkit.storage.protocols import Folder
 
 
@@ -91,7 +91,7 @@ def merge(
     *,
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
-    rate: int | None = None,
+    rate: RateLimit | int | None = None,
     job: str | None = None,
     folder: Folder | None = None,
     completion: Completion | None = None,

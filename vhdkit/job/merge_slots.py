@@ -1,0 +1,83 @@
+"""How many merges run at once on one file system: more would only take the disk from each other.
+
+A merge that begins holds the lock of one of so many files, its slot, in the queue folder of its file system: a
+directory of this user's state that is named for the device. A lock goes with the process that holds it, so that none is
+left behind, and the list of jobs is not needed. Where the directory cannot be had there is no limit.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.errors import ImageInUseError
+from vhdkit.storage import paths
+from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.state_folder import check_plain, make_private
+
+if TYPE_CHECKING:
+    from vhdkit.options import MergeRequest
+    from vhdkit.storage.protocols import Storage
+
+# Two keep a disk busy while one of them plans, verifies or syncs; a third makes both slower on a spinning one.
+DEFAULT_PARALLEL = 2
+_FOLDER = "queues"
+
+
+class MergeSlot:
+    """A slot that a merge holds until `close`; without a lock where none could be had, and then there is no limit."""
+
+    def __init__(self, lock: Storage | None) -> None:
+        self._lock = lock
+
+    def close(self) -> None:
+        """Let another merge begin."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def take_slot(request: MergeRequest, state: str) -> MergeSlot | None:
+    """Return a slot of the file system that a merge writes to, None if as many merges as may run do so.
+
+    `state` is the directory of the user's state.
+    """
+    try:
+        directory = _queue_folder(request, state)
+        for number in range(request.parallel or DEFAULT_PARALLEL):
+            with suppress(ImageInUseError):
+                return MergeSlot(_locked(paths.join(directory, str(number))))
+    except OSError:
+        return MergeSlot(None)
+    return None
+
+
+def device_of(path: str) -> int:
+    """Return the number of the file system that a file lies on.
+
+    Raises:
+        OSError: there is no such file.
+
+    """
+    with LocalFolder().open(path) as storage:
+        return storage.identity[0]
+
+
+def _queue_folder(request: MergeRequest, state: str) -> str:
+    # A new file has none yet, and mostly lies where its child does.
+    directory = paths.join(state, _FOLDER, str(device_of(request.into or request.child)))
+    for each in (state, paths.dirname(directory), directory):
+        make_private(each)
+    return directory
+
+
+def _locked(path: str) -> Storage:
+    folder = LocalFolder()
+    check_plain(path)
+    with suppress(FileExistsError):
+        folder.create(path, private=True).close()
+    storage = folder.open(path, writable=True)
+    with closing_on_error(storage):
+        storage.lock(exclusive=True)
+    return storage
