@@ -152,7 +152,7 @@ class Machine:
         Images that no tree claims are looked for beside the layers, and in the folders of `search`.
         """
         if accept:
-            with self._changing() as manifest:
+            with self._changing() as (_, manifest):
                 self.file.write(check.accepted(self.file, manifest))
         folders = as_texts(search)
         # In memory nobody is at work beside.
@@ -248,7 +248,7 @@ class Machine:
         """
         directory, given = as_text(directory), as_texts(state)
         self._name(directory)
-        with self._changing() as manifest:
+        with self._changing() as (_, manifest):
             transitions.check_name(manifest, name)
             layer_checks.check_below(self.file, manifest)
             layer_checks.check_no_undo(self.file, manifest)
@@ -277,9 +277,9 @@ class Machine:
         """
         directory = as_text(directory)
         self._name(directory)
-        with self._changing() as manifest:
+        with self._changing() as (settler, manifest):
             snapshot = manifest.find(name)
-            return self._apply(manifest, snapshot, as_text(state_to), directory)
+            return self._apply(settler, manifest, snapshot, as_text(state_to), directory)
 
     @checked
     def revert(self, *, state_to: StrPath | None = None, directory: StrPath | None = None) -> Applied:
@@ -291,19 +291,21 @@ class Machine:
         """
         directory = as_text(directory)
         self._name(directory)
-        with self._changing() as manifest:
+        with self._changing() as (settler, manifest):
             snapshot = manifest.by_id(manifest.now)
             if snapshot is None:
                 hint = Advice.APPLY_ANY.hint("{} names one", path=self.file.path)
                 raise SnapshotError("there is no snapshot above now", hint=hint)
-            return self._apply(manifest, snapshot, as_text(state_to), directory)
+            return self._apply(settler, manifest, snapshot, as_text(state_to), directory)
 
-    def _apply(self, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None) -> Applied:
+    def _apply(
+        self, settler: Settler, manifest: Manifest, snapshot: Snapshot, state_to: str | None, directory: str | None
+    ) -> Applied:
         layer_checks.check_no_undo(self.file, manifest)
         layer_checks.check_may_discard(self.file, manifest)
         fresh = new_files.named_layers(self.file, manifest, snapshot.layers, self._new_id, directory)
         after, applied = apply_snapshot(self.file, manifest, fresh, snapshot, state_to, self._clock())
-        self._settler().clear(after)
+        settler.clear(after)
         return applied
 
     @checked
@@ -312,18 +314,18 @@ class Machine:
 
         Layers that nobody needs any longer are removed; the merges that are owed then are for `settle`.
         """
-        with self._changing() as manifest:
+        with self._changing() as (settler, manifest):
             snapshot = manifest.find(name)
             gone = transitions.subtree(manifest, snapshot) if subtree else (snapshot,)
             after = transitions.deleted(manifest, {each.id for each in gone})
             self.file.write(after)
-            self._settler().clear(after)
+            settler.clear(after)
         return gone
 
     @checked
     def rename(self, name: str, new_name: str, *, note: str | None = None) -> Snapshot:
         """Give a snapshot another name, and another note unless that is None."""
-        with self._changing() as manifest:
+        with self._changing() as (_, manifest):
             snapshot = manifest.find(name)
             if new_name != snapshot.name:
                 transitions.check_name(manifest, new_name)
@@ -351,9 +353,8 @@ class Machine:
             MergeError, OSError: a merge failed; everything reads as before, and the next settling goes on with it.
 
         """
-        settler = self._settler()
         while True:
-            with self._changing() as manifest:
+            with self._changing() as (settler, manifest):
                 foldings = settler.begin(manifest)
             if not foldings:
                 return self.owed()
@@ -367,8 +368,7 @@ class Machine:
         What is left when they are complete (marks, and merges that waited for these) their processes do then; where
         that cannot be, as when the machine runs meanwhile, the next operation does it.
         """
-        settler = self._settler()
-        with self._changing() as manifest:
+        with self._changing() as (settler, manifest):
             started: list[MergeJob] = []
             troubles: list[VhdError | OSError] = []
             for folding in settler.begin(manifest):
@@ -383,10 +383,11 @@ class Machine:
     # Beneath
 
     @contextmanager
-    def _changing(self) -> Iterator[Manifest]:
-        """Lend the manifest to one that changes it, when what a cut or a merge has left is settled."""
+    def _changing(self) -> Iterator[tuple[Settler, Manifest]]:
+        """Lock the manifest, settle what a cut or a merge has left, and lend the settler and the manifest."""
+        settler = self._settler()
         with self.file.locked():
-            yield self._settler().recover(self.file.read())
+            yield settler, settler.recover(self.file.read())
 
     def _name(self, directory: str | None) -> None:
         """Let files of the machine lie in a folder that the user has named."""
