@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.repair_footers import repair_footers
     from vhdkit.chain.scan import Scan, ScannedImage, scan
     from vhdkit.chain.write_access import open_image
+    from vhdkit.corruption import Corruption
     from vhdkit.disk.extents import Extent, Extents, Kind
     from vhdkit.disk.image import Image
     from vhdkit.errors import (
@@ -85,7 +86,6 @@ if TYPE_CHECKING:
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.operation import Applied
     from vhdkit.snapshot.pending_jobs import pending_jobs
-    from vhdkit.vhd.corruption import Corruption
     from vhdkit.vhd.create import create_image
     from vhdkit.vhdx.corruption import VhdxCorruption
 
@@ -119,7 +119,7 @@ _HOMES = {
         "VhdError",
     ),
     "vhdkit.findings": ("Candidate", "Finding", "Level"),
-    "vhdkit.vhd.corruption": ("Corruption",),
+    "vhdkit.corruption": ("Corruption",),
     "vhdkit.vhd.create": ("create_image",),
     "vhdkit.disk.extents": ("Extent", "Extents", "Kind"),
     "vhdkit.chain.write_access": ("open_image",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from vhdkit.corruption import Corruption, as_finding
 from vhdkit.disk.image import ImageFormat, WritableImage
 from vhdkit.errors import ChainError, ReadOnlyImageError, UnsupportedImageError
 from vhdkit.findings import Finding, Level
@@ -20,7 +21,6 @@ from vhdkit.units import SECTOR
 from vhdkit.vhd import header_update as vhd_steps
 from vhdkit.vhd import read_metadata
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE, MAX_VIRTUAL_SIZE
-from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.metadata import Metadata
 from vhdkit.vhdx.constants import FILE_SIGNATURE, HEADER_OFFSETS, HEADER_SIGNATURE
 from vhdkit.vhdx.refusal import not_written

@@ -16,9 +16,9 @@ import vhdkit
 from tests.cli.running import environment, spawn
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, FIXED, FOOTER_CHECKSUM, HEADERS_LENGTH, SECTOR, seal
+from vhdkit.corruption import Corruption
 from vhdkit.findings import Level
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from typing import Final
 import pytest
 
 from vhdkit.chain.chain import Chain, open_chain
+from vhdkit.corruption import Corruption
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, ParentRefusedError, UnsupportedImageError, VhdError
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.open_image import open_image
 from vhdkit.vhd.sparse_image import SparseImage
 

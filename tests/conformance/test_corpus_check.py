@@ -8,8 +8,8 @@ import pytest
 
 from tests.conformance.test_corpus import CORPUS, MANIFEST, REFUSALS
 from vhdkit.chain.check import check
+from vhdkit.corruption import Corruption
 from vhdkit.findings import Level
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ import pytest
 import vhdkit
 from tests.plaincheck import validate
 from tests.plainvhd import flat, parse
-from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
+from vhdkit.journal.ended_view import SUFFIX as ENDED_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -32,8 +32,8 @@ from tests.plainvhd import (
     seal,
 )
 from vhdkit.chain.chain import open_chain
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, ParentNotFoundError, UnsupportedImageError, VhdError
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

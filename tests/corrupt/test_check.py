@@ -33,6 +33,7 @@ from vhdkit.chain.chain import open_chain
 from vhdkit.chain.check import CheckReport, check
 from vhdkit.chain.convert import convert
 from vhdkit.chain.repair_footers import repair_footers
+from vhdkit.corruption import Corruption
 from vhdkit.errors import VhdError
 from vhdkit.findings import Level, Rule
 from vhdkit.journal import records
@@ -40,7 +41,6 @@ from vhdkit.journal.patch import Patch
 from vhdkit.merging.plan.planner import plan_merge
 from vhdkit.merging.run.engine import merge
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.create import create_image
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from tests.crash.programs import UNDO
 from tests.crash.readers import differs, images_of, judged, parsed, plain_view, vhdkit_view
 from tests.crashfs import SECTOR, CrashFolder
 from tests.plainvhd import FormatError, PlainImage
+from vhdkit.journal.ended_view import SUFFIX as ENDED
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL
-from vhdkit.vhd.ended_view import SUFFIX as ENDED
 from vhdkit.vhd.header_update import SUFFIX as STEP
 from vhdkit.vhd.open_image import open_image
 

@@ -31,8 +31,8 @@ from tests.crashfs import CrashFolder
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, merge_refusal
 from tests.plainvhd import SECTOR
 from tests.strategies import writes
+from vhdkit.journal.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

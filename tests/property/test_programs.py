@@ -33,7 +33,7 @@ from tests.model import (
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, DYNAMIC, FIXED, PAGE, SECTOR, PlainImage, flat, parse, round_up
 from tests.strategies import BLOCK_SIZES, merges, snapshots, writes
-from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
+from vhdkit.journal.ended_view import SUFFIX as ENDED_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

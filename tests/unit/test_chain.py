@@ -17,6 +17,7 @@ import pytest
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, FIXED, SECTOR, flat, parse
 from vhdkit.chain.chain import MAX_LAYERS, open_chain
+from vhdkit.corruption import Corruption
 from vhdkit.errors import (
     ChainError,
     ChainLoopError,
@@ -29,7 +30,6 @@ from vhdkit.errors import (
 )
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests import plainvhd
 from tests.plainbuild import ImageSpec, footer_bytes
 from tests.plainvhd import ALL_ONES, DIFFERENCING, DYNAMIC, FIXED, FOOTER_CHECKSUM, seal
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.geometry import Geometry
 

@@ -15,13 +15,13 @@ from tests.crashfs import CrashFolder
 from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build
 from tests.plainvhd import DIFFERENCING, FIXED, FOOTER_CHECKSUM, SECTOR, seal
+from vhdkit.corruption import Corruption
 from vhdkit.errors import VhdError
 from vhdkit.findings import Level
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import footer_update, header_update
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.open_image import open_image
 

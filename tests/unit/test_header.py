@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import HEADER, HEADER_CHECKSUM, LOCATOR, SECTOR, parse, round_up, seal
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name
 from vhdkit.vhd.locator import ParentLocator, PlatformCode, decode_locator, encode_locator
 

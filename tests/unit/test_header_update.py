@@ -18,13 +18,13 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import DIFFERENCING, SECTOR, parse
 from tests.unit.test_merge_laws import SpyFolder
+from vhdkit.corruption import Corruption
 from vhdkit.findings import Level
 from vhdkit.journal import records
 from vhdkit.journal.patch import Patch
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhd import header_update
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.open_image import open_image
 from vhdkit.vhd.sparse_image import SparseImage
 

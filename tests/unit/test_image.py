@@ -35,11 +35,11 @@ from tests.plainvhd import (
 )
 from tests.strategies import image_specs
 from tests.through import ThroughStorage
+from vhdkit.corruption import Corruption
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError, UnsupportedImageError
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.open_image import Vhd, open_image
 from vhdkit.vhd.sparse_image import SparseImage

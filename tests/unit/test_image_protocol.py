@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vhdkit.chain.disk_view import DiskView
+from vhdkit.corruption import Corruption
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.file_image import FileImage
@@ -23,7 +24,6 @@ from vhdkit.disk.sector_bitmap import BitOrder
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError
 from vhdkit.formats import as_writable
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -28,9 +28,9 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plaincheck import validate
 from tests.plainvhd import SECTOR, bitmap_length, flat, parse, round_up, seal
 from tests.through import ThroughFolder, ThroughStorage
+from vhdkit.corruption import Corruption
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,10 +16,10 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR, ZERO_ID
 from tests.typed import as_typed
 from vhdkit.chain.chain import open_chain
+from vhdkit.corruption import Corruption
 from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable

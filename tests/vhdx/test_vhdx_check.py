@@ -31,10 +31,10 @@ from tests.plainvhdx import (
 )
 from vhdkit.chain import chain as chains
 from vhdkit.chain.check import CheckReport, check
+from vhdkit.corruption import Corruption
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.findings import Level
 from vhdkit.storage.memory import MemoryFolder
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhdx.constants import MAX_FILE_SIZE
 from vhdkit.vhdx.corruption import VhdxCorruption
 

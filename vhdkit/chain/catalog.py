@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.chain.parent_paths import named_paths
+from vhdkit.corruption import Corruption
 from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.formats import SMALLEST_FILE_BYTES, may_be_image, read_summary
 from vhdkit.storage import paths
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -26,12 +26,12 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
 from vhdkit.findings import Finding
 from vhdkit.formats import as_writable, check_pair, open_image, read_summary, step_findings
+from vhdkit.journal.ended_view import ended_views
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.ended_view import ended_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

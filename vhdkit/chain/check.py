@@ -23,6 +23,7 @@ from vhdkit.chain.parent_check import compare_summaries
 from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.undo_image import undo_image_of
 from vhdkit.chain.unfinished_merges import unfinished_merges
+from vhdkit.corruption import Corruption
 from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import (
@@ -36,14 +37,13 @@ from vhdkit.errors import (
 )
 from vhdkit.findings import Finding, Level, Rule
 from vhdkit.formats import check_file, compare_pair, named_by_format, step_findings
+from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.ended_view import ended_view
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
+from vhdkit.corruption import Corruption
 from vhdkit.errors import MergeError, VhdError
 from vhdkit.findings import Finding
 from vhdkit.formats import open_image, read_summary
+from vhdkit.journal.ended_view import marked_view
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
 from vhdkit.storage.protocols import Reach
-from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.ended_view import marked_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

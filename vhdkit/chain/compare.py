@@ -11,6 +11,7 @@ import numpy as np
 from vhdkit.arguments import checked
 from vhdkit.chain.open_view import open_view, view_length
 from vhdkit.chain.unlike_cells import unlike_cells
+from vhdkit.corruption import Corruption
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import Cancelled, CorruptImageError
 from vhdkit.options import ParentPolicy
@@ -18,7 +19,6 @@ from vhdkit.progress import Phase, Reporter
 from vhdkit.storage.first_found import first_found
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain, open_chain_with
+from vhdkit.corruption import Corruption
+from vhdkit.disk.file_name import may_be_raw
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd.corruption import Corruption
-from vhdkit.vhd.file_name import may_be_raw
 
 if TYPE_CHECKING:
     from vhdkit.disk.image import Image

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.disk.image import DiskKind, ImageSummary
 from vhdkit.findings import Finding
 from vhdkit.storage import paths
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

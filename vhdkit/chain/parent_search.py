@@ -23,6 +23,7 @@ from vhdkit.chain import parent_paths
 from vhdkit.chain.folder_index import FolderIndex
 from vhdkit.chain.parent_paths import Clue
 from vhdkit.chain.rejected_parents import EXPLICIT, RejectedParents
+from vhdkit.corruption import Corruption
 from vhdkit.disk import unique_id
 from vhdkit.disk.file_image import FileImage
 from vhdkit.disk.image import DiskKind, ImageSummary
@@ -39,7 +40,6 @@ from vhdkit.formats import image_of, read_summary, step_findings
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -32,6 +32,7 @@ from vhdkit.chain.rebase_checks import (
 )
 from vhdkit.chain.rebase_plan import Fit, Rebase
 from vhdkit.chain.relink import Relink, apply_patches, check_may_relink, relink_patches
+from vhdkit.corruption import Corruption
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
@@ -49,7 +50,6 @@ from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -19,8 +19,8 @@ from vhdkit.errors import (
 )
 from vhdkit.findings import Advice
 from vhdkit.journal.claims import Claim, claims_on
+from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.vhd.ended_view import ended_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption
 from vhdkit.errors import JournalError
 from vhdkit.findings import Finding
 from vhdkit.journal.merge_journal import find_journal
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

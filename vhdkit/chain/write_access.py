@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from vhdkit import formats as images
 from vhdkit.arguments import checked
 from vhdkit.chain.children import ended_advice, find_children
+from vhdkit.corruption import Corruption
 from vhdkit.errors import JournalError, MergeError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
 from vhdkit.journal.claims import begun_layers, claims_on
@@ -21,7 +22,6 @@ from vhdkit.journal.merge_journal import find_journal
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_texts
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.unique_id_change import change_unique_id
 
 if TYPE_CHECKING:

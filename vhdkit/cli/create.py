@@ -20,8 +20,8 @@ from vhdkit.cli.options import (
     reading,
 )
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn_before_reading
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, FileNameError, ImageInUseError, VhdError
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from vhdkit.chain.compare import Comparison

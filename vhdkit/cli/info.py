@@ -23,9 +23,9 @@ from vhdkit.cli.options import (
     reading,
 )
 from vhdkit.cli.output import UNFINISHED, echo, path_text, print_json, size_text, table, tree_lines, warn
+from vhdkit.corruption import Corruption, as_finding
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
 from vhdkit.findings import printable
-from vhdkit.vhd.corruption import Corruption, as_finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,7 @@ def _own_findings(metadata: FileSummary, damage: VhdError | None, path: str) -> 
 
 
 def _ended_view(folder: Folder, file: str, metadata: FileSummary) -> list[Finding]:
-    from vhdkit.vhd.ended_view import ended_view
+    from vhdkit.journal.ended_view import ended_view
 
     with folder.open(folder.real(file)) as storage:
         view = ended_view(folder, storage, metadata)

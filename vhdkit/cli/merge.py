@@ -261,7 +261,7 @@ def _check_ensured(request: MergeRequest, *, background: bool, dry_run: bool) ->
 
 def _check_names(request: MergeRequest) -> None:
     """Refuse names of other formats before anything is opened, or left to the background."""
-    from vhdkit.vhd.file_name import FileFormat, check_file_name
+    from vhdkit.disk.file_name import FileFormat, check_file_name
 
     if request.to is not None:
         with naming_commands(request.child, request.to):

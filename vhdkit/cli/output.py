@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
+from vhdkit.corruption import Corruption
 from vhdkit.findings import Level, printable
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from vhdkit.errors import ImageInUseError, SnapshotError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import check_written, open_image
+from vhdkit.journal.ended_view import marked_view
 from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders, layer_checks, new_files
@@ -26,7 +27,6 @@ from vhdkit.snapshot.manifest_file import SUFFIX, ManifestFile, manifest_path
 from vhdkit.snapshot.run_pending_merges import Settler
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.vhd.ended_view import marked_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

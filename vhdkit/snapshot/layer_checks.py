@@ -6,11 +6,11 @@ import errno
 from typing import TYPE_CHECKING
 
 from vhdkit.errors import JournalError, ReadOnlyImageError, SnapshotError
+from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.manifest_pointer import signpost_path
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import allowed_folders, new_files
 from vhdkit.storage import paths
-from vhdkit.vhd.ended_view import ended_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

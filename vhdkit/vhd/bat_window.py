@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk.extents import distinct
 from vhdkit.errors import CorruptImageError
 from vhdkit.units import SECTOR
 from vhdkit.vhd import bat
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption, as_finding
 from vhdkit.disk.file_check import FileCheck, Leaks, Tally
 from vhdkit.errors import CorruptImageError, ImageInUseError, UnsupportedImageError
 from vhdkit.findings import Advice, Level
 from vhdkit.vhd.check_blocks import check_blocks
 from vhdkit.vhd.check_fields import check_fields
-from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.open_image import image_of
 from vhdkit.vhd.read_metadata import examine, read_metadata
 from vhdkit.vhd.unfinished_merge import leaves_footer_lost, leaves_footers_apart, rooms_of

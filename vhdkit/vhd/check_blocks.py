@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk import sector_bitmap
 from vhdkit.disk.file_check import Leaks
 from vhdkit.findings import Level
@@ -20,7 +21,6 @@ from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat, constants, structs
 from vhdkit.vhd.bat_window import Table, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.leaks import PAGE, Gaps
 from vhdkit.vhd.metadata import SparseMetadata

@@ -11,12 +11,12 @@ import ntpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk import timestamp, unique_id
 from vhdkit.findings import Finding, Level, printable
 from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, ParentLocator, PlatformCode

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.arguments import checked
 from vhdkit.disk import timestamp
+from vhdkit.disk.file_name import FileFormat, check_file_name
 from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.findings import Advice
+from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
 from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.vhd.ended_view import ended_view
-from vhdkit.vhd.file_name import FileFormat, check_file_name
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.geometry import Geometry
 from vhdkit.vhd.header import DynamicHeader, encode_parent_name

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.checksum import checksum, stored_checksum
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.geometry import Geometry
 
 

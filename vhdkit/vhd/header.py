@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, WindowsCode
 from vhdkit.units import SECTOR, round_up
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.checksum import checksum, stored_checksum
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.locator import ParentLocator
 
 _NO_LOCATORS = (ParentLocator(),) * constants.LOCATOR_COUNT

@@ -30,13 +30,13 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from vhdkit.corruption import Corruption
 from vhdkit.errors import ImageInUseError, VhdError
 from vhdkit.findings import Finding, Level
 from vhdkit.journal.patch import MAX_PATCHES, Patch
 from vhdkit.journal.records import DigestText, Record, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

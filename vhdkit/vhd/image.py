@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.file_image import FileImage
@@ -20,7 +21,6 @@ from vhdkit.findings import Advice
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd import header_update
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.metadata import FooterPlace, Metadata, structure_digest
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk.file_check import Leaks
 from vhdkit.findings import Level
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

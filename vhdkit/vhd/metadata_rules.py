@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NoReturn, TypedDict
 
+from vhdkit.corruption import Corruption, as_finding
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.findings import Advice, Finding, Level
 from vhdkit.storage import paths
@@ -13,7 +14,6 @@ from vhdkit.units import SECTOR, ceil_div
 from vhdkit.vhd import constants, structs
 from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.locator import MAX_LOCATOR_BYTES, PlatformCode, decode_locator

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from vhdkit.arguments import checked
+from vhdkit.disk.file_name import note_raw_disk
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.file_name import note_raw_disk
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import FixedImage
 from vhdkit.vhd.metadata import Metadata, SparseMetadata

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import as_finding
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.vhd import constants
 from vhdkit.vhd.checksum import checksum, stored_checksum
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import as_finding
 from vhdkit.vhd.metadata_rules import MetadataReader
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import Corruption
 from vhdkit.vhd.metadata import FooterPlace
 
 if TYPE_CHECKING:

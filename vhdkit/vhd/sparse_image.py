@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
+from vhdkit.corruption import Corruption, as_finding
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import BlockPlaces, DiskKind, StructureChecksums
@@ -20,7 +21,6 @@ from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat
 from vhdkit.vhd.bat_window import Room, Table, check_placement, holds_data_from
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
-from vhdkit.vhd.corruption import Corruption, as_finding
 from vhdkit.vhd.footer_update import step_of_length
 from vhdkit.vhd.image import VhdImage
 from vhdkit.vhd.metadata import FooterPlace, SparseMetadata, structure_digest

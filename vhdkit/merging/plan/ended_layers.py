@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.findings import Advice
-from vhdkit.vhd.ended_view import marked_view
+from vhdkit.journal.ended_view import marked_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -26,6 +26,7 @@ import numpy as np
 from vhdkit.chain.children import children_of, ended_advice
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.chain.siblings import Relatives, is_above
+from vhdkit.corruption import Corruption
 from vhdkit.disk.image import Image
 from vhdkit.errors import JournalError, ReadOnlyImageError, SiblingsError, VhdError
 from vhdkit.findings import Advice, Finding
@@ -35,7 +36,6 @@ from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import LayerState, MergePlan, Resume
 from vhdkit.merging.plan.resume import check_relinks, check_undo, is_as_left, journals_near, parents_beside
 from vhdkit.storage import paths
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain.relink import Relink
 from vhdkit.chain.siblings import find_relatives
+from vhdkit.corruption import Corruption
 from vhdkit.disk.image import DiskKind
 from vhdkit.findings import Finding
 from vhdkit.merging.plan import checks
@@ -18,7 +19,6 @@ from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.undo_image import plan_undo
 from vhdkit.storage import paths
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain

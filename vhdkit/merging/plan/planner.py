@@ -14,10 +14,12 @@ import msgspec
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import dynamic_layout
+from vhdkit.disk.file_name import FileFormat, check_file_name
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import block_size_as_vhd
 from vhdkit.journal.claims import Change, obstacles
+from vhdkit.journal.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
@@ -31,8 +33,6 @@ from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR
 from vhdkit.vhd.bat import UNALLOCATED
-from vhdkit.vhd.ended_view import SUFFIX as ENDED_SUFFIX
-from vhdkit.vhd.file_name import FileFormat, check_file_name
 from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 
 if TYPE_CHECKING:

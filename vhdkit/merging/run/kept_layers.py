@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.siblings import is_above
 from vhdkit.errors import VhdError
 from vhdkit.formats import open_image
+from vhdkit.journal.ended_view import mark_ended, remove_marks
 from vhdkit.merging.plan.resume import parents_beside
 from vhdkit.storage import paths
-from vhdkit.vhd.ended_view import mark_ended, remove_marks
 
 if TYPE_CHECKING:
     from vhdkit.chain.parent_search import ParentSearch

@@ -15,12 +15,12 @@ from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
 from vhdkit.formats import open_changeable, open_image
+from vhdkit.journal.ended_view import remove_marks
 from vhdkit.merging.plan.finish import finishing_plan
 from vhdkit.merging.plan.placement import destination_of
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd.ended_view import remove_marks
 from vhdkit.vhd.header_update import finish_all, forget
 from vhdkit.vhd.open_image import Vhd
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from vhdkit.corruption import Corruption
 from vhdkit.disk.unique_id import guid
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.findings import Finding, Level
@@ -30,7 +31,6 @@ from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.records import ClockTime, Record, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

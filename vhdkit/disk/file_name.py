@@ -9,11 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, FileNameError
 from vhdkit.findings import Advice
 from vhdkit.storage import paths
 from vhdkit.units import SECTOR
-from vhdkit.vhd.corruption import Corruption
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage
