@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.storage import paths
-from vhdkit.vhd.parent_reference import is_windows_absolute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,7 +55,7 @@ def can_be_a_path(text: str) -> bool:
 
 def is_absolute(text: str) -> bool:
     """Whether a path does not start at the child: drive, UNC, device or root, in any system's writing."""
-    return is_windows_absolute(text) or text.startswith(("/", "\\")) or text[1:2] == ":"
+    return paths.is_windows_absolute(text) or text.startswith(("/", "\\")) or text[1:2] == ":"
 
 
 def plain_windows_path(path: str) -> str:

@@ -24,7 +24,7 @@ from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError, MergeError, SiblingsError
 from vhdkit.findings import Advice
-from vhdkit.formats import open_changeable
+from vhdkit.formats import finish_steps, forget_step, open_changeable
 from vhdkit.journal.claims import Change
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.journal_writer import JournalWriter
@@ -44,7 +44,6 @@ from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import as_text
-from vhdkit.vhd.header_update import finish_all, forget
 from vhdkit.vhd.recorded_size import recorded_footer, restore_size
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ class _Rollback:
         for image in self._open:
             if image.storage.writable:
                 image.finish_step(self.folder)
-        finish_all(self.folder, directories)
+        finish_steps(self.folder, directories)
 
     @staticmethod
     def _begin(journal: Journal) -> Begin:
@@ -284,10 +283,10 @@ class _Rollback:
             writer.close()
         remove_second_name(self.folder, self.undo, self.begin.job)
         self.folder.remove(self.undo.path)
-        forget(self.folder, self.undo.path)
+        forget_step(self.folder, self.undo.path)
         self.folder.sync(paths.dirname(self.undo.path))
         # A step file that was never whole: whatever was whole was finished when the destination was opened.
-        forget(self.folder, self.destination.path)
+        forget_step(self.folder, self.destination.path)
         _forget(self.folder, self.journal)
         changed = [child.path for child, _ in (*self.relinked, *self.siblings)]
         return (self.destination.path, *changed, self.undo.path)

@@ -15,6 +15,7 @@ from vhdkit.chain.catalog import read_catalog
 from vhdkit.disk import unique_id
 from vhdkit.errors import VhdError
 from vhdkit.findings import Advice
+from vhdkit.formats import STEP_SUFFIX, read_step
 from vhdkit.journal.claims import is_named_for
 from vhdkit.journal.manifest_pointer import signposts
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
@@ -29,8 +30,6 @@ from vhdkit.snapshot.orphan_check import remark_on_orphan
 from vhdkit.snapshot.remark import PASSING, Remark, RemarkKind
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
-from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
-from vhdkit.vhd.header_update import read_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

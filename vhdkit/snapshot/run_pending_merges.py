@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from vhdkit.errors import ImageInUseError, VhdError
 from vhdkit.findings import Advice
+from vhdkit.formats import STEP_SUFFIX, finish_or_forget_step
 from vhdkit.job.control import jobs
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.registry import Registry, RegistryError
@@ -28,8 +29,6 @@ from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transi
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.snapshot.pending_merges import Owed, PendingMerge, PendingRemoval, complete_ones
 from vhdkit.storage import paths
-from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
-from vhdkit.vhd.header_update import finish, forget, read_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -131,10 +130,7 @@ class Settler:
         try:
             with self.folder.open(path, writable=True) as storage:
                 storage.lock(exclusive=True)
-                finish(self.folder, storage)
-                # One that was cut off before it was whole has changed nothing.
-                if self.folder.exists(path + STEP_SUFFIX) and read_step(self.folder, storage) is None:
-                    forget(self.folder, path)
+                finish_or_forget_step(self.folder, storage)
         finally:
             if is_marked:
                 self.folder.protect(path, is_protected=True)

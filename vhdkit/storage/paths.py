@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from os import fsencode
 from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ __all__ = [
     "can_be_named",
     "dirname",
     "is_below",
+    "is_windows_absolute",
     "join",
     "normpath",
     "relpath",
@@ -22,10 +24,21 @@ __all__ = [
     "splitext",
 ]
 
+_WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
 
 def is_below(directory: str, roots: Iterable[str]) -> bool:
     """Whether a directory, links already followed, is one of the roots or below one."""
     return any((directory + sep).startswith(root.rstrip(sep) + sep) for root in roots)
+
+
+def is_windows_absolute(path: str) -> bool:
+    """Whether a path in Windows' writing has a drive letter and a root, or is a UNC path.
+
+    >>> is_windows_absolute("C:\\\\vms\\\\a.vhd"), is_windows_absolute(".\\\\a.vhd")
+    (True, False)
+    """
+    return _WINDOWS_ABSOLUTE.match(path) is not None
 
 
 def can_be_named(path: str) -> bool:

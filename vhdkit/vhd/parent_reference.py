@@ -10,7 +10,6 @@ known and the relative path again where none is, as blktap writes it and as its 
 from __future__ import annotations
 
 import ntpath
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,6 @@ from vhdkit.vhd.locator import PlatformCode, encode_locator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,15 +45,6 @@ class ParentReference:
         """Return a locator's data, or None where this code cannot hold it."""
         text = self.text_for(platform_code)
         return encode_locator(platform_code, text) if text else None
-
-
-def is_windows_absolute(path: str) -> bool:
-    """Whether the path has a drive letter and a root, or is a UNC path.
-
-    >>> is_windows_absolute("C:\\\\vms\\\\a.vhd"), is_windows_absolute(".\\\\a.vhd")
-    (True, False)
-    """
-    return _WINDOWS_ABSOLUTE.match(path) is not None
 
 
 def reference_to(
@@ -104,16 +92,16 @@ def moved_windows_path(old_windows_path: str, old_parent: str, new_parent: str) 
     'C:\\\\vms\\\\b.vhd'
     """
     old_name = paths.basename(old_parent)
-    if not is_windows_absolute(old_windows_path) or ntpath.basename(old_windows_path).lower() != old_name.lower():
+    if not paths.is_windows_absolute(old_windows_path) or ntpath.basename(old_windows_path).lower() != old_name.lower():
         return ""
     return ntpath.normpath(ntpath.join(ntpath.dirname(old_windows_path), relative_windows_path(new_parent, old_parent)))
 
 
 def _windows_path(path: str, parent_map: Mapping[str, str]) -> str:
-    if is_windows_absolute(path):
+    if paths.is_windows_absolute(path):
         return path
     for windows_folder, local_folder in parent_map.items():
         inside = paths.relpath(path, local_folder)
-        if is_windows_absolute(windows_folder) and not inside.startswith(".."):
+        if paths.is_windows_absolute(windows_folder) and not inside.startswith(".."):
             return ntpath.normpath(ntpath.join(windows_folder, inside.replace(paths.sep, "\\")))
     return ""

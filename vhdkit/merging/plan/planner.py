@@ -17,7 +17,7 @@ from vhdkit.chain.convert import dynamic_layout
 from vhdkit.disk.file_name import FileFormat, check_file_name
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
-from vhdkit.formats import block_size_as_vhd
+from vhdkit.formats import STEP_SUFFIX, block_size_as_vhd
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.ended_view import SUFFIX as ENDED_SUFFIX
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
@@ -33,7 +33,6 @@ from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR
 from vhdkit.vhd.bat import UNALLOCATED
-from vhdkit.vhd.header_update import SUFFIX as STEP_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

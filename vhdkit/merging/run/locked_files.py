@@ -14,14 +14,13 @@ from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
 from vhdkit.disk.image import DiskKind
 from vhdkit.disk.raw_image import RawImage
 from vhdkit.errors import MergeError
-from vhdkit.formats import open_changeable, open_image
+from vhdkit.formats import finish_steps, forget_step, open_changeable, open_image
 from vhdkit.journal.ended_view import remove_marks
 from vhdkit.merging.plan.finish import finishing_plan
 from vhdkit.merging.plan.placement import destination_of
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.vhd.header_update import finish_all, forget
 from vhdkit.vhd.open_image import Vhd
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class MergeFiles:
             image.finish_step(self.folder)
         if self.plan.resume is not None:
             directories = [paths.dirname(layer.path) for layer in self.plan.layers]
-            finish_all(self.folder, [*self.plan.search, *directories])
+            finish_steps(self.folder, [*self.plan.search, *directories])
 
     def child(self, path: str) -> Vhd:
         """Return an open child of the destination or of the topmost source."""
@@ -217,7 +216,7 @@ def _remove_held(layer: Image, plan: MergePlan, folder: Folder) -> None:
         folder.remove(path)
     # The system frees its space while the directory is synced.
     layer.begin_close()
-    forget(folder, path)
+    forget_step(folder, path)
     folder.sync(paths.dirname(path))
 
 
