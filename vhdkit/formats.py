@@ -26,7 +26,7 @@ from vhdkit.vhdx.constants import FILE_SIGNATURE, HEADER_OFFSETS, HEADER_SIGNATU
 from vhdkit.vhdx.refusal import not_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from vhdkit.disk.file_check import FileCheck
     from vhdkit.disk.image import FileSummary, Image, ImageSummary
@@ -35,15 +35,17 @@ if TYPE_CHECKING:
     from vhdkit.journal.patch import Patch
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
-    from vhdkit.vhd.header_update import Step
     from vhdkit.vhd.open_image import Vhd
 
 _VHD_SUFFIXES = frozenset({".vhd", ".avhd", ".vud"})
 _VHDX_SUFFIXES = frozenset({".vhdx", ".avhdx"})
 
 
-# Of a file beside an image whose header is being changed.
+# Changes of a header that were cut off, and the suffix of the file beside the image: so far only VHDs have them.
 STEP_SUFFIX: Final = vhd_steps.SUFFIX
+read_step = vhd_steps.read_step
+finish_steps = vhd_steps.finish_all
+forget_step = vhd_steps.forget
 # Shorter files are images of no format.
 SMALLEST_FILE_BYTES: Final = FOOTER_SIZE - 1
 
@@ -202,16 +204,6 @@ def step_findings(folder: Folder, storage: Storage) -> tuple[Finding, ...]:
     return vhd_steps.step_findings(folder, storage)
 
 
-def read_step(folder: Folder, storage: Storage) -> Step | None:
-    """Return what is left of a change of an open file that was cut off, None if there is nothing."""
-    return vhd_steps.read_step(folder, storage)
-
-
-def finish_steps(folder: Folder, directories: Iterable[str]) -> None:
-    """Finish the changes that were cut off of all images in directories and below them, where nobody is at it."""
-    vhd_steps.finish_all(folder, directories)
-
-
 def finish_or_forget_step(folder: Folder, storage: Storage) -> None:
     """Finish a change of an open file that was cut off; one that was cut off before it was whole has changed nothing.
 
@@ -220,11 +212,6 @@ def finish_or_forget_step(folder: Folder, storage: Storage) -> None:
     vhd_steps.finish(folder, storage)
     if folder.exists(storage.path + STEP_SUFFIX) and read_step(folder, storage) is None:
         forget_step(folder, storage.path)
-
-
-def forget_step(folder: Folder, path: str) -> None:
-    """Remove what is left of a change of a file that was done."""
-    vhd_steps.forget(folder, path)
 
 
 def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
