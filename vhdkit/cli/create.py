@@ -181,12 +181,12 @@ def compare(
     except ImageInUseError:
         raise
     except (VhdError, OSError) as error:
-        from vhdkit.cli.main import explain
+        from vhdkit.cli.failure import report_failure
         from vhdkit.storage.local_folder import LocalFolder
 
         if isinstance(error, CorruptImageError) and error.corruption in _NO_VHD:
             error.add_note(f"If it is a raw disk, {'-F' if error.path == LocalFolder().real(b) else '-f'} raw says so.")
-        echo(explain(error), err=True)
+        report_failure(error, _NOT_COMPARED)
         return _NOT_COMPARED
     equal = result.equal and (result.same_size or not strict)
     _print_comparison(result, equal=equal, strict=strict, as_json=as_json)

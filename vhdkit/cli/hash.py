@@ -86,7 +86,7 @@ def _exit_code(failures: list[VhdError | OSError]) -> int:
 
 
 def _report(error: VhdError | OSError) -> None:
-    from vhdkit.cli.main import explain
+    from vhdkit.cli.failure import explain
 
     echo(explain(error), err=True)
 

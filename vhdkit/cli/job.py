@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
 
 from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.failure import describe_failure, report_failure
 from vhdkit.cli.job_list import check_format, cim_text, format_option, list_, strict_option
 from vhdkit.cli.options import Rate, json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from vhdkit.errors import VhdError
     from vhdkit.job.job import Job
 
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
@@ -88,7 +91,7 @@ def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
     try:
         ended = [wait_for_job(each.id, None if until is None else max(0.0, until - time.monotonic())) for each in found]
     except TimeoutError as error:
-        echo(f"vhdkit: {error}", err=True)
+        report_failure(error, ExitCode.IN_USE)
         return ExitCode.IN_USE
     _print_states(ended, as_json=as_json)
     return next((code for code in map(exit_code, ended) if code), 0)
@@ -236,25 +239,35 @@ def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, d
 
     # Each is looked for before the first is touched; what one of them refuses does not keep it from the others.
     done: list[Job] = []
-    refusals: list[VhdError | OSError] = []
+    refusals: dict[str, VhdError | OSError] = {}
     for job_id in [find_any_job(each).id for each in ids]:
         try:
             done.append(act(job_id))
         except (VhdError, OSError) as error:
-            refusals.append(error)
+            refusals[job_id] = error
     if done or not refusals:
-        _print_states(done, as_json=as_json, before=done_word)
-    for refusal in refusals[:-1]:
+        _print_states(done, as_json=as_json, before=done_word, refusals=refusals)
+    errors = list(refusals.values())
+    for refusal in errors[:-1]:
         echo(f"vhdkit: {refusal}", err=True)
-    if refusals:
-        raise refusals[-1]
+    if errors:
+        raise errors[-1]
 
 
-def _print_states(found: Sequence[Job], *, as_json: bool, before: str = "") -> None:
+def _print_states(
+    found: Sequence[Job],
+    *,
+    as_json: bool,
+    before: str = "",
+    refusals: Mapping[str, VhdError | OSError] = MappingProxyType({}),
+) -> None:
     from vhdkit.cli.job_view import describe_job, job_line
 
     if as_json:
-        print_json([describe_job(each) for each in found])
+        refused = [
+            {"id": job_id, "error": describe_failure(error, ExitCode.FAILED)} for job_id, error in refusals.items()
+        ]
+        print_json([*map(describe_job, found), *refused])
         return
     for each in found:
         echo(before + job_line(each))

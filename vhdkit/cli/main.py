@@ -18,18 +18,19 @@ import click
 from vhdkit.cli.check import check
 from vhdkit.cli.create import compare, convert, create
 from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.failure import report_failure, say
 from vhdkit.cli.hash import hash_
 from vhdkit.cli.info import chain, info, map_, scan
 from vhdkit.cli.job import job
 from vhdkit.cli.merge import merge
-from vhdkit.cli.output import echo
+from vhdkit.cli.output import JSON_OUTPUT, echo
 from vhdkit.cli.rebase import rebase
 from vhdkit.cli.signals import ending_signals
 from vhdkit.cli.snapshot import snapshot
 from vhdkit.cli.undo import rollback, undo
 from vhdkit.command_hints import command_words
 from vhdkit.errors import Cancelled, FileNameError, ImageInUseError, VhdError
-from vhdkit.findings import hints_as, printable
+from vhdkit.findings import hints_as
 
 # Other tools' words for merging, which means one thing here.
 _ALIASES = {"commit": "merge", "coalesce": "merge"}
@@ -86,6 +87,7 @@ for _verb in (
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; every failure becomes one clear message."""
+    JSON_OUTPUT.begin_command(arguments)
     with hints_as(command_words(arguments)):
         return _run(arguments)
 
@@ -94,25 +96,34 @@ def _run(arguments: list[str]) -> int:
     try:
         return int(program.main(arguments, prog_name="vhdkit", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
-        _say(error.format_message())
+        say(error.format_message())
         return ExitCode.USAGE
     except click.ClickException as error:
-        usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
-        _say(f"{usage}vhdkit: {printable(error.format_message())}")
-        return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
+        code = ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
+        report_failure(error, code)
+        return code
     except (click.Abort, KeyboardInterrupt, Cancelled) as error:
-        _say("\n".join(["vhdkit: interrupted", *map(printable, _notes_of(error))]))
+        report_failure(_Interruption(_notes_of(error)), ExitCode.INTERRUPTED)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     except (VhdError, OSError, ValueError) as error:
-        _say("\n".join([explain(error), *_job_at(error)]))
-        return _code_of(error)
+        code = _code_of(error)
+        report_failure(error, code, _job_at(error))
+        return code
 
 
-def _code_of(error: VhdError | OSError | ValueError) -> int:
+class _Interruption(Exception):  # noqa: N818 - a state that was asked for
+    """What a command that was stopped says, with what was noted on how things stand."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__("interrupted")
+        self.__notes__ = notes
+
+
+def _code_of(error: VhdError | OSError | ValueError) -> ExitCode:
     match error:
         case ImageInUseError():
             return ExitCode.IN_USE
@@ -120,12 +131,6 @@ def _code_of(error: VhdError | OSError | ValueError) -> int:
             return ExitCode.USAGE
         case _:
             return ExitCode.FAILED
-
-
-def _say(text: str) -> None:
-    """Print a message on stderr; after a hang-up there is no terminal to print it on, and the exit code says it."""
-    with suppress(OSError):
-        echo(text, err=True)
 
 
 def _job_at(error: Exception) -> list[str]:
@@ -150,20 +155,6 @@ def _notes_of(error: BaseException) -> list[str]:
             return notes
         at = at.__cause__ or at.__context__
     return []
-
-
-def explain(error: VhdError | OSError | ValueError) -> str:
-    """Return what went wrong as text: the error, what was noted on it, and the code that Windows has for it."""
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{printable(str(error.filename))}: " if error.filename else ""
-        lines = [f"vhdkit: {where}{error.strerror}"]
-    else:
-        lines = [f"vhdkit: {error if isinstance(error, VhdError) else printable(str(error))}"]
-    lines += [printable(note) for note in getattr(error, "__notes__", [])]
-    code = getattr(error, "windows_code", None)
-    if code:
-        lines.append(f"(Windows calls this {code:#010X})".replace("0X", "0x"))
-    return "\n".join(lines)
 
 
 def main() -> NoReturn:

@@ -14,7 +14,7 @@ from vhdkit.corruption import Corruption
 from vhdkit.findings import Level, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vhdkit.findings import Finding
     from vhdkit.progress import Progress
@@ -25,6 +25,23 @@ UNFINISHED = {Corruption.MERGE_UNFINISHED, Corruption.HEADER_UNFINISHED}
 # No line is indented further than at this depth: as JSON a family 2,000 deep would be 69 MiB of spaces.
 MOST_INDENTED = 64
 _CHUNK_PARTS = 4096
+
+
+class JsonOutput:
+    """Whether a command prints its result as JSON, and whether it has begun to: then no other object may follow."""
+
+    def __init__(self) -> None:
+        self.is_wanted = False
+        self.is_begun = False
+
+    def begin_command(self, arguments: Sequence[str]) -> None:
+        """Take note of what a command line asks for."""
+        own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        self.is_wanted, self.is_begun = "--json" in own, False
+
+
+# One for the process: it runs one command at a time, and has one stdout.
+JSON_OUTPUT = JsonOutput()
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -38,6 +55,7 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 def print_json(value: object) -> None:
     """Print a value as JSON; bytes that are no text in a path come out escaped."""
+    JSON_OUTPUT.is_begun = True
     parts = _json_parts(value)
     while chunk := "".join(islice(parts, _CHUNK_PARTS)):
         echo(chunk, nl=False)
