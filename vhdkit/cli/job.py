@@ -1,4 +1,4 @@
-"""The verbs about jobs: job list, show, wait, watch, cancel, pause, resume, rate, log, rollback, rm."""
+"""The verbs about jobs: job list, show, wait, watch, cancel, pause, resume, rate, log, history, rollback, rm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.failure import describe_failure, report_failure
+from vhdkit.cli.job_history import history
 from vhdkit.cli.job_list import check_format, cim_text, format_option, list_, strict_option
 from vhdkit.cli.options import Rate, json_option, progress_option
 from vhdkit.cli.output import echo, print_json, progress_shown, table
@@ -48,6 +49,7 @@ def _warn_of_left_out() -> None:
 
 
 job.add_command(list_)
+job.add_command(history)
 
 
 @job.command()

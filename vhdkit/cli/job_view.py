@@ -46,14 +46,11 @@ def job_table(jobs: Sequence[Job]) -> list[str]:
 
     Behind them stands for each that waits why.
     """
-    shortest = _shortest(jobs)
+    shortest = shortest_ids(jobs)
     rows = [_HEADINGS, *(_cells(job, shortest) for job in jobs)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADINGS) - 1)]
-    left = max(_LEAST_MERGE, _LINE - sum(widths) - len(_GAP) * len(widths))
-    lines = []
-    for *cells, merge in rows:
-        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
-        lines.append(_GAP.join([*padded, _shortened(merge, left)]))
+    others = [row[:-1] for row in rows]
+    left = max(_LEAST_MERGE, _LINE - len(_GAP) - max(map(len, columns_of(others))))
+    lines = columns_of([(*cells, _shortened(row[-1], left)) for cells, row in zip(others, rows, strict=True)])
     return lines + [f"{job.id[:shortest]} waits: {job.wait}" for job in jobs if job.wait is not None]
 
 
@@ -127,9 +124,9 @@ def _cells(job: Job, shortest: int) -> tuple[str, ...]:
     more = f" (+{len(job.sources) - 1})" if len(job.sources) > 1 else ""
     return (
         job.id[:shortest],
-        _shortened(_state(job), _MOST_STATE),
+        short_state(job),
         "" if job.rolled_back else f"{job.percent} %",
-        _shortened(printable(job.machine), _MOST_MACHINE),
+        short_machine(job),
         _rate(job),
         _left(job),
         f"{''.join(names)}{more} -> {_file_name(job.destination)}",
@@ -145,7 +142,23 @@ def _file_name(path: str) -> str:
     return _GUID.sub(r"\1…", printable(paths.basename(path)))
 
 
-def _shortest(jobs: Sequence[Job]) -> int:
+def short_state(job: Job) -> str:
+    """Return how a job is, in the width of a column."""
+    return _shortened(_state(job), _MOST_STATE)
+
+
+def short_machine(job: Job) -> str:
+    """Return the name of a job's machine, in the width of a column."""
+    return _shortened(printable(job.machine), _MOST_MACHINE)
+
+
+def columns_of(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return rows as lines of columns, each as wide as its widest cell."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return [_GAP.join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def shortest_ids(jobs: Sequence[Job]) -> int:
     """Return how many characters tell the ids from each other."""
     length = _ID_CHARACTERS
     while len({job.id[:length] for job in jobs}) < len({job.id for job in jobs}):

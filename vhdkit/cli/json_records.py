@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.scan import Scan, ScannedImage
     from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
+    from vhdkit.job.history import Estimate
     from vhdkit.merging.ensure_merged import EnsuredMerge
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
@@ -130,6 +131,15 @@ def describe_plan(plan: MergePlan) -> dict[str, Any]:
         "ending-views": list(plan.ending_views),
         "obstacles": [str(obstacle) for obstacle in plan.obstacles],
         "warnings": warnings(plan.findings),
+    }
+
+
+def describe_estimate(expected: Estimate | None) -> dict[str, Any]:
+    """Return how long a merge will take, None where nothing is known of its file system."""
+    return {
+        "seconds-expected": None if expected is None else round(expected.seconds, 1),
+        "rate-expected": None if expected is None else round(expected.rate),
+        "jobs-seen": 0 if expected is None else expected.job_count,
     }
 
 

@@ -10,7 +10,7 @@ import click
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.new_files import NewFile, naming_commands
 from vhdkit.cli.options import Size, chain_options, json_option, parallel_option, progress_option
-from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table, warn
+from vhdkit.cli.output import echo, path_text, print_json, progress_shown, short_size, size_text, table, warn
 from vhdkit.cli.signals import stopping
 from vhdkit.errors import VhdError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
 
+    from vhdkit.job.history import Estimate
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
@@ -105,7 +106,7 @@ def merge(
     _check_names(request)
     if dry_run:
         plan = plan_request(request, LocalFolder())
-        _print_plan(plan, as_json=as_json)
+        _print_plan(plan, _expected(plan, request), as_json=as_json)
         return ExitCode.FAILED if plan.obstacles else 0
     with _logged(log_file, is_shown=progress == "json"):
         if background:
@@ -270,11 +271,19 @@ def _check_names(request: MergeRequest) -> None:
         check_file_name(request.undo, FileFormat.VHD)
 
 
-def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
-    from vhdkit.cli.json_records import describe_plan
+def _expected(plan: MergePlan, request: MergeRequest) -> Estimate | None:
+    """Return how long a merge will take, by what was seen on its file system."""
+    from vhdkit.job.history import estimate_seconds
+
+    beside = request.child if plan.is_new_file else plan.destination
+    return estimate_seconds(plan.payload_bytes - plan.bytes_done, beside, request.rate)
+
+
+def _print_plan(plan: MergePlan, expected: Estimate | None, *, as_json: bool) -> None:
+    from vhdkit.cli.json_records import describe_estimate, describe_plan
 
     if as_json:
-        print_json(describe_plan(plan))
+        print_json(describe_plan(plan) | describe_estimate(expected))
         return
     rows: list[tuple[str, object]] = [("merge", path_text(source)) for source in plan.sources]
     rows += [
@@ -284,6 +293,10 @@ def _print_plan(plan: MergePlan, *, as_json: bool) -> None:
         ("file size", f"{size_text(plan.destination_size_before)} before, {size_text(plan.destination_size)} after"),
         ("space", f"{size_text(plan.space_needed)} needed, {size_text(plan.space_free)} free"),
     ]
+    if expected is not None:
+        seen = "1 merge" if expected.job_count == 1 else f"{expected.job_count} merges"
+        speed = f"{short_size(round(expected.rate))}/s, by {seen} on this file system"
+        rows.append(("time", f"about {expected.seconds:.0f} seconds at {speed}"))
     rows += _special_rows(plan)
     rows += [("relink", path_text(relink.child)) for relink in (*plan.relinks, *plan.sibling_relinks)]
     rows += [("remove", path_text(path)) for path in plan.removals]
