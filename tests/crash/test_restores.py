@@ -11,6 +11,7 @@ import pytest
 
 from tests.crash.acts import take_back
 from tests.crash.programs import PROGRAMS, UNDO
+from tests.crash.restored_laws import Found, is_needless
 from tests.crash.restores import later_moments, merge_moments, singles
 from tests.crash.restoring import BY_NAME as VERBS
 from tests.crash.restoring import How, Tally, tried, walk
@@ -74,6 +75,30 @@ def test_what_the_axis_has_found_stays_mended(name: str, about: str, verb: str) 
     assert tally.findings == []
     assert tally.right
     assert tally.refused
+
+
+def test_an_older_undo_image_is_refused_only_if_something_it_lacks_may_be_overwritten() -> None:
+    verbs = frozenset(["same", "roll-back"])
+    how = How(seed=4, moments=4, restores=5, about=UNDO, verbs=verbs, writes=False)
+    tally = walk(BY_NAME["undo differencing"], how)
+    assert (tally.findings, tally.needless.total()) == ([], 0)
+    assert tally.right
+    assert tally.refused
+
+
+@pytest.mark.parametrize("what", ["gone", "renamed"])
+def test_without_its_undo_image_a_merge_goes_on_if_nothing_is_overwritten(what: str) -> None:
+    program, answers = BY_NAME["undo differencing"], set()
+    for moment in merge_moments(program, writes=False)[::5]:
+        for restore in singles(moment):
+            if restore.label == f"undo.avhd {what}":
+                disk = restore.apply(moment.disk)
+                texts, refusal = tried(program, disk, VERBS["same"])
+                is_vain = bool(refusal) and is_needless(Found.at_first(program, disk.contents()), "same")
+                assert (texts, is_vain) == ([], False), f"{moment.label}: {refusal}"
+                answers.add(bool(refusal))
+    # One that is gone for good is made anew as long as nothing was overwritten; one with another name is found.
+    assert answers == ({True, False} if what == "gone" else {False})
 
 
 def test_a_roll_back_that_is_all_but_over_ends_only_if_its_destination_is_as_it_left_it() -> None:

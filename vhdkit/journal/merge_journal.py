@@ -120,14 +120,16 @@ class UnbegunJournal(JournalFile):
 class Journal(JournalFile):
     """What a journal says of a merge that has begun.
 
-    `relinks` is None until the merge is complete and only names are left to be changed. `now` is the file system's time
-    when the last record was written, 0.0 where that was not noted. `undo_seen` is what the undo image looked like when
-    it held `held` sectors; None in journals of earlier versions, as `destination_seen`, the destination when the merge
-    was stopped, complete or rolled back. `verified` are the sources that were about to be removed. `gone` are the
-    sources below the journal's own directory that were not there when it was read.
+    With `has_begun_anew` its first sources may have been others. `relinks` is None until the merge is complete and only
+    names are left to be changed. `now` is the file system's time when the last record was written, 0.0 where that was
+    not noted. `undo_seen` is what the undo image looked like when it held `held` sectors; None in journals of earlier
+    versions, as `destination_seen`, the destination when the merge was stopped, complete or rolled back. `verified` are
+    the sources that were about to be removed. `gone` are the sources below the journal's own directory that
+    were not there when it was read.
     """
 
     begin: Begin
+    has_begun_anew: bool = False
     reserved: bool = False
     grown: bool = False
     saved: int = 0
@@ -214,7 +216,7 @@ class Journal(JournalFile):
         self.stopped = ""
 
     def _begin_anew(self, record: Begin) -> None:
-        self.begin = record
+        self.begin, self.has_begun_anew = record, True
         self.reserved = self.grown = False
         self.former_relinks += self.relinks or ()
         self.mark, self.bytes_done, self.relinks = 0, 0, None

@@ -215,12 +215,13 @@ class _Rollback:
     def _check_undo_is_whole(self) -> None:
         """Refuse if the undo image may lack what was overwritten: what is not put back would be neither old nor new."""
         journal = self.journal
-        check_not_older(journal, self.undo)
+        # What is looked at is held by the sources and owned by the destination: nothing below is read.
+        layers, depth = (*self.sources, self.destination), len(self.sources)
+        target = target_of(layers, depth, self.begin.virtual_size)
+        check_not_older(journal, self.undo, layers, depth, window_writes(layers, depth, target))
         doubt = journal.doubt
         if not doubt:
-            # What is looked at is held by the sources and owned by the destination: nothing below is read.
-            layers, depth = (*self.sources, self.destination), len(self.sources)
-            found = window_writes(layers, depth, target_of(layers, depth, self.begin.virtual_size))
+            found = window_writes(layers, depth, target)
             with self.folder.open(journal.path) as storage:
                 doubt = DOUBT if may_lack_something(journal, storage, self.undo, layers, depth, found) else ""
         if doubt:

@@ -21,7 +21,7 @@ from vhdkit.journal.merge_journal import read_journal
 from vhdkit.merging.plan.finish import is_spent
 from vhdkit.merging.plan.placement import destination_of, target_of, window_writes
 from vhdkit.merging.plan.resume import check_undo, is_about, parents_beside, with_names
-from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, may_lack_something
+from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, lacks_nothing, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
@@ -132,7 +132,7 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
         return
     path = _undo_path(journal, request, folder) if journal.begin.undo else None
     is_named = request.undo is not None
-    if request.undo not in {None, path}:
+    if request.undo not in {None, path, journal.resolve(journal.begin.undo)}:
         kept, hint = "keeps nothing for an undo", Advice.UNDO_IMAGE.hint("go on without {}")
         if path:
             kept = f"keeps what it overwrites in {path} (undo image of the unfinished merge)"
@@ -144,17 +144,19 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
     if path is None:
         return
     run.journal = with_names(journal, chain.layers[:depth], path)
+    found = window_writes(chain.layers, depth, target_of(chain.layers, depth, journal.begin.virtual_size))
     if not folder.exists(path):
-        if journal.reserved:
-            run.obstacles.append(_lost_undo(chain, path))
-        elif not is_named:
-            run.obstacles.append(_unnamed_undo(chain, destination.path, path))
+        if not is_named:
+            error = _lost_undo if journal.reserved else _unnamed_undo
+            run.obstacles.append(error(chain, destination.path, path))
+        elif journal.reserved and not lacks_nothing(journal, None, chain.layers, depth, found):
+            run.obstacles.append(_lost_undo(chain, destination.path, path))
         return
     try:
         image = as_undo_image(open_image(path, folder=folder))
         run.undo_image = image
         check_undo(run.journal, image, destination, parents_beside(journal, folder, request.search))
-        run.holds_sectors = check_not_older(journal, image) > 0
+        run.holds_sectors = check_not_older(journal, image, chain.layers, depth, found) > 0
     except JournalError as error:
         run.obstacles.append(error)
 
@@ -170,7 +172,7 @@ def _as_begun(request: MergeRequest, journal: Journal, undo: str | None) -> Merg
     )
 
 
-def _lost_undo(chain: Chain, path: str) -> JournalError:
+def _lost_undo(chain: Chain, _destination: str, path: str) -> JournalError:
     message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
     text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
     return JournalError(message, path=path, hint=Advice.MERGE.hint(text, path=chain.path, to="NEWFILE"))

@@ -36,8 +36,7 @@ def is_untouched(journal: Journal, sources: Sequence[Image], destination: Image)
     seen = journal.destination_seen
     if seen is None or not seen.proves(destination.storage):
         return False
-    states = _states_of(journal, sources)
-    return bool(states) and all(state.proves(layer.storage) for state, layer in zip(states, sources, strict=True))
+    return are_as_begun(journal, sources)
 
 
 def may_be_others(journal: Journal, sources: Sequence[Image]) -> bool:
@@ -47,6 +46,12 @@ def may_be_others(journal: Journal, sources: Sequence[Image]) -> bool:
         state.proves(layer.storage) or (not state.now and state.fits(layer.storage))
         for state, layer in zip(states, sources, strict=True)
     )
+
+
+def are_as_begun(journal: Journal, sources: Sequence[Image]) -> bool:
+    """Whether the sources are certainly what they were when the merge began."""
+    states = _states_of(journal, sources)
+    return bool(states) and all(state.proves(layer.storage) for state, layer in zip(states, sources, strict=True))
 
 
 def _states_of(journal: Journal, sources: Sequence[Image]) -> list[Seen]:

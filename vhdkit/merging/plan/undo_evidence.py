@@ -3,7 +3,10 @@
 The merge saves a sector before it overwrites it, so the newest undo image always holds enough. One that was put back as
 it was earlier may not, and if the journal is put back with it, nothing in the two says so. What does:
 
- - The journal's last `saved` counts the sectors that the undo image held. One that holds fewer is older: refused.
+ - The journal's last `saved` counts the sectors that the undo image held. One that holds fewer is older: refused,
+   unless the sources are certainly those that the merge began with, and no sector that the undo image lacks reads as
+   what they would write. Then nothing that it lacks is overwritten: the destination was put back as well, or the merge
+   had not come so far. The same goes for an undo image that is gone.
  - Nothing can be missing if the undo image, the journal, or the destination was not touched since the journal's last
    word: what is overwritten later is saved later, and the journal speaks of it in between.
  - Otherwise only sectors that the destination owns, the undo image lacks, and that read as what the sources would
@@ -24,6 +27,7 @@ from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
 from vhdkit.findings import Advice
+from vhdkit.merging.plan.evidence import are_as_begun
 from vhdkit.merging.plan.undo_image import affected, bitmaps_of, without_held
 from vhdkit.units import SECTOR
 
@@ -52,15 +56,17 @@ def held_sectors(undo: SparseImage) -> int:
     return sum(int(sector_bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
 
 
-def check_not_older(journal: Journal, undo: SparseImage) -> int:
-    """Refuse an undo image that holds less than the journal has counted in it; return how many sectors it holds.
+def check_not_older(
+    journal: Journal, undo: SparseImage, layers: Sequence[Image], depth: int, window_writes: WindowWrites
+) -> int:
+    """Refuse an undo image that lacks what the journal has counted in it; return how many sectors it holds.
 
     Raises:
-        JournalError: it does.
+        JournalError: it does, and what it lacks may be overwritten.
 
     """
     held = held_sectors(undo)
-    if held >= journal.held:
+    if held >= journal.held or lacks_nothing(journal, undo, layers, depth, window_writes):
         return held
     top = journal.resolve(journal.begin.sources[0].path)
     message = (
@@ -69,6 +75,16 @@ def check_not_older(journal: Journal, undo: SparseImage) -> int:
     )
     text = "if there is none, the disk is whole all the same: {} makes a new file of it"
     raise JournalError(message, path=undo.path, hint=Advice.MERGE.hint(text, path=top, to="NEWFILE"))
+
+
+def lacks_nothing(
+    journal: Journal, undo: SparseImage | None, layers: Sequence[Image], depth: int, window_writes: WindowWrites
+) -> bool:
+    """Whether nothing is overwritten that the undo image (None if there is none) lacks, whatever the journal counts."""
+    if journal.has_begun_anew or not are_as_begun(journal, layers[:depth]):
+        return False
+    missing = _missing(window_writes, undo, undo.size if undo is not None else journal.begin.virtual_size)
+    return not any(_may_be_overwritten(part, layers, depth, with_zeros=True) for part in missing)
 
 
 def may_lack_something(

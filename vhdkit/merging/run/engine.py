@@ -271,10 +271,12 @@ class _Merge:
 
         if plan.doubt:
             writer.write("doubted", reason=plan.doubt)
-        saved = writer.journal.saved
+        # Made anew, it holds nothing of what the journal has counted.
+        counted = writer.journal.saved
+        saved = counted if plan.size_before else 0
         saver = UndoSaver(self.folder, plan, self.layers[self.depth :], saved, durable, self.reporter.throttle)
         with closing(saver):
-            if plan.size_before:
+            if plan.size_before or counted:
                 durable(saved, saver)
             yield saver
 
