@@ -334,7 +334,9 @@ def find_journal(folder: Folder, destination: str) -> Journal | UnbegunJournal |
     with folder.open(path) as storage, folder.open(destination) as image:
         if not records.is_believable(storage, image):
             message = (
-                "it belongs to another user than the image beside it, and is not believed; remove it if it is wrong"
+                "it belongs to another user than the image beside it, and is not believed. If a merge into that image"
+                " wrote it, give it the image's owner: it may be all that tells which layers are merged. Remove it only"
+                " if none did"
             )
             raise JournalError(message, path=path)
         journal = _read(path, storage)
