@@ -187,6 +187,7 @@ def test_another_destination_is_refused_until_the_first_is_done() -> None:
         plan = vhdkit.plan_merge(top, into=into, folder=folder)
         (obstacle,) = [each for each in plan.obstacles if isinstance(each, vhdkit.JournalError)]
         assert "finish that first" in str(obstacle)
+        assert f"{paths[0]} shows its disk all the same, and the layers below it no longer" in str(obstacle)
         assert obstacle.path == paths[2]
         with pytest.raises(vhdkit.JournalError):
             vhdkit.merge(plan, folder=folder)

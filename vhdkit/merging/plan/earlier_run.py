@@ -230,6 +230,8 @@ def _unfinished(journal: Journal, folder: Folder) -> JournalError:
     are_there = all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
     if are_there and not begin.undo and not journal.merged:
         # Every source still hides what was copied of it: the topmost shows the whole disk, journal or not.
-        never = f"if it is never to go on, remove {journal.path}"
+        top = journal.resolve(begin.sources[0].path)
+        never = f"if it is never to go on, remove {journal.path}: {top} shows its disk all the same, and the layers"
+        never += " below it no longer show what they did"
         hint = None if hint is None else replace(hint, text=f"{hint.text}; {never}")
     return JournalError(message, path=journal.destination, hint=hint)
