@@ -81,6 +81,7 @@ def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Generator[Non
     """No test writes into the state of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VHDKIT_STATE", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("VHDKIT_CONFIG", str(tmp_path_factory.mktemp("config")))
         yield
 
 

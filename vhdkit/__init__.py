@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         VhdError,
     )
     from vhdkit.findings import Candidate, Finding, Level
+    from vhdkit.job.change_rate import change_rate
     from vhdkit.job.control import (
         cancel_job,
         find_job,
@@ -72,7 +73,9 @@ if TYPE_CHECKING:
         wait_for_job,
     )
     from vhdkit.job.handle import MergeJob
+    from vhdkit.job.history import job_history
     from vhdkit.job.job import Job, JobState, Wait, WaitReason
+    from vhdkit.job.on_end import end_commands, set_end_command
     from vhdkit.job.registry import RegistryError
     from vhdkit.job.start import start_merge
     from vhdkit.journal.manifest import Snapshot
@@ -82,6 +85,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.planner import plan_merge
     from vhdkit.merging.rollback import rollback
     from vhdkit.merging.run.engine import MergeResult, merge
+    from vhdkit.options import EventTarget
     from vhdkit.progress import Phase, Progress
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.operation import Applied
@@ -138,6 +142,10 @@ _HOMES = {
     "vhdkit.job.handle": ("MergeJob",),
     "vhdkit.job.job": ("Job", "JobState", "Wait", "WaitReason"),
     "vhdkit.job.registry": ("RegistryError",),
+    "vhdkit.job.change_rate": ("change_rate",),
+    "vhdkit.job.history": ("job_history",),
+    "vhdkit.job.on_end": ("end_commands", "set_end_command"),
+    "vhdkit.options": ("EventTarget",),
     "vhdkit.job.start": ("start_merge",),
     "vhdkit.merging.run.engine": ("MergeResult", "merge"),
     "vhdkit.merging.drop_undo": ("drop_undo",),
@@ -168,6 +176,7 @@ __all__ = [
     "Corruption",
     "Ensured",
     "EnsuredMerge",
+    "EventTarget",
     "Extent",
     "Extents",
     "FileNameError",
@@ -210,14 +219,17 @@ __all__ = [
     "Wait",
     "WaitReason",
     "cancel_job",
+    "change_rate",
     "check",
     "compare",
     "convert",
     "create_image",
     "drop_undo",
+    "end_commands",
     "ensure_merged",
     "find_job",
     "hash_image",
+    "job_history",
     "jobs",
     "merge",
     "open_chain",
@@ -233,6 +245,7 @@ __all__ = [
     "rollback",
     "rollback_job",
     "scan",
+    "set_end_command",
     "start_merge",
     "wait_for_job",
 ]

@@ -107,6 +107,12 @@ def _paths(value: object) -> tuple[str, ...]:
         raise _wrong("a sequence of paths", value) from None
 
 
+def _words(value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
+        raise _wrong("a list of str", value)
+    return tuple(value)
+
+
 def _path_map(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping):
         raise _wrong("a mapping of folders to paths", value)
@@ -170,6 +176,7 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "StrPath": _path,
     "Sequence[StrPath]": _paths,
     "Mapping[str, StrPath]": _path_map,
+    "Sequence[str]": _words,
     "str": _instance_of(str, named="a str"),
     "bool": _instance_of(bool, named="a bool"),
     "bytes": _instance_of(bytes, named="bytes"),
@@ -181,5 +188,6 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "MergePlan": _one_of_our("MergePlan"),
     "Completion": _one_of_our("Completion"),
     "Follow": _one_of_our("Follow"),
+    "EventTarget": _one_of_our("EventTarget"),
     "RateLimit | int": lambda value: value if hasattr(value, "rate") else _whole(value),
 }

@@ -52,6 +52,7 @@ _WORDS = {
     Advice.RESUME_JOB: "`vhdkit job resume {job}`",
     Advice.CANCEL_JOB: "`vhdkit job cancel {job}`",
     Advice.REMOVE_JOB: "`vhdkit job rm {job}`",
+    Advice.SET_END_COMMAND: "`vhdkit job on-end {name} COMMAND...`",
     Advice.CIM_JOBS: "`vhdkit job list --format cim`",
     Advice.ADOPT: "`vhdkit snapshot init {paths}{rest}`",
     Advice.ADOPT_DISKS: "`vhdkit snapshot init DISK...`",

@@ -128,6 +128,7 @@ class Advice(Enum):
     RESUME_JOB = "resume_job({job!r})"
     CANCEL_JOB = "cancel_job({job!r})"
     REMOVE_JOB = "remove_job({job!r})"
+    SET_END_COMMAND = "set_end_command({name!r}, WORDS)"
     CIM_JOBS = "vhdkit.job.cim.properties(job, now, server)"
     # Snapshots
     ADOPT = "Machine.adopt({paths!r}{rest})"

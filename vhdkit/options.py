@@ -82,13 +82,25 @@ class Follow(StrEnum):
     SETTLE = "settle"
 
 
+class EventTarget(StrEnum):
+    """A log of the system's that gets the events of a job.
+
+    SYSLOG: the local syslog · JOURNALD: systemd's journal · EVENTLOG: the Application log of Windows.
+    """
+
+    SYSLOG = "syslog"
+    JOURNALD = "journald"
+    EVENTLOG = "eventlog"
+
+
 class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A merge as it is asked for: the arguments of `vhdkit.plan_merge`, and how it is to be carried out.
 
     `rate` is the most bytes a second, None for no bound; `parallel` how many jobs may run at once on the file system,
-    None for the usual number. `log_file` gets the events of a background job, and `follow`
-    is what its process does once the job is complete. The record `msgspec.to_builtins(request)`, which is JSON, is kept
-    with a job; `msgspec.convert(record, MergeRequest)` holds it against the types here.
+    None for the usual number. `log_file` and `event_log` get the events of a background job, `follow` is what its
+    process does once the job is complete, and `on_end` the name of a command of the user's that is started when it has
+    ended. The record `msgspec.to_builtins(request)`, which is JSON, is kept with a job; `msgspec.convert(record,
+    MergeRequest)` holds it against the types here.
     """
 
     child: Path
@@ -106,6 +118,8 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rate: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
     parallel: Annotated[int, Meta(ge=1, le=_MOST_PARALLEL)] | None = None
     log_file: Path | None = None
+    event_log: EventTarget | None = None
+    on_end: Annotated[str, Meta(max_length=64)] | None = None
     follow: Follow | None = None
 
     @classmethod
@@ -128,6 +142,8 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         rate: int | None = None,
         parallel: int | None = None,
         log_file: StrPath | None = None,
+        event_log: EventTarget | None = None,
+        on_end: str | None = None,
         follow: Follow | None = None,
     ) -> MergeRequest:
         """Return the request that the arguments of a public function, or the options of a command, say.
@@ -156,6 +172,8 @@ class MergeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             rate=rate,
             parallel=parallel,
             log_file=as_text(log_file),
+            event_log=event_log,
+            on_end=on_end,
             follow=follow,
         )
 

@@ -55,6 +55,7 @@ TYPES: dict[str, tuple[Any, ...]] = {
     "StrPath": (b"x.vhd", 5, 1.0, Wordy(b"x.vhd"), ["x.vhd"], object()),
     "Sequence[StrPath]": (".", Path(), b".", Wordy("."), 5, [5], [b"."], (Path(), object())),
     "Mapping[str, StrPath]": (".", 5, ["C:"], {"C:": 5}, {5: "."}, {"C:": b"."}),
+    "Sequence[str]": ("true", 5, [5], [b"true"]),
     "str": (b"dynamic", 5, Path()),
     "bool": ("no", 1, 0.0, []),
     "bytes": ("a" * 16, 5, [1]),
@@ -67,6 +68,7 @@ TYPES: dict[str, tuple[Any, ...]] = {
     "MergePlan": ("x", None, object()),
     "Completion": ("x", object()),
     "Follow": ("x", object()),
+    "EventTarget": ("x", object()),
 }
 VALUES: dict[str, tuple[Any, ...]] = {
     "StrPath": ("", Wordy(""), "a\0b", Wordy("a\0b")),

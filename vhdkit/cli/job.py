@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import suppress
 from types import MappingProxyType
@@ -177,6 +178,32 @@ def rate(job_id: str, size: int, *, as_json: bool) -> None:
     from vhdkit.job.change_rate import change_rate
 
     _print_states([change_rate(job_id, size or None)], as_json=as_json)
+
+
+@job.command("on-end", context_settings={"ignore_unknown_options": True})
+@click.argument("name", required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--remove", is_flag=True, help="Forget the command NAME.")
+@json_option
+def on_end(name: str | None, command: tuple[str, ...], *, remove: bool, as_json: bool) -> None:
+    """Keep COMMAND under NAME, to be started when a job ends; without arguments list those that are kept.
+
+    It gets the job as JSON on stdin. `merge --on-end NAME` asks for it; the one called "every" is started at the end of
+    each job that asks for none. It runs without a shell, and only the user's own settings name it.
+    """
+    from vhdkit.job.on_end import end_commands, set_end_command
+
+    if name is not None and bool(command) != remove:
+        set_end_command(name, command)
+    elif remove or name is not None:
+        raise click.UsageError("give a NAME and a COMMAND to keep, or a NAME and --remove")
+    kept = end_commands()
+    if as_json:
+        print_json({each: list(words) for each, words in kept.items()})
+    elif name is None and kept:
+        table([(each, shlex.join(words)) for each, words in kept.items()])
+    elif name is None:
+        echo("no command is kept", err=True)
 
 
 @job.command()

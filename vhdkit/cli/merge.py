@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
-    from vhdkit.options import EnsureRequest, MergeRequest
+    from vhdkit.options import EnsureRequest, EventTarget, MergeRequest
     from vhdkit.progress import Progress
 
 
@@ -64,6 +64,17 @@ if TYPE_CHECKING:
 @click.option(
     "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the base's unless told."
 )
+@click.option(
+    "--events",
+    "event_log",
+    type=click.Choice(["syslog", "journald", "eventlog"]),
+    help="Write events to a log of the system's too, with Hyper-V-VMMS's ids.",
+)
+@click.option(
+    "--on-end",
+    metavar="NAME",
+    help="Start this command of `vhdkit job on-end` when it has ended, the job as JSON on stdin.",
+)
 @click.option("--log-file", type=NewFile(), metavar="FILE", help="Append what happens to FILE, a JSON object a line.")
 @progress_option
 @chain_options
@@ -77,6 +88,7 @@ def merge(
     background: bool,
     wait_in_line: bool,
     machine: str,
+    event_log: str | None,
     log_file: str | None,
     progress: str | None,
     as_json: bool,
@@ -94,11 +106,16 @@ def merge(
     It is a job: `vhdkit job list` shows how far it is from anywhere, and `job pause` and `job cancel` reach it.
     """
     from vhdkit.merging.plan.planner import plan_request
-    from vhdkit.options import EnsureRequest, MergeRequest
+    from vhdkit.options import EnsureRequest, EventTarget, MergeRequest
     from vhdkit.storage.local_folder import LocalFolder
 
     request = MergeRequest.of(
-        child, parent_map=dict(parent_map), rate=rate or None, log_file=log_file if background else None, **asked
+        child,
+        parent_map=dict(parent_map),
+        rate=rate or None,
+        log_file=log_file if background else None,
+        event_log=None if event_log is None else EventTarget(event_log),
+        **asked,
     )
     _check_usage(request, rate, leaf_id, background=background, dry_run=dry_run)
     if wait_in_line and not background:
@@ -108,7 +125,8 @@ def merge(
         plan = plan_request(request, LocalFolder())
         _print_plan(plan, _expected(plan, request), as_json=as_json)
         return ExitCode.FAILED if plan.obstacles else 0
-    with _logged(log_file, is_shown=progress == "json"):
+    _check_end_command(request.on_end)
+    with _logged(log_file, request.event_log, is_shown=progress == "json"):
         if background:
             _start(request, machine=machine, wait_in_line=wait_in_line, as_json=as_json)
         elif leaf_id is not None:
@@ -191,15 +209,27 @@ def _refusal_told(child: str, machine: str) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(log_file: str | None, *, is_shown: bool) -> Iterator[None]:
+def _logged(log_file: str | None, event_log: EventTarget | None, *, is_shown: bool) -> Iterator[None]:
     """Append what the job says to a file, and show it on stderr: all of it if asked for, else what is amiss."""
     from vhdkit.job import events
+    from vhdkit.job.event_logs import default_event_log
 
     with ExitStack() as handlers:
         handlers.callback(events.stop_logging, events.show_events() if is_shown else events.show_warnings())
         if log_file is not None:
             handlers.callback(events.stop_logging, events.log_to(log_file))
+        target = event_log or default_event_log()
+        if target is not None:
+            handlers.callback(events.stop_logging, events.log_to_system(target))
         yield
+
+
+def _check_end_command(name: str | None) -> None:
+    """Refuse a merge whose end would start a command that is not there, before it begins."""
+    if name is not None:
+        from vhdkit.job.on_end import check_end_command
+
+        check_end_command(name)
 
 
 def _start(request: MergeRequest, *, machine: str, wait_in_line: bool, as_json: bool) -> None:

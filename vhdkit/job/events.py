@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.errors import VhdError, WindowsCode
 from vhdkit.findings import printable
+from vhdkit.job.event_logs import default_event_log, handler_of
 from vhdkit.job.job import JobState
 from vhdkit.job.job_files import machine_of
 from vhdkit.job.job_log import append_line
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vhdkit.job.job import Job
+    from vhdkit.options import EventTarget
 
 STARTED = 19070
 FINISHED = 19080
@@ -127,11 +129,7 @@ def log_to(path: str, job_id: str | None = None) -> logging.Handler:
     """
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(JsonLines())
-    if job_id is not None:
-        handler.addFilter(lambda record: getattr(getattr(record, "job", None), "id", job_id) == job_id)
-    logger.addHandler(handler)
-    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
-    return handler
+    return _added(handler, job_id)
 
 
 def _is_log(path: str) -> bool:
@@ -147,27 +145,50 @@ def _is_log(path: str) -> bool:
 
 @contextmanager
 def logged(job: Job) -> Iterator[None]:
-    """Append what is said of a job to the file that it was begun with, if there is one and it can be written."""
-    handler = None
-    path = job.request.log_file
+    """Give what is said of a job to the logs that it was begun with, as far as they are there and can be written."""
+    handlers: list[logging.Handler] = []
+    path, target = job.request.log_file, job.request.event_log or default_event_log()
     # A record is no command: it makes no file, and adds to none but a log.
     if path is not None and _is_log(path):
         with suppress(OSError):
-            handler = log_to(path, job.id)
+            handlers.append(log_to(path, job.id))
+    if target is not None:
+        try:
+            handlers.append(log_to_system(target, job.id))
+        except OSError as error:
+            logger.warning("%s cannot be written to: %s", target.value, printable(str(error)))
     try:
         yield
     finally:
-        if handler is not None:
+        for handler in handlers:
             stop_logging(handler)
+
+
+def log_to_system(target: EventTarget, job_id: str | None = None) -> logging.Handler:
+    """Give what jobs say, or one job, but not how far they are, to a log of the system's until `stop_logging`.
+
+    Raises:
+        OSError: the system has no such log.
+
+    """
+    handler = handler_of(target)
+    handler.addFilter(lambda record: bool(getattr(record, "event_id", 0)))
+    return _added(handler, job_id)
+
+
+def _added(handler: logging.Handler, job_id: str | None) -> logging.Handler:
+    if job_id is not None:
+        handler.addFilter(lambda record: getattr(getattr(record, "job", None), "id", job_id) == job_id)
+    logger.addHandler(handler)
+    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+    return handler
 
 
 def show_events() -> logging.Handler:
     """Print what jobs say on stderr, a JSON object a line, until `stop_logging`: what `log_to` writes."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    logger.addHandler(handler)
-    logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
-    return handler
+    return _added(handler, None)
 
 
 def show_warnings() -> logging.Handler:

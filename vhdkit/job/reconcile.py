@@ -85,10 +85,13 @@ def noted(job: Job, registry: Registry) -> Job:
         # It is so, whether or not it can be written down.
         return now
     if is_noted:
-        from vhdkit.job import events  # noqa: PLC0415 - logging is needed now
+        # Logging is needed now.
+        from vhdkit.job import events  # noqa: PLC0415
+        from vhdkit.job.on_end import start_end_command  # noqa: PLC0415
 
         with events.logged(now):
             events.tell(now)
+        start_end_command(now)
         return now
     # Another process was first, or it was alive after all.
     latest = registry.find(job.id)

@@ -17,6 +17,7 @@ from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, touched
 from vhdkit.job.merge_slots import take_slot
+from vhdkit.job.on_end import check_end_command
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
-    from vhdkit.options import Follow
+    from vhdkit.options import EventTarget, Follow
     from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
 
@@ -64,6 +65,8 @@ def start_merge(
     machine: str = "",
     detached: bool = False,
     log_file: StrPath | None = None,
+    event_log: EventTarget | None = None,
+    on_end: str | None = None,
     follow: Follow | None = None,
     wait_in_line: bool = True,
 ) -> MergeJob:
@@ -73,7 +76,9 @@ def start_merge(
     need the same files wait for each other, in the order in which they were started, or with `wait_in_line` false are
     refused at once. `rate` is the most bytes a second, and `parallel` how many jobs may run at once on its file system,
     two if it is None; more wait. `machine` is a name to find it by, and `log_file` gets what it says (see `events`), a
-    JSON object a line. `follow` is what the process of a detached job does when the merge is complete.
+    JSON object a line; `event_log` is a log of the system's that gets the same. `follow` is what the process of a
+    detached job does when the merge is complete, and `on_end` names a command that is started when the job has ended in
+    any way (see `set_end_command`).
 
     Raises:
         ImageInUseError: another process is at the files, and `wait_in_line` is false. Nothing was begun.
@@ -96,6 +101,8 @@ def start_merge(
         rate=rate,
         parallel=parallel,
         log_file=log_file,
+        event_log=event_log,
+        on_end=on_end,
         follow=follow,
     )
     return start_request(request, machine=machine, detached=detached, wait_in_line=wait_in_line)
@@ -107,6 +114,8 @@ def start_request(
     """Begin the merge that is asked for in the background; the rest is as in `start_merge`."""
     if request.log_file is not None:
         events.stop_logging(events.log_to(request.log_file))
+    if request.on_end is not None:
+        check_end_command(request.on_end)
     registry = Registry()
     request = request.with_paths(paths.abspath)
     try:

@@ -18,6 +18,7 @@ from vhdkit.job import events
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.job_files import check_same, error_fields, gone, identities_of, touched
 from vhdkit.job.merge_slots import take_slot
+from vhdkit.job.on_end import start_end_command
 from vhdkit.job.rate_meter import RateMeter
 from vhdkit.job.reconcile import as_left, is_another_at, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
@@ -176,6 +177,7 @@ class Worker:
                 self._slot.close()
             # The last word is what others wait for, and a second Ctrl-C is no reason to keep it.
             self._write(self.registry)
+        start_end_command(self._job)
 
     def run(self) -> MergeResult:
         """Wait in line until no other job needs the files, plan, and merge.
