@@ -7,6 +7,7 @@
     +- FileNameError                .suffix  .written: a new file's name says another format; a ValueError too
     +- ImageInUseError              .holders (who has it, where the system can tell)
     +- Cancelled                    stopped as asked
+    +- ServeError                   another program that it takes is missing, or has failed
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
     |  +- ParentNotFoundError
     |  +- ParentMismatchError       .expected  .found
@@ -253,6 +254,10 @@ class JobError(MergeError):
 
 class SnapshotError(VhdError):
     """A machine's snapshots cannot be changed or read as asked; nothing was changed unless the message says so."""
+
+
+class ServeError(VhdError):
+    """A program that serves or takes a disk is missing, could not begin, or ended before it should."""
 
 
 class Cancelled(VhdError):  # noqa: N818 - a state that was asked for, named as the field names it

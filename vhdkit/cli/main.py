@@ -25,6 +25,7 @@ from vhdkit.cli.job import job
 from vhdkit.cli.merge import merge
 from vhdkit.cli.output import JSON_OUTPUT, echo
 from vhdkit.cli.rebase import rebase
+from vhdkit.cli.serve import serve
 from vhdkit.cli.signals import ending_signals
 from vhdkit.cli.snapshot import snapshot
 from vhdkit.cli.undo import rollback, undo
@@ -81,6 +82,7 @@ for _verb in (
     convert,
     compare,
     hash_,
+    serve,
 ):
     program.add_command(_verb)
 

@@ -35,6 +35,23 @@ def environment_with_modules() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
 
 
+def find_program(name: str) -> str | None:
+    """Return where a program of that name is; None if it is not installed."""
+    from shutil import which  # noqa: PLC0415 - only verbs that take other programs need it
+
+    return which(name)
+
+
+def environment_without_modules() -> dict[str, str]:
+    """Return this process's environment for a program that has another Python in it, with other modules."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def environment_with(**values: str) -> dict[str, str]:
+    """Return this process's environment, and some values besides, for another program."""
+    return {**os.environ, **values}
+
+
 def birth_of(pid: int) -> str:
     """Return what tells a process from an earlier or later one of the same number; "" if there is none, or it ended.
 
