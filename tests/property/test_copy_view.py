@@ -15,7 +15,7 @@ from tests.model import Kind, Program
 from tests.plainvhd import SECTOR, flat, parse
 from tests.property.test_reading import files, open_files, run
 from tests.strategies import programs
-from vhdkit.chain import copy_view
+from vhdkit.chain import batch_copier, copy_view
 from vhdkit.chain.convert import write_dynamic
 from vhdkit.chain.copy_view import bridged, pages_in_use
 from vhdkit.disk import extents
@@ -30,8 +30,10 @@ def small(patch: pytest.MonkeyPatch, long: int, bridge: int) -> None:
     patch.setattr(copy_view, "_PAGE", SECTOR)
     patch.setattr(copy_view, "LONG_BYTES", long * SECTOR)
     patch.setattr(copy_view, "_BRIDGE_BYTES", bridge * SECTOR)
-    patch.setattr(copy_view, "_BATCH_BYTES", 8 * SECTOR)
-    patch.setattr(copy_view, "_SYNC_BYTES", 4 * SECTOR)
+    patch.setattr(copy_view, "_SCAN_BYTES", 3 * SECTOR)
+    patch.setattr(batch_copier, "_BATCH_BYTES", 8 * SECTOR)
+    patch.setattr(batch_copier, "_KEPT_BYTES", 3 * SECTOR)
+    patch.setattr(batch_copier, "_SYNC_BYTES", 4 * SECTOR)
 
 
 @settings(deadline=None, max_examples=80)

@@ -15,7 +15,7 @@ import pytest
 import vhdkit
 from tests.plainbuild import ImageSpec, build
 from tests.plainvhd import DIFFERENCING, SECTOR, flat, parse, round_up
-from vhdkit.chain import copy_view
+from vhdkit.chain import batch_copier
 from vhdkit.storage.local_file import LocalStorage
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def test_a_sync_that_was_begun_and_failed_fails_the_copy(
             # Less than is copied from file to file.
             chain.write(block << 21, b"x" * 8192)
         chain.sync()
-    monkeypatch.setattr(copy_view, "_SYNC_BYTES", 65536)
+    monkeypatch.setattr(batch_copier, "_SYNC_BYTES", 65536)
     begun = [0]
     sync = LocalStorage.begin_sync
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.progress import Cancel, Progress
-    from vhdkit.storage.protocols import Folder, Storage
+    from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
 _TABLE_SLICE = 65536
@@ -177,10 +177,13 @@ def write_dynamic(
     place = Placement.behind(table_end_for(ceil_div(chain.size, block_size)), block_size)
     with new_image_file(folder, path, FileFormat.VHD) as storage:
         storage.truncate(place.first)
-        blocks = _Blocks(storage, entries, place, block_size)
+        blocks = _Blocks(entries, place, block_size, path)
         copy_view(chain.layers, chain.size, storage, blocks, looked, copied)
         looked(chain.size)
         used = blocks.count
+        ones = sector_bitmap.full(block_size).tobytes()
+        for rank in range(used):
+            storage.write_at(place.at(rank), ones)
         end = place.at(used) if used else table_end_for(ceil_div(chain.size, block_size))
         storage.truncate(end)
         storage.write_at(0, footer.to_bytes())
@@ -197,20 +200,24 @@ class _AsOnDisk:
     """The places of a raw or fixed image: the file is the disk."""
 
     piece_bytes = PIECE_BYTES
+    end = 0  # it has its length from the beginning
 
     def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
         return start
 
 
 class _Blocks:
-    """The places of a dynamic image: each block that holds something gets the next place, its bitmap all ones."""
+    """The places of a dynamic image: each block that holds something gets the next place."""
 
-    def __init__(self, storage: Storage, entries: NDArray[np.uint32], place: Placement, block_size: int) -> None:
+    def __init__(self, entries: NDArray[np.uint32], place: Placement, block_size: int, path: str) -> None:
         self.piece_bytes = min(PIECE_BYTES, block_size)
         self.count = 0
-        self._storage, self._entries, self._place, self._block_size = storage, entries, place, block_size
+        self._entries, self._place, self._block_size, self._path = entries, place, block_size, path
         self._bitmap_size = sector_bitmap.bitmap_size(block_size)
-        self._ones = sector_bitmap.full(block_size).tobytes()
+
+    @property
+    def end(self) -> int:
+        return self._place.at(self.count - 1) + self._bitmap_size + self._block_size if self.count else 0
 
     def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
         block = start // self._block_size
@@ -222,8 +229,6 @@ class _Blocks:
     def _add(self, number: int) -> None:
         at = self._place.at(self.count)
         if at // SECTOR >= bat.UNALLOCATED:
-            raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=self._storage.path)
-        self._storage.truncate(at + self._bitmap_size + self._block_size)
-        self._storage.write_at(at, self._ones)
+            raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=self._path)
         self._entries[number] = at // SECTOR
         self.count += 1
