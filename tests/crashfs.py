@@ -46,6 +46,7 @@ from vhdkit.errors import ImageInUseError
 from vhdkit.storage.file_copy import copy_one_by_one
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.protocols import Entry
+from vhdkit.storage.read_many import read_one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -202,6 +203,9 @@ class CrashStorage(Handle):
         piece = bytes(self._open_content()[offset : offset + len(view)])
         view[: len(piece)] = piece
         return len(piece)
+
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        return read_one_by_one(self, offsets, buffers)
 
     def write_at(self, offset: int, buffer: Buffer) -> None:
         content = self._changing()

@@ -84,6 +84,9 @@ class ThroughStorage(Handle):
     def read_into(self, offset: int, buffer: Buffer) -> int:
         return self.inner.read_into(offset, buffer)
 
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        return self.inner.read_many_into(offsets, buffers)
+
     def write_at(self, offset: int, buffer: Buffer) -> None:
         self.inner.write_at(offset, buffer)
 

@@ -29,6 +29,7 @@ from vhdkit.storage.file_copy import (
 )
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.locks import system_lock
+from vhdkit.storage.read_many import read_by_runs
 
 try:
     import fcntl
@@ -292,6 +293,10 @@ class LocalStorage(FileStorage):
                 break
             done += count
         return done
+
+    @naming_file
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        return read_by_runs(self, self._descriptor, offsets, buffers)
 
     @naming_file
     def write_at(self, offset: int, buffer: Buffer) -> None:

@@ -14,6 +14,7 @@ from vhdkit.storage.file_copy import copy_one_by_one, copy_through_memory
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.locks import OWN, in_use
 from vhdkit.storage.protocols import Entry
+from vhdkit.storage.read_many import read_one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -115,6 +116,9 @@ class MemoryStorage(Handle):
         piece = memoryview(self._content())[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)
+
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        return read_one_by_one(self, offsets, buffers)
 
     def write_at(self, offset: int, buffer: Buffer) -> None:
         self._check_writable()

@@ -14,6 +14,7 @@ from vhdkit.storage.file_copy import (
 )
 from vhdkit.storage.local_file import PIECE_BYTES, FileStorage, naming_file
 from vhdkit.storage.locks import whole_lock
+from vhdkit.storage.read_many import read_one_by_one
 
 try:
     import fcntl
@@ -49,6 +50,9 @@ class PortableStorage(FileStorage):
                 view[done : done + len(piece)] = piece
                 done += len(piece)
         return done
+
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        return read_one_by_one(self, offsets, buffers)
 
     @naming_file
     def write_at(self, offset: int, buffer: Buffer) -> None:

@@ -128,6 +128,13 @@ class Storage(Protocol):
         """Fill the buffer from `offset`; return the bytes read, fewer only where the file ends."""
         ...
 
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        """Do what as many calls of `read_into` do, and return what they return: in one request, where that can be.
+
+        The ranges ascend and do not overlap.
+        """
+        ...
+
     def write_at(self, offset: int, buffer: Buffer) -> None:
         """Write all of the buffer at `offset`, extending the file if it ends before."""
         ...

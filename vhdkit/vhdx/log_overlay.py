@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import Handle
+from vhdkit.storage.read_many import read_one_by_one
 from vhdkit.vhdx.constants import PAGE
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class LogOverlay(Handle):
         for index in range(bisect_left(self._numbers, first), bisect_left(self._numbers, stop)):
             self._put_page(self._numbers[index], offset, view)
         return len(view)
+
+    def read_many_into(self, offsets: Sequence[int], buffers: Sequence[memoryview]) -> list[int]:
+        """Read one range after the other."""
+        return read_one_by_one(self, offsets, buffers)
 
     def _put_page(self, number: int, offset: int, view: memoryview) -> None:
         logged = self._pages[number]
