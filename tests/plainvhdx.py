@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 MIB = 1 << 20
@@ -196,6 +196,17 @@ def log_entry(
     raw = b"loge" + struct.pack("<IIIQII", 0, front + len(pages), tail, sequence, len(changes), 0) + log_guid
     raw += struct.pack("<QQ", flushed, last) + descriptors
     return sealed(raw.ljust(front, b"\0") + pages)
+
+
+def left_dirty(disk: Disk, places: list[int], stale: bytes = bytes(PAGE)) -> bytes:
+    """The file as a power cut leaves it: what its pages at `places` should be is in its log, and they are stale."""
+    clean = write(disk)
+    log_guid = b"left dirty 16 by"
+    log = log_entry(log_guid, 77, 0, [(at, clean[at : at + PAGE]) for at in places], flushed=len(clean))
+    out = bytearray(write(replace(disk, log_guid=log_guid, log=log)))
+    for at in places:
+        out[at : at + PAGE] = stale
+    return bytes(out)
 
 
 def read(files: list[bytes]) -> bytes:
