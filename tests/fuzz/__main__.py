@@ -7,6 +7,8 @@ it again. Needs atheris (`pip install .[fuzz]`), which Python up to 3.13 has.
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import random
 import re
 import subprocess
@@ -15,7 +17,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-NAMES = ("images", "side-files", "manifests", "headers")
+NAMES = ("images", "side-files", "manifests", "headers", "vhdx")
 
 
 def fuzz(name: str, seconds: int, corpus: str, *, seed: int) -> None:
@@ -24,6 +26,7 @@ def fuzz(name: str, seconds: int, corpus: str, *, seed: int) -> None:
 
     # Only the code that reads hostile bytes: instrumenting numpy would cost more than it finds.
     with atheris.instrument_imports(include=["vhdkit"], enable_loader_override=False):
+        _import_all()
         from tests.cutting import small_checkpoints  # noqa: PLC0415 - imported under instrumentation
         from tests.fuzz.targets import TARGETS  # noqa: PLC0415 - the same
     _small(small_checkpoints)
@@ -37,6 +40,15 @@ def fuzz(name: str, seconds: int, corpus: str, *, seed: int) -> None:
     ]
     atheris.Setup([sys.argv[0], *options, "-rss_limit_mb=4096", corpus], TARGETS[name])
     atheris.Fuzz()
+
+
+def _import_all() -> None:
+    """Import every module of the package: what is imported when it is first needed would not be instrumented."""
+    import vhdkit  # noqa: PLC0415 - imported under instrumentation
+
+    for module in pkgutil.walk_packages(vhdkit.__path__, "vhdkit."):
+        if not module.name.startswith("vhdkit.cli") and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 def show(name: str, path: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vhdkit
+from tests.corrupt import forged_vhdx
 from tests.corrupt.forged import NAMES, State, Tally, contents, journal_states, sealed, step_states, try_all
 from tests.model import Kind, Snapshot
 from tests.plaincheck import validate
@@ -337,9 +338,38 @@ def headers(raw: bytes) -> None:
             encode_locator(each, text)
 
 
+# VHDX
+
+
+def vhdx(raw: bytes) -> None:
+    """Check, scan and read a VHDX with changed fields over its parent: as the oracle does, or not at all."""
+    choose = Bytes(raw)
+    name = choose.one_of(sorted(forged_vhdx.ORIGINALS))
+    content = forged_vhdx.ORIGINALS[name]
+    for _ in range(1 + choose.number(4)):
+        which: forged_vhdx.Field = choose.one_of(_vhdx_fields(name))
+        value = choose.value(which.length)[::-1]
+        for record in (which.record, forged_vhdx.COPIES.get(which.record, 0) if choose.number(2) else 0):
+            if record or not which.record:
+                content = forged_vhdx.put(content, record + which.offset, value)
+                content = forged_vhdx.with_sums(content, record) if choose.number(8) else content
+    if not choose.number(8):
+        content = content[: choose.number(len(content))]
+    tally = forged_vhdx.VhdxTally()
+    forged_vhdx.try_content(name, content, tally)
+    if tally.faults:
+        raise FoundError(tally.faults[0])
+
+
+@cache
+def _vhdx_fields(name: str) -> list[forged_vhdx.Field]:
+    return forged_vhdx.fields(name)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "images": images,
     "side-files": side_files,
     "manifests": manifests,
     "headers": headers,
+    "vhdx": vhdx,
 }

@@ -269,7 +269,7 @@ class _BlockCheck:
         region = self.metadata.bat
         used = self.layout.entry_count * bat.ENTRY_SIZE
         raw = read_bytes(self.storage, region.file_offset + used, min(MiB, region.length - used))
-        if any(raw):
+        if raw != bytes(len(raw)):
             at = region.file_offset + used + len(raw) - len(raw.lstrip(b"\0"))
             message = f"there are entries behind the last of the BAT, {self.layout.entry_count - 1}; they say nothing"
             self.tally.add(_C.BAT_BEHIND, Level.WARNING, message, at)

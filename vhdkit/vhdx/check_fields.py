@@ -73,7 +73,7 @@ def _first_mebibyte(storage: Storage) -> Iterator[_Oddity]:
         rooms += [(at + c.HEADER_FIELDS_SIZE, at + 64 * KiB)]
     for start, stop in sorted(rooms):
         raw = read_bytes(storage, start, max(0, min(stop, storage.size()) - start))
-        if any(raw):
+        if raw != bytes(len(raw)):
             at = start + len(raw) - len(raw.lstrip(b"\0"))
             message = f"the reserved bytes [{start:#x}, {stop:#x}) are not all zero"
             yield _Oddity(VhdxCorruption.RESERVED_BYTES, message, at, Level.INFO)

@@ -21,7 +21,7 @@ from vhdkit.disk.unique_id import guid
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhdx import checksum
-from vhdkit.vhdx.constants import MAX_FILE_SIZE, PAGE, REGION_TABLE_OFFSETS
+from vhdkit.vhdx.constants import LOG_SIGNATURE, MAX_FILE_SIZE, PAGE, REGION_TABLE_OFFSETS
 from vhdkit.vhdx.corruption import VhdxCorruption
 from vhdkit.vhdx.log_entry import ENTRY_HEADER_SIZE, LogEntryHeader, descriptors_in, is_data_page
 
@@ -233,10 +233,11 @@ class _Ring:
         return self._entries[at]
 
     def _judge(self, at: int) -> LogEntryHeader | None:
-        try:
-            entry = LogEntryHeader.from_bytes(self._bytes(at, ENTRY_HEADER_SIZE))
-        except CorruptImageError:
+        raw = self._bytes(at, ENTRY_HEADER_SIZE)
+        # Most pages of a ring begin no entry.
+        if len(raw) < ENTRY_HEADER_SIZE or raw[: len(LOG_SIGNATURE)] != LOG_SIGNATURE:
             return None
+        entry = LogEntryHeader.from_bytes(raw)
         if not entry.is_plausible(self._guid, self._length):
             return None
         self._summed += entry.entry_length
