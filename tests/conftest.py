@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 # How long one example takes says nothing on a machine that is shared: it has failed of a pause between two.
-settings.register_profile("shared", deadline=None)
+settings.register_profile("shared", deadline=None, max_examples=50)
 settings.load_profile("shared")
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 

@@ -70,7 +70,7 @@ def test_what_a_failed_sync_lost_is_not_built_upon(name: str) -> None:
     program, tally = BY_NAME[name], Tally()
     fault = Fault(at=0, error=errno.EIO, kinds=frozenset({"sync"}))
     for at in range(calls(run, program, lambda: fresh(program), fault)):
-        assert list(broken_by(program, replace(fault, at=at), tally, share=0.04)) == []
+        assert list(broken_by(program, replace(fault, at=at), tally, share=0.015)) == []
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

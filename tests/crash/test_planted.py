@@ -6,6 +6,7 @@ The laws are told by the words of what they find: `found` says some of them.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,7 +36,10 @@ def finding(name: str, *, without: frozenset[int] = frozenset(), first: int = 0)
 
 def findings(name: str, enough: int, *, without: frozenset[int] = frozenset(), first: int = 0) -> list[str]:
     """Return the first laws broken by what the test has planted."""
-    return walk(BY_NAME[name], How(enough=enough, first=first), without=without).findings
+    how = How(enough=enough, first=first)
+    # Most faults show at many cuts: a few are tried before all of them are.
+    few = walk(BY_NAME[name], replace(how, share=0.1), without=without).findings
+    return few if len(few) >= enough else walk(BY_NAME[name], how, without=without).findings
 
 
 class NoSyncing:
@@ -195,7 +199,7 @@ def test_a_word_that_sectors_are_saved_and_is_not_durable_does_no_harm(
             write(self, kind, **fields)
 
     monkeypatch.setattr(JournalWriter, "write", hasty)
-    assert not findings(name, 30, first=20)
+    assert not walk(BY_NAME[name], How(first=20, share=0.3)).findings
 
 
 def mark_before_the_payload(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_reads_of_every_size_are_right_in_any_memory(
             assert chain.read(offset, length) == view[offset : offset + length]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(programs(kinds=[Kind.DYNAMIC], shorter=True), st.data())
 def test_a_write_through_the_chain_is_read_back_through_every_map(program: Program, data: st.DataObject) -> None:
     model = run(program)

@@ -386,8 +386,8 @@ def run_machine(examples: int, *, seeded: bool) -> None:
 
 
 def test_merges_in_any_order_with_anything_are_the_models() -> None:
-    run_machine(60, seeded=True)
-    assert COUNTS["cut"] > 20
+    run_machine(40, seeded=True)
+    assert COUNTS["cut"] > 12
 
 
 @pytest.mark.slow

@@ -407,7 +407,7 @@ PROGRAMS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
     "foreign files, small blocks": (foreign_programs(SMALL), run_foreign),
     "foreign files, blocks of all sizes": (foreign_programs(BLOCK_SIZES), run_foreign),
 }
-FEW = {"small blocks": 60, "foreign files, small blocks": 60}
+FEW = {"small blocks": 40, "foreign files, small blocks": 40}
 MANY = {"small blocks": 3000, "large blocks": 300, "foreign files, small blocks": 3000}
 
 

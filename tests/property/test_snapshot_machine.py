@@ -145,5 +145,5 @@ class Snapshots(RuleBasedStateMachine):
 
 TestSnapshots = Snapshots.TestCase
 TestSnapshots.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -97,7 +97,7 @@ class Family:
 
         A table that is lengthened makes every merge a hundred times as long as those of the other chains.
         """
-        most = 40 if self.growth_count == 0 else 8
+        most = 24 if self.growth_count == 0 else 3
         names = [self.destination, self.destination + JOURNAL, *([UNDO] if self.undo else [])]
         subsets = [set(some) for count in (1, 2) for some in combinations(names, count)]
         draw = Random(17)

@@ -154,9 +154,9 @@ def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws
     )
     build = (*below, put(2, 3, 9), Snapshot(block_size=BLOCK), *writes)
     with small_steps():
-        tally = walk(CrashProgram(name=f"shared block {kind.value}", build=build), How(seed=3))
+        tally = walk(CrashProgram(name=f"shared block {kind.value}", build=build), How(seed=3, share=0.5))
     assert tally.findings == []
-    assert tally.disks > 50
+    assert tally.disks > 25
 
 
 def lone_copier(folder: Folder, path: str, told: list[tuple[int, int]]) -> tuple[SectorCopier, VhdImage]:
@@ -221,7 +221,11 @@ def test_of_two_checkpoints_at_most_anything_is_kept(kind: Kind, monkeypatch: py
 
     monkeypatch.setattr(SectorCopier, "_begin_checkpoint", noting)
     folder, paths = in_memory(cut_blocks(kind))
-    fold(folder, paths, Merge())
+    gc.freeze()  # what was there before is not looked through at every checkpoint
+    try:
+        fold(folder, paths, Merge())
+    finally:
+        gc.unfreeze()
     assert len(kept) > 5
     assert most == [1]
 
@@ -256,7 +260,7 @@ def measured(folder: Folder, top: str, depth: int, new_from: int | None) -> tupl
         return placement._are_alike(chain, depth, target), payload, added.tolist()  # noqa: SLF001
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(drawn=chains(), window=st.sampled_from([4096, 1 << 30]), counted=st.sampled_from([1, 3, 4096]))
 @pytest.mark.fast_path("counting")
 def test_counting_bits_is_looking_at_each_run(

@@ -53,7 +53,7 @@ CHANGE: Final = st.tuples(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     original=st.sampled_from([TABLE, LOGGED]),
     changes=st.lists(CHANGE, min_size=1, max_size=3),
