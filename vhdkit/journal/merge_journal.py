@@ -321,8 +321,10 @@ def read_journal(folder: Folder, destination: str) -> Journal | None:
             return None
 
 
-def find_journal(folder: Folder, destination: str) -> Journal | UnbegunJournal | None:
+def find_journal(folder: Folder, destination: str, image: str = "") -> Journal | UnbegunJournal | None:
     """Return the journal beside a file, begun or not, None if there is none.
+
+    `image` is that file if it has another name by now.
 
     Raises:
         JournalError: it is whole, and not a journal as they are written here.
@@ -331,8 +333,8 @@ def find_journal(folder: Folder, destination: str) -> Journal | UnbegunJournal |
     path = journal_path(destination)
     if not folder.exists(path):
         return None
-    with folder.open(path) as storage, folder.open(destination) as image:
-        if not records.is_believable(storage, image):
+    with folder.open(path) as storage, folder.open(image or destination) as beside:
+        if not records.is_believable(storage, beside):
             message = (
                 "it belongs to another user than the image beside it, and is not believed. If a merge into that image"
                 " wrote it, give it the image's owner: it may be all that tells which layers are merged. Remove it only"

@@ -11,6 +11,7 @@ from vhdkit.formats import open_image
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
+from vhdkit.journal.renamed_files import left_behind
 from vhdkit.merging.plan.resume import noting_unreadable_journals
 from vhdkit.storage import paths
 
@@ -29,7 +30,8 @@ def find_undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
         with find_parent(undo, parents, {undo.storage.identity}).layer as below:
             journal = read_journal(parents.folder, below.path)
             if journal is None or journal.begin.undo_id != undo.unique_id.hex():
-                raise JournalError(f"it is no undo image of a merge into {below.path}", path=path)
+                left = left_behind(parents.folder, below.path, below.unique_id)
+                raise left or JournalError(f"it is no undo image of a merge into {below.path}", path=path)
             check_names(journal, parents.folder, named_directories(path, parents))
             return below.path, journal
 

@@ -22,6 +22,7 @@ from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.findings import Advice
 from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.renamed_files import foreign_journal
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
@@ -138,6 +139,9 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[V
         if parent.footer.saved_state:
             raise ReadOnlyImageError("it belongs to a saved machine state; no child can be made", path=path)
         journal = read_journal(folder, parent.path)
+        foreign = None if journal is None else foreign_journal(journal, parent.unique_id)
+        if foreign is not None:
+            raise foreign
         if journal is not None and (journal.rolling_back or not journal.merged):
             raise JournalError(f"no child can be made of it: {journal.status}", path=path, hint=journal.hint)
         ended = None if accept_ended else ended_view(folder, parent.storage, parent)

@@ -18,6 +18,7 @@ from vhdkit.errors import JournalError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.renamed_files import foreign_journal, left_behind
 from vhdkit.merging.plan.finish import is_spent
 from vhdkit.merging.plan.placement import destination_of, target_of, window_writes
 from vhdkit.merging.plan.resume import check_undo, is_about, parents_beside, with_names
@@ -78,6 +79,8 @@ def earlier_run(
     `journal` is the one beside the destination.
     """
     run = _with_journal(chain, depth, folder, request, journal)
+    left = left_behind(folder, chain.layers[depth].path, chain.layers[depth].unique_id)
+    run.obstacles[:0] = [] if left is None else [left]
     try:
         _find_undo(run, chain, depth, folder)
         yield run
@@ -100,7 +103,7 @@ def _with_journal(
         return run
     sources = chain.layers[:depth]
     if journal.rolling_back or not is_about(journal, sources, destination):
-        run.obstacles.append(_unfinished(journal, folder))
+        run.obstacles.append(_unfinished(journal, folder, destination))
     else:
         run.journal = with_names(journal, sources)
     return run
@@ -113,7 +116,7 @@ def _unfinished_beside(layer: Image, folder: Folder) -> Iterator[VhdError]:
         yield error
         return
     if other is not None:
-        yield _unfinished(other, folder)
+        yield _unfinished(other, folder, layer)
 
 
 def _undo_id(journal: Journal | None) -> bytes:
@@ -223,8 +226,11 @@ def undo_doubt(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> str
     return DOUBT if is_doubtful else ""
 
 
-def _unfinished(journal: Journal, folder: Folder) -> JournalError:
+def _unfinished(journal: Journal, folder: Folder, layer: Image) -> JournalError:
     """Return what stands in the way: another merge, of which nothing is advised that could lose data."""
+    foreign = foreign_journal(journal, layer.unique_id)
+    if foreign is not None:
+        return foreign
     message, hint = f"finish that first: {journal.status}", journal.hint
     begin = journal.begin
     are_there = all(folder.exists(journal.resolve(state.path)) for state in begin.sources)
