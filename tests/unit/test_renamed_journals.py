@@ -87,6 +87,13 @@ def test_a_destination_that_was_renamed_without_its_journal_is_refused_with_the_
     assert (view(vms / "disk.vhd"), view(vms / "leaf.avhd")) == (before, leaf)
 
 
+def test_an_undo_image_is_not_written_though_the_destination_was_renamed(vms: Path) -> None:
+    stopped(vms, undo=str(vms / "undo.vhd"))
+    (vms / "base.vhd").rename(vms / "disk.vhd")
+    with pytest.raises(vhdkit.ReadOnlyImageError, match="kept for taking back a merge"):
+        vhdkit.open_chain(str(vms / "undo.vhd"), writable=True)
+
+
 def test_without_an_undo_image_a_renamed_destination_needs_no_journal(vms: Path) -> None:
     leaf = view(vms / "leaf.avhd")
     stopped(vms)

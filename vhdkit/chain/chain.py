@@ -28,6 +28,7 @@ from vhdkit.findings import Finding
 from vhdkit.formats import as_writable, check_pair, open_image, read_summary, step_findings
 from vhdkit.journal.ended_view import ended_views
 from vhdkit.journal.merge_journal import read_journal
+from vhdkit.journal.renamed_files import journal_left_behind
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
@@ -129,6 +130,8 @@ def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:
     """An undo image must stay what the merge has made it."""
     leaf, below = layers[0], layers[1:2]
     journal = read_journal(folder, below[0].path) if below else None
+    if below and journal is None:
+        journal = journal_left_behind(folder, below[0].path, below[0].unique_id)
     if journal is None or journal.dropping:
         return
     if journal.begin.undo_id == leaf.unique_id.hex():

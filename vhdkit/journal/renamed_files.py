@@ -32,26 +32,32 @@ def foreign_journal(journal: Journal, unique_id: bytes) -> JournalError | None:
 
 
 def left_behind(folder: Folder, path: str, unique_id: bytes) -> JournalError | None:
-    """Return the error that a merge into an image with an undo image is unfinished, though no journal is beside it.
+    """Return the error that a merge into an image is unfinished, though no journal is beside it; None if none is."""
+    journal = journal_left_behind(folder, path, unique_id)
+    if journal is None:
+        return None
+    message = (
+        f"a merge into it is not finished, and its journal {journal.path} was left behind when the image got another"
+        f" name: rename the journal to {journal_path(path)}, and try again"
+    )
+    return JournalError(message, path=path)
 
-    Its journal lies in the folder under the name that the image had. None if there is no such journal. A merge without
-    an undo image begins again, and needs none.
+
+def journal_left_behind(folder: Folder, path: str, unique_id: bytes) -> Journal | None:
+    """Return the journal of a merge with an undo image that lies in the folder under the name that its image had.
+
+    A merge without an undo image begins again, and needs none.
     """
     if folder.exists(journal_path(path)):
         return None
     directory = paths.dirname(path)
     for name in folder.names(directory):
-        found = paths.join(directory, name)
-        if not name.endswith(SUFFIX) or folder.exists(found.removesuffix(SUFFIX)):
-            continue
-        with suppress(JournalError, OSError):
-            journal = find_journal(folder, found.removesuffix(SUFFIX), image=path)
-            if isinstance(journal, Journal) and _is_of(journal, unique_id):
-                message = (
-                    f"a merge into it is not finished, and its journal {found} was left behind when the image got"
-                    f" another name: rename the journal to {journal_path(path)}, and try again"
-                )
-                return JournalError(message, path=path)
+        former = paths.join(directory, name.removesuffix(SUFFIX))
+        if name.endswith(SUFFIX) and not folder.exists(former):
+            with suppress(JournalError, OSError):
+                journal = find_journal(folder, former, image=path)
+                if isinstance(journal, Journal) and _is_of(journal, unique_id):
+                    return journal
     return None
 
 
