@@ -32,6 +32,7 @@ _WORDS = {
     Advice.SEARCH_THERE: "--search {folder}",
     Advice.PARENT_MAP: "--parent-map FOLDER=LOCAL_FOLDER",
     Advice.LAYER_FOLDER: "--dir FOLDER",
+    Advice.STATE_FOLDER: "--state-to FOLDER",
     Advice.YIELD_MERGES: "--yield",
     Advice.PARALLEL: "--parallel N",
     Advice.WAIT_IN_LINE: "--wait",

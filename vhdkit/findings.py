@@ -106,6 +106,7 @@ class Advice(Enum):
     SEARCH_THERE = "search=[{folder!r}]"
     PARENT_MAP = "parent_map={{'FOLDER': 'LOCAL_FOLDER'}}"
     LAYER_FOLDER = "directory="
+    STATE_FOLDER = "state_to="
     YIELD_MERGES = "yield_merges=True"
     PARALLEL = "parallel="
     WAIT_IN_LINE = "wait_in_line=True"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +9,7 @@ import click
 from vhdkit.cli.new_files import NewFile
 from vhdkit.cli.options import FOLDER, Size, json_option, parallel_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table
-from vhdkit.errors import VhdError
+from vhdkit.cli.snapshot_run import how_it_goes, run, start_pending
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
 # As `check` has them: corrupt, and something is left over.
 _DAMAGED = 2
 _LEFT_OVER = 3
-# As shells have them.
-_NOT_EXECUTABLE = 126
-_NOT_FOUND = 127
 
 _disk = click.argument("disk")
 _directory = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Make the new files in this folder.")
@@ -45,9 +40,18 @@ def snapshot() -> None:
 @click.option("--machine", metavar="NAME", default="", help="The machine's name; the first disk's unless told.")
 @click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Where new layers are made; beside the base.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for layers in this folder too.")
+@click.option(
+    "--state-to", type=FOLDER, metavar="DIR", help="Where its saved state belongs: `apply` puts it back there."
+)
 @json_option
 def init(
-    disks: tuple[str, ...], *, machine: str, directory: str | None, search: tuple[str, ...], as_json: bool
+    disks: tuple[str, ...],
+    *,
+    machine: str,
+    directory: str | None,
+    search: tuple[str, ...],
+    state_to: str | None,
+    as_json: bool,
 ) -> None:
     """Begin to keep snapshots of a machine with these disks, or bring what is known of it up to date.
 
@@ -56,7 +60,12 @@ def init(
     """
     from vhdkit.snapshot.machine import Machine
 
-    _show(Machine.adopt(disks, machine=machine, directory=directory, search=search), as_json=as_json)
+    adopted = Machine.adopt(disks, machine=machine, directory=directory, search=search)
+    if state_to is not None:
+        from vhdkit.snapshot.state_files import keep_state_at
+
+        keep_state_at(adopted.file, state_to)
+    _show(adopted, as_json=as_json)
 
 
 @snapshot.command()
@@ -162,7 +171,7 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
     active = machine.active
     gone = machine.delete(name, subtree=subtree)
     owed = machine.owed().merges
-    jobs, postponed = _started(machine, None) if not no_settle else ((), "")
+    jobs, postponed = start_pending(machine, None) if not no_settle else ((), "")
     if as_json:
         record = {"deleted": [each.name for each in gone], "jobs": [job.id for job in jobs]}
         print_json(record | {"postponed": postponed or None, "owed": describe_owed(machine.owed())})
@@ -270,53 +279,7 @@ def settle(
     return 0
 
 
-@snapshot.command(context_settings={"ignore_unknown_options": True})
-@_disk
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--yield", "yield_merges", is_flag=True, help="Stop merges that are at its disks; they go on afterwards.")
-def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
-    """Run a machine: COMMAND, with {} for its active disk ({0}, {1}, ... for each), and settle what is owed afterwards.
-
-    Put -- before COMMAND. It is refused (exit 75) while a merge is at the machine's disks, unless --yield stops that;
-    what it has done so far is kept. Until COMMAND has ended the machine counts as running. Exits as COMMAND does, with
-    127 if it is not found.
-    """
-    machine = _machine(disk)
-    with machine.running(yield_merges=yield_merges) as stopped:
-        for job in stopped:
-            echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
-        names = {"{}": machine.active[0], **{f"{{{at}}}": path for at, path in enumerate(machine.active)}}
-        code = _run([re.sub(r"\{\d*\}", lambda found: names.get(found[0], found[0]), word) for word in command])
-    with suppress(VhdError, OSError):
-        started, _ = _started(machine, None)
-        for each in started:
-            echo(f"merge: {_how_it_goes(each)}", err=True)
-    return code
-
-
-def _run(words: list[str]) -> int:
-    """Run a program and return its exit code, as a shell tells it; Ctrl-C, SIGTERM and SIGHUP are for it to answer."""
-    import signal
-    import subprocess
-
-    from vhdkit.cli.signals import ending_signals
-
-    try:
-        process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
-    except OSError as error:
-        echo(f"vhdkit: {printable(words[0])}: {error.strerror}", err=True)
-        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    # A terminal sends Ctrl-C to both of them.
-    before = {
-        number: signal.signal(number, lambda sent, _frame: None if sent == signal.SIGINT else process.send_signal(sent))
-        for number in ending_signals()
-    }
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+snapshot.add_command(run)
 
 
 # Shared
@@ -341,28 +304,27 @@ def _print_applied(applied: Applied, *, as_json: bool) -> None:
     if as_json:
         record = {"applied": applied.snapshot.name, "active": list(applied.active), "state": list(applied.state)}
         discarded = [{"filename": path, "actual-size": size} for path, size in applied.discarded]
-        print_json(record | {"discarded": discarded})
+        state = {"state-in-place": applied.is_state_in_place, "set-aside": list(applied.set_aside)}
+        print_json(record | state | {"discarded": discarded})
         return
     rows: list[tuple[str, object]] = [("applied", applied.snapshot.name)]
     rows += [("active", path_text(path)) for path in applied.active]
     rows += [("discarded", f"{path_text(path)}, {size_text(size)}") for path, size in applied.discarded]
-    rows += [("kept file", path_text(path)) for path in applied.state]
+    word = "saved state" if applied.is_state_in_place else "kept file"
+    rows += [(word, path_text(path)) for path in applied.state]
+    rows += [("set aside", path_text(path)) for path in applied.set_aside]
     table(rows)
-
-
-def _started(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, ...], str]:
-    """Begin the merges that are owed; return them, or why they wait."""
-    try:
-        return machine.start_settling(rate=rate), ""
-    except (VhdError, OSError) as error:
-        return (), str(error)
+    if applied.state and not applied.is_state_in_place:
+        files = "is a file" if len(applied.state) == 1 else "are files"
+        echo(f"warning: there {files} of saved state: start nothing before it is in its place;", err=True)
+        echo("         --state-to DIR puts it there, and `vhdkit snapshot init --state-to DIR` for good", err=True)
 
 
 def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str) -> None:
     from vhdkit.cli.snapshot_view import print_owed
 
     for job in jobs:
-        echo(f"merge: {_how_it_goes(job)}")
+        echo(f"merge: {how_it_goes(job)}")
         if job.unlisted:
             echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
     if postponed:
@@ -371,14 +333,6 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
     if owed.is_nothing and not postponed and not jobs:
         echo("nothing is owed")
     print_owed(owed, but={job.job.destination for job in jobs})
-
-
-def _how_it_goes(job: MergeJob) -> str:
-    from vhdkit.job.job import JobState
-
-    if job.job.state is JobState.SUSPENDED:
-        return f"{job.id} is paused; `vhdkit job resume {job.id}` lets it go on"
-    return f"{job.id}, in the background"
 
 
 def _code(remarks: tuple[Remark, ...]) -> int:

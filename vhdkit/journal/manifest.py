@@ -187,6 +187,7 @@ class Manifest(ManifestRecord, frozen=True, kw_only=True, dict=True):
     """All of it. `now` is the id of the snapshot that the machine's present state began with, None for none.
 
     `begun`, `doomed` and `foldings` are operations under way; what a power cut leaves of them is settled later.
+    `state_to` is the folder where the machine's saved state belongs, None where that was not said.
     """
 
     id: Id
@@ -197,6 +198,7 @@ class Manifest(ManifestRecord, frozen=True, kw_only=True, dict=True):
     begun: tuple[Made, ...] = ()
     doomed: tuple[Made, ...] = ()
     foldings: tuple[Folding, ...] = ()
+    state_to: str | None = None
 
     def find(self, name: str) -> Snapshot:
         """Return the snapshot of that name, or of an id that begins so: with its first eight digits at least.
@@ -251,6 +253,9 @@ class Manifest(ManifestRecord, frozen=True, kw_only=True, dict=True):
 
         """
         record = {"kind": _KIND, "version": VERSION, **msgspec.to_builtins(self)}
+        if self.state_to is None:
+            # Whoever knows nothing of it can read the manifest.
+            del record["state_to"]
         raw = (json.dumps(record, indent=1, ensure_ascii=True) + "\n").encode()
         if len(raw) > MAX_BYTES:
             raise SnapshotError(f"the list of snapshots would have {len(raw)} bytes, more than {MAX_BYTES}")
@@ -312,6 +317,8 @@ def _check(manifest: Manifest) -> None:
         layers.update(disk.parents)
     for made in (*manifest.begun, *manifest.doomed):
         check_path(made.path)
+    if manifest.state_to is not None:
+        check_path(posixpath.normpath(posixpath.join(manifest.state_to, "x")))
     _check_snapshots(manifest)
     _check_foldings(manifest)
 

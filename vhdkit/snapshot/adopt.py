@@ -320,6 +320,7 @@ def _manifest(
         snapshots=snapshots,
         now=now,
         doomed=before.doomed if before is not None else (),
+        state_to=before.state_to if before is not None else None,
     )
 
 

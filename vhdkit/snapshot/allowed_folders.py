@@ -111,6 +111,7 @@ def signposts_of(file: ManifestFile, manifest: Manifest) -> set[str]:
     made = (file.absolute(each.path) for each in (*manifest.begun, *manifest.doomed))
     directories = {paths.dirname(path) for path in made if is_own(file, path)}
     new = {file.absolute_folder(disk.directory) for disk in manifest.disks}
+    new |= {file.absolute_folder(manifest.state_to)} if manifest.state_to is not None else set()
     directories |= {directory for directory in new if is_own(file, paths.join(directory, "x"))}
     directories |= set(_elsewhere(file, manifest))
     return {paths.join(directory, name) for directory in directories - {file.directory}}

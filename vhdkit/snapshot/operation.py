@@ -13,7 +13,7 @@ from vhdkit.errors import SnapshotError
 from vhdkit.snapshot import layer_checks, new_files, transitions
 from vhdkit.snapshot.cleanup import sweep
 from vhdkit.snapshot.fingerprint import mark_of
-from vhdkit.storage import paths
+from vhdkit.snapshot.state_files import handed_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,14 +33,16 @@ class Discarded(NamedTuple):
 class Applied:
     """What applying a snapshot did: the layers that are active now, disk by disk, and what is no longer.
 
-    `discarded` are the layers that were active; `state` the files that were kept with the snapshot, or the copies that
-    were asked for.
+    `discarded` are the layers that were active; `state` the files that were kept with the snapshot, or their copies
+    where the machine finds them (`is_state_in_place`); `set_aside` are the new names of files that lay there.
     """
 
     snapshot: Snapshot
     active: tuple[str, ...]
     discarded: tuple[Discarded, ...]
     state: tuple[str, ...]
+    is_state_in_place: bool = False
+    set_aside: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def apply_snapshot(
     with new_files.held_actives(file, manifest, exclusive=True, may_miss=True) as images:
         for disk, layer in zip(manifest.disks, snapshot.layers, strict=True):
             new_files.check_frozen(file, manifest, disk, new_files.line_to_base(disk, layer))
-        with _handed_back(file, snapshot, state_to) as state:
+        with handed_back(file, manifest, snapshot, state_to) as handed:
             made = new_files.begun_of(fresh)
             with beginning(file, manifest, made):
                 new_files.make_layers(file, fresh, timestamp.from_unix(now))
@@ -129,19 +131,7 @@ def apply_snapshot(
         snapshot=snapshot,
         active=tuple(file.absolute(layer.path) for layer in fresh),
         discarded=discarded,
-        state=state,
+        state=handed.files,
+        set_aside=handed.set_aside,
+        is_state_in_place=state_to is not None or manifest.state_to is not None,
     )
-
-
-@contextmanager
-def _handed_back(file: ManifestFile, snapshot: Snapshot, state_to: str | None) -> Iterator[tuple[str, ...]]:
-    """Lend the files that are kept with a snapshot, or copies of them, which go again if the block fails."""
-    kept = new_files.check_kept(file, snapshot)
-    if state_to is None:
-        yield kept
-        return
-    where = file.folder.real(state_to)
-    file.folder.make_directory(where)
-    copies = {paths.join(where, state.name): path for state, path in zip(snapshot.state, kept, strict=True)}
-    with new_files.copied_files(file, copies) as made:
-        yield made
