@@ -9,7 +9,7 @@ import click
 from vhdkit.cli.new_files import NewFile
 from vhdkit.cli.options import FOLDER, Size, json_option, parallel_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, table
-from vhdkit.cli.snapshot_run import how_it_goes, run, start_pending
+from vhdkit.cli.snapshot_run import how_it_goes, make_way, run, start_pending, watch
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _directory = click.option("--dir", "directory", type=FOLDER, metavar="DIR", help
 
 @click.group()
 def snapshot() -> None:
-    """Keep a machine's disks as they are at an instant, and go back to that.
+    """Keep the disks of a machine that is off or saved as they are at an instant, and go back to that.
 
     DISK is any file of the machine: a base, the active layer, or any between. Its snapshots are listed in one file
     beside the base of its first disk; the images can be read and merged without it.
@@ -279,7 +279,8 @@ def settle(
     return 0
 
 
-snapshot.add_command(run)
+for _verb in (run, make_way, watch):
+    snapshot.add_command(_verb)
 
 
 # Shared

@@ -1,20 +1,23 @@
-"""Running a machine while its merges make way: snapshot run."""
+"""Machines that run while merges are pending: snapshot run, make-way, watch."""
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vhdkit.cli.output import echo
+from vhdkit.cli.options import Rate, json_option, parallel_option
+from vhdkit.cli.output import echo, path_text, print_json
 from vhdkit.errors import VhdError
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
     from vhdkit.job.handle import MergeJob
     from vhdkit.snapshot.machine import Machine
+    from vhdkit.snapshot.watch_machines import Watched
 
 # As shells have them.
 _NOT_EXECUTABLE = 126
@@ -45,6 +48,79 @@ def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
         for each in started:
             echo(f"merge: {how_it_goes(each)}", err=True)
     return code
+
+
+@click.command("make-way")
+@click.argument("disk")
+@click.option("--yield", "yield_merges", is_flag=True, help="Stop merges that are at its disks; `settle` goes on.")
+@json_option
+def make_way(disk: str, *, yield_merges: bool, as_json: bool) -> None:
+    """Make sure that a machine can be started now: for hooks that a hypervisor calls before it opens the disks.
+
+    It is refused (exit 75) while the machine runs, and while a merge is at its disks unless --yield stops that.
+    """
+    from vhdkit.snapshot.machine import Machine
+
+    machine = Machine(disk)
+    stopped = machine.make_way(yield_merges=yield_merges)
+    if as_json:
+        from vhdkit.cli.job_view import describe_job
+
+        print_json({"active": list(machine.active), "stopped": [describe_job(job) for job in stopped]})
+        return
+    for job in stopped:
+        echo(f"the merge {job.id} has stopped at {job.percent} %, and goes on later", err=True)
+    for path in machine.active:
+        echo(f"active: {path_text(path)}")
+
+
+@click.command()
+@click.argument("disks", nargs=-1, metavar="[DISK]...")
+@click.option(
+    "--after",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Begin merges when the machine has been off for so long.",
+)
+@click.option("--rate", type=Rate(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
+@parallel_option
+@click.option("--once", is_flag=True, help="End when nothing is pending any longer.")
+@json_option
+def watch(
+    disks: tuple[str, ...], *, after: float, rate: int | None, parallel: int | None, once: bool, as_json: bool
+) -> None:
+    """Merge what is pending whenever machines are off, and stop within a second when something opens their disks.
+
+    A service, until it is stopped; the machines are those of DISK..., or all whose snapshots this user keeps. With
+    --json what happens is an object a line.
+    """
+    import sys
+
+    from vhdkit.cli.signals import stopping
+    from vhdkit.snapshot.watch_machines import MachineWatch
+
+    def tell(seen: Watched) -> None:
+        echo(json.dumps(_describe_watched(seen)) if as_json else _watched_line(seen))
+        sys.stdout.flush()
+
+    with stopping() as stop:
+        machines = MachineWatch(disks, quiet=after, rate=rate or None, parallel=parallel, tell=tell)
+        machines.run(stop, until_done=once)
+
+
+def _describe_watched(seen: Watched) -> dict[str, Any]:
+    from vhdkit.cli.job_view import describe_job
+
+    job = None if seen.job is None else describe_job(seen.job)
+    return {"event": seen.event.value, "machine": seen.machine, "reason": seen.reason or None, "job": job}
+
+
+def _watched_line(seen: Watched) -> str:
+    which = "" if seen.job is None else f" merge {seen.job.id[:8]}, {seen.job.percent} %"
+    reason = f": {seen.reason}" if seen.reason else ""
+    return printable(f"{seen.machine}: {seen.event.value}{which}{reason}")
 
 
 def _run(words: list[str]) -> int:
