@@ -166,3 +166,19 @@ def test_what_a_job_has_said_in_all_its_runs_is_kept_with_it(vms: Path, cli: Cli
     assert len(cli("job", "log", job.id, "--json").json) == len(said)
     assert cli("job", "rm", job.id).code == 0
     assert not kept.exists()
+
+
+def test_the_help_answers_each_question_with_a_command_that_there_is(cli: Cli) -> None:
+    told = cli("job", "--help").out
+    questions = [line.strip() for line in told.splitlines() if "  vhdkit " in line]
+    assert len(questions) == 10
+    assert all(len(line) <= 80 for line in questions)
+    for line in questions:
+        known = ""
+        for answer in line.split("  vhdkit ")[1].split(", "):
+            words = answer.split()
+            if words[0] in {"job", "snapshot", "merge"}:
+                verb = words[: 1 if words[0] == "merge" else 2]
+                known = cli(*verb, "--help").out
+            assert known
+            assert all(word in known for word in words if word.startswith("--")), answer

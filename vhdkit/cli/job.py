@@ -28,14 +28,27 @@ _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 _any_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
 
 
-@click.group()
+# Each stays on its line: what people ask of a merge, and the command that answers.
+_ANSWERS = """\b
+When is it done?            vhdkit job list --running, job wait ID, job watch
+Hyper-V's query for that    vhdkit job list --where QUERY, --format cim
+Which machine, which disk?  vhdkit job list --machine NAME, --disk FILE
+What waits, and for whom?   vhdkit job list --pending
+Does it begin by itself?    vhdkit snapshot watch, when the machine is off
+Who tells me of its end?    vhdkit job on-end, merge --on-end, merge --events
+How long did it take?       vhdkit job history, job log ID
+How long will it take?      vhdkit merge --dry-run
+What after a reboot?        vhdkit job resume --interrupted
+How is it stopped, slowed?  vhdkit job cancel, job pause, job rate ID 8M
+"""
+
+
+@click.group(epilog=_ANSWERS)
 @click.pass_context
 def job(ctx: click.Context) -> None:
-    """Ask about merges, running and finished, of any process, and steer them.
+    """Ask about merges that run, wait or have ended, of any process, and steer them.
 
-    An ID may be shortened to any beginning that no other job has. When is a merge done? `job list --running` shows how
-    far those that run are, `job list --pending` what is left to do and why it waits; `job wait` returns when one is
-    done.
+    An ID may be shortened to any beginning that no other job has.
     """
     ctx.call_on_close(_warn_of_left_out)
 
