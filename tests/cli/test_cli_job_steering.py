@@ -123,6 +123,15 @@ def test_a_merge_in_the_foreground_waits_too_and_can_be_cancelled(vms: Path, cli
     assert cli("merge", leaf, "--parallel", "0").code == 64
 
 
+def test_a_paused_merge_leaves_its_place_to_another(vms: Path, cli: Cli) -> None:
+    jobs = [begun(vms, name) for name in "ab"]
+    assert cli("job", "pause", jobs[0].id).code == 0
+    assert cli("merge", make_chain(vms, "c", 1), "--progress", "none").code == 0
+    assert cli("job", "resume", jobs[0].id).code == 0
+    for job in jobs:
+        assert job.wait(HANGS_SECONDS).state is JobState.COMPLETED
+
+
 def test_a_second_merge_of_a_busy_chain_is_refused_unless_it_may_wait(vms: Path, cli: Cli) -> None:
     first = begun(vms, "a")
     shutil.copy(vms / "a_0.avhd", vms / "kept")

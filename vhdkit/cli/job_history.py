@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING
 
 import click
@@ -44,6 +42,9 @@ def history(*, machine: str | None, disk: str | None, style: str, as_json: bool)
 
 
 def _csv(found: Sequence[Job]) -> str:
+    import csv
+    import io
+
     from vhdkit.findings import printable
     from vhdkit.job.history import history_record
 

@@ -2,7 +2,8 @@
 
 A merge that begins holds the lock of one of so many files, its slot, in the queue folder of its file system: a
 directory of this user's state that is named for the device. A lock goes with the process that holds it, so that none is
-left behind, and the list of jobs is not needed. Where the directory cannot be had there is no limit.
+left behind, and the list of jobs is not needed. Where the directory cannot be had there is no limit. A merge that is
+paused leaves its slot to others.
 """
 
 from __future__ import annotations
@@ -26,31 +27,39 @@ _FOLDER = "queues"
 
 
 class MergeSlot:
-    """A slot that a merge holds until `close`; without a lock where none could be had, and then there is no limit."""
-
-    def __init__(self, lock: Storage | None) -> None:
-        self._lock = lock
-
-    def close(self) -> None:
-        """Let another merge begin."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-
-def take_slot(request: MergeRequest, state: str) -> MergeSlot | None:
-    """Return a slot of the file system that a merge writes to, None if as many merges as may run do so.
+    """The place of one merge among those that may run on the file system that it writes to.
 
     `state` is the directory of the user's state.
     """
-    try:
-        directory = _queue_folder(request, state)
-        for number in range(request.parallel or DEFAULT_PARALLEL):
-            with suppress(ImageInUseError):
-                return MergeSlot(_locked(paths.join(directory, str(number))))
-    except OSError:
-        return MergeSlot(None)
-    return None
+
+    def __init__(self, request: MergeRequest, state: str) -> None:
+        self._request = request
+        self._state = state
+        self._lock: Storage | None = None
+        self._is_held = False
+
+    def take(self) -> bool:
+        """Take a slot unless one is held; return whether one is now, False if as many merges as may run do so."""
+        if self._is_held:
+            return True
+        try:
+            directory = _queue_folder(self._request, self._state)
+            for number in range(self._request.parallel or DEFAULT_PARALLEL):
+                with suppress(ImageInUseError):
+                    self._lock = _locked(paths.join(directory, str(number)))
+                    self._is_held = True
+                    break
+        except OSError:
+            # Where there are no locks there is no limit.
+            self._is_held = True
+        return self._is_held
+
+    def release(self) -> None:
+        """Let another merge run."""
+        self._is_held = False
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def device_of(path: str) -> int:

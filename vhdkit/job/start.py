@@ -16,7 +16,7 @@ from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
 from vhdkit.job.job import Job, JobState, job_id
 from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, touched
-from vhdkit.job.merge_slots import take_slot
+from vhdkit.job.merge_slots import MergeSlot
 from vhdkit.job.on_end import check_end_command
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
@@ -150,8 +150,8 @@ def run_merge(
     job = _new(request.with_paths(paths.abspath), plan, machine)
     if plan.journal is not None:  # a merge that begins was never listed
         job, _ = _as_known(job, registry)
-    slot = take_slot(request, registry.directory)
-    if slot is not None:
+    slot = MergeSlot(request, registry.directory)
+    if slot.take():
         # It has its turn: should this word be the last that the list hears, it is known to have begun.
         job = job.advanced(time.time(), JobState.RUNNING)
     with Worker(job, registry, progress=progress, cancel=cancel, completion=completion, slot=slot) as at:

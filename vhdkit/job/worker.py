@@ -17,7 +17,7 @@ from vhdkit.errors import ImageInUseError, MergeCancelled
 from vhdkit.job import events
 from vhdkit.job.job import Job, JobState
 from vhdkit.job.job_files import check_same, error_fields, gone, identities_of, touched
-from vhdkit.job.merge_slots import take_slot
+from vhdkit.job.merge_slots import MergeSlot
 from vhdkit.job.on_end import start_end_command
 from vhdkit.job.rate_meter import RateMeter
 from vhdkit.job.reconcile import as_left, is_another_at, stands_in_the_way
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from vhdkit.job.merge_slots import MergeSlot
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.progress import Cancel, Progress
@@ -94,7 +93,7 @@ class Worker:
         self._has_news = False  # more than how far it is
         self._meter = RateMeter()
         self._limit = RateLimit(job.request.rate)
-        self._slot = slot
+        self._slot = slot or MergeSlot(job.request, registry.directory)
         self._tenth = 10 * job.percent // 100
         self._done = 0
         self._listener = threading.Thread(target=self._listen, name=f"vhdkit-job-{job.id[:8]}", daemon=True)
@@ -138,7 +137,11 @@ class Worker:
             with self._lock:
                 before = self._job.state
                 self._change(JobState.SUSPENDED)
+            # Its files stay held; the disk is others' meanwhile.
+            self._slot.release()
             while not self._going.wait(_LISTEN_SECONDS) and not self._is_asked_elsewhere():
+                pass
+            while not (self._slot.take() or self._cancelled.wait(_SLOT_SECONDS) or self._is_asked_elsewhere()):
                 pass
             with self._lock:
                 if self._job.state is JobState.SUSPENDED:
@@ -173,8 +176,7 @@ class Worker:
             # Whoever sees that it has ended finds that in the log.
             events.tell(self._job)
         finally:
-            if self._slot is not None:
-                self._slot.close()
+            self._slot.release()
             # The last word is what others wait for, and a second Ctrl-C is no reason to keep it.
             self._write(self.registry)
         start_end_command(self._job)
@@ -279,14 +281,11 @@ class Worker:
 
     def _wait_for_slot(self) -> None:
         """Wait until fewer merges run on the file system than may; what is held then is given back at the end."""
-        is_told = False
-        while self._slot is None:
-            self._slot = take_slot(self._job.request, self.registry.directory)
-            if self._slot is None:
-                if not is_told:
-                    is_told = True
-                    events.logger.warning("%s", f"the job {self._job.id} waits: {_FULL}")
-                self._wait(_SLOT_SECONDS)
+        if self._slot.take():
+            return
+        events.logger.warning("the job %s waits: %s", self._job.id, _FULL)
+        while not self._slot.take():
+            self._wait(_SLOT_SECONDS)
 
     def _wait(self, seconds: float) -> None:
         if self._cancelled.wait(seconds) or self.is_set():

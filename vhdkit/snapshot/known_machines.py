@@ -7,10 +7,8 @@ the manifest that it names is opened as if the user had named it, and nothing is
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 
-from vhdkit.journal.manifest_pointer import MANIFEST_SUFFIX
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.protocols import read_bytes
@@ -42,6 +40,9 @@ def known_machines() -> tuple[str, ...]:
         names = folder.names(directory)
     except OSError:
         return ()
+    # Loaded by those that have machines.
+    from vhdkit.journal.manifest_pointer import MANIFEST_SUFFIX  # noqa: PLC0415
+
     for name in sorted(names):
         path = paths.join(directory, name)
         with suppress(OSError, ValueError):
@@ -63,6 +64,8 @@ def known_machines() -> tuple[str, ...]:
 
 
 def _path_of(manifest: str) -> str:
+    import hashlib  # noqa: PLC0415 - `job list` needs it where machines are known
+
     name = hashlib.sha256(_bytes_of(manifest)).hexdigest()[:32]
     return paths.join(state_directory(), _FOLDER, name)
 

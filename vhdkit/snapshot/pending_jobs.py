@@ -1,37 +1,22 @@
 """The merges that are left to do: those that deleted snapshots leave, those in line, and those that were cut off.
 
-Each is a `Job`, with what it waits for. A merge that nobody has begun has an id of its own all the same, by which it
-can be shown and begun; it is made of the machine's manifest and the merge's files, so that it is the same each time.
+Each is a `Job`, with what it waits for.
 """
 
 from __future__ import annotations
 
-import uuid
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
-from vhdkit.findings import Advice
 from vhdkit.job.control import find_job, jobs, listed_jobs, of_machine, resume_job, touches_disk
-from vhdkit.job.job import Job, JobState, Wait, WaitReason
+from vhdkit.job.job import Job, JobState, WaitReason
 from vhdkit.job.waiting import with_wait
-from vhdkit.journal.manifest import Manifest
-from vhdkit.options import Follow, MergeRequest
 from vhdkit.snapshot.known_machines import known_machines
-from vhdkit.snapshot.transitions import owed_by
-from vhdkit.storage import paths
-from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vhdkit.errors import ImageInUseError
-    from vhdkit.snapshot.manifest_file import ManifestFile
-    from vhdkit.snapshot.pending_merges import PendingMerge
     from vhdkit.units import StrPath
 
 _CUT_OFF = (JobState.TERMINATED, JobState.KILLED, JobState.EXCEPTION)
@@ -54,8 +39,11 @@ def pending_jobs(*, disk: StrPath | None = None, machine: str | None = None) -> 
     known = {job.destination: job for job in waiting}
     found = {job.id: job for job in waiting if job.wait is not None}
     for path in known_machines():
+        # Manifests are loaded by those that have machines.
+        from vhdkit.snapshot.machine_merges import merges_left  # noqa: PLC0415
+
         with suppress(VhdError, OSError):
-            found |= {job.id: job for job in _of_machine(path, known, going)}
+            found |= {job.id: job for job in merges_left(path, known, going)}
     chosen = tuple(found.values()) if machine is None else of_machine(found.values(), machine)
     return chosen if disk is None else touches_disk(chosen, as_text(disk))
 
@@ -106,64 +94,3 @@ def resume_any_job(job_id: str) -> Job:
 
     begun = [each.job for each in Machine(job.destination).start_settling()]
     return next((each for each in begun if each.destination == job.destination), job)
-
-
-def _of_machine(path: str, known: dict[str, Job], going: Sequence[Job]) -> list[Job]:
-    """Return the pending merges of a machine; those in `known` were begun once and cut off."""
-    folder = LocalFolder()
-    with folder.open(path) as storage:
-        manifest, noted = Manifest.from_json(read_bytes(storage, 0, storage.size())), storage.mtime
-    if not owed_by(manifest)[1]:
-        return []
-    # numpy is loaded by those that have something to look at.
-    from vhdkit.snapshot.manifest_file import ManifestFile  # noqa: PLC0415
-    from vhdkit.snapshot.pending_merges import effective  # noqa: PLC0415
-    from vhdkit.snapshot.run_pending_merges import Settler  # noqa: PLC0415
-
-    file = ManifestFile(folder, path, [paths.dirname(path)])
-    manifest = effective(file, file.read())
-    settler = Settler(file, is_local=True)
-    busy = {job.destination for job in going}
-    merges = [merge for merge in settler.owed(manifest).merges if merge.destination not in busy]
-    if not merges:
-        return []
-    state, wait = _wait_of(file.absolute(manifest.disks[0].active), settler.holder(manifest))
-    found = []
-    for merge in merges:
-        begun = known.get(merge.destination)
-        if begun is not None and begun.state.is_resumable:
-            found.append(replace(begun, wait=wait))
-        else:
-            found.append(_job_of(file, manifest, merge, state, wait, noted))
-    return found
-
-
-def _wait_of(active: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
-    """Return what a machine's merges wait for: its end, or somebody who begins them."""
-    if holder is None:
-        hint = Advice.SETTLE.hint("{} merges it", path=active)
-        return JobState.SERVICE, Wait(reason=WaitReason.NOT_BEGUN, hint=hint)
-    hint = Advice.SETTLE.hint("when it is off, {} merges it", path=active)
-    return JobState.NEW, Wait(reason=WaitReason.MACHINE_RUNS, holders=holder.holders, hint=hint)
-
-
-def _job_of(
-    file: ManifestFile, manifest: Manifest, merge: PendingMerge, state: JobState, wait: Wait, noted: float
-) -> Job:
-    name = "\n".join([file.path, *merge.sources, merge.destination])
-    files = (*merge.sources, merge.destination)
-    return Job(
-        id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
-        state=state,
-        request=MergeRequest(
-            child=merge.sources[0], into=merge.destination, search=file.search(manifest), follow=Follow.SETTLE
-        ),
-        sources=merge.sources,
-        destination=merge.destination,
-        files=files,
-        written=files,
-        machine=manifest.machine,
-        submitted=noted,
-        changed=noted,
-        wait=wait,
-    )

@@ -1,0 +1,95 @@
+"""The merges that a machine's deleted snapshots leave, as jobs that nobody has begun.
+
+Each has an id of its own all the same, by which it can be shown and begun; it is made of the machine's manifest and the
+merge's files, so that it is the same each time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vhdkit.findings import Advice
+from vhdkit.job.job import Job, JobState, Wait, WaitReason
+from vhdkit.journal.manifest import Manifest
+from vhdkit.options import Follow, MergeRequest
+from vhdkit.snapshot.transitions import owed_by
+from vhdkit.storage import paths
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.protocols import read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vhdkit.errors import ImageInUseError
+    from vhdkit.snapshot.manifest_file import ManifestFile
+    from vhdkit.snapshot.pending_merges import PendingMerge
+
+
+def merges_left(path: str, known: dict[str, Job], going: Sequence[Job]) -> list[Job]:
+    """Return the pending merges of a machine as jobs, by the path of its manifest.
+
+    Those that go on are left out; those in `known`, by their destinations, were begun once and cut off.
+
+    Raises:
+        VhdError, OSError: the manifest or an image cannot be read.
+
+    """
+    folder = LocalFolder()
+    with folder.open(path) as storage:
+        manifest, noted = Manifest.from_json(read_bytes(storage, 0, storage.size())), storage.mtime
+    if not owed_by(manifest)[1]:
+        return []
+    # numpy is loaded by those that have something to look at.
+    from vhdkit.snapshot.manifest_file import ManifestFile  # noqa: PLC0415
+    from vhdkit.snapshot.pending_merges import effective  # noqa: PLC0415
+    from vhdkit.snapshot.run_pending_merges import Settler  # noqa: PLC0415
+
+    file = ManifestFile(folder, path, [paths.dirname(path)])
+    manifest = effective(file, file.read())
+    settler = Settler(file, is_local=True)
+    busy = {job.destination for job in going}
+    merges = [merge for merge in settler.owed(manifest).merges if merge.destination not in busy]
+    if not merges:
+        return []
+    state, wait = _wait_of(file.absolute(manifest.disks[0].active), settler.holder(manifest))
+    found = []
+    for merge in merges:
+        begun = known.get(merge.destination)
+        if begun is not None and begun.state.is_resumable:
+            found.append(replace(begun, wait=wait))
+        else:
+            found.append(_job_of(file, manifest, merge, state, wait, noted))
+    return found
+
+
+def _wait_of(active: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
+    """Return what a machine's merges wait for: its end, or somebody who begins them."""
+    if holder is None:
+        hint = Advice.SETTLE.hint("{} merges it", path=active)
+        return JobState.SERVICE, Wait(reason=WaitReason.NOT_BEGUN, hint=hint)
+    hint = Advice.SETTLE.hint("when it is off, {} merges it", path=active)
+    return JobState.NEW, Wait(reason=WaitReason.MACHINE_RUNS, holders=holder.holders, hint=hint)
+
+
+def _job_of(
+    file: ManifestFile, manifest: Manifest, merge: PendingMerge, state: JobState, wait: Wait, noted: float
+) -> Job:
+    name = "\n".join([file.path, *merge.sources, merge.destination])
+    files = (*merge.sources, merge.destination)
+    return Job(
+        id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+        state=state,
+        request=MergeRequest(
+            child=merge.sources[0], into=merge.destination, search=file.search(manifest), follow=Follow.SETTLE
+        ),
+        sources=merge.sources,
+        destination=merge.destination,
+        files=files,
+        written=files,
+        machine=manifest.machine,
+        submitted=noted,
+        changed=noted,
+        wait=wait,
+    )
