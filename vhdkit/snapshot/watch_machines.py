@@ -18,17 +18,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum, unique
 from typing import TYPE_CHECKING, NamedTuple
 
-from vhdkit.errors import JobError, VhdError
-from vhdkit.job.control import cancel_job, find_job, jobs
+from vhdkit.errors import VhdError
+from vhdkit.job.job import JobState
+from vhdkit.journal.manifest_pointer import MANIFEST_SUFFIX
 from vhdkit.progress import Phase
 from vhdkit.snapshot.known_machines import known_machines
 from vhdkit.snapshot.machine import Machine
+from vhdkit.storage import paths
 from vhdkit.storage.open_watch import OpenWatch, is_open_elsewhere, open_watch
 from vhdkit.storage.process import this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vhdkit.job.handle import MergeJob
     from vhdkit.job.job import Job
     from vhdkit.progress import Cancel
 
@@ -39,6 +42,8 @@ _TURN_SECONDS = 0.2
 _GLANCE_SECONDS = 0.4
 # Manifests change seldom; each look at one opens the active layers.
 _LOOK_SECONDS = 1.0
+# A merge stops between two writes; one whose disk hangs is not waited for.
+_STOP_SECONDS = 10.0
 
 
 @unique
@@ -65,9 +70,10 @@ class _Watch:
     """One machine as the watch knows it: since when its disk is free, and the merges that run."""
 
     path: str
-    free_since: float
+    name: str
+    free_since: float = 0.0
     next_look: float = 0.0
-    running: dict[str, Job] = field(default_factory=dict)
+    running: list[MergeJob] = field(default_factory=list)
     actives: tuple[str, ...] = ()
     was_copying: bool = False
     opened_since: float | None = None
@@ -97,41 +103,41 @@ class MachineWatch:
         self._tell = tell
         self._opens = opens or open_watch()
         self._are_all = not disks
+        self._next_search = 0.0
         # Free until seen otherwise: the service may have been started after the machine was shut down.
-        self._machines = {path: _Watch(path, 0.0) for path in (Machine(disk).file.path for disk in disks)}
+        self._machines = {path: _watch_of(path) for path in (Machine(disk).file.path for disk in disks)}
 
     def run(self, cancel: Cancel, *, until_done: bool = False) -> None:
-        """Watch until `cancel` is set, or with `until_done` until nothing is pending; then stop what was begun.
-
-        Raises:
-            RegistryError: the list of jobs cannot be had: merges could not be stopped.
-
-        """
+        """Watch until `cancel` is set, or with `until_done` until nothing is pending; then stop what was begun."""
         try:
             while not cancel.is_set() and self.take_turn(until_done=until_done):
                 self._opens.wait(_TURN_SECONDS)
         finally:
             for watch in self._machines.values():
-                self._stop(watch, "the watch ends")
+                with suppress(VhdError, OSError):
+                    self._stop(watch, "the watch ends")
             self._opens.close()
 
     def take_turn(self, *, until_done: bool = False) -> bool:
         """Look at each machine once; return whether anything is left to wait for, which with `until_done` is merges."""
-        if self._are_all:
+        now = time.monotonic()
+        if self._are_all and now >= self._next_search:
+            self._next_search = now + _LOOK_SECONDS
             for path in known_machines():
-                self._machines.setdefault(path, _Watch(path, 0.0))
-        going = {job.id: job for job in jobs(running=True)} if any(w.running for w in self._machines.values()) else {}
+                self._machines.setdefault(path, _watch_of(path))
         is_left = False
         for watch in self._machines.values():
-            with suppress(VhdError, OSError):
-                is_left |= self._look_at(watch, going)
+            try:
+                is_left |= self._look_at(watch, now)
+            except (VhdError, OSError) as error:
+                # What keeps it may go away: it is told once, and tried again.
+                self._postpone(watch, str(error))
         return is_left or not until_done
 
-    def _look_at(self, watch: _Watch, going: dict[str, Job]) -> bool:
+    def _look_at(self, watch: _Watch, now: float) -> bool:
         """Look at one machine; return whether merges of its run or are pending."""
-        now = time.monotonic()
         if watch.running:
-            self._note_ended(watch, going)
+            self._note_ended(watch)
             reason = self._opened(watch, now)
             if reason:
                 self._stop(watch, reason)
@@ -144,11 +150,12 @@ class MachineWatch:
             return True
         watch.next_look = now + _LOOK_SECONDS
         machine = Machine(watch.path)
+        watch.name = machine.name
         if machine.owed().is_nothing:
             return False
         if machine.is_running():
             watch.free_since = now
-            self._postpone(watch, machine, "the machine runs")
+            self._postpone(watch, "the machine runs")
         elif now - watch.free_since >= self._quiet:
             self._begin(watch, machine)
         return True
@@ -161,37 +168,33 @@ class MachineWatch:
                 self._opens.watch(active)
         try:
             begun = machine.start_settling(rate=self._rate, parallel=self._parallel)
-        except (VhdError, OSError) as error:
-            # What keeps it may go away: the machine's owner is told, and it is tried again.
+        except BaseException:
             watch.free_since = time.monotonic()
             self._forget_actives(watch)
-            self._postpone(watch, machine, str(error))
-            return
-        watch.postponed = ""
-        watch.running = {each.id: each.job for each in begun}
+            raise
+        watch.postponed, watch.running = "", list(begun)
         for each in begun:
-            self._tell(Watched(WatchEvent.BEGUN, machine.name, each.job, ""))
+            self._tell(Watched(WatchEvent.BEGUN, watch.name, each.job, ""))
 
-    def _postpone(self, watch: _Watch, machine: Machine, reason: str) -> None:
+    def _postpone(self, watch: _Watch, reason: str) -> None:
         if watch.postponed != reason:
             watch.postponed = reason
-            self._tell(Watched(WatchEvent.POSTPONED, machine.name, None, reason))
+            self._tell(Watched(WatchEvent.POSTPONED, watch.name, None, reason))
 
-    def _note_ended(self, watch: _Watch, going: dict[str, Job]) -> None:
-        for job_id in [job_id for job_id in watch.running if job_id not in going]:
-            ended = watch.running.pop(job_id)
-            with suppress(JobError):
-                ended = find_job(job_id)
-            self._tell(Watched(WatchEvent.ENDED, ended.machine, ended, ended.state.plain))
+    def _note_ended(self, watch: _Watch) -> None:
+        for each in [each for each in watch.running if each.job.state.is_finished]:
+            watch.running.remove(each)
+            ended = each.job
+            self._tell(Watched(WatchEvent.ENDED, watch.name, ended, ended.error or ended.state.plain))
             # Another has stopped it, perhaps to start the machine.
             if ended.state.is_resumable:
                 watch.free_since = time.monotonic()
-        watch.running |= {job_id: going[job_id] for job_id in watch.running}
 
     def _opened(self, watch: _Watch, now: float) -> str:
         """Return how another process has opened the active layers while merges copy, "" if none has."""
+        working = [each.job for each in watch.running if each.job.state is not JobState.NEW]
         # When a merge begins and ends it opens and closes the layers itself.
-        is_copying = all(job.phase == Phase.COPYING for job in watch.running.values())
+        is_copying = bool(working) and all(job.phase == Phase.COPYING for job in working)
         counts, watch.was_copying = is_copying and watch.was_copying, is_copying
         seen = {active: self._opens.take(active) for active in watch.actives}
         if counts and any(each.is_closed_by_writer for each in seen.values()):
@@ -206,21 +209,29 @@ class MachineWatch:
         if watch.opened_since is None or now - watch.opened_since < _GLANCE_SECONDS:
             return False
         watch.opened_since = None
-        own = {this_process()[0], *(job.pid for job in watch.running.values())}
+        own = {this_process()[0], *(each.job.pid for each in watch.running)}
         return any(is_open_elsewhere(active, own) for active in watch.actives)
 
     def _stop(self, watch: _Watch, reason: str) -> None:
-        """Stop the merges of a machine that were begun here; what only changes names is left to end."""
-        for job_id, job in list(watch.running.items()):
+        """Stop the merges of a machine; one that only changes names ends by itself."""
+        for each in watch.running:
+            each.cancel()
+        for each in list(watch.running):
             try:
-                stopped = cancel_job(job_id)
-            except JobError:
-                # It has ended meanwhile, or will in a moment.
+                stopped = each.wait(_STOP_SECONDS)
+            except TimeoutError:
+                # It waits for a disk that hangs, and stops when that goes on.
                 continue
-            del watch.running[job_id]
-            self._tell(Watched(WatchEvent.STOPPED, job.machine, stopped, reason))
+            watch.running.remove(each)
+            is_complete = stopped.state is JobState.COMPLETED
+            event = WatchEvent.ENDED if is_complete else WatchEvent.STOPPED
+            self._tell(Watched(event, watch.name, stopped, stopped.state.plain if is_complete else reason))
         watch.opened_since = None
 
     def _forget_actives(self, watch: _Watch) -> None:
         for active in watch.actives:
             self._opens.forget(active)
+
+
+def _watch_of(manifest: str) -> _Watch:
+    return _Watch(manifest, paths.basename(manifest).removesuffix(MANIFEST_SUFFIX))
