@@ -82,8 +82,9 @@ def tell_progress(job: Job) -> None:
 def _log(level: int, event_id: int, text: str, job: Job) -> None:
     # The name of a file may hold anything: a percent sign, or what is no text and cannot be written as such.
     text, extra = printable(text), {"event_id": event_id, "job": job}
-    logger.log(level, "%s", text, extra=extra)
     record = logger.makeRecord(logger.name, level, "", 0, "%s", (text,), None, extra=extra)
+    if logger.isEnabledFor(level):
+        logger.handle(record)
     append_line(job.id, JsonLines().format(record))
 
 
@@ -100,7 +101,7 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if job is not None:
-            said |= record_of(job)
+            said |= record_of(job, record.created)
         return json.dumps(said)
 
 

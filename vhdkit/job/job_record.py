@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from vhdkit.job.job import Job, Wait
 
 
-def record_of(job: Job) -> dict[str, Any]:
-    """Return a job as plain values: times in UTC, durations in seconds, sizes in bytes."""
-    now = time.time()
+def record_of(job: Job, now: float | None = None) -> dict[str, Any]:
+    """Return a job as plain values, at a moment: times in UTC, durations in seconds, sizes in bytes."""
     left = job.seconds_left
     return {
         "id": job.id,
@@ -27,7 +26,7 @@ def record_of(job: Job) -> dict[str, Any]:
         "submitted": utc_iso(job.submitted),
         "started": utc_iso(job.started),
         "ended": utc_iso(job.ended),
-        "elapsed": round(job.elapsed_at(now), 3),
+        "elapsed": round(job.elapsed_at(time.time() if now is None else now), 3),
         "runs": job.runs,
         "pid": job.pid,
         "host": job.host,
