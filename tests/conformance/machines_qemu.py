@@ -14,6 +14,7 @@ from tests.jobs.making import HANGS_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedRWPair
     from pathlib import Path
 
 PROGRAM = "qemu-system-x86_64"
@@ -35,27 +36,38 @@ class Monitor:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(HANGS_SECONDS)
+        self._lines: BufferedRWPair | None = None
         try:
             self._socket.connect(str(path))
-        except OSError:
-            self._socket.close()
+            self._lines = self._socket.makefile("rwb")
+            self._read()
+            self.ask("qmp_capabilities")
+        except BaseException:
+            self.close()
             raise
-        self._lines = self._socket.makefile("rwb")
-        self._lines.readline()
-        self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Return the answer to a command, which may be an error."""
+        assert self._lines is not None
         self._lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         self._lines.flush()
         while True:
-            answer: dict[str, Any] = json.loads(self._lines.readline())
+            answer = self._read()
             if "event" not in answer:
                 return answer
 
+    def _read(self) -> dict[str, Any]:
+        assert self._lines is not None
+        line = self._lines.readline()
+        if not line:
+            raise ConnectionError("the machine has ended")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
     def close(self) -> None:
-        with suppress(OSError):
-            self._lines.close()
+        if self._lines is not None:
+            with suppress(OSError):
+                self._lines.close()
         self._socket.close()
 
 
