@@ -5,7 +5,7 @@ An entry is judged when it is met: a damaged one keeps its own block from being 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WINDOW = 16384  # entries; 128 KiB
 # So much of a table is asked for at once whether it is a hole of the file.
 _STRIDE = 128 * WINDOW
-_NOTHING: tuple[int, NDArray[np.uint64]] = (-1, np.empty(0, np.uint64))
+_Window: TypeAlias = "tuple[int, NDArray[np.uint64]]"
 
 
 class Blocks(NamedTuple):
@@ -49,8 +49,9 @@ class EntryTable:
         self._storage = storage
         self._offset = offset
         self.layout = layout
-        # One value, so that threads that read at once see an index and its entries together.
-        self._loaded = _NOTHING
+        # The last two: a range of blocks begins in one and ends in the next. One value, so that threads that read at
+        # once see indices and their entries together.
+        self._loaded: tuple[_Window, ...] = ()
 
     def entries(self, first: int, stop: int) -> NDArray[np.uint64]:
         """Return entries [first, stop), which the table has."""
@@ -67,7 +68,9 @@ class EntryTable:
         if first >= stop:
             return np.empty(0, np.uint64)
         low, high = self.layout.index(first), self.layout.index(stop - 1) + 1
-        return self.entries(low, high)[~self.layout.is_bitmap(np.arange(low, high))]
+        entries, period = self.entries(low, high), self.layout.ratio + 1
+        bitmaps = np.arange((self.layout.ratio - low) % period, high - low, period)
+        return np.delete(entries, bitmaps) if len(bitmaps) else entries
 
     def bitmaps(self, chunks: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return the entries of the bitmap blocks of chunks (ascending)."""
@@ -86,19 +89,23 @@ class EntryTable:
 
     def forget(self) -> None:
         """Keep no window."""
-        self._loaded = _NOTHING
+        self._loaded = ()
 
     def _load(self, base: int) -> NDArray[np.uint64]:
-        first, window = self._loaded
-        if base != first:
-            raw = bytearray(min(WINDOW, self.layout.entry_count - base) * bat.ENTRY_SIZE)
-            at = self._offset + base * bat.ENTRY_SIZE
-            got = self._storage.read_into(at, raw)
-            if got < len(raw):
-                detail = f"the BAT ends at {at + got:#x}, before its last entry"
-                raise CorruptImageError(VhdxCorruption.BAT_TOO_SHORT, detail, path=self._storage.path)
-            window = bat.entries_from(raw)
-            self._loaded = (base, window)
+        loaded = self._loaded
+        for first, window in loaded:
+            if first == base:
+                return window
+        raw = bytearray(min(WINDOW, self.layout.entry_count - base) * bat.ENTRY_SIZE)
+        at = self._offset + base * bat.ENTRY_SIZE
+        # Of an empty disk of 64 TiB the table has 513 MiB, none of them in the file.
+        is_hole = self._storage.hole_bytes(at, len(raw)) == len(raw)
+        got = len(raw) if is_hole else self._storage.read_into(at, raw)
+        if got < len(raw):
+            detail = f"the BAT ends at {at + got:#x}, before its last entry"
+            raise CorruptImageError(VhdxCorruption.BAT_TOO_SHORT, detail, path=self._storage.path)
+        window = bat.entries_from(raw)
+        self._loaded = ((base, window), *loaded[:1])
         return window
 
 
@@ -119,8 +126,10 @@ class BlockRoom(NamedTuple):
             CorruptImageError: an entry says what none may say, or its block lies outside of the file.
 
         """
-        found = np.flatnonzero(entries != 0)
+        found = np.flatnonzero(entries)
         blocks, entries = found + first, entries[found]
+        if not len(found):
+            return Blocks(blocks, bat.states(entries), blocks)
         states = bat.states(entries)
         for rule, wrong in self._broken(entries, states):
             if wrong.any():
@@ -164,7 +173,8 @@ def find_overlap(table: EntryTable, room: BlockRoom, structures: Sequence[tuple[
     for start, stop in structures:
         taken[start // MiB : stop // MiB] = True
     for base, entries in table.windows():
-        if not entries.any():
+        # Only states of 4 and more have a place; qemu marks every block of a new disk as zeros.
+        if not (entries & np.uint64(4)).any():
             continue
         index = np.arange(base, base + len(entries))
         is_bitmap = table.layout.is_bitmap(index)

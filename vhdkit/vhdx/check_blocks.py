@@ -117,13 +117,25 @@ class _BlockCheck:
 
     def _split(self, base: int, entries: NDArray[np.uint64]) -> tuple[_Entries, _Entries]:
         """Return the entries of blocks and those of bitmap blocks that say something."""
-        found = np.flatnonzero(entries)
+        found = np.flatnonzero(self._are_telling(base, entries))
         index, raw = found + base, entries[found]
         is_bitmap = self.layout.is_bitmap(index)
         chunks = index // (self.layout.ratio + 1)
         numbers = np.where(is_bitmap, chunks, index - chunks)
         every = _Entries(index, numbers, raw, bat.states(raw), bat.mebibytes(raw))
         return every.take(~is_bitmap), every.take(is_bitmap)
+
+    def _are_telling(self, base: int, entries: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return which entries are to be looked at: not those of blocks that are absent or zeros, and no more.
+
+        qemu marks every block of a new disk as zeros: looking at 67 million of them took five times as long.
+        """
+        telling: NDArray[np.bool_] = (entries | np.uint64(State.ZERO)) != State.ZERO
+        first_bitmap = (self.layout.ratio - base) % (self.layout.ratio + 1)
+        behind = max(0, self.layout.index(self.layout.block_count - 1) + 1 - base)
+        for part in (slice(first_bitmap, None, self.layout.ratio + 1), slice(behind, None)):
+            telling[part] |= entries[part] != 0
+        return telling
 
     def _tell(self, rule: VhdxCorruption, level: Level, found: _Entries, text: str) -> None:
         """Tell of entries; the text has room for the number of the block or chunk, and for the entry."""
