@@ -97,7 +97,7 @@ def locator(texts: dict[str, str]) -> bytes:
 
 
 def header(disk: Disk, sequence: int) -> bytes:
-    raw = b"head" + bytes(4) + struct.pack("<Q", sequence) + b"F" * 16 + disk.data_id + disk.log_guid
+    raw = b"head" + bytes(4) + struct.pack("<Q", sequence) + b"F" + disk.data_id[1:] + disk.data_id + disk.log_guid
     raw += struct.pack("<HHIQ", 0, 1, MIB, LOG_AT)
     return sealed(raw.ljust(PAGE, b"\0"))
 
