@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vhdkit
-from benchmarks import rivals, whole_disks
+from benchmarks import rivals, vhdx_disks, whole_disks
 from benchmarks.images import Inputs, VhdChain
 from benchmarks.measuring import Step
 from benchmarks.rivals import Contender, UnavailableError
@@ -72,6 +72,9 @@ ROWS = {
     "compare-qemu": Row("half", "`compare` with the raw disk", "compare", "qemu-compare", 0.8),
     "hash-sha256sum": Row("half", "`hash`", "hash", "sha256sum", 0.6),
     "map": Row("two", "`map` of 300 patched blocks", "map", "imports", limit=0.3),
+    "vhdx-qemu": Row("vhdx", "`convert -O raw` of a dynamic VHDX, 2 GiB half full", "convert", "qemu", 0.9),
+    "vhdx-dissect": Row("vhdx", "100,000 reads of 4 KiB of it", "reads", "dissect", 1.2),
+    "vhdx-chain": Row("vhdx", "`chain` of 64 layers of AVHDX", "chain", "start", limit=1.0),
     "help": Row("asking", "`vhdkit --help`", "help", "start", limit=0.1),
     "info": Row("asking", "`info` of 2040 GiB", "info", "start", limit=0.3),
     "chain": Row("asking", "`chain` of 64 layers of 2040 GiB", "chain", "start", limit=1.5),
@@ -107,6 +110,8 @@ def group(name: str, scale: float, place: Place) -> Iterator[dict[str, Maker]]:
             yield _asking(scale, place)
         elif name in {"reads", "half", "two"}:
             yield whole_disks.makers(name, scale, place.at)
+        elif name == "vhdx":
+            yield vhdx_disks.vhdx_makers(scale, place.at)
         elif name.startswith("W6"):
             kind = name.partition("-")[2]
             work = WORKLOADS["W6"](scale)
