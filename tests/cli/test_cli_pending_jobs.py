@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tests.jobs.making import HANGS_SECONDS, make_chain, until
 from tests.unit.test_registry import numbered
 from vhdkit.job.job import JobState
 from vhdkit.job.registry import Registry
+from vhdkit.snapshot.pending_jobs import wait_for_any_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,26 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
     assert vhdkit.wait_for_job(begun.id, HANGS_SECONDS).state is JobState.COMPLETED
     assert pending(cli) == []
     assert cli("job", "list", "--running").err == "no jobs\n"
+
+
+def test_who_waits_for_a_pending_merge_waits_until_it_is_done(xp: str, cli: Cli) -> None:
+    running = active(xp)
+    with vhdkit.open_chain(running, writable=True):
+        assert cli("snapshot", "delete", "RTM", xp).code == 0
+        (job,) = pending(cli)
+        assert "has not begun: the machine runs" in cli("job", "wait", job["id"], "--timeout", "0.1").refused(75)
+    machine = vhdkit.Machine(xp)
+
+    class Settles:
+        """A clock that lets the merge be done while somebody waits."""
+
+        monotonic = staticmethod(time.monotonic)
+
+        def sleep(self, _seconds: float) -> None:
+            machine.settle()
+
+    done = wait_for_any_job(job["id"][:12], clock=Settles())
+    assert (done.state, done.destination, done.pid) == (JobState.COMPLETED, job["destination"], os.getpid())
 
 
 def test_a_chain_in_line_waits_for_the_job_before_it(tmp_path: Path, cli: Cli) -> None:

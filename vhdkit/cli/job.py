@@ -95,17 +95,19 @@ def show(ids: tuple[str, ...], *, style: str | None, is_strict: bool, as_json: b
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this.")
 @json_option
 def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
-    """Wait until jobs have ended, and exit as they did.
+    """Wait until jobs have ended, pending ones until somebody has done them, and exit as they did.
 
     Exit codes: 0 complete, 1 failed or interrupted, 75 a file was in use or the time is over, 130 cancelled; of several
     jobs the first that is not 0.
     """
-    from vhdkit.job.control import find_job, wait_for_job
+    from vhdkit.snapshot.pending_jobs import find_any_job, wait_for_any_job
 
     until = None if timeout is None else time.monotonic() + timeout
-    found = [find_job(each) for each in ids]
+    found = [find_any_job(each).id for each in ids]
     try:
-        ended = [wait_for_job(each.id, None if until is None else max(0.0, until - time.monotonic())) for each in found]
+        ended = [
+            wait_for_any_job(each, None if until is None else max(0.0, until - time.monotonic())) for each in found
+        ]
     except TimeoutError as error:
         report_failure(error, ExitCode.IN_USE)
         return ExitCode.IN_USE

@@ -5,20 +5,25 @@ Each is a `Job`, with what it waits for.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
-from vhdkit.job.control import find_job, jobs, listed_jobs, of_machine, resume_job, touches_disk
+from vhdkit.job.control import find_job, jobs, listed_jobs, of_machine, resume_job, touches_disk, wait_for_job
 from vhdkit.job.job import Job, JobState, WaitReason
 from vhdkit.job.waiting import with_wait
 from vhdkit.snapshot.known_machines import known_machines
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
+    from vhdkit.progress import Clock
     from vhdkit.units import StrPath
 
+# Whoever waits for a machine to be shut down waits long.
+_ASK_SECONDS = 0.5
 _CUT_OFF = (JobState.TERMINATED, JobState.KILLED, JobState.EXCEPTION)
 
 
@@ -94,3 +99,35 @@ def resume_any_job(job_id: str) -> Job:
 
     begun = [each.job for each in Machine(job.destination).start_settling()]
     return next((each for each in begun if each.destination == job.destination), job)
+
+
+@checked
+def wait_for_any_job(job_id: str, timeout: float | None = None, *, clock: Clock = time) -> Job:
+    """Return a job once it has ended, as `wait_for_job`; a pending merge is waited for until somebody has done it.
+
+    Raises:
+        JobError: there is no such job.
+        TimeoutError: it has not ended, in so many seconds.
+
+    """
+    until = None if timeout is None else clock.monotonic() + timeout
+    job = find_any_job(job_id)
+    while job.wait is not None and not job.pid:
+        if until is not None and clock.monotonic() >= until:
+            raise TimeoutError(f"the merge {job.id} has not begun: {job.wait}; the time is over")
+        clock.sleep(_ASK_SECONDS)
+        job = _as_begun(job)
+    if job.state is JobState.COMPLETED:
+        return job
+    return wait_for_job(job.id, None if until is None else max(0.0, until - clock.monotonic()))
+
+
+def _as_begun(pending: Job) -> Job:
+    """Return a merge that nobody had begun as the job that it is by now, or as it was."""
+    same = [job for job in jobs() if job.destination == pending.destination and job.submitted >= pending.submitted]
+    if same:
+        return same[-1]
+    if any(job.id == pending.id for job in pending_jobs()):
+        return pending
+    # It was done by a process that could not be listed, or is needed no longer.
+    return replace(pending, state=JobState.COMPLETED, percent=100, wait=None)
