@@ -193,3 +193,13 @@ def test_the_environment_names_a_log_for_every_job(monkeypatch: pytest.MonkeyPat
     assert default_event_log() is EventTarget.JOURNALD
     monkeypatch.setenv("VHDKIT_EVENTS", "smoke signals")
     assert default_event_log() is None
+
+
+def test_one_that_the_environment_names_and_the_system_lacks_keeps_no_merge_from_being_done(
+    vms: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VHDKIT_EVENTS", "eventlog")
+    done = cli("merge", make_chain(vms, "a", 1), "--progress", "none")
+    assert (done.code, "eventlog cannot be written to" in done.err) == (0, True)
+    job = vhdkit.start_merge(make_chain(vms, "b", 1), detached=True)
+    assert job.wait(HANGS_SECONDS).state is JobState.COMPLETED

@@ -218,9 +218,14 @@ def _logged(log_file: str | None, event_log: EventTarget | None, *, is_shown: bo
         handlers.callback(events.stop_logging, events.show_events() if is_shown else events.show_warnings())
         if log_file is not None:
             handlers.callback(events.stop_logging, events.log_to(log_file))
-        target = event_log or default_event_log()
-        if target is not None:
-            handlers.callback(events.stop_logging, events.log_to_system(target))
+        if event_log is not None:
+            handlers.callback(events.stop_logging, events.log_to_system(event_log))
+        elif (usual := default_event_log()) is not None:
+            try:
+                handlers.callback(events.stop_logging, events.log_to_system(usual))
+            except OSError as error:
+                # What is asked for of every job keeps none from being done.
+                echo(f"warning: {usual.value} cannot be written to: {error}", err=True)
         yield
 
 
