@@ -425,7 +425,7 @@ needs_small_pipes = pytest.mark.skipif(not hasattr(fcntl, "F_SETPIPE_SZ"), reaso
 def test_an_interrupted_merge_leaves_the_view_and_the_same_command_completes_it(work: Path) -> None:
     words = ["merge", "leaf.avhd", "--progress", "json"]
     leaf = snapshot(work)["leaf.avhd"]
-    done = interrupt(*words, cwd=work, room=900)
+    done = interrupt(*words, cwd=work, room=2000)
     assert (done.code, done.out) == (130, "")
     assert '"phase": "copying"' in done.err
     assert '"percent-complete": 100' not in done.err
@@ -442,7 +442,7 @@ def test_an_interrupted_merge_leaves_the_view_and_the_same_command_completes_it(
 
 @needs_small_pipes
 def test_an_interrupted_merge_says_what_state_it_left_and_how_to_go_on(work: Path) -> None:
-    done = interrupt("merge", "leaf.avhd", "--progress", "json", cwd=work, room=900)
+    done = interrupt("merge", "leaf.avhd", "--progress", "json", cwd=work, room=2000)
     assert "vhdkit: interrupted" in done.err
     assert "reads as before" in done.err
     command = re.search(r"`vhdkit (merge [^`]*)` goes on", done.err)
