@@ -210,7 +210,10 @@ class _Merge:
         except BaseException as error:
             self.journal.note_stop(error)
             told = translate_error(error, self.plan, self.folder, self.reporter.done)
-            add_status_note(told, self.plan, self.journal.last, self.folder)
+            if self.journal.is_of_before:
+                told.add_note("Every disk reads as before.")
+            else:
+                add_status_note(told, self.plan, self.journal.last, self.folder)
             if told is error:
                 raise
             raise told from error

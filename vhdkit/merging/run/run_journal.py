@@ -55,6 +55,11 @@ class RunJournal:
         """What the journal says now, None if it was not opened, or no merge has begun in it."""
         return None if self._writer is None else self._writer.begun
 
+    @property
+    def is_of_before(self) -> bool:
+        """Whether a merge that begins again has not said so: the journal speaks of the files as they were before."""
+        return self._writer is not None and self.files.plan.resume is Resume.RESTARTS and not self.has_begun
+
     def close(self) -> None:
         """Give the file back."""
         if self._writer is not None:
@@ -90,7 +95,7 @@ class RunJournal:
     def _begin(self, writer: JournalWriter, view: str) -> None:
         plan, journal = self.files.plan, writer.file
         depth, destination = len(plan.sources), self.files.destination
-        self._writer, self.has_begun = writer, True
+        self._writer, self.has_begun = writer, isinstance(journal, UnbegunJournal)
         writer.notes_time = plan.undo is not None
         before = journal.begin if isinstance(journal, Journal) else None
         pid, host = this_process()
@@ -125,6 +130,7 @@ class RunJournal:
             # What was there before the first run is what a roll-back restores.
             fields["footer"] = before.footer
         writer.write("begin", **fields)
+        self.has_begun = True
         self.files.folder.sync(paths.dirname(journal.path))
 
     def note_samples(self, completion: Completion | None) -> None:
@@ -143,14 +149,13 @@ class RunJournal:
         if writer.is_closed:
             return  # the merge was complete, and its journal is to go: what failed has changed names only
         is_asked = isinstance(error, (MergeCancelled, KeyboardInterrupt))
-        if not self.has_begun and not is_asked:
-            return  # it was refused, and nothing was changed
+        if not self.has_begun and (not is_asked or plan.resume is Resume.RESTARTS):
+            # It was refused, and nothing was changed; or the journal still speaks of files that are others by now.
+            return
         with suppress(OSError):
             if self._has_changed_files(writer):
                 reason = "cancelled" if is_asked else (str(error) or type(error).__name__)[:_REASON_LENGTH]
-                storage = self.files.destination.storage
-                state = msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))
-                writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime], seen=state)
+                self._note_stopped(writer, reason)
                 return
             if plan.undo is not None and plan.undo.size_before == 0 and self.files.made_undo:
                 folder.remove(plan.undo.path)
@@ -158,6 +163,14 @@ class RunJournal:
             self.files.destination.storage.sync()
             folder.remove(writer.file.path)
             folder.sync(paths.dirname(writer.file.path))
+
+    def _note_stopped(self, writer: JournalWriter, reason: str) -> None:
+        """Say why nobody is at it; what the destination looks like only if this run has begun, or has read it."""
+        storage = self.files.destination.storage
+        state = {}
+        if self.has_begun:
+            state = {"seen": msgspec.to_builtins(Seen.of(storage, writer.now(later_than=storage)))}
+        writer.note("stopped", reason=reason, destination=[storage.size(), storage.mtime], **state)
 
     def _has_changed_files(self, writer: JournalWriter) -> bool:
         """Whether this run, or an earlier one, has come so far as to change a file."""
