@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ParentNotFoundError,
         ParentRefusedError,
         ReadOnlyImageError,
+        ServeError,
         SiblingsError,
         SnapshotError,
         UnsupportedImageError,
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.options import EventTarget
     from vhdkit.progress import Phase, Progress
+    from vhdkit.serve.nbd_server import NbdServer, serve_nbd
+    from vhdkit.serve.qemu_export import export_disk
     from vhdkit.snapshot.machine import Machine
     from vhdkit.snapshot.operation import Applied
     from vhdkit.snapshot.pending_jobs import pending_jobs
@@ -116,6 +119,7 @@ _HOMES = {
         "ParentNotFoundError",
         "ParentRefusedError",
         "ReadOnlyImageError",
+        "ServeError",
         "SiblingsError",
         "SnapshotError",
         "UnsupportedImageError",
@@ -157,6 +161,8 @@ _HOMES = {
     "vhdkit.chain.repair_footers": ("repair_footers",),
     "vhdkit.merging.rollback": ("rollback",),
     "vhdkit.merging.plan.planner": ("plan_merge",),
+    "vhdkit.serve.nbd_server": ("NbdServer", "serve_nbd"),
+    "vhdkit.serve.qemu_export": ("export_disk",),
     "vhdkit.snapshot.machine": ("Machine",),
     "vhdkit.snapshot.operation": ("Applied",),
     "vhdkit.snapshot.pending_jobs": ("pending_jobs",),
@@ -196,6 +202,7 @@ __all__ = [
     "MergeJob",
     "MergePlan",
     "MergeResult",
+    "NbdServer",
     "NotEnoughSpaceError",
     "ParentMismatchError",
     "ParentNotFoundError",
@@ -208,6 +215,7 @@ __all__ = [
     "Resume",
     "Scan",
     "ScannedImage",
+    "ServeError",
     "SiblingsError",
     "Snapshot",
     "SnapshotError",
@@ -227,6 +235,7 @@ __all__ = [
     "drop_undo",
     "end_commands",
     "ensure_merged",
+    "export_disk",
     "find_job",
     "hash_image",
     "job_history",
@@ -245,6 +254,7 @@ __all__ = [
     "rollback",
     "rollback_job",
     "scan",
+    "serve_nbd",
     "set_end_command",
     "start_merge",
     "wait_for_job",

@@ -184,7 +184,7 @@ USAGE = [
     ["merge", LEAF, "--into", BASE, "--to", "new.vhd"],
     ["merge", LEAF, "--into"],
     ["merge", LEAF, "--progress", "loud"],
-    ["convert", LEAF, "new", "-O", "qcow2"],
+    ["convert", LEAF, "new", "-O", "qcow"],
     ["convert", LEAF],
     ["compare", LEAF],
     ["create", "new.vhd"],

@@ -26,6 +26,8 @@ from vhdkit.errors import CorruptImageError, FileNameError, ImageInUseError, Vhd
 if TYPE_CHECKING:
     from vhdkit.chain.compare import Comparison
 
+_OWN_FORMATS = ("raw", "fixed", "dynamic")
+_QEMU_FORMATS = ("qcow2", "vmdk", "vdi")
 _DIFFERENT = 1
 _NOT_COMPARED = 2
 _NO_VHD = {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}
@@ -91,10 +93,10 @@ def create(
 @click.option(
     "-O",
     "output_format",
-    type=click.Choice(["raw", "fixed", "dynamic"]),
+    type=click.Choice([*_OWN_FORMATS, *_QEMU_FORMATS]),
     default="dynamic",
     show_default=True,
-    help="Format of the new file.",
+    help="Format of the new file; qcow2, vmdk and vdi are written by qemu-img.",
 )
 @click.argument("source")
 @click.argument("destination")
@@ -109,14 +111,15 @@ def convert(
     """Write what SOURCE shows through its chain to a new file; with -O raw, `-` is standard output.
 
     Holes and zeros take no space in a file. It gets its name when it is complete. Its name has to fit: .vhd, .avhd or
-    .vud for a VHD, .raw, .img or .iso for a raw disk, or a suffix that is none of a disk's.
+    .vud for a VHD, .raw, .img or .iso for a raw disk, that of the format, or a suffix that is none of a disk's.
     """
     if destination == STDOUT:
         _convert_to_stdout(source, output_format, progress, as_json=as_json, **options)
         return
     warn_before_reading(source, reading(**options))
     with naming_commands(source, destination), progress_shown(progress, "converting") as advance:
-        size = vhdkit.convert(
+        write = vhdkit.convert if output_format in _OWN_FORMATS else vhdkit.export_disk
+        size = write(
             source,
             destination,
             output_format=output_format,

@@ -13,9 +13,12 @@ from vhdkit.errors import FileNameError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# As qemu-img calls the formats that those suffixes name.
-_QEMU_FORMATS = {".vhdx": "vhdx", ".avhdx": "vhdx", ".qcow2": "qcow2", ".vmdk": "vmdk", ".vdi": "vdi"}
-_RAW_SUFFIXES = {".raw", ".img", ".iso"}
+# The formats of suffixes, as `convert` calls them, and as qemu-img calls those that are not written here.
+_FORMATS = {
+    **dict.fromkeys((".raw", ".img", ".iso"), "raw"),
+    **{f".{name}": name for name in ("qcow2", "vmdk", "vdi")},
+}
+_QEMU_FORMATS = {".vhdx": "vhdx", ".avhdx": "vhdx"}
 
 STDOUT = "-"
 
@@ -44,8 +47,8 @@ def naming_commands(source: str, destination: str) -> Iterator[None]:
 
 
 def _commands(source: str, destination: str, suffix: str) -> str:
-    if suffix in _RAW_SUFFIXES:
-        return f"`{shlex.join(['vhdkit', 'convert', '-O', 'raw', source, destination])}`"
+    if suffix in _FORMATS:
+        return f"`{shlex.join(['vhdkit', 'convert', '-O', _FORMATS[suffix], source, destination])}`"
     if suffix not in _QEMU_FORMATS:
         return f"`{shlex.join(['vhdkit', 'convert', source, destination])}`"
     raw = f"{destination[: -len(suffix)]}.raw"

@@ -24,6 +24,9 @@ class FileFormat(StrEnum):
 
     VHD = "VHD"
     RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+    VDI = "vdi"
 
 
 _RAW = "a raw disk"
@@ -42,7 +45,13 @@ _SAYS = {
 }
 _BOOT_SIGNATURE = b"\x55\xaa"
 _GPT_SIGNATURE = b"EFI PART"
-_WRITTEN = {FileFormat.VHD: "a VHD", FileFormat.RAW: _RAW}
+_WRITTEN = {
+    FileFormat.VHD: "a VHD",
+    FileFormat.RAW: _RAW,
+    FileFormat.QCOW2: "a qcow2",
+    FileFormat.VMDK: "a VMDK",
+    FileFormat.VDI: "a VDI",
+}
 
 
 def check_file_name(path: str, file_format: FileFormat) -> None:
@@ -58,7 +67,7 @@ def check_file_name(path: str, file_format: FileFormat) -> None:
     named, written = _SAYS.get(suffix), _WRITTEN[file_format]
     if named is None or named == written:
         return
-    usual = ".vhd" if file_format is FileFormat.VHD else ".raw"
+    usual = f".{file_format.lower()}"
     raise FileNameError(
         f"its name says that it is {named}, and {written} would be written to it; take a name that ends in {usual}",
         path=path,
