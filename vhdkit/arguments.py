@@ -155,6 +155,15 @@ def _with_methods(*methods: str, named: str) -> Callable[[object], object]:
     return check
 
 
+def _with_attributes(*names: str, named: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if not all(hasattr(value, name) for name in names):
+            raise _wrong(named, value)
+        return value
+
+    return check
+
+
 def _one_of_our(name: str) -> Callable[[object], object]:
     """Return a check by the name of a class: the door lies below the rooms whose classes it lets through."""
 
@@ -185,6 +194,10 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "Cancel": _with_methods("is_set", named="a threading.Event, or something else with is_set()"),
     "Clock": _with_methods("monotonic", "sleep", named="a clock, such as the module time"),
     "Folder": _with_methods("open", "create", "real", named="a Folder (see vhdkit.storage.protocols)"),
+    "Chain": _one_of_our("Chain"),
+    "DiskView": _one_of_our("DiskView"),
+    "Endpoint": _with_attributes("uri", "arguments", named="a UnixSocket or a TcpPort"),
+    "GuestFiles": _one_of_our("GuestFiles"),
     "MergePlan": _one_of_our("MergePlan"),
     "Completion": _one_of_our("Completion"),
     "Follow": _one_of_our("Follow"),

@@ -36,6 +36,7 @@ _WORDS = {
     Advice.YIELD_MERGES: "--yield",
     Advice.PARALLEL: "--parallel N",
     Advice.WAIT_IN_LINE: "--wait",
+    Advice.PARTITION: "--partition N",
     Advice.MOVE_FILE: "`mv {path} {new_path}`",
     Advice.CHECK: "`vhdkit check {path}`",
     Advice.REPAIR_FOOTERS: "`vhdkit check --repair-footers {path}`",

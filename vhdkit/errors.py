@@ -8,6 +8,8 @@
     +- ImageInUseError              .holders (who has it, where the system can tell)
     +- Cancelled                    stopped as asked
     +- ServeError                   another program that it takes is missing, or has failed
+    +- MissingExtraError            .extra: the one of this package that would bring a library it takes
+    +- GuestFileError               what is inside of a disk is not there, or cannot be read as asked
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
     |  +- ParentNotFoundError
     |  +- ParentMismatchError       .expected  .found
@@ -258,6 +260,18 @@ class SnapshotError(VhdError):
 
 class ServeError(VhdError):
     """A program that serves or takes a disk is missing, could not begin, or ended before it should."""
+
+
+class MissingExtraError(VhdError):
+    """A library that this takes is not installed; an extra of this package brings it."""
+
+    def __init__(self, purpose: str, *, extra: str) -> None:
+        super().__init__(f"{purpose} takes an extra: pip install 'vhdkit[{extra}]'")
+        self.extra = extra
+
+
+class GuestFileError(VhdError):
+    """What is inside of a disk is not there, or cannot be read as asked; `path` is the image's."""
 
 
 class Cancelled(VhdError):  # noqa: N818 - a state that was asked for, named as the field names it

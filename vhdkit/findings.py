@@ -110,6 +110,7 @@ class Advice(Enum):
     YIELD_MERGES = "yield_merges=True"
     PARALLEL = "parallel="
     WAIT_IN_LINE = "wait_in_line=True"
+    PARTITION = "partition="
     # Images and chains
     MOVE_FILE = "mv {path!r} {new_path!r}"
     CHECK = "check({path!r})"

@@ -67,6 +67,24 @@ def make(path: Path, kind: str) -> int:
     )
 
 
+def serve(path: Path) -> int:
+    with vhdkit.open_chain(path) as chain, vhdkit.serve_nbd(chain) as server:
+        print(server.uri)
+    return vhdkit.export_disk(
+        path, HERE / "new", output_format="vdi", search=FOLDERS, parent_map=MAPPED, parent=path, progress=print
+    )
+
+
+def inside(path: Path) -> list[str]:
+    with vhdkit.open_chain(path) as chain:
+        for part in vhdkit.list_partitions(chain):
+            print(part.number, part.file_system)
+        files: vhdkit.GuestFiles = vhdkit.open_files(chain, partition=1)
+        extraction: vhdkit.Extraction = vhdkit.extract_files(files, "/etc", HERE, progress=print)
+        print(extraction.bytes, [each.size for each in files.walk("/")])
+        return [change.path for change in vhdkit.changed_files(chain, against=1)]
+
+
 def merge(path: Path, progress: list[float]) -> vhdkit.MergeResult:
     def report(state: vhdkit.Progress) -> None:
         progress.append(state.bytes_done / state.bytes_total)

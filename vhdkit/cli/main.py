@@ -19,6 +19,7 @@ from vhdkit.cli.check import check
 from vhdkit.cli.create import compare, convert, create
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.failure import report_failure, say
+from vhdkit.cli.files import cat, diff, extract, ls, partitions, stat
 from vhdkit.cli.hash import hash_
 from vhdkit.cli.info import chain, info, map_, scan
 from vhdkit.cli.job import job
@@ -83,6 +84,12 @@ for _verb in (
     compare,
     hash_,
     serve,
+    partitions,
+    ls,
+    stat,
+    cat,
+    extract,
+    diff,
 ):
     program.add_command(_verb)
 

@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from vhdkit.arguments import checked
 from vhdkit.errors import ServeError
 from vhdkit.serve import nbdkit_plugin
 from vhdkit.serve.address import UnixSocket
@@ -94,6 +95,7 @@ class NbdServer:
 
 
 @contextmanager
+@checked
 def serve_nbd(chain: Chain, endpoint: Endpoint | None = None) -> Iterator[NbdServer]:
     """Serve a chain as long as the block lasts; on a socket that only this user can reach unless an endpoint is named.
 
