@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -144,18 +143,34 @@ def test_a_job_whose_files_are_gone_is_not_left_to_do(state: JobState, cli: Cli)
     assert pending(cli) == []
 
 
-def test_a_machine_that_was_removed_is_forgotten_and_one_that_is_forged_is_not_read(
-    xp: str, cli: Cli, state: Path
-) -> None:
+def test_a_machine_whose_disk_is_not_mounted_is_passed_over_until_it_is(xp: str, cli: Cli, state: Path) -> None:
+    assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
+    folder = Path(xp).resolve().parent
+    os.chdir(state)
+    folder.rename(folder.with_name("elsewhere"))
+    assert pending(cli) == []
+    folder.with_name("elsewhere").rename(folder)
+    assert len(pending(cli)) == 1
+
+
+def test_a_note_of_a_machine_that_another_program_wrote_counts_for_nothing(xp: str, cli: Cli, state: Path) -> None:
     assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
     (note,) = (state / "machines").iterdir()
-    (state / "machines" / "forged").write_bytes(note.read_bytes())
+    content = note.read_bytes()
+    (state / "machines" / "forged").write_bytes(content)
     (state / "machines" / "link").symlink_to(note)
     assert len(pending(cli)) == 1
-    shutil.rmtree(Path(xp).resolve().parent)
-    os.chdir(state)
+    note.write_bytes(b"/etc/passwd")
     assert pending(cli) == []
-    assert not note.exists()
+
+
+def test_a_machine_that_cannot_be_looked_at_is_spoken_of(xp: str, cli: Cli) -> None:
+    assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
+    Path("xp.vhdkit-snapshots.json").write_text("{")
+    told = cli("job", "list")
+    assert told.code == 0
+    assert "what is left to merge on this machine cannot be told" in told.err
+    assert "xp.vhdkit-snapshots.json" in told.err
 
 
 def test_a_line_of_the_list_is_no_wider_than_a_terminal(cli: Cli) -> None:

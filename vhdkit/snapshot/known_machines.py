@@ -55,11 +55,9 @@ def known_machines() -> tuple[str, ...]:
                 or paths.abspath(manifest) != manifest
             ):
                 continue
+            # One that is missing was removed or moved, or its disk is not mounted now.
             if folder.exists(manifest):
                 found.append(manifest)
-            else:
-                # The machine was removed or moved.
-                folder.remove(path)
     return tuple(found)
 
 

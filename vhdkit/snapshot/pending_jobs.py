@@ -6,14 +6,15 @@ Each is a `Job`, with what it waits for.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
+from vhdkit.findings import printable
 from vhdkit.job.control import find_job, jobs, listed_jobs, of_machine, resume_job, touches_disk, wait_for_job
 from vhdkit.job.job import Job, JobState, WaitReason
+from vhdkit.job.registry_tables import leave_out
 from vhdkit.job.waiting import with_wait
 from vhdkit.snapshot.known_machines import known_machines
 from vhdkit.units import as_text
@@ -47,8 +48,11 @@ def pending_jobs(*, disk: StrPath | None = None, machine: str | None = None) -> 
         # Manifests are loaded by those that have machines.
         from vhdkit.snapshot.machine_merges import merges_left  # noqa: PLC0415
 
-        with suppress(VhdError, OSError):
+        try:
             found |= {job.id: job for job in merges_left(path, known, going)}
+        except (VhdError, OSError) as error:
+            reason = error.text if isinstance(error, VhdError) else str(error)
+            leave_out(f"{printable(path)}: what is left to merge on this machine cannot be told: {printable(reason)}")
     chosen = tuple(found.values()) if machine is None else of_machine(found.values(), machine)
     return chosen if disk is None else touches_disk(chosen, as_text(disk))
 
