@@ -87,6 +87,18 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
     assert cli("job", "list", "--running").err == "no jobs\n"
 
 
+def test_a_pending_merge_is_found_by_every_layer_that_it_reads_through(xp: str, cli: Cli) -> None:
+    for name in ("SP1", "SP2"):
+        assert cli("snapshot", "take", name, xp).code == 0
+    assert cli("snapshot", "delete", "SP2", xp, "--no-settle").code == 0
+    (job,) = pending(cli)
+    assert str(Path(xp).resolve()) not in {*job["sources"], job["destination"]}
+    assert pending(cli, "--disk", xp) == [job]
+    assert pending(cli, "--disk", job["sources"][0]) == [job]
+    vhdkit.create_image("other.vhd", size=MIB)
+    assert pending(cli, "--disk", "other.vhd") == []
+
+
 def test_who_waits_for_a_pending_merge_waits_until_it_is_done(xp: str, cli: Cli) -> None:
     running = active(xp)
     with vhdkit.open_chain(running, writable=True):

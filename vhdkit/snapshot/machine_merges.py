@@ -14,20 +14,21 @@ from vhdkit.findings import Advice
 from vhdkit.job.job import Job, JobState, Wait, WaitReason
 from vhdkit.journal.manifest import Manifest
 from vhdkit.options import Follow, MergeRequest
+from vhdkit.snapshot.layer_tree import line_of
 from vhdkit.snapshot.transitions import owed_by
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vhdkit.errors import ImageInUseError
     from vhdkit.snapshot.manifest_file import ManifestFile
     from vhdkit.snapshot.pending_merges import PendingMerge
 
 
-def merges_left(path: str, known: dict[str, Job], going: Sequence[Job]) -> list[Job]:
+def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> list[Job]:
     """Return the pending merges of a machine as jobs, by the path of its manifest.
 
     Those that go on are left out; those in `known`, by their destinations, were begun once and cut off.
@@ -77,7 +78,7 @@ def _job_of(
     file: ManifestFile, manifest: Manifest, merge: PendingMerge, state: JobState, wait: Wait, noted: float
 ) -> Job:
     name = "\n".join([file.path, *merge.sources, merge.destination])
-    files = (*merge.sources, merge.destination)
+    written = (*merge.sources, merge.destination)
     return Job(
         id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
         state=state,
@@ -86,10 +87,19 @@ def _job_of(
         ),
         sources=merge.sources,
         destination=merge.destination,
-        files=files,
-        written=files,
+        files=(*written, *_below(file, manifest, merge.destination)),
+        written=written,
         machine=manifest.machine,
         submitted=noted,
         changed=noted,
         wait=wait,
     )
+
+
+def _below(file: ManifestFile, manifest: Manifest, destination: str) -> tuple[str, ...]:
+    """Return the layers that a layer reads through."""
+    for disk in manifest.disks:
+        at = next((path for path in disk.parents if file.absolute(path) == destination), None)
+        if at is not None:
+            return tuple(map(file.absolute, line_of(disk.parents, at)[1:]))
+    return ()

@@ -20,6 +20,8 @@ from vhdkit.snapshot.known_machines import known_machines
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from vhdkit.progress import Clock
     from vhdkit.units import StrPath
 
@@ -45,16 +47,21 @@ def pending_jobs(*, disk: StrPath | None = None, machine: str | None = None) -> 
     known = {job.destination: job for job in waiting}
     found = {job.id: job for job in waiting if job.wait is not None}
     for path in known_machines():
-        # Manifests are loaded by those that have machines.
-        from vhdkit.snapshot.machine_merges import merges_left  # noqa: PLC0415
-
-        try:
-            found |= {job.id: job for job in merges_left(path, known, going)}
-        except (VhdError, OSError) as error:
-            reason = error.text if isinstance(error, VhdError) else str(error)
-            leave_out(f"{printable(path)}: what is left to merge on this machine cannot be told: {printable(reason)}")
+        found |= {job.id: job for job in _of_machine(path, known, going)}
     chosen = tuple(found.values()) if machine is None else of_machine(found.values(), machine)
     return chosen if disk is None else touches_disk(chosen, as_text(disk))
+
+
+def _of_machine(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> Sequence[Job]:
+    # Manifests are loaded by those that have machines.
+    from vhdkit.snapshot.machine_merges import merges_left  # noqa: PLC0415
+
+    try:
+        return merges_left(path, known, going)
+    except (VhdError, OSError) as error:
+        reason = error.text if isinstance(error, VhdError) else str(error)
+        leave_out(f"{printable(path)}: what is left to merge on this machine cannot be told: {printable(reason)}")
+        return ()
 
 
 def resumable_jobs(*, only_interrupted: bool = False) -> tuple[Job, ...]:
