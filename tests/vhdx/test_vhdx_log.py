@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from hypothesis import given, settings
@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 from tests import plainvhdx
 from tests.plainvhdx import BAT_AT, FULL, LOG_AT, PAGE, Disk, log_entry
+from tests.unit.test_bounds import CountingFolder
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
 from vhdkit.vhdx.corruption import VhdxCorruption
 from vhdkit.vhdx.log_overlay import LogOverlay
 from vhdkit.vhdx.metadata_reader import read_vhdx
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIB: Final = 1 << 20
 GUID: Final = b"L" * 16
@@ -146,10 +150,40 @@ def test_an_entry_that_no_program_writes_is_refused(
 
 
 def test_entries_upon_entries_are_given_up() -> None:
-    # Each page begins an entry that says it has the whole ring: summing all of them would take the ring's square.
+    # Each page begins an entry of half the ring: summing all of them would take the ring's square.
+    page = log_entry(GUID, 3, 0, [(BAT_AT, MOVED)] * 126)[:PAGE]
+    assert refusal(file_of(dict.fromkeys(range(0, MIB, PAGE), page))).corruption is VhdxCorruption.LOG_COSTLY
+
+
+def test_an_entry_that_only_says_that_it_is_long_is_not_summed() -> None:
     page = log_entry(GUID, 3, 0, [])
     page = page[:8] + struct.pack("<I", MIB) + page[12:]
-    assert refusal(file_of(dict.fromkeys(range(0, MIB, PAGE), page))).corruption is VhdxCorruption.LOG_COSTLY
+    assert refusal(file_of(dict.fromkeys(range(0, MIB, PAGE), page))).corruption is VhdxCorruption.LOG_DAMAGED
+
+
+def test_a_ring_of_a_gibibyte_that_is_a_hole_is_not_read(tmp_path: Path) -> None:
+    path, ring = tmp_path / "d.vhdx", 1 << 30
+    small = file_of({})
+    entry = log_entry(GUID, 3, 0, [(BAT_AT, MOVED)])
+    for entries, outcome in ((b"", "no entry of it is whole"), (entry, "")):
+        with path.open("wb") as file:
+            file.write(small)
+            for at in (64 << 10, 128 << 10):
+                header = small[at : at + PAGE]
+                file.seek(at)
+                file.write(plainvhdx.sealed(header[:68] + struct.pack("<IQ", ring, 16 * MIB) + header[80:]))
+            file.seek(16 * MIB)
+            file.write(entries)
+            file.truncate(16 * MIB + ring)
+        if path.stat().st_blocks * 512 > 64 * MIB:
+            pytest.skip("the file system has no holes")
+        folder = CountingFolder()
+        if outcome:
+            with pytest.raises(CorruptImageError, match=outcome):
+                open_chain(str(path), folder=folder)
+        else:
+            open_chain(str(path), folder=folder).close()
+        assert folder.calls["bytes"] < 8 * MIB
 
 
 CHANGES: Final = st.lists(

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from vhdkit.vhdx.log_entry import Descriptor
 
 _PIECE = 1 << 20
-# Entries of one session overlap nothing, so that summing all of them costs the log's length once. Twice that, and room
-# for torn ones: what costs more was made to cost.
-_MOST_SUMMED = 8
+# Entries of one session overlap nothing, so that summing all of them costs the log's length once; torn ones cost more.
+# What costs twice the length, and more than this, was made to cost.
+_ALWAYS_SUMMED_BYTES = 64 << 20
 
 
 class LoggedPage(NamedTuple):
@@ -172,11 +172,7 @@ class _Ring:
         return CorruptImageError(corruption, detail, path=self._storage.path, offset=self._start)
 
     def _no_entries(self) -> CorruptImageError:
-        has_own = any(
-            page[:4] == b"loge" and page[32:48] == self._guid
-            for at in range(0, self._length, PAGE)
-            if (page := self._bytes(at, ENTRY_HEADER_SIZE))
-        )
+        has_own = any(self._bytes(at, ENTRY_HEADER_SIZE)[32:48] == self._guid for at in self._beginnings())
         detail = f"its header says that the log {guid(self._guid)} is to be replayed, and no entry of it is whole"
         if has_own:
             more = "; some are there in part, so that the file lacks what they say"
@@ -197,21 +193,32 @@ class _Ring:
     def _active_run(self) -> list[int]:
         """Return the starts of the entries of the run that counts."""
         best: list[int] = []
-        best_number, tail = 0, 0
-        while tail < self._length:
+        best_number, reach = 0, 0
+        for tail in self._beginnings():
+            if tail < reach:
+                continue
             run, stop = self._run_from(tail)
             if not run:
-                tail += PAGE
                 continue
             last = self._entries[run[-1]]
             if last is not None and last.tail in run and last.sequence_number > best_number:
                 best, best_number = run, last.sequence_number
             if stop <= tail:
                 break
-            tail = stop
+            reach = stop
         if not best:
             raise self._no_entries()
         return best
+
+    def _beginnings(self) -> Iterator[int]:
+        """Yield the pages of the ring that begin as an entry does, ascending; holes of the file are not read."""
+        for start in range(0, self._length, _PIECE):
+            length = min(_PIECE, self._length - start)
+            if self._storage.hole_bytes(self._start + start, length) == length:
+                continue
+            raw = self._bytes(start, length)
+            if LOG_SIGNATURE in raw:
+                yield from (start + at for at in range(0, length, PAGE) if raw.startswith(LOG_SIGNATURE, at))
 
     def _run_from(self, tail: int) -> tuple[list[int], int]:
         """Return the starts of valid entries that follow one another from `tail` on, and where the last ends."""
@@ -240,14 +247,19 @@ class _Ring:
         entry = LogEntryHeader.from_bytes(raw)
         if not entry.is_plausible(self._guid, self._length):
             return None
+        data_count = self._data_pages(at, entry)
+        # Before anything is summed: what an entry says of its length costs nothing to write.
+        if data_count is None or (entry.descriptor_pages + data_count) * PAGE != entry.entry_length:
+            return None
         self._summed += entry.entry_length
-        if self._summed > _MOST_SUMMED * self._length:
+        if self._summed > max(2 * self._length, min(8 * self._length, _ALWAYS_SUMMED_BYTES)):
             raise self._error(
                 VhdxCorruption.LOG_COSTLY, "its log holds entries upon entries, as no program writes them"
             )
         if self._sum(at, entry.entry_length) != entry.checksum:
             return None
-        return entry if self._is_whole(at, entry) else None
+        data = range(at + entry.descriptor_pages * PAGE, at + entry.entry_length, PAGE)
+        return entry if all(is_data_page(self._bytes(place, PAGE), entry.sequence_number) for place in data) else None
 
     def _sum(self, at: int, length: int) -> int:
         """Return the checksum of an entry, that in its header taken as zeros."""
@@ -256,20 +268,14 @@ class _Ring:
             total = checksum.extended(total, self._bytes(at + done, min(_PIECE, length - done)))
         return total
 
-    def _is_whole(self, at: int, entry: LogEntryHeader) -> bool:
-        """Whether descriptors and data pages are those of the entry, and fill it."""
-        data_count = 0
-        first = entry.descriptor_pages
-        for descriptor in descriptors_in(self._pages(at, first), entry.descriptor_count):
+    def _data_pages(self, at: int, entry: LogEntryHeader) -> int | None:
+        """Return how many data pages the descriptors of an entry tell of, None if one is none of the entry's."""
+        count = 0
+        for descriptor in descriptors_in(self._pages(at, entry.descriptor_pages), entry.descriptor_count):
             if descriptor is None or descriptor.sequence_number != entry.sequence_number:
-                return False
-            data_count += descriptor.is_data
-        if (first + data_count) * PAGE != entry.entry_length:
-            return False
-        return all(
-            is_data_page(self._bytes(at + number * PAGE, PAGE), entry.sequence_number)
-            for number in range(first, first + data_count)
-        )
+                return None
+            count += descriptor.is_data
+        return count
 
     def _descriptors(self, at: int) -> Iterator[tuple[Descriptor, int]]:
         """Yield the descriptors of a valid entry, each with where in the file its data page lies."""
