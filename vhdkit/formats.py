@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from vhdkit.units import StrPath
     from vhdkit.vhd.open_image import Vhd
 
-_VHD_SUFFIXES = frozenset({".vhd", ".avhd", ".vud"})
-_VHDX_SUFFIXES = frozenset({".vhdx", ".avhdx"})
+_VHD_SUFFIXES = (".vhd", ".avhd", ".vud")
+_VHDX_SUFFIXES = (".vhdx", ".avhdx")
+# What files of one format are called, whatever part of a chain they are: a parent may have been given another of these.
+SUFFIX_FAMILIES: Final = (_VHD_SUFFIXES, _VHDX_SUFFIXES)
+# Files that are expected to be images, and told of where they are none that can be read.
+IMAGE_SUFFIXES: Final = frozenset({*_VHD_SUFFIXES, *_VHDX_SUFFIXES, ".vhds"})
 
 
 # Changes of a header that were cut off, and the suffix of the file beside the image: so far only VHDs have them.

@@ -13,7 +13,7 @@ from vhdkit.chain.parent_paths import named_paths
 from vhdkit.corruption import Corruption
 from vhdkit.disk import unique_id
 from vhdkit.errors import CorruptImageError, UnsupportedImageError, VhdError
-from vhdkit.formats import SMALLEST_FILE_BYTES, may_be_image, read_summary
+from vhdkit.formats import IMAGE_SUFFIXES, SMALLEST_FILE_BYTES, may_be_image, read_summary
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from vhdkit.disk.parent_link import ParentLink
     from vhdkit.storage.protocols import Entry, Folder, Reach
 
-_IMAGE_EXTENSIONS = frozenset({".vhd", ".avhd", ".vud", ".vhdx", ".avhdx", ".vhds"})
 _NO_IMAGE = frozenset({Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT})
 
 
@@ -69,7 +68,7 @@ class Catalog:
 
 def is_called_as_image(path: str) -> bool:
     """Whether a file has the name of an image, whatever it holds."""
-    return paths.splitext(path)[1].lower() in _IMAGE_EXTENSIONS
+    return paths.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 class Parents:

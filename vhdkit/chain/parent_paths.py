@@ -9,6 +9,7 @@ import ntpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vhdkit.formats import SUFFIX_FAMILIES
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # Of paths that are longer than 260 letters, and of what the kernel calls a path, before the plain form.
 _LONG_PREFIXES = (("\\\\?\\unc\\", "\\\\"), ("\\\\?\\", ""), ("\\\\.\\unc\\", "\\\\"), ("\\\\.\\", ""), ("\\??\\", ""))
-_EXTENSIONS = ((".vhd", ".avhd", ".vud"), (".vhdx", ".avhdx"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def base_names(link: ParentLink) -> Iterator[Clue]:
         yield Clue(name, f"base name of {origin}")
     for name, origin in names.items():
         stem, extension = paths.splitext(name)
-        for others in _EXTENSIONS:
+        for others in SUFFIX_FAMILIES:
             for other in others if extension.lower() in others else ():
                 if other != extension.lower():
                     yield Clue(stem + other, f"base name of {origin}, other extension", derived=True)
