@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from vhdkit.merging.run.engine import MergeResult, merge
     from vhdkit.options import EventTarget
     from vhdkit.progress import Phase, Progress
+    from vhdkit.serve.mount import mount_chain
     from vhdkit.serve.nbd_server import NbdServer, serve_nbd
     from vhdkit.serve.qemu_export import export_disk
     from vhdkit.snapshot.machine import Machine
@@ -173,6 +174,7 @@ _HOMES = {
     "vhdkit.chain.repair_footers": ("repair_footers",),
     "vhdkit.merging.rollback": ("rollback",),
     "vhdkit.merging.plan.planner": ("plan_merge",),
+    "vhdkit.serve.mount": ("mount_chain",),
     "vhdkit.serve.nbd_server": ("NbdServer", "serve_nbd"),
     "vhdkit.serve.qemu_export": ("export_disk",),
     "vhdkit.snapshot.machine": ("Machine",),
@@ -263,6 +265,7 @@ __all__ = [
     "jobs",
     "list_partitions",
     "merge",
+    "mount_chain",
     "open_chain",
     "open_files",
     "open_image",

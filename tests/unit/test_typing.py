@@ -70,6 +70,7 @@ def make(path: Path, kind: str) -> int:
 def serve(path: Path) -> int:
     with vhdkit.open_chain(path) as chain, vhdkit.serve_nbd(chain) as server:
         print(server.uri)
+        vhdkit.mount_chain(chain, path, mounted=lambda: None)
     return vhdkit.export_disk(
         path, HERE / "new", output_format="vdi", search=FOLDERS, parent_map=MAPPED, parent=path, progress=print
     )

@@ -24,6 +24,7 @@ from vhdkit.cli.hash import hash_
 from vhdkit.cli.info import chain, info, map_, scan
 from vhdkit.cli.job import job
 from vhdkit.cli.merge import merge
+from vhdkit.cli.mount import mount
 from vhdkit.cli.output import JSON_OUTPUT, echo
 from vhdkit.cli.rebase import rebase
 from vhdkit.cli.serve import serve
@@ -84,6 +85,7 @@ for _verb in (
     compare,
     hash_,
     serve,
+    mount,
     partitions,
     ls,
     stat,

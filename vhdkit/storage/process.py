@@ -42,6 +42,14 @@ def find_program(name: str) -> str | None:
     return which(name)
 
 
+def prefer_library(variable: str, name: str) -> None:
+    """Have a binding that looks at a variable of the environment take a library, if it is there and none is named."""
+    from ctypes.util import find_library  # noqa: PLC0415 - only such bindings need it
+
+    if find_library(name) is not None:
+        os.environ.setdefault(variable, name)
+
+
 def environment_without_modules() -> dict[str, str]:
     """Return this process's environment for a program that has another Python in it, with other modules."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
