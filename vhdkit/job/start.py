@@ -24,7 +24,7 @@ from vhdkit.job.spawn import spawn, work
 from vhdkit.job.worker import UNFINISHED, Worker
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
-from vhdkit.merging.plan.plan import states_of
+from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.merging.plan.planner import plan_request
 from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
@@ -151,7 +151,7 @@ def run_merge(
     if plan.journal is not None:  # a merge that begins was never listed
         job, _ = _as_known(job, registry)
     slot = MergeSlot(request, registry.directory)
-    if slot.take():
+    if plan.resume is Resume.FINISHES or slot.take():
         # It has its turn: should this word be the last that the list hears, it is known to have begun.
         job = job.advanced(time.time(), JobState.RUNNING)
     with Worker(job, registry, progress=progress, cancel=cancel, completion=completion, slot=slot) as at:

@@ -213,8 +213,12 @@ class Worker:
             self._wait(_LISTEN_SECONDS)
 
     def merge(self, plan: MergePlan) -> MergeResult:
-        """Carry a plan out, as `merging.run.engine.merge`, when its file system has room for one more."""
-        self._wait_for_slot()
+        """Carry a plan out, as `merging.run.engine.merge`, when its file system has room for one more.
+
+        One that only changes names waits for none: a machine's manifest may be held until it is done.
+        """
+        if plan.resume is not Resume.FINISHES:
+            self._wait_for_slot()
         request = self._job.request
         if not plan.is_new_file:
             # From here on it is settled where it goes, whatever the chain looks like when it is resumed.
