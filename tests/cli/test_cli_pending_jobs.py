@@ -80,6 +80,8 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         assert "the machine runs" in cli("job", "list", "--format", "cim").out
     assert (pending(cli)[0]["id"], pending(cli)[0]["job-state"]) == (job["id"], 11)
     assert cli("job", "list", "--state", "pending").out.count("nobody has begun it") == 1
+    for verb in ("cancel", "pause", "rm"):
+        assert f"has not begun; `vhdkit job resume {job['id']}` begins it" in cli("job", verb, job["id"]).refused()
     assert cli("job", "resume", job["id"][:8]).code == 0
     (begun,) = vhdkit.jobs()
     assert vhdkit.wait_for_job(begun.id, HANGS_SECONDS).state is JobState.COMPLETED

@@ -178,7 +178,7 @@ def resume(ids: tuple[str, ...], *, are_all: bool, interrupted: bool, as_json: b
     _check_choice(ids, "--all or --interrupted", is_chosen=are_all or interrupted)
     if are_all or interrupted:
         ids = tuple(each.id for each in resumable_jobs(only_interrupted=not are_all))
-    _for_each(ids, resume_any_job, as_json=as_json)
+    _for_each(ids, resume_any_job, as_json=as_json, takes_pending=True)
 
 
 @job.command()
@@ -277,14 +277,17 @@ def _check_choice(ids: Sequence[str], options: str, *, is_chosen: bool) -> None:
         raise click.UsageError(f"name jobs by ID..., or choose them by {options}")
 
 
-def _for_each(ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "") -> None:
+def _for_each(
+    ids: Sequence[str], act: Callable[[str], Job], *, as_json: bool, done_word: str = "", takes_pending: bool = False
+) -> None:
     from vhdkit.errors import VhdError
-    from vhdkit.snapshot.pending_jobs import find_any_job
+    from vhdkit.snapshot.pending_jobs import find_any_job, find_begun_job
 
     # Each is looked for before the first is touched; what one of them refuses does not keep it from the others.
     done: list[Job] = []
     refusals: dict[str, VhdError | OSError] = {}
-    for job_id in [find_any_job(each).id for each in ids]:
+    find = find_any_job if takes_pending else find_begun_job
+    for job_id in [find(each).id for each in ids]:
         try:
             done.append(act(job_id))
         except (VhdError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
 from vhdkit.errors import JobError, VhdError
-from vhdkit.findings import printable
+from vhdkit.findings import Advice, printable
 from vhdkit.job.control import find_job, jobs, listed_jobs, of_machine, resume_job, touches_disk, wait_for_job
 from vhdkit.job.job import Job, JobState, WaitReason
 from vhdkit.job.registry_tables import leave_out
@@ -91,6 +91,21 @@ def find_any_job(beginning: str) -> Job:
         if len(found) != 1:
             raise
     return found[0]
+
+
+@checked
+def find_begun_job(beginning: str) -> Job:
+    """Return the job whose id begins so, and that has begun: one that can be stopped or forgotten.
+
+    Raises:
+        JobError: there is none, or several, or nobody has begun it.
+
+    """
+    job = find_any_job(beginning)
+    if job.wait is not None and not job.pid:
+        hint = Advice.RESUME_JOB.hint("{} begins it", job=job.id)
+        raise JobError(f"the merge {job.id} has not begun", path=job.destination, hint=hint)
+    return job
 
 
 @checked
