@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 BY_NAME = {program.name: program for program in PROGRAMS}
 UNDOABLE = [program for program in PROGRAMS if program.undo]
 FAULTS = list(faults())
-# Every kind of fault meets every sixth program, another one each time.
-PAIRS = [(program, fault) for at, program in enumerate(PROGRAMS) for fault in FAULTS[at % 6 :: 6]]
+# Every kind of fault meets every ninth program, another one each time.
+PAIRS = [(program, fault) for at, program in enumerate(PROGRAMS) for fault in FAULTS[at % 9 :: 9]]
 UNDOING = [(act, program) for at, program in enumerate(UNDOABLE) for act in ((take_back, drop)[at % 2],)]
 
 

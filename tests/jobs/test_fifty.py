@@ -70,7 +70,7 @@ def ended() -> bool:
     return all(job.state.is_finished for job in vhdkit.jobs())
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(50, marks=pytest.mark.slow)])
 def test_each_of_many_jobs_ends_in_one_state_and_no_row_is_lost(count: int, vms: Path) -> None:
     leaves = fifty_leaves(vms, count)
     # What the topmost of a chain reads is what its base reads when all are merged.
@@ -88,7 +88,7 @@ def test_each_of_many_jobs_ends_in_one_state_and_no_row_is_lost(count: int, vms:
         assert view(f"{leaf.rpartition('_')[0]}.vhd") == read, leaf
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [9, pytest.param(50, marks=pytest.mark.slow)])
 def test_of_many_jobs_whose_processes_are_killed_each_is_interrupted_or_complete_and_goes_on(
     count: int, vms: Path
 ) -> None:
