@@ -99,6 +99,7 @@ ARGUMENTS: dict[str, Any] = {
     "source_offsets": [0],
     "offsets": np.array([0], np.int64),
     "lengths": [512],
+    "buffers": [memoryview(bytearray(512))],
     "patches": (),
     "unique_id": bytes(16),
     "change": ParentChange(old_parent="", new_parent="/vms/base.vhd", unique_id=bytes(16), timestamp=0),
