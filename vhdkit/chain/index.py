@@ -164,9 +164,19 @@ class ChainIndex:
         if last - first > _FEW_STRETCHES:
             self._read_arrays(window, first, last, position, view)
             return
+        # Written out, since most of a long read through many layers is spent here.
+        low, layers, depths, deltas = position, self._layers, window.depth, window.delta
         for index in range(first, last):
-            low, high = max(position, starts[index]), min(stop, starts[index + 1])
-            self._read_stretch(window, index, low, view[low - position : high - position])
+            high = starts[index + 1] if index + 1 < last else stop
+            part, depth = view[low - position : high - position], depths[index]
+            if depth < 0:
+                part[:] = bytes(high - low)
+            else:
+                layer, offset = layers[depth], low + deltas[index]
+                got = layer.storage.read_into(offset, part)
+                if got < high - low:
+                    layer.fill_past_end(offset + got, part[got:])
+            low = high
 
     def _read_stretch(self, window: WindowMap, index: int, position: int, view: memoryview) -> None:
         depth = window.depth[index]

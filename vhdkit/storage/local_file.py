@@ -62,17 +62,20 @@ def naming_file(method: Callable[Parameters, Result]) -> Callable[Parameters, Re
         try:
             return method(*arguments, **named)
         except (OSError, ValueError) as error:
-            # Asked only now: a call that works costs 5 us. Some take a descriptor of -1 for a wrong value.
-            for each in arguments:
-                if isinstance(each, Handle):
-                    each.check_open()
-            if isinstance(error, ValueError):
-                raise
-            if error.filename is None:
-                error.filename = getattr(arguments[0], "path", None)
+            _name_file(error, *arguments)
             raise
 
     return wrapped
+
+
+def _name_file(error: OSError | ValueError, *arguments: object) -> None:
+    """Let an error say which file it was, the first of the arguments; raise another if any of them is closed."""
+    # Asked only now: a call that works costs 5 us. Some take a descriptor of -1 for a wrong value.
+    for each in arguments:
+        if isinstance(each, Handle):
+            each.check_open()
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = getattr(arguments[0], "path", None)
 
 
 class FileStorage(Handle):
@@ -283,15 +286,19 @@ class LocalStorage(FileStorage):
         self._long_copies = LongCopies(descriptor)
         super().__init__(descriptor, path, writable=writable)
 
-    @naming_file
     def read_into(self, offset: int, buffer: Buffer) -> int:
+        # As bare as can be: nearly every read of a chain is one call of this, and it makes one of the system.
         view = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._descriptor, [view[done : done + CALL_BYTES]], offset + done)
-            if not count:
-                break
-            done += count
+        try:
+            done = os.preadv(self._descriptor, [view if len(view) <= CALL_BYTES else view[:CALL_BYTES]], offset)
+            while 0 < done < len(view):
+                count = os.preadv(self._descriptor, [view[done : done + CALL_BYTES]], offset + done)
+                if not count:
+                    break
+                done += count
+        except (OSError, ValueError) as error:
+            _name_file(error, self)
+            raise
         return done
 
     @naming_file
