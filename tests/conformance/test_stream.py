@@ -7,6 +7,7 @@ import io
 import shutil
 import struct
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -198,3 +199,53 @@ def test_an_archive_written_to_a_disk_is_opened_from_its_stream(tmp_path: Path) 
             extracted = archive.extractfile("a.txt")
             assert extracted is not None
             assert extracted.read() == b"tar\n" * 999
+
+
+# Writers of file systems
+
+
+def pyfatfs(module: str) -> Any:
+    # It imports what warns of its own age.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(f"pyfatfs.{module}", reason="needs pyfatfs")
+
+
+@pytest.fixture
+def fat(tmp_path: Path) -> Path:
+    """Make a disk with an empty FAT file system, and a child of it; return their folder."""
+    pyfat = pyfatfs("PyFat").PyFat
+    raw = tmp_path / "empty.raw"
+    raw.write_bytes(bytes(8 << 20))
+    made = pyfat()
+    made.mkfs(str(raw), fat_type=pyfat.FAT_TYPE_FAT16, size=8 << 20)
+    made.close()
+    vhdkit.create_image(tmp_path / "base.vhd", size=8 << 20)
+    with vhdkit.open_chain(tmp_path / "base.vhd", writable=True) as chain:
+        chain.write(0, raw.read_bytes())
+    vhdkit.create_image(tmp_path / "child.avhd", parent=tmp_path / "base.vhd")
+    return tmp_path
+
+
+def test_pyfatfs_writes_files_through_a_stream_into_the_child_alone(fat: Path) -> None:
+    contents = {f"FILE{number}.BIN": bytes([number + 1]) * (number * 3000 + 1) for number in range(12)}
+    base = (fat / "base.vhd").read_bytes()
+    with (
+        vhdkit.open_chain(fat / "child.avhd", writable=True) as chain,
+        # It closes the stream.
+        pyfatfs("PyFatFS").PyFatBytesIOFS(chain.open_stream()) as system,
+    ):
+        system.makedir("/SUB")
+        for name, content in contents.items():
+            with system.openbin(f"/SUB/{name}", "w") as file:
+                file.write(content)
+        system.remove("/SUB/FILE3.BIN")
+    del contents["FILE3.BIN"]
+    assert (fat / "base.vhd").read_bytes() == base
+    assert vhdkit.check(fat / "child.avhd").findings == ()
+    # Read back by another program, from a raw file.
+    vhdkit.convert(fat / "child.avhd", fat / "view.raw", output_format="raw")
+    reader = pytest.importorskip("dissect.fat.fat", reason="needs dissect.fat")
+    with (fat / "view.raw").open("rb") as view:
+        found = dict(files_below(reader.FATFS(view).root, ""))
+    assert found == {f"SUB/{name}": content for name, content in contents.items()}
