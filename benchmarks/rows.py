@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vhdkit
-from benchmarks import rivals, vhdx_disks, whole_disks
+from benchmarks import rivals, streams, vhdx_disks, whole_disks
 from benchmarks.images import Inputs, VhdChain
 from benchmarks.measuring import Step
 from benchmarks.rivals import Contender, UnavailableError
@@ -66,6 +66,14 @@ ROWS = {
     "W2-double": Row("W2-double", "W2, twice the payload", "twice", "once", 2.1),
     "reads-one": Row("reads", "100,000 reads of 4 KiB, one dynamic layer", "one", "dissect", 1.2),
     "reads-ten": Row("reads", "the same through ten layers", "ten", "dissect", 1.6),
+    "stream-small": Row(
+        "streams", "8 reads of 512 bytes in a row, 100,000 times, by a stream", "small", "small-raw", 5.0
+    ),
+    "stream-sequential": Row(
+        "streams", "1 MiB a read, ten layers in runs of 64 KiB", "sequential", "sequential-raw", 1.5
+    ),
+    "stream-extfs": Row("streams", "300 files listed by dissect.extfs", "extfs", "extfs-raw", 1.5),
+    "stream-tsk": Row("streams", "NTFS listed by pytsk3 through ten layers", "tsk", "tsk-raw", 1.5),
     "convert-qemu": Row("half", "`convert -O raw`, 2 GiB half full", "convert", "qemu", 0.9),
     "convert-7zz": Row("two", "`convert -O raw`, a chain of two, 300 blocks patched", "convert", "7zz", 0.6),
     "to-cp": Row("two", "`merge --to` of that chain", "to", "cp", 1.0),
@@ -108,6 +116,8 @@ def group(name: str, scale: float, place: Place) -> Iterator[dict[str, Maker]]:
     with ExitStack() as stack:
         if name == "asking":
             yield _asking(scale, place)
+        elif name == "streams":
+            yield streams.makers(scale, place.at)
         elif name in {"reads", "half", "two"}:
             yield whole_disks.makers(name, scale, place.at)
         elif name == "vhdx":
