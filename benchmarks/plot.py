@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WIDTH, _HEIGHT, _TOP, _LEFT, _BETWEEN = 380, 250, 56, 60, 130
-_COLOURS = {"vhdkit": "#0b6e4f", "cp": "#8a8a8a", "qemu": "#c8553d"}
+_COLOURS = {"vhdkit": "#0b6e4f", "cp": "#8a8a8a", "qemu": "#c8553d", "dissect": "#3d6ec8"}
 _NAMES = {"vhdkit": "vhdkit", "cp": "cp, sync", "qemu": "qemu-img commit"}
 _GIB = 1 << 30
 
@@ -25,13 +25,44 @@ class _Line:
 
 
 def drawn(series: dict[str, Any]) -> str:
-    """Return the plot of the series that are there, both axes logarithmic."""
+    """Return the plot of merges, both axes logarithmic, of the series that are there."""
     payload = [line for name in ("W1", "W2") for line in _lines(series, name, "payload", dashed=name == "W2")]
     size = _lines(series, "W4", "size", dashed=False)
-    panels = [
+    return _framed(
         _panel(_LEFT, "Time against payload", "GiB of payload (W1 full blocks, W2 dashed: scattered)", payload),
         _panel(_LEFT + _WIDTH + _BETWEEN, "Time against virtual size", "GiB of disk, 3,000 blocks written (W4)", size),
+    )
+
+
+def drawn_disks(series: dict[str, Any]) -> str:
+    """Return the plot of what whole disks take: reads against depth, and conversion against payload."""
+    reads, convert = series.get("depth", {}).get("points", []), series.get("convert", {}).get("points", [])
+    depth = [
+        _Line(
+            label, _COLOURS[who], dashed=False, points=[(each["layers"], each["seconds"][who]["median"]) for each in on]
+        )
+        for who, label in (("vhdkit", "vhdkit"), ("dissect", "dissect, one layer"))
+        if (on := [each for each in reads if who in each["seconds"]])
     ]
+    payload = [
+        _Line(
+            label,
+            _COLOURS[who],
+            dashed=False,
+            points=[(each["held"] / _GIB, each["seconds"][who]["median"]) for each in on],
+        )
+        for who, label in (("vhdkit", "vhdkit"), ("qemu", "qemu-img convert, sync"))
+        if (on := [each for each in convert if who in each["seconds"]])
+    ]
+    return _framed(
+        _panel(_LEFT, "Reads against depth", "layers of the chain, 100,000 reads of 4 KiB", depth),
+        _panel(
+            _LEFT + _WIDTH + _BETWEEN, "convert -O raw against payload", "GiB held by a disk of twice the size", payload
+        ),
+    )
+
+
+def _framed(*panels: str) -> str:
     width, height = _LEFT + 2 * _WIDTH + 2 * _BETWEEN, _TOP + _HEIGHT + 64
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '

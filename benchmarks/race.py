@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
-from benchmarks import plot, results
+from benchmarks import plot, results, whole_disks
 from benchmarks.images import WrongBytesError
 from benchmarks.measuring import ROOT, FailedError, Figures, Run, count_syncs, figures, run, touch_memory
 from benchmarks.rivals import Contender, UnavailableError
@@ -146,19 +146,26 @@ def series_of(names: Iterable[str], settings: Settings, place: Place, console: C
     for name in names:
         points = []
         for at in PLOTS[name] if settings.timed else PLOTS[name][::3]:
-            if name == "W4":
-                work = spread(settings.scale, at * min(settings.scale, 1))
-            else:
-                work = WORKLOADS[name](settings.scale * at)
             console.print(f"plot of {name} at {at}")
-            makers = merges(work, settings.scale, place)
-            done, _ = race({key: makers[key] for key in ("vhdkit", "cp", "qemu")}, settings, console)
+            where, makers = _point(name, at, settings.scale, place)
+            done, _ = race(makers, settings, console)
             seconds = {key: {"median": taken.seconds, "least": taken.least} for key, taken in done.items()}
-            points.append({"payload": work.payload, "size": work.size, "seconds": seconds})
+            points.append(where | {"seconds": seconds})
             shutil.rmtree(place.folder)
             os.makedirs(place.folder)
         found[name] = {"points": points} | _when(settings)
     return found
+
+
+def _point(name: str, at: float, scale: float, place: Place) -> tuple[dict[str, int], dict[str, Maker]]:
+    """Return where a point lies, and who takes part in it."""
+    if name == "depth":
+        return {"layers": round(at)}, whole_disks.at_depth(round(at), scale, place.at)
+    if name == "convert":
+        return whole_disks.at_payload(scale * at, place.at)
+    work = spread(scale, at * min(scale, 1)) if name == "W4" else WORKLOADS[name](scale * at)
+    makers = merges(work, scale, place)
+    return {"payload": work.payload, "size": work.size}, {key: makers[key] for key in ("vhdkit", "cp", "qemu")}
 
 
 def _when(settings: Settings) -> dict[str, Any]:
@@ -174,11 +181,11 @@ def _when(settings: Settings) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is asked for, print the table, and write results.md, results.json and race.svg."""
+    """Run what is asked for, print the table, and write results.md, results.json and the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--rows", help="names, by commas; none for the plots alone; all unless told")
-    parser.add_argument("--plots", help="W1, W2, W4, by commas; all unless rows are told")
+    parser.add_argument("--plots", help="W1, W2, W4, depth, convert, by commas; all unless rows are told")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--untimed", action="store_true", help="one run each, for the sake of the bytes")
@@ -203,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
         kept["series"] |= series_of([name], settings, place, console)
         results.save(options.results, kept)
     Path(options.results, "race.svg").write_text(plot.drawn(kept["series"]))
+    Path(options.results, "disks.svg").write_text(plot.drawn_disks(kept["series"]))
     console.print(results.table(kept["rows"]))
 
 

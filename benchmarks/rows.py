@@ -88,8 +88,14 @@ ROWS = {
     "chain": Row("asking", "`chain` of 64 layers of 2040 GiB", "chain", "start", limit=1.5),
     "scan": Row("asking", "`scan` of 1,000 images", "scan-1000", "scan-250", 4.4, 5.0),
 }
-# Points of the two plots: a factor of the payload, or GiB of virtual size.
-PLOTS: dict[str, tuple[float, ...]] = {"W1": (0.25, 0.5, 1, 2), "W2": (0.25, 0.5, 1, 2), "W4": (8, 64, 512, 2040)}
+# Points of the plots: a factor of the payload, GiB of virtual size, or layers.
+PLOTS: dict[str, tuple[float, ...]] = {
+    "W1": (0.25, 0.5, 1, 2),
+    "W2": (0.25, 0.5, 1, 2),
+    "W4": (8, 64, 512, 2040),
+    "depth": (1, 2, 4, 8, 16, 32, 64),
+    "convert": (0.25, 0.5, 1, 2),
+}
 
 
 class Place:

@@ -44,6 +44,7 @@ def test_every_row_is_raced(rows: dict[str, Any], name: str) -> None:
 def test_results_are_written(raced: Path) -> None:
     assert "## Ratios of wall time" in (raced / "results.md").read_text()
     assert (raced / "race.svg").read_text().startswith("<svg")
+    assert (raced / "disks.svg").read_text().count("<polyline") >= 2
     assert not list((raced / "vhdkit-race").iterdir())
 
 

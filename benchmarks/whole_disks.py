@@ -200,6 +200,20 @@ def layered(scale: float, count: int) -> Workload:
     return type(base)(f"{count} layers", base.size, tuple(layers))
 
 
+def at_depth(count: int, scale: float, at: Callable[[str], str]) -> dict[str, Maker]:
+    """Return who reads a disk of 64 MiB through so many layers; its rival reads the base alone."""
+    source = Source(layered(scale / 32, count), at("depth"))
+    reads = max(100, round(_READS * min(scale, 1)))
+    return {"vhdkit": partial(_reads, source, "vhdkit", reads), "dissect": partial(_reads, source, "dissect", reads)}
+
+
+def at_payload(scale: float, at: Callable[[str], str]) -> tuple[dict[str, int], dict[str, Maker]]:
+    """Return what half of a disk of 2 GiB, times `scale`, holds, and who converts it."""
+    source = Source(half_full(scale), at("payload"))
+    held = source.workload.layers[0].payload
+    return {"held": held}, {"vhdkit": partial(_convert, source), "qemu": partial(_qemu_convert, source)}
+
+
 def makers(name: str, scale: float, at: Callable[[str], str]) -> dict[str, Maker]:
     """Return the makers of the contenders of a group, by key; `at` returns the folder of a name."""
     if name == "reads":
