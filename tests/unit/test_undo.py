@@ -68,7 +68,10 @@ def test_the_undo_image_reads_as_the_destination_before_and_is_told_to_the_byte(
     assert set(contents(folder)) == {*paths, UNDO, paths[depth] + JOURNAL}
     sizes = sum(len(raw) for path, raw in contents(folder).items() if not path.endswith(JOURNAL))
     before = sum(len(raw) for raw in contents(in_memory(chain)[0]).values())
-    assert sizes - before == plan.space_needed
+    growth = plan.destination_size - plan.destination_size_before
+    assert sizes - before == plan.undo.size + growth
+    assert plan.undo.space <= plan.undo.size
+    assert plan.space_needed == plan.undo.space + growth
 
 
 @pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS.keys())

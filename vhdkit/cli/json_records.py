@@ -126,6 +126,7 @@ def describe_plan(plan: MergePlan) -> dict[str, Any]:
         "to-remove": list(plan.removals),
         "undo": plan.undo.path if plan.undo is not None else None,
         "undo-size": plan.undo.size if plan.undo is not None else 0,
+        "undo-space": plan.undo.space if plan.undo is not None else 0,
         "resume": plan.resume,
         "bytes-done": plan.bytes_done,
         "ending-views": list(plan.ending_views),

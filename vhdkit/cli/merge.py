@@ -348,7 +348,8 @@ def _special_rows(plan: MergePlan) -> list[tuple[str, object]]:
     if plan.resume is not None:
         rows.append(("earlier run", _resumption(plan)))
     if plan.undo is not None:
-        rows.append(("undo image", f"{path_text(plan.undo.path)}, {size_text(plan.undo.size)}"))
+        size, space = size_text(plan.undo.size), size_text(plan.undo.space)
+        rows.append(("undo image", f"{path_text(plan.undo.path)}, {size}, {space} of it on the disk"))
     if plan.grows:
         rows.append(("disk size", f"{plan.virtual_size_before} bytes before, {plan.virtual_size} after"))
     if plan.blocks_moved:

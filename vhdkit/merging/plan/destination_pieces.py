@@ -29,6 +29,8 @@ STAGING_BYTES = 4 << 20
 # less than a page apart dirty the same pages anyway, and from eight of them on one write is the quicker way.
 GAP_BYTES = 4096
 MANY_PIECES = 8
+# Space of a file is taken in pages; the data of a block begin at one.
+PAGE_BYTES = 4096
 # Where no block is placed: no offset of a sector, so that no piece seems to lie beside it.
 UNPLACED = Placement(-1, 0)
 
@@ -98,6 +100,16 @@ class DestinationBlocks:
             if not pieces.is_new[head]:
                 yield int(pieces.at[head]), int(pieces.found.stop[tail - 1] - pieces.found.start[head])
 
+    def pages(self, writes: Extents) -> Iterator[tuple[int, int]]:
+        """Yield (file offset, length) of the space that a window's sectors take, with the bitmaps of new blocks."""
+        start, stop = written_pages(writes, self.image.block_size)
+        blocks, row = np.unique(start // self.image.block_size, return_inverse=True)
+        at, is_new = self.locate(blocks)
+        for offset in at[is_new].tolist():
+            yield offset, self.image.block_lead
+        offsets = at[row] + self.image.block_lead + start - blocks[row] * self.image.block_size
+        yield from zip(offsets.tolist(), (stop - start).tolist(), strict=True)
+
     def _held(self, wipes: Extents) -> Extents:
         """Return what of the zeros lies in blocks that the destination has: elsewhere it has zeros already."""
         image = self.image
@@ -105,6 +117,24 @@ class DestinationBlocks:
             return wipes
         blocks = image.allocated_blocks(int(wipes.start[0]), int(wipes.stop[-1]))
         return extents.intersect(wipes, blocks * image.block_size, (blocks + 1) * image.block_size)
+
+
+def written_pages(writes: Extents, block_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return [start, stop) (int64) of what writing sectors takes of a disk, in whole pages, cut at the edges of blocks.
+
+    What a span goes over is part of it.
+
+    >>> both = extents.concatenate([extents.single(at, at + 512, extents.Kind.DATA, at) for at in (512, 9216)])
+    >>> [array.tolist() for array in written_pages(both, 1 << 21)]
+    [[0, 8192], [4096, 12288]]
+    """
+    found = extents.split(writes, block_size)
+    block = found.start // block_size
+    heads, tails = extents.groups(found.start, found.stop, GAP_BYTES, block)
+    start = found.start[heads] // PAGE_BYTES * PAGE_BYTES
+    stop = -(-found.stop[tails - 1] // PAGE_BYTES) * PAGE_BYTES
+    edge = block[heads] * block_size
+    return np.maximum(start, edge), np.minimum(stop, edge + block_size)
 
 
 def in_order(writes: Extents, wipes: Extents) -> Extents:

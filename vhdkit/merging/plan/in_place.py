@@ -89,7 +89,7 @@ def _plan(
     size = destination.storage.size()
     size_after = size if destination.kind is DiskKind.FIXED else layout.file_end + FOOTER_SIZE
     needed = max(0, size_after - size) + _hole_bytes(chain, depth, destination, layout)
-    undo_needed = 0 if undo is None else undo.size - undo.size_before
+    undo_needed = 0 if undo is None else undo.space
     earlier.obstacles += checks.space_obstacles(destination.path, needed, request.undo, undo_needed, folder)
     siblings = _sibling_relinks(relatives, destination, earlier)
     earlier.obstacles += checks.relink_obstacles(siblings, folder)

@@ -78,8 +78,9 @@ def states_of(layers: Sequence[Image]) -> tuple[LayerState, ...]:
 class UndoPlan:
     """The undo image of a merge: its file, id, block size, and the blocks (uint32, ascending) that it still lacks.
 
-    `size` is what its file will have, `size_before` what an earlier run has made of it, 0 if there is none. `doubt`
-    says why nothing proves that it will hold all that was overwritten, "" if that is proven.
+    `size` is what its file will have, `size_before` what an earlier run has made of it, 0 if there is none. `space` is
+    what it takes on the disk beside that: the sectors that it will keep, in pages, and not whole blocks. `doubt` says
+    why nothing proves that it will hold all that was overwritten, "" if that is proven.
     """
 
     path: str
@@ -88,6 +89,7 @@ class UndoPlan:
     blocks: NDArray[np.uint32]
     size: int
     size_before: int
+    space: int
     doubt: str = ""
 
 
@@ -105,7 +107,7 @@ class MergePlan:
 
     `payload_bytes` is what will be written into the destination's disk, `blocks_added` (uint32) the blocks that it
     gets, `blocks_moved` those that make way for a longer BAT, `place` where both lie and `file_end` where the footer
-    then begins; `space_needed` is what the files grow by. `journal` is that of an earlier run that was cut off, and
+    then begins; `space_needed` is what they take of the disk. `journal` is that of an earlier run that was cut off, and
     `resume` what is done about it; of what that run copied the destination was read up to `read_back`, and has what the
     sources hold; `only_shown` says that of the sources of a complete merge whose topmost one is gone those go that the
     destination shows, whatever the journal says; `spent` is the checksum of a journal that says nothing any more, and

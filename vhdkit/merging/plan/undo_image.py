@@ -14,9 +14,10 @@ from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.image import DiskKind, Image
 from vhdkit.errors import JournalError
 from vhdkit.formats import as_writable
+from vhdkit.merging.plan.destination_pieces import PAGE_BYTES, written_pages
 from vhdkit.merging.plan.plan import UndoPlan, missing_blocks
 from vhdkit.storage.handle import closing_on_error
-from vhdkit.units import ceil_div
+from vhdkit.units import ceil_div, round_up
 from vhdkit.vhd.constants import DEFAULT_BLOCK_SIZE, FOOTER_SIZE
 from vhdkit.vhd.create import empty_child_end
 from vhdkit.vhd.sparse_image import Placement, SparseImage
@@ -42,7 +43,7 @@ def plan_undo(
 ) -> UndoPlan:
     """Return what the undo image will take; `existing` is what an earlier run has made of it."""
     block_size = destination.block_size or DEFAULT_BLOCK_SIZE
-    found, last = [np.empty(0, np.uint32)], -1
+    found, last, taken = [np.empty(0, np.uint32)], -1, 0
     for writes, wipes, _ in window_writes:
         touched = affected(writes, wipes, size_before)
         if not len(touched):
@@ -51,20 +52,34 @@ def plan_undo(
         is_lacking = np.ones(stop - first, np.bool_)
         if existing is not None:
             is_lacking = existing.block_offsets(np.arange(first, stop)) < 0
+        low, high = written_pages(touched, block_size)
+        taken += int((high - low)[is_lacking[low // block_size - first]].sum())
         missing = missing_blocks(touched, is_lacking, first, block_size)
         missing = missing[missing > last]
         if len(missing):
             last = int(missing[-1])
             found.append(missing.astype(np.uint32))
     blocks: NDArray[np.uint32] = np.concatenate(found)
+    bitmap_size = sector_bitmap.bitmap_size(block_size)
+    # A bitmap ends at a page, as the footer begins at one. The rest of a new file is written from its beginning.
+    taken += len(blocks) * round_up(bitmap_size, PAGE_BYTES) + PAGE_BYTES
     if existing is not None:
         size = existing.file_end_for(len(blocks)) + FOOTER_SIZE
     else:
         free = empty_child_end(ceil_div(size_before, block_size))
         last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
-        size = (last_at + sector_bitmap.bitmap_size(block_size) + block_size if len(blocks) else free) + FOOTER_SIZE
+        taken += round_up(free, PAGE_BYTES)
+        size = (last_at + bitmap_size + block_size if len(blocks) else free) + FOOTER_SIZE
     before = 0 if existing is None else existing.storage.size()
-    return UndoPlan(path=path, unique_id=unique_id, block_size=block_size, blocks=blocks, size=size, size_before=before)
+    return UndoPlan(
+        path=path,
+        unique_id=unique_id,
+        block_size=block_size,
+        blocks=blocks,
+        size=size,
+        size_before=before,
+        space=min(size - before, taken),
+    )
 
 
 def affected(writes: Extents, wipes: Extents, size: int) -> Extents:

@@ -277,7 +277,10 @@ class _Merge:
         # Made anew, it holds nothing of what the journal has counted.
         counted = writer.journal.saved
         saved = counted if plan.size_before else 0
-        saver = UndoSaver(self.folder, plan, self.layers[self.depth :], saved, durable, self.reporter.throttle)
+        target = target_of(self.layers, self.depth, self.plan.virtual_size_before)
+        overwritten = window_writes(self.layers, self.depth, target)
+        below = self.layers[self.depth :]
+        saver = UndoSaver(self.folder, plan, below, saved, durable, self.reporter.throttle, overwritten)
         with closing(saver):
             if plan.size_before or counted:
                 durable(saved, saver)

@@ -38,7 +38,7 @@ from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.write import link_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vhdkit.disk.image import Image
     from vhdkit.merging.plan.plan import UndoPlan
@@ -129,7 +129,8 @@ def temporary_name(path: str, job: str) -> str:
 class UndoSaver:
     """Saves what the destination shows, `layers` from it down, into an undo image that has room for it.
 
-    `durable` is told up to where that is done, and how many sectors the image holds then.
+    `durable` is told up to where that is done, and how many sectors the image holds then. `overwritten` are the windows
+    of the merge: the space of what it overwrites is taken at once.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class UndoSaver:
         saved: int,
         durable: Callable[[int, UndoSaver], None],
         report: Callable[[int], None],
+        overwritten: Iterable[tuple[Extents, Extents, int]],
     ) -> None:
         self.layers = layers
         self.saved = saved
@@ -154,8 +156,15 @@ class UndoSaver:
             blocks = DestinationBlocks(self.image, plan.blocks, place)
             self.copier = SectorCopier(layers, blocks, report, again=plan.size_before > 0)
             if count:
-                self.image.extend(count, reserve=True, sync=True)
-                self.image.sync()
+                self.image.extend(count, reserve=False, sync=True)
+            self._reserve(blocks, overwritten)
+            self.image.sync()
+
+    def _reserve(self, blocks: DestinationBlocks, overwritten: Iterable[tuple[Extents, Extents, int]]) -> None:
+        """Take the space of what will be kept, and of the bitmaps; the rest of each block stays a hole."""
+        for writes, wipes, _ in overwritten:
+            for offset, length in blocks.pages(affected(writes, wipes, self.image.size)):
+                self.image.storage.reserve(offset, length)
 
     def _link_again(self) -> None:
         """Write the bits and entries of every block again: what is read of them may be in memory only."""
