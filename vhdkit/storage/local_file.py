@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import deque
 from itertools import groupby
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 from vhdkit.storage.background_call import Aside
 from vhdkit.storage.file_copy import (
@@ -27,6 +27,7 @@ from vhdkit.storage.file_copy import (
     copy_through_memory,
     do_overlap,
 )
+from vhdkit.storage.file_errors import name_file, naming_file
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.locks import system_lock
 from vhdkit.storage.read_many import read_by_runs
@@ -43,39 +44,11 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Storage, Syncing
 
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-
 PIECE_BYTES = 8 << 20
 # What is to be forgotten is told in pieces of so much, so that two threads can share it.
 _FORGET_BYTES = 64 << 20
 _MOST_TO_FORGET = 4096
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-
-
-def naming_file(method: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let the errors of a method that works on a descriptor say which file it was, and whether it is closed."""
-
-    @functools.wraps(method)
-    def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
-        try:
-            return method(*arguments, **named)
-        except (OSError, ValueError) as error:
-            _name_file(error, *arguments)
-            raise
-
-    return wrapped
-
-
-def _name_file(error: OSError | ValueError, *arguments: object) -> None:
-    """Let an error say which file it was, the first of the arguments; raise another if any of them is closed."""
-    # Asked only now: a call that works costs 5 us. Some take a descriptor of -1 for a wrong value.
-    for each in arguments:
-        if isinstance(each, Handle):
-            each.check_open()
-    if isinstance(error, OSError) and error.filename is None:
-        error.filename = getattr(arguments[0], "path", None)
 
 
 class FileStorage(Handle):
@@ -297,7 +270,7 @@ class LocalStorage(FileStorage):
                     break
                 done += count
         except (OSError, ValueError) as error:
-            _name_file(error, self)
+            name_file(error, self)
             raise
         return done
 

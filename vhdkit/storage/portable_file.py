@@ -12,7 +12,8 @@ from vhdkit.storage.file_copy import (
     copy_one_by_one,
     copy_through_memory,
 )
-from vhdkit.storage.local_file import PIECE_BYTES, FileStorage, naming_file
+from vhdkit.storage.file_errors import naming_file
+from vhdkit.storage.local_file import PIECE_BYTES, FileStorage
 from vhdkit.storage.locks import whole_lock
 from vhdkit.storage.read_many import read_one_by_one
 
