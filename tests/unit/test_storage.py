@@ -738,3 +738,47 @@ def test_a_file_marked_read_only_may_not_be_written_by_anyone(place: Place) -> N
 def test_there_is_room_and_directories_can_be_synced(place: Place) -> None:
     assert place.folder.free_space(place.root) > 0
     place.folder.sync(place.root)
+
+
+def test_a_run_of_data_is_walked_once_and_holes_are_told_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tmpfs the end of a run is found page by page: to ask for it again with each block took 40 of 45 seconds."""
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        file.write(b"x" * (1 << 20))
+        file.truncate(2 << 20)
+        file.seek(3 << 20)
+        file.write(b"y" * (1 << 20))
+    asked = []
+    real = os.lseek
+
+    def counted(descriptor: int, offset: int, whence: int) -> int:
+        asked.append(offset)
+        return real(descriptor, offset, whence)
+
+    with LocalFolder().open(str(path)) as storage:
+        monkeypatch.setattr(os, "lseek", counted)
+        whole = storage.hole_bytes(0, 4 << 20)
+        if not whole:
+            pytest.skip("the file system has no holes")
+        assert whole == 2 << 20
+        asked.clear()
+        assert sum(storage.hole_bytes(at, 4096) for at in range(3 << 20, 4 << 20, 4096)) == 0
+        assert len(asked) <= 2
+        assert storage.hole_bytes((1 << 20) - 4096, 8192) == 4096
+        assert storage.hole_bytes((3 << 20) - 4096, 8192) == 4096
+        assert storage.hole_bytes(4 << 20, 4096) == 0
+
+
+def test_holes_of_a_file_that_is_written_are_told_as_they_are_now(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * (1 << 20))
+    with LocalFolder().open(str(path), writable=True) as storage:
+        assert storage.hole_bytes(0, 1 << 20) == 0
+        storage.truncate(0)
+        storage.truncate(1 << 20)
+        assert storage.hole_bytes(0, 1 << 20) in {0, 1 << 20}
+        if storage.hole_bytes(0, 1 << 20):
+            storage.write_at(0, b"y" * 4096)
+            assert storage.hole_bytes(0, 1 << 20) == (1 << 20) - 4096

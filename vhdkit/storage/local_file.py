@@ -70,6 +70,8 @@ class FileStorage(Handle):
         self._closing: Aside | None = None
         self._forgetting: Aside | None = None
         self._to_forget: deque[tuple[int, int]] = deque()
+        # Bytes [start, stop) that were found to be no hole; of a file that is written here none is kept.
+        self._data_run = (0, 0)
         # Last: until then the descriptor is the caller's to close.
         self._descriptor = descriptor
 
@@ -163,13 +165,20 @@ class FileStorage(Handle):
         end = min(offset + length, self.size())
         holes = 0
         while offset < end and hasattr(os, "SEEK_DATA"):
+            # tmpfs walks all pages of a run to find its end: one of 1 GiB was walked for each block of it.
+            start, stop = self._data_run
+            if start <= offset < stop:
+                offset = stop
+                continue
             try:
                 data = min(end, os.lseek(self._descriptor, offset, os.SEEK_DATA))
             except OSError as error:
                 # ENXIO: nothing but hole up to the end; anything else: the file system cannot tell.
                 return holes + (end - offset if error.errno == errno.ENXIO else 0)
             holes += data - offset
-            offset = min(end, os.lseek(self._descriptor, data, os.SEEK_HOLE)) if data < end else end
+            offset = os.lseek(self._descriptor, data, os.SEEK_HOLE) if data < end else end
+            if data < end and not self.writable:
+                self._data_run = (data, offset)
         return holes
 
     @naming_file
