@@ -9,7 +9,8 @@ import pytest
 from hypothesis import settings
 
 from tests.keeping import close_kept
-from tests.slowpaths import PATHS, chosen, turn_off
+from tests.slowpaths import chosen
+from vhdkit.storage.fast_paths import FastPath, turn_off
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -27,13 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help=f"force a fast path off: all, {', '.join(PATHS)}; see tests/slowpaths.py",
+        help=f"force a fast path off: all, {', '.join(FastPath)}; see tests/slowpaths.py",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     try:
-        turn_off(config.getoption("without"))
+        turn_off(chosen(config.getoption("without")))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
 

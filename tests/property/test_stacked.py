@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from vhdkit.chain.chain import Chain, open_chain
 from vhdkit.chain.resolve_layers import resolve
 from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk.extents import Kind as Source
+from vhdkit.storage.fast_paths import FastPath, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,8 +54,7 @@ def test_layers_at_once_are_layers_one_by_one(program: Program, data: st.DataObj
         images = stack_of(chain.layers, stop)
         assert tuple(images) == chain.layers[: len(images)]
         if images and start < stop:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("vhdkit.chain.resolve_layers._STACKED", 2000)
+            with without(FastPath.STACKED):
                 one_by_one = resolve(images, start, stop)
             assert sectors(resolve_stacked(images, start, stop)) == sectors(one_by_one)
 

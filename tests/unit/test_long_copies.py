@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.unit.test_storage import make_place, opened, pattern, read
 from vhdkit.storage import file_copy
+from vhdkit.storage.fast_paths import FastPath, without
 from vhdkit.storage.file_copy import LONG_BYTES, LongCopies
 
 if TYPE_CHECKING:
@@ -683,10 +684,10 @@ def test_long_pieces_that_were_not_begun_in_time_are_left(
     files: tuple[Storage, Storage], direct: Direct, monkeypatch: pytest.MonkeyPatch, until: float
 ) -> None:
     source, target = files
-    monkeypatch.setattr(file_copy, "_AT_ONCE", 1)
     slow = Slow(direct, monkeypatch)
     source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
-    count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+    with without(FastPath.AT_ONCE):
+        count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
     assert count == min(4, max(1, int(until + 1)))
     assert slow.now == count
     assert read(target, 0, len(RAW)) == copied(FOUR[:count])
@@ -731,9 +732,9 @@ def test_where_nothing_is_written_direct_time_counts_as_well(
 ) -> None:
     source, target = files
     Slow(direct, monkeypatch)
-    monkeypatch.setattr(file_copy, "_DIRECT_FILE_SYSTEMS", frozenset())
     source_offsets, offsets, lengths = map(list, zip(*FOUR, strict=True))
-    count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
+    with without(FastPath.DIRECT):
+        count = target.copy_many_from(source, source_offsets, offsets, lengths, until)
     assert count == (1 if until < 0 else 2)
     assert direct.writes == []
     assert read(target, 0, len(RAW)) == copied(FOUR[:count])

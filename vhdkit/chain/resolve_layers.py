@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.stacked import resolve_stacked, stack_of
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.storage.fast_paths import FastPath, is_used
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def _mapped(layers: Sequence[Image], offset: int, stop: int) -> int:
 def resolve(layers: Sequence[Image], start: int, stop: int) -> Extents:
     """Return where a window's bytes come from; PARENT where the last of the layers leaves them to its own."""
     stack = stack_of(layers, stop)
-    if len(stack) >= _STACKED:
+    if len(stack) >= _STACKED and is_used(FastPath.STACKED):
         done, result = len(stack), resolve_stacked(stack, start, stop)
     else:
         done, result = 1, layer_extents(layers[0], 0, start, stop)

@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.storage.background_call import Aside, end_all
+from vhdkit.storage.fast_paths import FastPath, is_used
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.units import ceil_div
 
@@ -135,7 +136,7 @@ class LongCopies:
             os.close(direct)
 
     def _share(self, source: int, source_offset: int, offset: int, length: int) -> bool:
-        if not self._may_share or (source_offset - offset) % _PAGE:
+        if not self._may_share or (source_offset - offset) % _PAGE or not is_used(FastPath.SHARE):
             return False
         try:
             fcntl.ioctl(self._descriptor, _CLONE_RANGE, _CLONE_FIELDS.pack(source, source_offset, length, offset))
@@ -155,8 +156,9 @@ class LongCopies:
         def write() -> None:
             self._write_waiting(source, waiting, written, until)
 
+        at_once = _AT_ONCE if is_used(FastPath.AT_ONCE) else 1
         end_all(self._writing)  # an interruption may have come before they were waited for
-        self._writing = [Aside(write) for _ in range(min(_AT_ONCE, len(windows)) - 1)]
+        self._writing = [Aside(write) for _ in range(min(at_once, len(windows)) - 1)]
         try:
             for other in self._writing:
                 other.begin()
@@ -266,7 +268,7 @@ def _whole_pages(offset: int, length: int) -> tuple[int, int]:
 
 
 def _open_direct(descriptor: int) -> int:
-    if not hasattr(os, "O_DIRECT") or not hasattr(os, "splice"):
+    if not hasattr(os, "O_DIRECT") or not hasattr(os, "splice") or not is_used(FastPath.DIRECT):
         return -1
     try:
         status = os.fstat(descriptor)

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.background_call import Aside
+from vhdkit.storage.fast_paths import FastPath, is_used
 from vhdkit.storage.file_copy import (
     CALL_BYTES,
     LONG_BYTES,
@@ -224,6 +225,9 @@ class FileStorage(Handle):
         self._file_lock.take(self._descriptor, self._path, exclusive=exclusive)
 
     def begin_close(self) -> None:
+        if not is_used(FastPath.CLOSING):
+            self.close()
+            return
         descriptor = self._taken()
         if descriptor >= 0:
             self._closing = Aside(functools.partial(self._give_back, descriptor))
@@ -316,7 +320,7 @@ class LocalStorage(FileStorage):
 
     def _copy_rest(self, source: Storage, source_offset: int, offset: int, length: int) -> None:
         done = 0
-        if isinstance(source, LocalStorage) and length >= LONG_BYTES:
+        if isinstance(source, LocalStorage) and length >= LONG_BYTES and is_used(FastPath.KERNEL_COPY):
             done = copy_in_kernel(source._descriptor, source_offset, self._descriptor, offset, length)  # noqa: SLF001
         if done < length:
             copy_through_memory(source, source_offset + done, self, offset + done, length - done)
@@ -330,7 +334,7 @@ class LocalStorage(FileStorage):
         lengths: Sequence[int],
         until: float = math.inf,
     ) -> int:
-        if not isinstance(source, LocalStorage):
+        if not isinstance(source, LocalStorage) or not is_used(FastPath.MANY):
             return copy_one_by_one(source, source_offsets, self, offsets, lengths, until)
         pieces = list(zip(source_offsets, offsets, lengths, strict=True))
         if max(lengths, default=0) < LONG_BYTES:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vhdkit.disk import extents
 from vhdkit.disk.image import DiskKind
+from vhdkit.storage.fast_paths import FastPath, is_used
 from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ STAGING_BYTES = 4 << 20
 # A piece copied alone takes two calls, 5 us. Going over a gap takes reading, masking, writing and syncing it: pieces
 # less than a page apart dirty the same pages anyway, and from eight of them on one write is the quicker way.
 GAP_BYTES = 4096
-MANY_PIECES = 8
+_MANY_PIECES = 8
 # Space of a file is taken in pages; the data of a block begin at one.
 PAGE_BYTES = 4096
 # Where no block is placed: no offset of a sector, so that no piece seems to lie beside it.
@@ -48,14 +49,21 @@ class Pieces(NamedTuple):
     def spans(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return [head, tail) of the pieces that one write serves: near each other, and within the staging buffer.
 
-        Of fewer than `MANY_PIECES` each is a span of its own.
+        Of those that are not `are_many` each is a span of its own.
         """
         start, stop = self.found.start, self.found.stop
         heads, tails = extents.groups(start, stop, GAP_BYTES, self.at - start, start // STAGING_BYTES)
-        is_head = np.repeat(tails - heads < MANY_PIECES, tails - heads)
+        is_head = np.repeat(~are_many(tails - heads), tails - heads)
         is_head[heads] = True
         heads = np.flatnonzero(is_head)
         return heads, np.append(heads[1:], len(self.found))[: len(heads)]
+
+
+def are_many(counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which numbers of pieces near each other are put together in the staging buffer."""
+    if not is_used(FastPath.TOGETHER):
+        return np.zeros(len(counts), np.bool_)
+    return counts >= (_MANY_PIECES if is_used(FastPath.ALONE) else 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

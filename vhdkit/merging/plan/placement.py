@@ -19,6 +19,7 @@ from vhdkit.formats import as_writable
 from vhdkit.merging.plan.evidence import has_what_sources_hold, is_untouched
 from vhdkit.merging.plan.plan import Resume, Target, choose, missing_blocks
 from vhdkit.merging.plan.resume import plan_digest
+from vhdkit.storage.fast_paths import FastPath, is_used
 from vhdkit.units import ceil_div
 from vhdkit.vhd.destination_check import is_reserved, is_room_free, linked_as_planned, may_grow
 from vhdkit.vhd.growth_plan import Growth, growth_refusals, plan_growth
@@ -200,7 +201,7 @@ def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = No
     Blocks at the file's offset `new_from` and behind are those that an earlier run has added.
     """
     destination = destination_of(chain.layers, depth)
-    if destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
+    if is_used(FastPath.COUNTING) and destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
         return _count(chain.layers[:depth], destination, new_from)
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
     for writes, _, _ in window_writes(chain.layers, depth, target):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vhdkit.storage.fast_paths import FastPath, is_used
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,8 @@ class CacheDropper:
     """What of each of the sources is behind a merge that goes over the disk once, from the offset `mark` on."""
 
     def __init__(self, sources: Sequence[Image], mark: int = 0) -> None:
-        self._sources = [_Behind(source, mark) for source in sources if source.block_size >= _LEAST_BLOCK]
+        large = [source for source in sources if source.block_size >= _LEAST_BLOCK]
+        self._sources = [_Behind(source, mark) for source in large if is_used(FastPath.FORGETTING)]
 
     def passed(self, stop: int) -> None:
         """Say that the merge needs nothing before the disk's offset `stop` any more."""

@@ -141,7 +141,7 @@ class SectorCopier:
         pieces, at, is_new = cut
         self._copying = _Weight(len(pieces), pieces.total)
         heads, tails = cut.spans()
-        many = tails - heads >= planned.MANY_PIECES
+        many = planned.are_many(tails - heads)
         self._copy_alone(pieces, at, ~np.repeat(many, tails - heads))
         for head, tail in zip(heads[many].tolist(), tails[many].tolist(), strict=True):
             self._write_span(pieces.take(np.arange(head, tail)), int(at[head]), is_new=bool(is_new[head]))
