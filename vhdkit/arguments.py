@@ -7,7 +7,7 @@
     open_chain("")                  ValueError: open_chain(): 'path' is empty
     open_chain("a.vhd", search=".") TypeError: open_chain(): 'search' must be a sequence of paths, not one path
 
-What is checked is found by the text of an annotation, so that what a type checker is told and what is true at run time
+What is checked is found by the text of an annotation, so that what a type checker reads and what is true at run time
 cannot differ: a parameter whose annotation is not known here fails when its module is imported. Paths reach the
 function as text, numbers as int, sequences as tuples.
 """

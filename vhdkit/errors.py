@@ -67,7 +67,7 @@ class WindowsCode(IntEnum):
 
 
 class VhdError(Exception):
-    """Any failure that vhdkit tells apart from the operating system's own errors."""
+    """The base of all errors that are not the operating system's own."""
 
     windows_code: int | None = None
 
@@ -118,7 +118,7 @@ class CorruptImageError(VhdError):
         return f"{super().__str__()} [{self.corruption}{where}]"
 
     def located(self, path: str, offset: int) -> CorruptImageError:
-        """Return the same error, told of the file and of where in it the checked bytes begin."""
+        """Return the same error with the file's path and the offset of the checked bytes in it."""
         return CorruptImageError(
             self.corruption, self.detail, path=path, offset=offset + (self.offset or 0), hint=self.hint
         )

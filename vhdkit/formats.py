@@ -174,7 +174,7 @@ def open_changeable(
 
 
 class Examined(NamedTuple):
-    """What can be told of a file that may be damaged, None if nothing can, and every rule seen broken on the way."""
+    """What was read of a file that may be damaged, None if nothing was, and every broken rule on the way."""
 
     summary: FileSummary | None
     findings: tuple[Finding, ...]
@@ -189,7 +189,7 @@ def read_summary(folder: Folder, storage: Storage, *, verify: bool = True) -> Fi
     """Read what a file says of its disk; no table, and nothing of any parent.
 
     A change of it that was cut off is read as if it had been finished. With `verify` false wrong checksums are
-    tolerated, and told by `checksum_ok`.
+    tolerated, and reported by `checksum_ok`.
 
     Raises:
         CorruptImageError: a rule without which nothing can be read is broken.
@@ -224,7 +224,7 @@ def summary_after(storage: Storage, patches: Sequence[Patch]) -> FileSummary:
 
 
 def examine(folder: Folder, storage: Storage) -> Examined:
-    """Read what a file says of its disk, going on behind whatever is wrong for as long as anything can be told."""
+    """Read what a file says of its disk, continuing past what is wrong as long as anything can be read."""
     try:
         if is_vhdx(storage):
             from vhdkit.vhdx.metadata_reader import examine_vhdx

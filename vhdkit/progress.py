@@ -100,7 +100,7 @@ class Reporter:
         self._since = 0
 
     def report(self, phase: Phase) -> None:
-        """Tell the caller."""
+        """Call the caller's function."""
         if self._progress is not None:
             self._progress(Progress(phase=phase, bytes_done=self.done, bytes_total=self.total))
 
@@ -116,7 +116,7 @@ class Reporter:
         self.throttle(count)
 
     def reach(self, done: int, phase: Phase = Phase.COPYING) -> None:
-        """Tell the caller that so many bytes are done.
+        """Report that a number of bytes are done.
 
         Raises:
             Cancelled: it should stop.

@@ -77,7 +77,7 @@ def test_the_story(cli: Cli, xp: str) -> None:
     assert all_read(cli, xp) == {"RTM": "r", "SP1": "1", "SP2": "2", "branch": "b", "now": "b"}
     # The middle one goes; its merge is slow enough to be watched.
     done(cli("snapshot", "delete", "SP1", xp, "--no-settle"))
-    assert "owed: merge of xp_" in cli("snapshot", "list", xp).out
+    assert "pending: merge of xp_" in cli("snapshot", "list", xp).out
     (job,) = done(cli("snapshot", "settle", xp, "--rate", "200K", "--json")).json["jobs"]
     seen = set()
     until = time.monotonic() + 30
@@ -91,7 +91,7 @@ def test_the_story(cli: Cli, xp: str) -> None:
     assert found["state"] == "completed"
     assert ("old xp", "running") in seen
     assert all_read(cli, xp) == {"RTM": "r", "SP2": "2", "branch": "b", "now": "b"}
-    assert done(cli("snapshot", "settle", xp, "--wait")).out == "nothing is owed\n"
+    assert done(cli("snapshot", "settle", xp, "--wait")).out == "nothing is pending\n"
     assert "nothing to say" in done(cli("snapshot", "check", xp)).out
 
 
@@ -154,7 +154,7 @@ def test_deleting_tells_which_merges_have_begun_and_which_are_owed_still(cli: Cl
     assert waiting.code == 75
     assert f"`vhdkit job resume {first}`" in waiting.err
     done(cli("job", "resume", first))
-    assert done(cli("snapshot", "settle", xp, "--wait")).out == "nothing is owed\n"
+    assert done(cli("snapshot", "settle", xp, "--wait")).out == "nothing is pending\n"
     assert all_read(cli, xp) == {"c": "1", "now": "1"}
 
 
@@ -263,7 +263,7 @@ def test_a_machine_that_runs_exits_75_and_what_is_owed_waits(cli: Cli, xp: str) 
         deleted = cli("snapshot", "delete", "a", xp)
         assert deleted.code == 0
         assert "postponed" in deleted.err
-        assert "owed: merge" in deleted.out
+        assert "pending: merge" in deleted.out
         assert cli("snapshot", "settle", xp).code == 75
         assert cli("snapshot", "settle", xp, "--wait").code == 75
     done(cli("snapshot", "settle", xp, "--wait"))

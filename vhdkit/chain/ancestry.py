@@ -33,7 +33,7 @@ def ancestry_of(first: Image, parents: ParentSearch) -> Ancestry:
         try:
             below = find_parent(layer, quiet, set(identities)).layer
         except (VhdError, OSError):
-            # It is mended next, perhaps; a loop in what others have made is for whoever reads it to refuse.
+            # It may be mended next; a loop in files made by others is refused when they are read.
             is_cut_off = True
             break
         finally:

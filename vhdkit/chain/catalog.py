@@ -83,7 +83,7 @@ class Parents:
             self._by_name.setdefault(path.lower(), []).append(image)
 
     def of(self, child: Cataloged) -> list[Cataloged]:
-        """Return the images that may be the child's parent: one if it is clear, several if ids alone must tell.
+        """Return the images that may be the child's parent: one if it is clear, several if only the ids decide.
 
         The id must fit. Of several that fit, the one that the child names wins, in other case if need be; nothing is
         its own parent.
@@ -97,7 +97,7 @@ class Parents:
         for image in self._named(link, paths.dirname(child.path)):
             if image.unique_id in link.ids and image.identity != child.identity:
                 return [image]
-        # A null id says nothing: then only a name can tell.
+        # A null id says nothing: then only a name decides.
         if link.unique_id == unique_id.NULL:
             return []
         fitting = [image for image in with_id if image.identity != child.identity]

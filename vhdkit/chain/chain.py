@@ -84,7 +84,7 @@ def open_chain(
         ParentNotFoundError, ParentMismatchError, ParentRefusedError, ChainLoopError: a parent cannot be had.
         ReadOnlyImageError: the leaf should be written and may not be.
         SiblingsError: the leaf should be written, and other images read through it. Nothing was changed.
-        MergeError: the leaf should be written, and of a file near it cannot be told whether it reads through it.
+        MergeError: the leaf should be written, and it is unknown whether a file near it reads through it.
 
     """
     if writable and accept_id_mismatch:

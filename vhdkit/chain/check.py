@@ -68,7 +68,7 @@ _NAMED = 5  # relatives that a message names; it counts the others
 class CheckReport:
     """What a check found.
 
-    `file_format` is that of the file that was asked about, None if nothing tells. `paths` are the files that were
+    `file_format` is that of the file that was asked about, None if that is unknown. `paths` are the files that were
     checked, leaf first. Where a rule is broken very often in one file, only the first
     are among the `findings`; `counts` has all. `leaked_bytes` is space that nothing refers to, in `leaks` stretches.
     """
@@ -245,7 +245,7 @@ class _Checker:
         self.layers.append(layer)
 
     def _check_view(self, storage: Storage, metadata: ImageSummary | None) -> None:
-        """Tell of a layer that a merge went past, and which no longer shows what it did."""
+        """Report a layer that a merge went past, and which no longer shows what it did."""
         if metadata is None:
             return
         view = ended_view(self.parents.folder, storage, metadata)
@@ -254,7 +254,7 @@ class _Checker:
             self.findings.append(view.finding(is_hidden=view.leaf_id in ids))
 
     def check_relatives(self) -> None:
-        """Tell who else reads through the files of the chain, and what else has the ids of its files."""
+        """Report the other images that read through the chain's files, and those that have the ids of its files."""
         directories = dict.fromkeys(paths.dirname(layer.path) for layer in self.layers)
         catalog = read_catalog(self.parents.folder, directories, deep=False)
         own = {layer.identity: layer for layer in self.layers}
@@ -277,7 +277,7 @@ class _Checker:
             self._check_shared_id(key, list(files.values()))
 
     def _check_children(self, layer: _Checked, others: list[Cataloged]) -> None:
-        """Tell which images read through a layer besides the one above it, and which is only an undo image."""
+        """Report which images read through a layer besides the one above it, and which is only an undo image."""
         undo = undo_image_of(self.parents.folder, layer.path) if others else None
         names = []
         for other in others:
@@ -322,7 +322,7 @@ class _Checker:
 def _journal(folder: Folder, path: str) -> Journal | None:
     """Return the journal of an unfinished merge into a file, or that has the file for its undo image.
 
-    What is wrong with one is told elsewhere.
+    What is wrong with one is reported elsewhere.
     """
     directory = paths.dirname(path)
     beside = [paths.join(directory, name) for name in folder.names(directory) if name.endswith(JOURNAL_SUFFIX)]

@@ -44,10 +44,10 @@ class Children:
 
 
 def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> Children:
-    """Return the images that read through one: of those that it cannot be told of, all that look for its id.
+    """Return the images that read through one; where that is unknown, all that look for its id.
 
     Raises:
-        MergeError: a file or a folder cannot be read, so that it cannot be told whether it reads through the image.
+        MergeError: a file or a folder cannot be read, so that it is unknown whether it reads through the image.
 
     """
     directory = paths.dirname(image.path)

@@ -1,4 +1,4 @@
-"""A chain's layers as far as they can be told, however damaged they are: for showing, never for reading."""
+"""A chain's layers as far as they can be read, however damaged they are: for showing, never for reading data."""
 
 from __future__ import annotations
 

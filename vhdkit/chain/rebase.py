@@ -214,7 +214,7 @@ def _what_claims_it(claim: Claim) -> str:
 
 
 def _new_parent(path: str, child: RelinkableImage, folder: Folder) -> Image:
-    """Open what shall be the parent, held against whoever would write to it."""
+    """Open the new parent with a shared lock."""
     try:
         return open_image(path, exclusive=False, folder=folder)
     except CorruptImageError as error:
@@ -364,7 +364,7 @@ def _named(parent: Image) -> Hint:
 
 
 def _found_by(child: RelinkableImage, parent: Image, patches: Sequence[Patch], folder: Folder) -> list[str]:
-    """Return what readers have to be told to find the parent again, by looking for it as they will."""
+    """Return the options that readers need to find the parent again, by searching as they will."""
     if parent.kind is DiskKind.RAW:
         return [f"a raw parent is read only where it is named: {_named(parent)}"]
     rebased = summary_after(child.storage, patches)

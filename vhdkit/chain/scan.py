@@ -67,9 +67,9 @@ class Scan:
 
 @checked
 def scan(directory: StrPath, *, search: Sequence[StrPath] = (), folder: Folder | None = None) -> Scan:
-    """Find the images in a folder and below it and tell how they belong together; nothing stops at a bad file.
+    """Find the images in a folder and below it, and how they belong together; a bad file stops nothing.
 
-    Parents may also lie in the `search` folders, whose families are told as well. Only headers are read.
+    Parents may also lie in the `search` folders, whose families are reported as well. Only headers are read.
 
     Raises:
         OSError: the folder itself cannot be read.
@@ -94,7 +94,7 @@ def arrange(
     placed: set[str] = set()
     undo_of = _undo_images(undo or {}, children)
     trees = [_tree(image, children, placed, undo_of) for image in links.roots]
-    # What was not reached from a root hangs in a loop of parents; its members are told as orphans.
+    # What was not reached from a root hangs in a loop of parents; its members are reported as orphans.
     trees += [_tree(image, children, placed, undo_of) for image in catalog.images.values() if image.path not in placed]
     return Scan(
         bases=tuple(tree for tree in trees if tree.parent_id is None),

@@ -123,7 +123,7 @@ def identity_at(path: str, folder: Folder) -> tuple[int, int] | None:
 
 
 def is_above(path: str, below: Image, parents: ParentSearch) -> bool:
-    """Whether an image reads through another, as far as that can be told: `leads_to` without its errors."""
+    """Whether an image reads through another; False where that cannot be found out."""
     try:
         return leads_to(path, below.storage.identity, parents)
     except (VhdError, OSError):

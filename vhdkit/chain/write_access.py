@@ -66,7 +66,7 @@ def open_image(
     break_children: bool = False,
     folder: Folder | None = None,
 ) -> Image:
-    """Open one image of any format, without its parents; with `verify` false wrong checksums are put up with.
+    """Open one image of any format, without its parents; with `verify=False`, wrong checksums are tolerated.
 
     Unless `exclusive` is None it is locked before anything in it is believed: for nobody else to use, or to write. A
     change of its header that was cut off is finished if it is opened to be written.
@@ -79,7 +79,7 @@ def open_image(
         CorruptImageError, UnsupportedImageError: the file is no image that can be read safely.
         ReadOnlyImageError: it should be written and is marked read-only, or its format is only read.
         SiblingsError: it should be written, and other images read through it. Nothing was changed.
-        MergeError: it should be written, and of a file near it cannot be told whether it reads through it.
+        MergeError: it should be written, and it is unknown whether a file near it reads through it.
         ImageInUseError: somebody else holds it.
         OSError: the file cannot be opened.
 
@@ -105,7 +105,7 @@ def claim_for_writing(
 
     Raises:
         SiblingsError: others read through it.
-        MergeError: that cannot be told of a file or a folder.
+        MergeError: a file or a folder cannot be read, so that this is unknown.
         JournalError: they are to be broken, and a merge into it is not finished.
         ReadOnlyImageError: they are to be broken, and it is a layer of a machine, which knows it by its id.
         ImageInUseError: they are to be broken, and somebody else has it open.

@@ -37,11 +37,11 @@ _NO_VHD = {Corruption.NOT_A_VHD, Corruption.FILE_TOO_SHORT}
 @click.argument("file", type=NewFile())
 @click.option("--size", type=Size(), help="Size of the disk, such as 40M or 127G; a child takes its parent's.")
 @click.option(
-    "--type", "disk_type", type=click.Choice(["dynamic", "fixed"]), help="How it is kept; dynamic unless told."
+    "--type", "disk_type", type=click.Choice(["dynamic", "fixed"]), help="The type of the image; dynamic by default."
 )
 @click.option("--parent", metavar="FILE", help="Make a differencing child of this image.")
 @click.option("--accept-ended", is_flag=True, help="Take a parent that a merge went past, as it reads now.")
-@click.option("--block-size", type=Size(), help="Bytes in a block; 2M unless told, a child takes its parent's.")
+@click.option("--block-size", type=Size(), help="Bytes in a block; 2M by default, for a child its parent's.")
 @click.option(
     "--parent-map",
     multiple=True,

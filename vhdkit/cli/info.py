@@ -1,6 +1,6 @@
 """The verbs that only look: info, chain, scan, map.
 
-The first three tell what headers say and lock nothing, so that one can always ask what is going on.
+The first three print what headers say and lock nothing, so that they always work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BATCH_LINES = 512
 
 @click.command()
 @click.argument("file")
-@click.option("--backing-chain", is_flag=True, help="Tell the same of every layer below.")
+@click.option("--backing-chain", is_flag=True, help="Show the same of every layer below.")
 @chain_options
 @accept_option
 @json_option
@@ -178,7 +178,7 @@ def _layer_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options: Any) -> None:
-    """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be told."""
+    """Print, or note on the error that is raised, the layers of a damaged chain as far as they can be read."""
     from vhdkit.chain.damaged_chain import seen_layers
     from vhdkit.chain.parent_search import ParentSearch
     from vhdkit.cli.json_records import describe_seen, warnings
@@ -198,7 +198,7 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
         print_json(record | {"error": str(error)})
         return
     if any(layer["virtual-size"] is not None for layer in layers):
-        error.add_note("The chain as far as it can be told:")
+        error.add_note("The chain as far as it can be read:")
         for line in _layer_lines(layers):
             error.add_note(f"  {line}")
         for finding in findings:

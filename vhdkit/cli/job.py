@@ -130,7 +130,7 @@ def exit_code(ended: Job) -> int:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @progress_option
 def watch(ids: tuple[str, ...], *, progress: str | None) -> None:
-    """Show live how jobs go on, all that have not ended unless told; they go on when you stop watching."""
+    """Show the progress of jobs, by default all that have not ended; they continue when you stop watching."""
     from vhdkit.cli.job_watch import watch as watch_jobs
 
     watch_jobs(ids, progress)

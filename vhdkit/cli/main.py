@@ -170,7 +170,7 @@ def _notes_of(error: BaseException) -> list[str]:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
-    # Asked to end, a merge ends as on Ctrl-C: with what it has begun cleaned up, and a word about how things stand.
+    # SIGTERM and SIGHUP end a merge as Ctrl-C does: it cleans up and prints how things stand.
     ending = ending_signals()
     for number in ending:
         if number != signal.SIGINT:

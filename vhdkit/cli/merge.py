@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("child")
-@click.option("--into", metavar="ANCESTOR", help="Merge all levels down into this one; the parent unless told.")
+@click.option("--into", metavar="ANCESTOR", help="Merge all levels down into this ancestor; the parent by default.")
 @click.option(
     "--to",
     type=NewFile(),
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     help="With --background: wait for a merge that is at the files, not fail (75).",
 )
 @click.option(
-    "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the base's unless told."
+    "--machine", metavar="NAME", default="", help="The name by which `job list` finds it; the base's by default."
 )
 @click.option(
     "--events",
@@ -154,13 +154,13 @@ def _run(request: MergeRequest, *, machine: str, progress: str | None, as_json: 
 
 @contextmanager
 def _steered(progress: str | None) -> Iterator[tuple[Callable[[Progress], None], threading.Event]]:
-    """Lend what shows how far a merge is, and what stops it on Ctrl-C."""
+    """Yield the function that shows the progress of a merge, and the event that Ctrl-C sets."""
     with progress_shown(progress, "merging") as advance, stopping() as cancel:
         before = ""
 
         def report(state: Progress) -> None:
             nonlocal before
-            # In JSON the events tell how far it is, each with its job.
+            # In JSON the events show the progress, each with its job.
             if progress != "json" or state.phase.value != before:
                 before = state.phase.value
                 advance(state)
@@ -198,7 +198,7 @@ def _ensure(request: EnsureRequest, *, machine: str, progress: str | None, as_js
 
 @contextmanager
 def _refusal_told(child: str, machine: str) -> Iterator[None]:
-    """Let the log hear of a merge that is refused before it is a job."""
+    """Log a merge that is refused before it becomes a job."""
     try:
         yield
     except (VhdError, OSError) as error:
@@ -210,7 +210,7 @@ def _refusal_told(child: str, machine: str) -> Iterator[None]:
 
 @contextmanager
 def _logged(log_file: str | None, event_log: EventTarget | None, *, is_shown: bool) -> Iterator[None]:
-    """Append what the job says to a file, and show it on stderr: all of it if asked for, else what is amiss."""
+    """Append the job's events to a file, and show them on stderr: all of them if asked for, else warnings."""
     from vhdkit.job import events
     from vhdkit.job.event_logs import default_event_log
 
@@ -343,7 +343,7 @@ def _print_plan(plan: MergePlan, expected: Estimate | None, *, as_json: bool) ->
 
 
 def _special_rows(plan: MergePlan) -> list[tuple[str, object]]:
-    """Return what is so of some merges alone."""
+    """Return the rows that only some merges have."""
     rows: list[tuple[str, object]] = []
     if plan.resume is not None:
         rows.append(("earlier run", _resumption(plan)))

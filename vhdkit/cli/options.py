@@ -154,5 +154,5 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 progress_option = click.option(
     "--progress",
     type=click.Choice(["bar", "plain", "json", "none"]),
-    help="How to tell how far it is; a bar on a terminal, else plain lines.",
+    help="How to show the progress; a bar on a terminal, else plain lines.",
 )

@@ -37,7 +37,7 @@ def snapshot() -> None:
 
 @snapshot.command()
 @click.argument("disks", nargs=-1, required=True, metavar="DISK...")
-@click.option("--machine", metavar="NAME", default="", help="The machine's name; the first disk's unless told.")
+@click.option("--machine", metavar="NAME", default="", help="The machine's name; the first disk's by default.")
 @click.option("--dir", "directory", type=FOLDER, metavar="DIR", help="Where new layers are made; beside the base.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for layers in this folder too.")
 @click.option(
@@ -71,7 +71,7 @@ def init(
 @snapshot.command()
 @click.argument("name")
 @_disk
-@click.option("--note", default="", help="A word about it.")
+@click.option("--note", default="", help="Free-text note.")
 @click.option("--state", multiple=True, metavar="FILE", help="Keep a copy of this file with it, such as saved memory.")
 @_directory
 @json_option
@@ -91,7 +91,7 @@ def take(name: str, disk: str, *, note: str, state: tuple[str, ...], directory: 
 @_disk
 @json_option
 def list_(disk: str, *, as_json: bool) -> None:
-    """Show the tree of snapshots, what the machine writes to, and what is owed."""
+    """Show the tree of snapshots, what the machine writes to, and what is pending."""
     _show(_machine(disk), as_json=as_json)
 
 
@@ -158,7 +158,7 @@ def revert(disk: str, *, state_to: str | None, directory: str | None, as_json: b
 @click.argument("name")
 @_disk
 @click.option("--subtree", is_flag=True, help="Delete all that came after it as well.")
-@click.option("--no-settle", is_flag=True, help="Leave the merges that are owed to `snapshot settle`.")
+@click.option("--no-settle", is_flag=True, help="Leave the pending merges to `snapshot settle`.")
 @json_option
 def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: bool) -> None:
     """Delete snapshot NAME; the merges that this asks for begin in the background, if the machine is off.
@@ -189,7 +189,7 @@ def delete(name: str, disk: str, *, subtree: bool, no_settle: bool, as_json: boo
 @click.argument("name")
 @click.argument("new_name")
 @_disk
-@click.option("--note", help="A word about it, instead of what it has.")
+@click.option("--note", help="A free-text note that replaces the old one.")
 @json_option
 def rename(name: str, new_name: str, disk: str, *, note: str | None, as_json: bool) -> None:
     """Give snapshot NAME another name."""
@@ -224,9 +224,9 @@ def export(name: str, directory: str, disk: str, *, flat: bool, progress: str | 
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for orphans in this folder too.")
 @json_option
 def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) -> int:
-    """Say what was changed behind vhdkit's back, what is missing, owed or left over, and which images no tree claims.
+    """List what was changed behind vhdkit's back, missing, pending or left over, and the images that no tree claims.
 
-    Exit codes: 0 nothing, 1 could not check, 2 a layer was changed or is missing, 3 something is owed or left over.
+    Exit codes: 0 nothing, 1 could not check, 2 a layer was changed or is missing, 3 something is pending or left over.
     """
     from vhdkit.cli.snapshot_view import describe_remark, print_remarks
 
@@ -236,13 +236,13 @@ def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) ->
     elif remarks:
         print_remarks(remarks)
     else:
-        echo("nothing to say: every layer is there and as it was frozen, and nothing is owed")
+        echo("nothing to say: every layer is there and as it was frozen, and nothing is pending")
     return _code(remarks)
 
 
 @snapshot.command()
 @_disk
-@click.option("--wait", is_flag=True, help="Return when nothing is owed any longer.")
+@click.option("--wait", is_flag=True, help="Return when nothing is pending any longer.")
 @click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
 @parallel_option
 @progress_option
@@ -250,9 +250,9 @@ def check(disk: str, *, accept: bool, search: tuple[str, ...], as_json: bool) ->
 def settle(
     disk: str, *, wait: bool, rate: int | None, parallel: int | None, progress: str | None, as_json: bool
 ) -> int:
-    """Carry out what deletions owe: in the background, or here with --wait.
+    """Carry out pending merges and removals: in the background, or here with --wait.
 
-    Exits 75 while the machine runs: what is owed waits until it is off.
+    Exits 75 while the machine runs: what is pending waits until it is off.
     """
     from vhdkit.cli.snapshot_view import describe_owed
 
@@ -274,7 +274,7 @@ def settle(
     from vhdkit.cli.snapshot_view import print_owed
 
     if owed.is_nothing:
-        echo("nothing is owed")
+        echo("nothing is pending")
     print_owed(owed)
     return 0
 
@@ -332,7 +332,7 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
         echo(f"postponed: {printable(postponed)}; `vhdkit snapshot settle` merges when that is over", err=True)
     owed = machine.owed()
     if owed.is_nothing and not postponed and not jobs:
-        echo("nothing is owed")
+        echo("nothing is pending")
     print_owed(owed, but={job.job.destination for job in jobs})
 
 

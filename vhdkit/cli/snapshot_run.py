@@ -29,7 +29,7 @@ _NOT_FOUND = 127
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--yield", "yield_merges", is_flag=True, help="Stop merges that are at its disks; they go on afterwards.")
 def run(disk: str, command: tuple[str, ...], *, yield_merges: bool) -> int:
-    """Run a machine: COMMAND, with {} for its active disk ({0}, {1}, ... for each), and settle what is owed afterwards.
+    """Run a machine: COMMAND, with {} for its active disk ({0}, {1}, ... for each), then settle what is pending.
 
     Put -- before COMMAND. It is refused (exit 75) while a merge is at the machine's disks, unless --yield stops that;
     what it has done so far is kept. Until COMMAND has ended the machine counts as running. Exits as COMMAND does, with
@@ -149,7 +149,7 @@ def _run(words: list[str]) -> int:
 
 
 def start_pending(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, ...], str]:
-    """Begin the merges that are owed; return them, or why they wait."""
+    """Start the pending merges; return them, or why they wait."""
     try:
         return machine.start_settling(rate=rate), ""
     except (VhdError, OSError) as error:

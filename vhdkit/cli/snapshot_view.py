@@ -67,7 +67,7 @@ def describe_snapshot(machine: Machine, manifest: Manifest, snapshot: Snapshot) 
 
 
 def describe_owed(owed: Owed) -> dict[str, Any]:
-    """Return what deletions owe."""
+    """Return what deletions leave to do, as JSON."""
     return {
         "merges": [{"sources": list(sources), "destination": into} for sources, into in owed.merges],
         "removals": [{"filename": path, "kept-since": why or None} for path, why in owed.removals],
@@ -86,7 +86,7 @@ def describe_remark(remark: Remark) -> dict[str, Any]:
 
 
 def print_machine(machine: Machine) -> None:
-    """Print the tree of a machine's snapshots, with what it writes to and what is owed."""
+    """Print the tree of a machine's snapshots, with what it writes to and what is pending."""
     for line in machine.steadily(lambda manifest: _lines(machine, manifest)):
         echo(line)
     print_owed(machine.owed())
@@ -103,13 +103,13 @@ def _lines(machine: Machine, manifest: Manifest) -> list[str]:
 
 
 def print_owed(owed: Owed, *, but: Collection[str] = ()) -> None:
-    """Print what deletions owe, nothing if they owe nothing; merges into some images are told of elsewhere."""
+    """Print what deletions leave to do, but for merges into the images of `but`."""
     for sources, into in owed.merges:
         if into in but:
             continue
-        echo(f"owed: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
+        echo(f"pending: merge of {', '.join(map(path_text, sources))} into {path_text(into)}")
     for path, why in owed.removals:
-        echo(f"owed: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))
+        echo(f"pending: removal of {path_text(path)}" + (f", kept since {printable(why)}" if why else ""))
     for path in owed.waiting:
         echo(f"waits: {path_text(path)}, until only one layer reads through it")
 

@@ -113,7 +113,7 @@ class FileImage(Handle):
         self.check_readable()
 
     def check_readable(self) -> None:
-        """Refuse an image of which nothing tells what it holds; any that is open can be read here."""
+        """Refuse an image whose content cannot be determined; any that is open can be read here."""
         self.check_open()
 
     def write_at(self, offset: int, data: bytes | memoryview) -> None:

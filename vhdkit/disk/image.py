@@ -178,7 +178,7 @@ class Image(ImageSummary, Protocol):
         ...
 
     def check_readable(self) -> None:
-        """Refuse an image of which nothing tells what it holds.
+        """Refuse an image whose content cannot be determined.
 
         Raises:
             CorruptImageError: why.

@@ -18,7 +18,7 @@ class ParentPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParentChange:
-    """What a child is to be told: the path of the parent so far, that of the new one, its id and its time stamp."""
+    """The new parent of a child: the path of the parent so far, that of the new one, its id and its time stamp."""
 
     old_parent: str
     new_parent: str

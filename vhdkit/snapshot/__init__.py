@@ -1,1 +1,1 @@
-"""The tree of a machine's snapshots, and what its deletions still owe in merges."""
+"""The tree of a machine's snapshots, and the pending merges that deletions leave."""

@@ -47,7 +47,7 @@ def adopt(
     """Write the manifest of a machine with these disks, or bring it up to date, and return its path.
 
     A disk is named by any of its images; where several leaves could be what the machine writes to, by that one.
-    `directory` is where new layers are made, beside the base unless told. Names, notes and kept files that an earlier
+    `directory` is where new layers are made, beside the base by default. Names, notes and kept files that an earlier
     manifest knows stay with the layers that are still there. A machine that is known already keeps its other disks, and
     their order, whichever are named.
 

@@ -206,7 +206,7 @@ def _of_kept(file: ManifestFile, manifest: Manifest, snapshot: Snapshot, state: 
 
 
 def _of_operations(file: ManifestFile, manifest: Manifest, owed: Owed, settle: Hint) -> Iterator[Remark]:
-    """Tell of what was cut off, and of what is owed."""
+    """Report what was cut off, and what is pending."""
     yield from _of_leftovers(file, manifest, settle)
     for folding in manifest.foldings:
         into = file.absolute(folding.fold.destination)
@@ -264,7 +264,7 @@ def _of_last_steps(file: ManifestFile, manifest: Manifest, noted: Manifest, sett
 
 
 def _of_step(file: ManifestFile, path: str, settle: Hint) -> Remark:
-    """Tell of a change of a header that was cut off; one that is not believed is not settled."""
+    """Report a change of a header that was cut off; one that is not believed is not settled."""
     message = "what was changed in it is complete, but for its last step"
     with file.folder.open(path) as storage:
         step = read_step(file.folder, storage)
@@ -274,7 +274,7 @@ def _of_step(file: ManifestFile, path: str, settle: Hint) -> Remark:
 
 
 def _of_journal(file: ManifestFile, path: str, settle: Hint) -> Remark:
-    """Tell of a merge that is none of the machine's own: what ends it is said by its journal."""
+    """Report a merge that is not the machine's own; its journal says what ends it."""
     try:
         journal = read_journal(file.folder, path)
     except (VhdError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What the layers of one disk owe when some of them are no longer needed. Pure: a tree in, what is to be done out.
+"""The pending merges and removals of one disk's layers, some of which are not needed. Pure: a tree in, steps out.
 
 A layer is needed if a snapshot has it or the machine writes to it. One that is not needed and has no child is removed;
 one that has exactly one child gets that child merged into it, and takes its place; with more children it waits.

@@ -4,7 +4,7 @@
     machine.take("SP1")
     machine.apply("RTM")
     machine.delete("SP1")
-    machine.settle()            # carries out the merges that deletions owe
+    machine.settle()            # runs the merges that deletions leave
 
 Each operation that changes something holds the manifest's lock, settles first what a cut has left, and has one instant
 at which it has happened: when the new manifest gets its name. Before it, the new files are known as begun; after it,
@@ -138,7 +138,7 @@ class Machine:
         return tuple(map(self.file.absolute, self.manifest.find(name).layers))
 
     def owed(self) -> Owed:
-        """Return what deletions still owe."""
+        """Return what deletions leave to do: pending merges and removals."""
         return self._settler().owed(self.manifest)
 
     def is_running(self) -> bool:
@@ -312,7 +312,7 @@ class Machine:
     def delete(self, name: str, *, subtree: bool = False) -> tuple[Snapshot, ...]:
         """Take a snapshot away, or with `subtree` all that came after it as well; return those that are gone.
 
-        Layers that nobody needs any longer are removed; the merges that are owed then are for `settle`.
+        Layers that nobody needs any longer are removed; the merges that are pending then are for `settle`.
         """
         with self._changing() as (settler, manifest):
             snapshot = manifest.find(name)
@@ -343,12 +343,12 @@ class Machine:
         progress: Callable[[Progress], None] | None = None,
         cancel: Cancel | None = None,
     ) -> Owed:
-        """Carry out what deletions owe, here and now; return what is owed still, such as what waits for a sibling.
+        """Carry out what is pending, here and now; return what still is, such as what waits for a sibling.
 
         A merge that another process is at is waited for.
 
         Raises:
-            ImageInUseError: the machine runs: what is owed waits until it is off. Or a merge is paused.
+            ImageInUseError: the machine runs: what is pending waits until it is off. Or a merge is paused.
             SnapshotError: a layer was changed since it was frozen.
             MergeError, OSError: a merge failed; everything reads as before, and the next settling goes on with it.
 
@@ -363,7 +363,7 @@ class Machine:
 
     @checked
     def start_settling(self, *, rate: int | None = None, parallel: int | None = None) -> tuple[MergeJob, ...]:
-        """Begin the merges that are owed as jobs in processes of their own, and return them; see `settle`.
+        """Start the pending merges as jobs in processes of their own, and return them; see `settle`.
 
         What is left when they are complete (marks, and merges that waited for these) their processes do then; where
         that cannot be, as when the machine runs meanwhile, the next operation does it.

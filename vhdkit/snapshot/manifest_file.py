@@ -226,7 +226,7 @@ class ManifestFile:
         """Hold it against other processes that would change it.
 
         Raises:
-            ImageInUseError: another process holds it, and does not let go within some seconds.
+            ImageInUseError: another process holds it, and does not release it within some seconds.
 
         """
         until = time.monotonic() + _PATIENCE_SECONDS

@@ -33,7 +33,7 @@ class PendingMerge(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owed:
-    """What deletions owe. Paths are absolute.
+    """What deletions leave to do. Paths are absolute.
 
     `waiting` are layers that stay for their several children.
     """

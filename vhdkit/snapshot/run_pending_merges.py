@@ -1,7 +1,7 @@
-"""Doing what an operation has left to be done: what a power cut left, what nobody needs, and the merges that are owed.
+"""Deferred work: recover from a power cut, delete layers that are not needed, run pending merges.
 
-**Order** of a merge that is owed: 1 its files may be written, and it is planned (a cut leaves it owed; whoever comes
-next marks them again) · 2 the manifest tells of it (the same) · 3 the merge, with a journal of its own (every snapshot
+**Order** of a pending merge: 1 its files may be written, and it is planned (a cut leaves it pending; the next operation
+marks them again) · 2 the manifest tells of it (the same) · 3 the merge, with a journal of its own (every snapshot
 reads as before) · 4 its topmost source is gone, by which who reads the manifest knows that the destination has taken
 its place · 5 the manifest says so, and what the files are like now · 6 they are marked read-only again.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Settler:
-    """One machine's manifest, and the doing of what it owes; every method that changes it is called under its lock."""
+    """The deferred work of one machine's manifest; every method that changes it is called under its lock."""
 
     # What the process of a merge does when that is complete.
     _follow: Follow | None = Follow.SETTLE
@@ -50,10 +50,10 @@ class Settler:
         self.folder = file.folder
         self.is_local = is_local
 
-    # What is owed
+    # What is pending
 
     def owed(self, manifest: Manifest) -> Owed:
-        """Return what is owed, with what keeps it."""
+        """Return what is pending, and what each removal waits for."""
         removals, foldings = transitions.owed_by(manifest)
         waiting = (
             self.file.absolute(path)
@@ -86,7 +86,7 @@ class Settler:
             return error
 
     def is_running(self, manifest: Manifest) -> bool:
-        """Whether somebody else than a merge that is owed writes to the machine's active layers."""
+        """Whether anything but a pending merge writes to the machine's active layers."""
         # Held as a reader does: who only looks keeps nobody from starting it.
         return self.holder(manifest, exclusive=False) is not None and not self._is_own(manifest.foldings)
 
@@ -195,7 +195,7 @@ class Settler:
         return after
 
     def begin(self, manifest: Manifest) -> tuple[Folding, ...]:
-        """Note the merges that are owed as begun, and let their files be written; return them.
+        """Note the pending merges as begun, and let their files be written; return them.
 
         One that cannot be done keeps none of the others from being begun.
 
@@ -211,7 +211,7 @@ class Settler:
             return ()
         holder = self.holder(manifest)
         if holder is not None and not self._is_own(foldings):
-            holder.add_hint(Advice.SETTLE.hint("when it is off, {} merges what is owed", path=self.file.path))
+            holder.add_hint(Advice.SETTLE.hint("when it is off, {} runs the pending merges", path=self.file.path))
             raise holder
         noted = manifest.foldings
         known = set(noted)
@@ -285,7 +285,7 @@ class Settler:
                 self.folder.protect(where, is_protected=False)
 
     def _is_own(self, foldings: Iterable[Folding]) -> bool:
-        """Whether what holds the machine's disk is a job of a merge that is owed."""
+        """Whether a job of a pending merge holds the machine's disk."""
         destinations = {self.file.absolute(each.fold.destination) for each in foldings}
         return any(job.destination in destinations for job in self._all_running())
 

@@ -1,4 +1,4 @@
-"""Letting a machine start while merges are owed or under way: refused, or the merges stop and lose nothing."""
+"""Let a machine start while merges are pending or running: refuse, or stop the merges, which lose nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of the system that take their time, made while this thread goes on."""
+"""Run a slow system call (fsync, close) on a background thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Aside(Thread):
-    """A call that `begin` lets another thread make; where none is to be had, it is made at once.
+    """A call that `begin` runs on another thread; where none can be started, it is made at once.
 
     By a thread, since there is no other way to go on meanwhile: the calls let go of the interpreter. Files and their
     descriptors depend on knowing when such a call is over, so an exception that comes from outside, a Ctrl-C, may come

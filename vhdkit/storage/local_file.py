@@ -305,7 +305,7 @@ class LocalStorage(FileStorage):
     def _copy_pieces(self, source: Storage, pieces: Sequence[tuple[int, int, int]], until: float = math.inf) -> int:
         """Copy pieces, (offset there, offset here, length) each; of several none overlaps another.
 
-        Returns how many are copied, as the seam says; of what was not, parts may have been written.
+        Returns how many are copied, as `Storage.copy_many_from` does; of what was not, parts may have been written.
         """
         done = [(0, 0)] * len(pieces)
         # A file that is read while it is written past the page cache might wait for itself.

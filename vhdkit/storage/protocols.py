@@ -1,4 +1,4 @@
-"""The seam between the format and the machine: what a Storage and a Folder must do.
+"""The interface between the formats and the machine: what a Storage and a Folder must do.
 
 Everything above this room does its I/O through these two, so that files can be local, in memory, or on a disk
 that loses power at a chosen instant. Positions are always given; there is no cursor.
@@ -194,7 +194,7 @@ class Storage(Protocol):
         ...
 
     def forget(self, offset: int, length: int) -> None:
-        """Say that a stretch will hardly be read again: the system may let go of the memory that it has of it.
+        """Note that a range will hardly be read again: the system may drop it from its page cache.
 
         It does so in the background. A removed file's memory is let go of when it is closed, which for 6 GiB takes
         0.4 s: what was let go of before need not be waited for then.

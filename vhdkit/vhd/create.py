@@ -69,7 +69,7 @@ def create_image(
 ) -> None:
     """Create an image of `size` bytes: "fixed", "dynamic", or with `parent` a differencing child.
 
-    A child takes size and block size from its parent unless told; it may be larger, never smaller. `stamp` (seconds
+    A child takes size and block size from its parent by default; it may be larger, never smaller. `stamp` (seconds
     since 2000, default now) and `unique_id` (16 bytes, default random) are arguments so that files can be made again
     byte for byte. `parent_map` gives the Windows folder of a local one, for the absolute path in the child. Until the
     child is there the parent is held for reading: what it remembers of its parent is true when it begins. A layer that

@@ -39,7 +39,7 @@ def open_image(
     follow_links: bool = True,
     folder: Folder | None = None,
 ) -> Vhd:
-    """Open one image, without its parents; with `verify` false wrong checksums are put up with.
+    """Open one image, without its parents; with `verify=False`, wrong checksums are tolerated.
 
     With `verify_header` false that of the dynamic header alone is.
     With `follow_links` false the last component of the path must be no symbolic link: for names from side files.

@@ -62,7 +62,7 @@ def read_metadata(
 ) -> Metadata:
     """Read footer, header and locators.
 
-    With `verify` false wrong checksums are put up with (and told by `checksum_ok`), so that a damaged file can at
+    With `verify=False`, wrong checksums are tolerated (and reported by `checksum_ok`), so that a damaged file can at
     least be looked at; with `verify_header` false that of the dynamic header alone. `patches` are what a step that was
     cut off would have written: they are read as if it had.
 
@@ -79,7 +79,7 @@ def read_metadata(
 
 
 def examine(storage: Storage, patches: Sequence[Patch] = ()) -> Examination:
-    """Read footer, header and locators, going on behind whatever is wrong for as long as anything can be told."""
+    """Read footer, header and locators, continuing past what is wrong as long as anything can be read."""
     reader = MetadataReader(storage, verify=True, patches=patches, keep_going=True)
     try:
         metadata = reader.read()

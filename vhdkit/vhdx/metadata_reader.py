@@ -64,7 +64,7 @@ def read_vhdx(storage: Storage, *, verify: bool = True) -> VhdxMetadata:
 
 
 def examine_vhdx(storage: Storage) -> VhdxExamination:
-    """Read the same, going on behind whatever is wrong for as long as anything can be told."""
+    """Read the same, continuing past what is wrong as long as anything can be read."""
     judge = Judge(storage.path, keep_going=True)
     reader = _Reader(storage, judge, verify=True)
     metadata = None

@@ -74,7 +74,7 @@ class EarlierRun:
 def earlier_run(
     chain: Chain, depth: int, folder: Folder, request: MergeRequest, journal: Journal | None
 ) -> Iterator[EarlierRun]:
-    """Lend what is left of an earlier run of a merge, its undo image open.
+    """Yield what is left of an earlier run of a merge, with its undo image open.
 
     `journal` is the one beside the destination.
     """
@@ -182,7 +182,7 @@ def _lost_undo(chain: Chain, _destination: str, path: str) -> JournalError:
 
 
 def _unnamed_undo(chain: Chain, destination: str, path: str) -> JournalError:
-    """Return the obstacle: whoever may lay a journal beside a file must not choose what is made, and where."""
+    """Return the obstacle: someone who can put a journal beside a file must not choose which file is created."""
     message = "an earlier run of this merge was cut off before it made this undo image"
     hint = Advice.MERGE.hint("{} goes on", path=chain.path, into=destination, undo=path)
     return JournalError(message, path=path, hint=hint)

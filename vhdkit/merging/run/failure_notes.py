@@ -1,4 +1,4 @@
-"""What a merge that fails tells: what is missing, how things stand, and which command goes on."""
+"""The notes of a merge that fails: what is missing, how things stand, and which command continues."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _left(plan: MergePlan, folder: Folder) -> list[str]:
 
 
 def add_status_note(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
-    """Tell whoever cuts a merge off, or what does, how things stand."""
+    """Note on the error that ends a merge how things stand."""
     if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
         return
     if journal is None or not (journal.reserved or journal.merged):

@@ -34,7 +34,7 @@ class CacheDropper:
         self._sources = [_Behind(source, mark) for source in large if is_used(FastPath.FORGETTING)]
 
     def passed(self, stop: int) -> None:
-        """Say that the merge needs nothing before the disk's offset `stop` any more."""
+        """Note that the merge needs nothing before the disk's offset `stop` any more."""
         for source in self._sources:
             source.passed(stop)
 

@@ -79,8 +79,8 @@ class SectorCopier:
     """Writes into one destination, into the blocks that it has and those that it gets.
 
     `report` gets the bytes of each batch of writes, and `check` is called when a sync has ended; both may raise to stop
-    it. `durable` is told up to where the disk is durable in the destination, with what refers to it, and how many bytes
-    that took: after each checkpoint what the one before reached.
+    it. `durable` is called with the offset up to which the disk is durable in the destination, with what refers to it,
+    and how many bytes that took: after each checkpoint what the one before reached.
 
     With `again` bits and table entries are written even if the file seems to have them: after a sync that failed, what
     is read back may be in memory only.
@@ -178,10 +178,10 @@ class SectorCopier:
         self._linked = self._reached
 
     def keep(self) -> bool:
-        """Make durable what was copied so far, with what refers to it, and tell of it: nothing more is copied.
+        """Make durable what was copied so far, with what refers to it, and report it: nothing more is copied.
 
         On a disk on which that would take too long, as the last syncs show, nothing is done, and the answer is False:
-        whoever asked to stop is not to wait, and what is not durable is copied again.
+        a caller who cancels does not wait, and what is not durable is copied again.
         """
         self.check = lambda: None
         if self._seconds_a_byte is None:
@@ -220,7 +220,7 @@ class SectorCopier:
         self._end_checkpoint()
         if not self._pending_pieces:
             return
-        # Whoever asked meanwhile to stop waits for one sync, not for the next as well.
+        # Check for cancellation between syncs, so that a caller waits for one at most.
         self.check()
         block, start, stop = self._gathered()
         weight = _Weight(self._pending_pieces, self._pending_bytes)
@@ -293,7 +293,7 @@ class SectorCopier:
     def _tell(self, size: int) -> None:
         begun = self._clock.monotonic()
         self.report(size)
-        # Whoever is told may hold the merge up, to keep to a rate: that is to be done in small steps.
+        # The callback may block to keep to a rate, so it is called in small steps.
         is_held = self._clock.monotonic() - begun > _BATCH_SECONDS
         self._batch_bytes = planned.STAGING_BYTES if is_held else min(_BATCH_BYTES, self._batch_bytes * 2)
 
