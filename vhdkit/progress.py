@@ -74,7 +74,7 @@ class RateLimit:
 class Reporter:
     """Turn the steps of a verb into the caller's progress, no faster than `rate` bytes a second.
 
-    `stopped` is raised when `cancel` is set, with what was cancelled in its message.
+    `cancelled` is raised when `cancel` is set: without it, that the merge was cancelled.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Reporter:
         rate: RateLimit | int | None = None,
         clock: Clock = time,
         *,
-        stopped: Callable[[], Cancelled] = lambda: MergeCancelled("the merge was cancelled"),
+        cancelled: Cancelled | None = None,
     ) -> None:
         self._limit = rate if isinstance(rate, RateLimit) else RateLimit(rate)
         self.total = total
@@ -94,7 +94,7 @@ class Reporter:
         self._progress = progress
         self._cancel = cancel
         self._rate = self._limit.rate
-        self._stopped = stopped
+        self._cancelled = cancelled
         self.clock = clock
         self._begun = clock.monotonic()
         self._since = 0
@@ -156,4 +156,4 @@ class Reporter:
 
         """
         if self._cancel is not None and self._cancel.is_set():
-            raise self._stopped()
+            raise self._cancelled or MergeCancelled("the merge was cancelled")

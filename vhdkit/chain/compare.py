@@ -94,17 +94,15 @@ def compare(
     ):
         _refuse_empty(a, b, format_a)
         _refuse_empty(b, a, format_b)
-        reporter = Reporter(max(a.size, b.size), 0, progress, cancel, stopped=_stopped)
+        reporter = Reporter(
+            max(a.size, b.size), 0, progress, cancel, cancelled=Cancelled("the comparison was cancelled")
+        )
         first = first_difference(a, b, partial(reporter.reach, phase=Phase.COMPARING))
         if first is None:
             reporter.reach(reporter.total, Phase.COMPARING)
         return Comparison(
             equal=first is None, first_difference=first, size_a=view_length(a.leaf), size_b=view_length(b.leaf)
         )
-
-
-def _stopped() -> Cancelled:
-    return Cancelled("the comparison was cancelled")
 
 
 def first_difference(a: DiskView, b: DiskView, looked: Callable[[int], None] = lambda _done: None) -> int | None:

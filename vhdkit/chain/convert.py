@@ -78,7 +78,7 @@ def convert(
     place, destination = folder or LocalFolder(), as_text(destination)
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
     with open_chain_with(as_text(source), policy, place, lock=lock) as chain:
-        reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
+        reporter = Reporter(chain.size, 0, progress, cancel, cancelled=Cancelled("the conversion was cancelled"))
         if output_format == "dynamic":
             block_size = block_size_as_vhd(chain.leaf)
             return write_dynamic(chain, place, destination, block_size, stamp, unique_id, looked=reporter.reach)
@@ -97,10 +97,6 @@ def convert(
             return storage.size()
 
 
-def _stopped() -> Cancelled:
-    return Cancelled("the conversion was cancelled")
-
-
 def write_stream(
     chain: Chain,
     write: Callable[[memoryview], object],
@@ -114,7 +110,7 @@ def write_stream(
         Cancelled: it was stopped.
 
     """
-    reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
+    reporter = Reporter(chain.size, 0, progress, cancel, cancelled=Cancelled("the conversion was cancelled"))
     zeros = memoryview(bytes(PIECE_BYTES))
     done = 0
 

@@ -87,16 +87,12 @@ def hash_image(
         chain.check_readable()
         views = [chain.layers[depth:] for depth in range(len(chain.layers) if layers else 1)]
         sizes = [view_length(view[0]) for view in views]
-        reporter = Reporter(sum(sizes), 0, progress, cancel, stopped=_stopped)
+        reporter = Reporter(sum(sizes), 0, progress, cancel, cancelled=Cancelled("the hashing was cancelled"))
         found = []
         for view, size in zip(views, sizes, strict=True):
             digest = _digest(view, size, _new_hash(wanted), reporter)
             found.append(ViewHash(path=view[0].path, size=size, algorithm=wanted, digest=digest))
         return tuple(found)
-
-
-def _stopped() -> Cancelled:
-    return Cancelled("the hashing was cancelled")
 
 
 def _digest(layers: Sequence[Image], size: int, total: _Hash, reporter: Reporter) -> str:

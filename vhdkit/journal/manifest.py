@@ -21,8 +21,8 @@ from msgspec import Meta
 
 from vhdkit.errors import SnapshotError
 from vhdkit.journal.held_names import held_names, let_go
-from vhdkit.journal.manifest_names import check_path, is_plain_name
 from vhdkit.journal.records import check_keys
+from vhdkit.journal.relative_paths import check_path, is_plain_name
 
 VERSION = 1
 _KIND = "vhdkit snapshots"

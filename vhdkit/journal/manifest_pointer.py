@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from vhdkit.journal.held_names import held_names, names_of
-from vhdkit.journal.manifest_names import check_path
 from vhdkit.journal.records import check_keys
+from vhdkit.journal.relative_paths import check_path
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial, new_file
 from vhdkit.storage.protocols import read_bytes

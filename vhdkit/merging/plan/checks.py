@@ -19,6 +19,7 @@ from vhdkit.errors import (
     WindowsCode,
 )
 from vhdkit.findings import Advice
+from vhdkit.journal.ended_view import marked_view
 from vhdkit.merging.plan.finish import removal_obstacles
 from vhdkit.merging.plan.placement import USE_NEW_FILE, target_of, window_writes
 from vhdkit.storage import paths
@@ -65,6 +66,21 @@ def image_obstacles(image: Image) -> Iterator[VhdError]:
         image.check_sound()
     except CorruptImageError as error:
         yield error
+
+
+def ended_obstacles(images: Sequence[Image], folder: Folder) -> Iterator[VhdError]:
+    """Yield what stands in the way of merging images, leaf first, into the last of them: their views have ended.
+
+    A source below the topmost one of the merge that ended its view is hidden by that, as it was then: no obstacle.
+    """
+    above: set[bytes] = set()
+    for image in images:
+        view = marked_view(folder, image.storage, image)
+        is_destination = image is images[-1]
+        if view is not None and (is_destination or view.leaf_id not in above):
+            what = "it cannot be merged into" if is_destination else "it cannot be merged"
+            yield view.refusal(f"{what} unless that is accepted", Advice.ACCEPT_ENDED.hint("{} accepts it"))
+        above.add(image.unique_id)
 
 
 def source_obstacles(path: str, folder: Folder) -> Iterable[VhdError]:

@@ -13,7 +13,6 @@ from vhdkit.findings import Finding
 from vhdkit.merging.plan import checks
 from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.earlier_run import earlier_run, undo_doubt
-from vhdkit.merging.plan.ended_layers import ended_obstacles
 from vhdkit.merging.plan.placement import destination_of, lay_out, target_of, window_writes
 from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.undo_image import plan_undo
@@ -59,7 +58,7 @@ def _layer_obstacles(chain: Chain, depth: int, folder: Folder, earlier: EarlierR
             found += checks.source_obstacles(image.path, folder)
     if not earlier.request.accept_ended and earlier.journal is None:
         # What an earlier run has begun was accepted then.
-        found += ended_obstacles(images, folder)
+        found += checks.ended_obstacles(images, folder)
     return found
 
 
