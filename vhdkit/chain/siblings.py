@@ -115,11 +115,10 @@ def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[st
 def identity_at(path: str, folder: Folder) -> tuple[int, int] | None:
     """Return which file a name leads to now, None if it leads to none that can be opened."""
     try:
-        storage = folder.open(path)
+        with folder.open(path) as storage:
+            return storage.identity
     except OSError:
         return None
-    storage.close()
-    return storage.identity
 
 
 def is_above(path: str, below: Image, parents: ParentSearch) -> bool:

@@ -166,10 +166,8 @@ def _sizes(machine: Machine, path: str) -> dict[str, int | None]:
         storage = machine.folder.open(machine.file.absolute(path))
     except OSError:
         return {"file-size": None, "actual-size": None}
-    try:
+    with storage:
         return {"file-size": storage.size(), "actual-size": storage.allocated_size}
-    finally:
-        storage.close()
 
 
 def _file_size(sizes: dict[str, int | None]) -> str:

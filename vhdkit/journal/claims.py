@@ -180,12 +180,10 @@ def _may_speak(folder: Folder, owner: int, image: str) -> bool:
     if owner in {0, this_user()}:
         return True
     try:
-        storage = folder.open(image)
+        with folder.open(image) as storage:
+            return storage.owner == owner
     except OSError:
         return False
-    is_same = storage.owner == owner
-    storage.close()
-    return is_same
 
 
 # What may be done all the same

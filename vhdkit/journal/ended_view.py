@@ -220,15 +220,10 @@ def _marks(
 
 def _read(folder: Folder, path: str, image: Storage) -> _Mark | None:
     try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    try:
-        size = storage.size()
-        if size > _MOST_BYTES or not is_believable(storage, image):
-            return None
-        return decode_object(read_bytes(storage, 0, size), _DECODER)
+        with folder.open(path) as storage:
+            size = storage.size()
+            if size > _MOST_BYTES or not is_believable(storage, image):
+                return None
+            return decode_object(read_bytes(storage, 0, size), _DECODER)
     except (OSError, ValueError, VhdError):
         return None
-    finally:
-        storage.close()

@@ -96,14 +96,11 @@ class Signpost:
 def read_signpost(folder: Folder, path: str) -> Signpost | None:
     """Return what a signpost says, None if it is none."""
     try:
-        storage = folder.open(path)
-    except OSError:
-        return None
-    try:
-        size = storage.size()
-        if size > _MAX_BYTES:
-            return None
-        raw = held_names(read_bytes(storage, 0, size))
+        with folder.open(path) as storage:
+            size = storage.size()
+            if size > _MAX_BYTES:
+                return None
+            raw, owner = held_names(read_bytes(storage, 0, size)), storage.owner
         record = msgspec.json.decode(raw, type=_Signpost)
         check_keys(raw)
         manifest = names_of(record.manifest)
@@ -111,11 +108,9 @@ def read_signpost(folder: Folder, path: str) -> Signpost | None:
         if not manifest.endswith(MANIFEST_SUFFIX):
             return None
         shown = paths.join(paths.dirname(path), *manifest.split("/"))
-        return Signpost(path=path, manifest=folder.real(shown), owner=storage.owner)
+        return Signpost(path=path, manifest=folder.real(shown), owner=owner)
     except (OSError, ValueError, RecursionError):
         return None
-    finally:
-        storage.close()
 
 
 def signposts(folder: Folder, directory: str) -> Iterator[Signpost]:

@@ -113,9 +113,8 @@ def _check_as_restored(journal: Journal, folder: Folder) -> None:
 
     """
     seen = journal.destination_seen
-    storage = folder.open(journal.destination)
-    is_as_left = seen is None or seen.proves(storage) or seen.fits(storage)
-    storage.close()
+    with folder.open(journal.destination) as storage:
+        is_as_left = seen is None or seen.proves(storage) or seen.fits(storage)
     if not is_as_left:
         message = (
             "a merge into it was rolled back, and it is not as that has left it: it was written since, or put back as"

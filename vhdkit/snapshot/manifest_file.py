@@ -329,13 +329,12 @@ class ManifestFile:
             message = f"whether the machine runs cannot be told ({error.strerror}), and it may: let this user read"
             message += f" {self._running_path}, or remove it when the machine is off"
             raise ImageInUseError(message, path=self.path) from error
-        try:
-            storage.lock(exclusive=False)
-        except ImageInUseError as error:
-            hint = Advice.RUN_MACHINE.hint("{} has begun it, and waits for its end")
-            raise ImageInUseError("the machine runs", path=self.path, holders=error.holders, hint=hint) from error
-        finally:
-            storage.close()
+        with storage:
+            try:
+                storage.lock(exclusive=False)
+            except ImageInUseError as error:
+                hint = Advice.RUN_MACHINE.hint("{} has begun it, and waits for its end")
+                raise ImageInUseError("the machine runs", path=self.path, holders=error.holders, hint=hint) from error
 
     @property
     def _running_path(self) -> str:

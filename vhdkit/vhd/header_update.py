@@ -270,15 +270,13 @@ def _finish_at(folder: Folder, path: str) -> None:
         if error.errno in _MAY_NOT:
             return
         raise
-    try:
+    with storage:
         storage.lock(exclusive=True)
         if storage.is_protected:
             return  # since the look above
         finish(folder, storage)
         if folder.exists(path + SUFFIX) and _is_ours(folder, path) and read_step(folder, storage) is None:
             forget(folder, path)
-    finally:
-        storage.close()
 
 
 def _write(storage: Storage, patches: Sequence[Patch]) -> None:

@@ -100,14 +100,12 @@ def _is_half_made(folder: Folder, path: str, plan: UndoPlan) -> bool:
         storage = folder.open(path)
     except OSError:
         return False
-    try:
+    with storage:
         if folder.exists(plan.path) and identity_at(plan.path, folder) == storage.identity:
             return True
         raw = read_bytes(storage, 0, FOOTER_SIZE)
         is_begun = storage.size() <= FOOTER_SIZE and not _id_in(raw)
         return is_begun or (storage.size() <= plan.size and (not any(raw) or _id_in(raw) == plan.unique_id))
-    finally:
-        storage.close()
 
 
 def _id_in(raw: bytes) -> bytes:
