@@ -41,9 +41,8 @@ from vhdkit.storage.protocols import read_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vhdkit.disk.image import Image
+    from vhdkit.disk.image import Image, WritableImage
     from vhdkit.storage.protocols import Folder, Storage
-    from vhdkit.vhd.open_image import Vhd
 
 SUFFIX = ".vhdkit-merged"
 # So many leaves are remembered; the oldest is forgotten first.
@@ -116,7 +115,7 @@ class Completion:
     samples: tuple[Sample, ...]
     earlier: tuple[MergedLeaf, ...]
 
-    def write(self, folder: Folder, destination: Vhd) -> None:
+    def write(self, folder: Folder, destination: WritableImage) -> None:
         """Write the record durably, in place of the one that is there.
 
         **Order**: 1 the whole record in a file of another name, synced (a cut leaves that, and the next run replaces
@@ -136,7 +135,7 @@ class Completion:
         folder.replace(partial, path)
         folder.sync(paths.dirname(path))
 
-    def _record(self, destination: Vhd, seen: Seen, now: float) -> dict[str, object]:
+    def _record(self, destination: WritableImage, seen: Seen, now: float) -> dict[str, object]:
         new = MergedLeaf(
             leaf_id=self.leaf_id,
             leaf=self.leaf,

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.siblings import Relatives
+    from vhdkit.disk.image import WritableImage
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.open_image import Vhd
 
 _PIECE = 4 << 20
 
@@ -41,7 +41,7 @@ _SPARE_SIBLINGS = (
 )
 
 
-def destination_obstacles(destination: Vhd, folder: Folder) -> Iterator[VhdError]:
+def destination_obstacles(destination: WritableImage, folder: Folder) -> Iterator[VhdError]:
     """Yield why a file cannot be merged into: permissions, and other names that it has."""
     path, directory = destination.path, paths.dirname(destination.path)
     if not folder.may_write(path):
@@ -92,7 +92,7 @@ def source_obstacles(path: str, folder: Folder) -> Iterable[VhdError]:
     return [ReadOnlyImageError(f"it could not be removed from {directory}", path=path, hint=hint)]
 
 
-def size_obstacles(chain: Chain, destination: Vhd) -> Iterator[VhdError]:
+def size_obstacles(chain: Chain, destination: WritableImage) -> Iterator[VhdError]:
     """Yield why the sizes of the two disks do not go together."""
     size, message = chain.size, ""
     if size < destination.size:

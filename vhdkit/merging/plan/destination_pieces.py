@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vhdkit.disk.extents import Extents
-    from vhdkit.vhd.open_image import Vhd
+    from vhdkit.disk.image import WritableImage
 
 # A span is put together in a buffer of this size.
 STAGING_BYTES = 4 << 20
@@ -73,7 +73,7 @@ class DestinationBlocks:
     `added` (uint32, ascending) are the blocks that are added; the first of them has the rank `rank` in `place`.
     """
 
-    image: Vhd
+    image: WritableImage
     added: NDArray[np.uint32]
     place: Placement = UNPLACED
     rank: int = 0

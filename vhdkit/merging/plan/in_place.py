@@ -22,6 +22,7 @@ from vhdkit.vhd.constants import FOOTER_SIZE
 if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.siblings import Relatives
+    from vhdkit.disk.image import WritableImage
     from vhdkit.errors import VhdError
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.earlier_run import EarlierRun
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.plan import Resume, UndoPlan
     from vhdkit.options import MergeRequest
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.open_image import Vhd
 
 
 def plan_in_place(
@@ -137,7 +137,7 @@ def _doubt_findings(undo: UndoPlan | None) -> list[Finding]:
     return [Finding(corruption=Corruption.UNDO_DOUBTED, path=undo.path, message=message)]
 
 
-def _sibling_relinks(relatives: Relatives, destination: Vhd, earlier: EarlierRun) -> tuple[Relink, ...]:
+def _sibling_relinks(relatives: Relatives, destination: WritableImage, earlier: EarlierRun) -> tuple[Relink, ...]:
     """Return how the destination's other children are to be relinked to the undo image, if that is asked for."""
     undo = earlier.request.undo
     if not earlier.may_relink_siblings or undo is None:
@@ -148,7 +148,7 @@ def _sibling_relinks(relatives: Relatives, destination: Vhd, earlier: EarlierRun
     )
 
 
-def _hole_bytes(chain: Chain, depth: int, destination: Vhd, layout: Layout) -> int:
+def _hole_bytes(chain: Chain, depth: int, destination: WritableImage, layout: Layout) -> int:
     """Return the bytes of holes in a sparse file that the merge will fill."""
     storage = destination.storage
     if storage.allocated_size >= storage.size():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhdkit.vhd.open_image import Vhd
+    from vhdkit.disk.image import WritableImage
 
 
 _BITMAP_BYTES = 2 << 20
@@ -36,7 +36,7 @@ _BITMAP_BYTES = 2 << 20
 def plan_undo(
     path: str,
     unique_id: bytes,
-    destination: Vhd,
+    destination: WritableImage,
     size_before: int,
     window_writes: Iterable[tuple[Extents, Extents, int]],
     existing: SparseImage | None,

@@ -14,13 +14,13 @@ from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.chain.parent_search import ParentSearch
+    from vhdkit.disk.image import WritableImage
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.open_image import Vhd
 
 
-def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder: Folder) -> None:
+def mark_kept_layers(plan: MergePlan, journal: Journal, destination: WritableImage, folder: Folder) -> None:
     """Mark the layers between that stay, and take a mark of the destination away: it shows what the topmost one did.
 
     The journal says of them that their views have ended, and goes next. Where no file may be made there is no mark.
@@ -44,7 +44,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: Vhd, folder
                     raise
 
 
-def _is_between(path: str, unique_id: str, destination: Vhd, parents: ParentSearch) -> bool:
+def _is_between(path: str, unique_id: str, destination: WritableImage, parents: ParentSearch) -> bool:
     """Whether a source is still there, and reads through the destination."""
     if not parents.folder.exists(path):
         return False

@@ -40,13 +40,12 @@ from vhdkit.vhd.write import link_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from vhdkit.disk.image import Image
+    from vhdkit.disk.image import Image, WritableImage
     from vhdkit.merging.plan.plan import UndoPlan
     from vhdkit.storage.protocols import Folder
-    from vhdkit.vhd.open_image import Vhd
 
 
-def create_undo(folder: Folder, plan: UndoPlan, destination: Vhd, job: str) -> None:
+def create_undo(folder: Folder, plan: UndoPlan, destination: WritableImage, job: str) -> None:
     """Make an undo image that holds nothing, durable with its name; it has one of the job's until it is whole.
 
     Raises:
@@ -82,7 +81,7 @@ def remove_half_made(folder: Folder, plan: UndoPlan, job: str) -> None:
         folder.sync(paths.dirname(temporary))
 
 
-def remove_second_name(folder: Folder, undo: Vhd, job: str) -> None:
+def remove_second_name(folder: Folder, undo: WritableImage, job: str) -> None:
     """Remove the name that an undo image had while it was made, if a cut has left it with both."""
     temporary = temporary_name(undo.path, job)
     if folder.exists(temporary) and identity_at(temporary, folder) == undo.storage.identity:
