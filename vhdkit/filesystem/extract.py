@@ -70,7 +70,7 @@ def extract_files(
     free = LocalFolder().free_space(target.path)
     if total > free:
         raise NotEnoughSpaceError(path=target.path, needed=total, available=free)
-    reporter = Reporter(total, 0, progress, cancel, stopped=lambda: Cancelled("the extraction was cancelled"))
+    reporter = Reporter(total, 0, progress, cancel, cancelled=Cancelled("the extraction was cancelled"))
     run = _Run(files, target, reporter)
     above = found[0].path.rpartition("/")[0]
     for each in found:

@@ -70,7 +70,7 @@ def export_disk(
     policy = ParentPolicy.of(search, parent_map, parent, accept_id_mismatch=accept_id_mismatch)
     with open_chain_with(as_text(source), policy, folder, lock=lock) as chain:
         chain.check_readable()
-        reporter = Reporter(chain.size, 0, progress, cancel, stopped=_stopped)
+        reporter = Reporter(chain.size, 0, progress, cancel, cancelled=Cancelled("the conversion was cancelled"))
         if not folder.exists(path):
             check_file_name(path, FileFormat(output_format))
         with new_file(folder, path) as storage, serve_nbd(chain) as server:
@@ -79,10 +79,6 @@ def export_disk(
                 _follow(process, reporter)
             reporter.reach(chain.size)
             return storage.size()
-
-
-def _stopped() -> Cancelled:
-    return Cancelled("the conversion was cancelled")
 
 
 @contextmanager
