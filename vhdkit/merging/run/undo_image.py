@@ -126,8 +126,8 @@ def temporary_name(path: str, job: str) -> str:
 class UndoSaver:
     """Saves what the destination shows, `layers` from it down, into an undo image that has room for it.
 
-    `durable` is called with the offset up to which that is done, and how many sectors the image holds then. `overwritten` are the windows
-    of the merge: the space of what it overwrites is taken at once.
+    `durable` is called with the offset up to which that is done, and how many sectors the image holds then.
+    `overwritten` are the windows of the merge: the space of what it overwrites is taken at once.
     """
 
     def __init__(
