@@ -150,6 +150,25 @@ def test_an_interrupted_merge_waits_for_somebody_until_it_is_done(tmp_path: Path
     assert pending(cli) == []
 
 
+def test_a_machines_merge_that_was_cut_off_is_listed_though_the_list_was_lost(xp: str, cli: Cli, state: Path) -> None:
+    with vhdkit.open_chain(active(xp), writable=True) as chain:
+        chain.write(0, b"x" * 8 * MIB)
+    assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
+    (begun,) = vhdkit.Machine(xp).start_settling(rate=MIB)
+    until(lambda: begun.job.bytes_done)
+    begun.cancel()
+    begun.wait(HANGS_SECONDS)
+    (before,) = pending(cli)
+    for file in state.glob("jobs.db*"):
+        file.unlink()
+    (job,) = pending(cli)
+    assert (job["id"], job["state"], job["waits"]) == (begun.id, "cancelled", before["waits"])
+    assert cli("job", "rate", begun.id, "none").code == 0
+    assert cli("job", "resume", begun.id).code == 0
+    assert vhdkit.wait_for_job(begun.id, HANGS_SECONDS).state is JobState.COMPLETED
+    assert pending(cli) == []
+
+
 @pytest.mark.parametrize("state", [JobState.TERMINATED, JobState.EXCEPTION, JobState.KILLED])
 def test_a_job_whose_files_are_gone_is_not_left_to_do(state: JobState, cli: Cli) -> None:
     ended: Job = numbered(1, state=state)

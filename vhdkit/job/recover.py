@@ -43,24 +43,48 @@ def add_found(registry: Registry, search: Sequence[str]) -> tuple[Job, ...]:
     for directory in search:
         folder.check_directory(directory)
         for journal in _journals(folder, folder.real(directory)):
-            try:
-                check_names(journal, folder, search)
-                job = _job_of(journal, folder)
-                if job is not None:
-                    encode_job(job)
-            except JournalError as error:
-                leave_out(f"no job can be listed by a journal: {error}")
-                continue
-            except OSError:
-                # The merge has ended while it was looked at.
-                continue
-            except ValueError as error:
-                leave_out(f"{printable(journal.path)}: no job can be listed by this journal: {printable(str(error))}")
-                continue
-            if job is not None and not _is_known(registry, job):
-                registry.put(job)
+            job = _added(registry, journal, folder, search)
+            if job is not None:
                 added.append(job)
     return tuple(added)
+
+
+def add_beside(registry: Registry, destination: str, search: Sequence[str]) -> Job | None:
+    """Add to the list the merge whose journal lies beside an image, if it lacks that; return it, None if it has it.
+
+    `search` are the folders where its layers may lie. What is left out is as in `add_found`.
+
+    Raises:
+        RegistryError: the list cannot be had.
+
+    """
+    folder = LocalFolder()
+    try:
+        journal = read_journal(folder, destination)
+    except (JournalError, OSError):
+        return None
+    return None if journal is None else _added(registry, journal, folder, search)
+
+
+def _added(registry: Registry, journal: Journal, folder: LocalFolder, search: Sequence[str]) -> Job | None:
+    """Add the job of a journal that is believed to the list; return it, None if it is there or is none."""
+    try:
+        check_names(journal, folder, search)
+        job = _job_of(journal, folder)
+        if job is None or _is_known(registry, job):
+            return None
+        encode_job(job)
+    except JournalError as error:
+        leave_out(f"no job can be listed by a journal: {error}")
+        return None
+    except OSError:
+        # The merge has ended while it was looked at.
+        return None
+    except ValueError as error:
+        leave_out(f"{printable(journal.path)}: no job can be listed by this journal: {printable(str(error))}")
+        return None
+    registry.put(job)
+    return job
 
 
 def _is_known(registry: Registry, job: Job) -> bool:

@@ -57,12 +57,20 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
     state, wait = _wait_of(file.absolute(manifest.disks[0].active), settler.holder(manifest))
     found = []
     for merge in merges:
-        begun = known.get(merge.destination)
+        begun = known.get(merge.destination) or _listed_anew(file, manifest, merge.destination)
         if begun is not None and begun.state.is_resumable:
             found.append(replace(begun, wait=wait))
         else:
             found.append(_job_of(file, manifest, merge, state, wait, noted))
     return found
+
+
+def _listed_anew(file: ManifestFile, manifest: Manifest, destination: str) -> Job | None:
+    """Return the job of a merge that was cut off and that the list has lost, by its journal; None if there is none."""
+    from vhdkit.job.recover import add_beside  # noqa: PLC0415 - where something is pending
+    from vhdkit.job.registry import Registry  # noqa: PLC0415 - the same
+
+    return add_beside(Registry(), destination, (file.directory, *file.search(manifest)))
 
 
 def _wait_of(active: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
