@@ -120,6 +120,10 @@ def job(path: Path) -> vhdkit.Job:
             act(each.id)
         vhdkit.rollback_job(each.id)
         vhdkit.wait_for_job(each.id, 1.0)
+        vhdkit.change_rate(each.id, None)
+    for each in (*vhdkit.pending_jobs(disk=path), *vhdkit.job_history(disk=path, machine="web01")):
+        print(each.wait, each.elapsed)
+    vhdkit.set_end_command("mail", ["mail", *vhdkit.end_commands()["every"]])
     return started.result(timeout=1.0)
 
 
