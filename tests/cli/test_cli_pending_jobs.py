@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -65,15 +66,19 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         assert (job["sources"], job["destination"]) == ([running], str(Path(xp).resolve()))
         assert job["waits"]["reason"] == "machine-runs"
         assert job["waits"]["for"][0].startswith("this process itself")
-        assert job["waits"]["commands"] == [f"vhdkit snapshot settle '{running}'"]
+        base = str(Path(xp).resolve())
+        assert job["waits"]["commands"] == [f"vhdkit snapshot settle '{base}'"]
         assert not job["cancellable"]
         listed = cli("job", "list").out
         assert f"{job['id'][:8]} waits: the machine runs" in listed
-        assert f"when it is off, `vhdkit snapshot settle '{running}'` merges it" in listed
+        assert f"when it is off, `vhdkit snapshot settle '{base}'` merges it" in listed
         assert (
             "no merge runs; 1 merge is left to do: `vhdkit job list --pending`" in cli("job", "list", "--running").err
         )
-        assert "waits" in cli("job", "show", job["id"][:8]).out
+        shown = cli("job", "show", job["id"][:8]).out
+        assert re.search(r"^phase +not begun$", shown, re.MULTILINE)
+        assert "the machine runs" in shown
+        assert re.search(rf"^next +`vhdkit job wait {job['id'][:8]}`$", shown, re.MULTILINE)
         assert pending(cli, "--machine", "xp") == pending(cli, "--disk", xp) == [job]
         assert pending(cli, "--machine", "other") == pending(cli, "--where", "JobState = 4") == []
         assert pending(cli, "--where", "JobState = 2 and ElementName = 'Merge Pending' and Machine = 'XP'") == [job]

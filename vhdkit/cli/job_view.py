@@ -91,7 +91,9 @@ def _progress_rows(job: Job) -> list[tuple[str, object]]:
     if job.bytes_total:
         done += f", {size_text(job.bytes_done)} of {size_text(job.bytes_total)}"
     rows: list[tuple[str, object]] = [("done", done)]
-    if not job.state.is_finished:
+    if job.wait is not None and not job.pid:
+        rows.append(("phase", "not begun"))
+    elif not job.state.is_finished:
         rows += [("phase", job.phase or "not begun"), ("rate", _rate(job) or "not known yet")]
         rows.append(("time left", _left(job) or "not known yet"))
         rows.append(("may be cancelled", "yes" if job.is_cancellable else "no, it is finishing"))
@@ -185,7 +187,9 @@ def _left(job: Job) -> str:
 
 def _next(job: Job) -> list[str]:
     """Return the commands that make sense now."""
-    if job.state is JobState.SUSPENDED:
+    if job.wait is not None and not job.pid:
+        verbs = ["resume", "wait"] if job.state is JobState.SERVICE else ["wait"]
+    elif job.state is JobState.SUSPENDED:
         verbs = ["resume", "cancel"]
     elif not job.state.is_finished:
         verbs = ["watch", "pause", "cancel"] if job.is_cancellable else ["watch"]

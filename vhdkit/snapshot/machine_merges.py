@@ -54,7 +54,7 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
     merges = [merge for merge in settler.owed(manifest).merges if merge.destination not in busy]
     if not merges:
         return []
-    state, wait = _wait_of(file.absolute(manifest.disks[0].active), settler.holder(manifest))
+    state, wait = _wait_of(_base_of(file, manifest), settler.holder(manifest))
     found = []
     for merge in merges:
         begun = known.get(merge.destination) or _listed_anew(file, manifest, merge.destination)
@@ -73,12 +73,17 @@ def _listed_anew(file: ManifestFile, manifest: Manifest, destination: str) -> Jo
     return add_beside(Registry(), destination, (file.directory, *file.search(manifest)))
 
 
-def _wait_of(active: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
+def _base_of(file: ManifestFile, manifest: Manifest) -> str:
+    """Return the base of a machine's first disk, the shortest name of it that stays."""
+    return file.absolute(next(layer.path for layer in manifest.disks[0].layers if layer.parent is None))
+
+
+def _wait_of(base: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
     """Return what a machine's merges wait for: its end, or somebody who begins them."""
     if holder is None:
-        hint = Advice.SETTLE.hint("{} merges it", path=active)
+        hint = Advice.SETTLE.hint("{} merges it", path=base)
         return JobState.SERVICE, Wait(reason=WaitReason.NOT_BEGUN, hint=hint)
-    hint = Advice.SETTLE.hint("when it is off, {} merges it", path=active)
+    hint = Advice.SETTLE.hint("when it is off, {} merges it", path=base)
     return JobState.NEW, Wait(reason=WaitReason.MACHINE_RUNS, holders=holder.holders, hint=hint)
 
 
