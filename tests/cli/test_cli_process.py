@@ -111,7 +111,8 @@ def loaded_by(*words: str, cwd: Path) -> list[str]:
     ("words", "spared"),
     [
         (["--help"], NOT_FOR_HELP),
-        (["--version"], ["numpy", "construct", "rich"]),
+        (["--version"], ["numpy", "construct", "rich", "vhdkit.cli.merge"]),
+        (["merge", "--help"], ["vhdkit.cli.snapshot", "vhdkit.cli.job"]),
         *[([verb, "--help"], NOT_FOR_HELP) for verb in (*VERBS, "check", "rollback", "undo")],
         (["undo", "drop", "--help"], NOT_FOR_HELP),
         (["job", "list"], ["numpy", "construct", "rich"]),

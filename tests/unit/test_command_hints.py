@@ -77,7 +77,9 @@ def test_what_is_repeated_is_taken(advice: Advice) -> None:
     command: click.Command = program
     for word in _WORDS[advice].strip("`").split()[1:]:
         if isinstance(command, click.Group):
-            command = command.commands[word]
+            found = command.get_command(click.Context(command), word)
+            assert found is not None
+            command = found
     assert {*_REPEATED[advice]} <= {option for each in command.params for option in each.opts}
 
 

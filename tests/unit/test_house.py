@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 import vhdkit
 from tests.typed import as_typed
 from vhdkit.cli.main import program
@@ -20,7 +22,7 @@ PACKAGE = Path(vhdkit.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # Those that are written for a person at a shell.
 WITH_COMMANDS = {"cli", "command_hints.py"}
-VERBS = "|".join([*program.commands, "commit", "coalesce"])
+VERBS = "|".join([*program.list_commands(click.Context(program)), "commit", "coalesce"])
 COMMAND = re.compile(rf"(^|[^\w-])--[a-z]|(`|\bvhdkit )({VERBS})\b")
 
 
