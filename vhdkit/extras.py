@@ -21,6 +21,6 @@ def load_extra(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        if error.name not in {module, module.partition(".")[0]}:
             raise
         raise MissingExtraError(purpose, extra=extra) from None

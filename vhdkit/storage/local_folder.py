@@ -13,6 +13,7 @@ from vhdkit.storage.directory_walk import TreeWalk
 from vhdkit.storage.local_file import LocalStorage, sync_descriptor
 from vhdkit.storage.portable_file import PortableStorage
 from vhdkit.storage.process import this_user
+from vhdkit.storage.remote_paths import is_remote, remote_place
 
 try:
     import fcntl
@@ -49,12 +50,17 @@ def _descriptor(path: str, flags: int, dir_fd: int | None = None) -> int:
 
 
 class LocalFolder:
-    """The file system of this machine; relative paths start at the current directory."""
+    """The file system of this machine; relative paths start at the current directory.
+
+    A URL names a file of another machine, which is only read (see `remote_paths`); its folder cannot be listed.
+    """
 
     def __init__(self, *, portable: bool = not hasattr(os, "preadv")) -> None:
         self._storage = PortableStorage if portable else LocalStorage
 
     def open(self, path: str, *, writable: bool = False) -> Storage:
+        if is_remote(path):
+            return _open_remote(path, writable=writable)
         # Opening some devices does something; so the file is looked at first, and again once it is open.
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
@@ -70,6 +76,8 @@ class LocalFolder:
             raise
 
     def create(self, path: str, *, private: bool = False) -> Storage:
+        if is_remote(path):
+            raise OSError(errno.EROFS, "files of other machines are only read", path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON_FLAGS
         descriptor = os.open(path, flags, 0o600 if private else 0o666)
         try:
@@ -99,9 +107,13 @@ class LocalFolder:
         os.unlink(path)
 
     def real(self, path: str) -> str:
+        if is_remote(path):
+            return remote_place(path).rooted
         return os.path.realpath(path)
 
     def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
+        if is_remote(path):
+            return True
         try:
             if not _CAN_STEP:
                 status = os.stat(path, follow_symlinks=False)
@@ -113,6 +125,8 @@ class LocalFolder:
             return False
 
     def display(self, path: str) -> str:
+        if is_remote(path):
+            return remote_place(path).url
         try:
             relative = os.path.relpath(path)
         except ValueError:  # another drive of a Windows machine
@@ -122,6 +136,8 @@ class LocalFolder:
         return relative if len(relative) < len(path) and not at_root else path
 
     def exists(self, path: str) -> bool:
+        if is_remote(path):
+            return _is_there(path)
         return os.path.lexists(path)
 
     def make_directory(self, directory: str) -> None:
@@ -130,9 +146,13 @@ class LocalFolder:
             self.sync(os.path.dirname(os.path.abspath(directory)))
 
     def check_directory(self, directory: str) -> None:
+        if is_remote(directory):
+            return
         os.scandir(directory).close()
 
     def names(self, directory: str) -> tuple[str, ...]:
+        if is_remote(directory):
+            return ()
         try:
             return tuple(sorted(os.listdir(directory)))
         except OSError:
@@ -147,14 +167,20 @@ class LocalFolder:
         unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
     ) -> Iterator[Entry]:
+        if is_remote(directory):
+            return iter(())
         walk = TreeWalk(deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
         return walk.entries(directory)
 
     def may_write(self, path: str) -> bool:
+        if is_remote(path):
+            return False
         # The superuser may write files that are marked read-only; the mark is a wish that is honoured all the same.
         return os.access(path, os.W_OK) and bool(os.stat(path).st_mode & 0o222)
 
     def may_remove(self, path: str) -> bool:
+        if is_remote(path):
+            return False
         directory = os.path.dirname(path) or "."
         above, status = os.stat(directory), os.lstat(path)
         if not os.access(directory, os.W_OK) or _flags(directory) & _APPEND_ONLY:
@@ -207,6 +233,24 @@ class LocalFolder:
             sync_descriptor(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _open_remote(path: str, *, writable: bool) -> Storage:
+    # Only those who name a URL load what that takes.
+    from vhdkit.storage.remote_file import RemoteStorage, refusal_to_write  # noqa: PLC0415
+
+    place = remote_place(path)
+    if writable:
+        raise refusal_to_write(place)
+    return RemoteStorage(place)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        _open_remote(path, writable=False).close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _identity_without_links(path: str) -> tuple[int, int]:

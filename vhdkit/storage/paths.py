@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from os import fsencode
-from os.path import abspath, basename, dirname, join, normpath, relpath, sep, splitext
+from os.path import abspath as abspath_here
+from os.path import basename, dirname, join, normpath, relpath, sep, splitext
 from typing import TYPE_CHECKING
+
+from vhdkit.storage.remote_paths import is_remote, remote_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +28,11 @@ __all__ = [
 ]
 
 _WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+def abspath(path: str) -> str:
+    """Return a path from the root of this machine, or of all others if it is a URL (see `remote_paths`)."""
+    return remote_place(path).rooted if is_remote(path) else abspath_here(path)
 
 
 def is_below(directory: str, roots: Iterable[str]) -> bool:

@@ -16,6 +16,7 @@ from vhdkit.disk.image import BlockPlaces, DiskKind, StructureChecksums
 from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import CorruptImageError
 from vhdkit.findings import Advice, Finding
+from vhdkit.storage.prefetch import prefetch
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR, ceil_div, round_up
 from vhdkit.vhd import bat
@@ -230,6 +231,7 @@ class SparseImage(VhdImage):
         """Return the bitmaps at the given file offsets, one row each."""
         self.check_open()
         rows = np.empty((len(offsets), self.bitmap_size), np.uint8)
+        prefetch(self.storage, offsets.tolist(), self.bitmap_size)
         for row, offset in zip(rows, offsets.tolist(), strict=True):
             if self.storage.read_into(offset, row.data) < self.bitmap_size:
                 detail = "the file ends inside a sector bitmap"

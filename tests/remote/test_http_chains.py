@@ -1,0 +1,334 @@
+"""Chains of other machines, by HTTP: the same disk, a bounded number of round trips, and never a mixture."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import threading
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+import vhdkit
+from tests.cli.running import spawn
+from tests.conformance.tools import requires
+from tests.model import Create, Kind, ModelChain, Snapshot, specs
+from tests.plainbuild import ImageSpec, build, locator
+from tests.plainvhd import flat, parse
+from tests.remote.range_server import RangeServer
+from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.nbd_client import NbdClient
+from vhdkit.errors import MissingExtraError, ParentRefusedError, ReadOnlyImageError
+from vhdkit.serve.mounted_files import MountedChain
+from vhdkit.storage import http_transport, remote_file
+from vhdkit.storage.remote_paths import is_remote, remote_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _library(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fsspec", reason="needs fsspec")
+    pytest.importorskip("aiohttp", reason="needs aiohttp")
+    monkeypatch.setattr(http_transport, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+@pytest.fixture
+def model() -> ModelChain:
+    return three_layers()
+
+
+@pytest.fixture
+def folder(model: ModelChain, tmp_path: Path) -> Path:
+    return on_disk(model, tmp_path / "chain").parent
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[RangeServer]:
+    with RangeServer(folder) as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield found
+        found.stopping.set()
+        found.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def leaf(server: RangeServer) -> str:
+    return f"{server.url}/layer-2.avhd"
+
+
+# Reading
+
+
+def test_a_chain_reads_as_the_model_says(model: ModelChain, leaf: str) -> None:
+    with vhdkit.open_chain(leaf) as chain:
+        assert len(chain.layers) == 3
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
+def test_the_verbs_that_read_work_on_it(model: ModelChain, leaf: str, folder: Path, tmp_path: Path) -> None:
+    raw, new = tmp_path / "out.raw", tmp_path / "new.vhd"
+    local = str(folder / "layer-2.avhd")
+    assert vhdkit.hash_image(leaf)[0].digest == vhdkit.hash_image(local)[0].digest
+    vhdkit.convert(leaf, raw, output_format="raw")
+    assert raw.read_bytes() == model.read(0, SIZE)
+    assert vhdkit.check(leaf, chain=True).exit_code == 0
+    assert vhdkit.compare(leaf, local).equal
+    vhdkit.merge(vhdkit.plan_merge(leaf, to=new))
+    assert flat([parse(new)]).tobytes() == model.read(0, SIZE)
+
+
+def test_the_command_line_takes_a_url(leaf: str, tmp_path: Path) -> None:
+    assert spawn("info", leaf, cwd=tmp_path).code == 0
+    shown = spawn("chain", leaf, cwd=tmp_path).out
+    assert shown.splitlines()[0].endswith(leaf)
+    assert spawn("merge", leaf, "--to", "new.vhd", "--progress", "none", cwd=tmp_path).code == 0
+    assert spawn("compare", leaf, "new.vhd", cwd=tmp_path).code == 0
+
+
+def test_it_is_served_to_other_programs(model: ModelChain, leaf: str) -> None:
+    requires("nbdkit")
+    with vhdkit.open_chain(leaf) as chain, vhdkit.serve_nbd(chain) as served, NbdClient(served.uri) as client:
+        assert client.read(0, SIZE) == model.read(0, SIZE)
+
+
+def test_it_is_mounted(model: ModelChain, leaf: str) -> None:
+    with vhdkit.open_chain(leaf) as chain:
+        buffer = bytearray(SIZE)
+        assert MountedChain(chain).read_into("/disk.raw", 0, memoryview(buffer)) == SIZE
+    assert buffer == model.read(0, SIZE)
+
+
+def test_names_with_spaces_and_signs_are_found(model: ModelChain, folder: Path, server: RangeServer) -> None:
+    (folder / "layer-2.avhd").rename(folder / "a b+%#?.avhd")
+    with vhdkit.open_chain(f"{server.url}/a%20b%2B%25%23%3F.avhd") as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
+# What it costs
+
+
+def counted_trips(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often requests were made for a file from now on, those that are made together once."""
+    trips: Counter[str] = Counter()
+
+    def counting(name: str) -> None:
+        plain = getattr(http_transport.HttpTransport, name)
+
+        def counted(transport: object, url: str, *rest: object) -> object:
+            trips[urlsplit(url).path] += 1
+            return plain(transport, url, *rest)
+
+        monkeypatch.setattr(http_transport.HttpTransport, name, counted)
+
+    counting("version")
+    counting("ranges")
+    return trips
+
+
+def test_opening_and_mapping_a_large_chain_takes_few_round_trips(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, leaf = server.folder / "large.vhd", server.folder / "large.avhd"
+    vhdkit.create_image(base, size=2 << 30)
+    with vhdkit.open_chain(base, writable=True) as chain:
+        for at in range(0, 2 << 30, 64 * MIB):
+            chain.write(at, b"x" * 4096)
+    vhdkit.create_image(leaf, parent=base)
+    with vhdkit.open_chain(leaf, writable=True) as chain:
+        for at in range(0, 2 << 30, 512 * MIB):
+            chain.write(at + MIB, b"y" * 4096)
+    with vhdkit.open_chain(leaf) as chain:
+        expected = [tuple(each) for extents in chain.extents() for each in extents]
+    trips = counted_trips(monkeypatch)
+    with vhdkit.open_chain(f"{server.url}/large.avhd") as chain:
+        assert [tuple(each) for extents in chain.extents() for each in extents] == expected
+    assert 0 < trips["/large.vhd"] <= 12
+    assert 0 < trips["/large.avhd"] <= 12
+    assert server.bytes_sent["/large.vhd"] + server.bytes_sent["/large.avhd"] < 2 * MIB
+
+
+def test_what_was_read_is_kept_and_is_bounded(server: RangeServer, leaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = remote_file.BlockCache(2 * remote_file.BLOCK_BYTES)
+    monkeypatch.setattr(remote_file, "_cache", cache)
+    with vhdkit.open_chain(leaf) as chain:
+        for _ in range(3):
+            chain.read(0, SIZE)
+        assert cache._total <= 2 * remote_file.BLOCK_BYTES  # noqa: SLF001 - the bound is the test
+    monkeypatch.setattr(remote_file, "_cache", remote_file.BlockCache(8 * MIB))
+    with vhdkit.open_chain(leaf) as chain:
+        chain.read(0, SIZE)
+        before = len(server.requests)
+        chain.read(0, SIZE)
+        assert len(server.requests) == before
+
+
+# Faults
+
+
+@pytest.mark.parametrize("fault", ["close", "short", "503", "429"])
+def test_what_fails_for_a_while_is_asked_for_again(
+    model: ModelChain, server: RangeServer, leaf: str, fault: str
+) -> None:
+    server.fault = lambda count, _path: fault if count < 3 else None
+    with vhdkit.open_chain(leaf) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
+@pytest.mark.parametrize("fault", ["close", "short", "503", "stall"])
+def test_what_fails_for_good_is_an_error(
+    server: RangeServer, leaf: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_transport, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(http_transport, "ATTEMPTS", 2)
+    server.fault = lambda _number, path: fault if path == "/layer-0.vhd" else None
+    with pytest.raises(OSError, match="in vain") as caught:
+        vhdkit.open_chain(leaf)
+    assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize(("fault", "number"), [("302", errno.EREMOTE), ("403", errno.EACCES), ("whole", 95)])
+def test_what_is_no_answer_is_not_asked_for_again(server: RangeServer, leaf: str, fault: str, number: int) -> None:
+    server.fault = lambda _number, _path: fault
+    with pytest.raises(OSError, match="the server") as caught:
+        vhdkit.open_chain(leaf)
+    assert caught.value.errno == number
+    assert len(server.requests) <= 3
+
+
+@pytest.mark.parametrize("has_etags", [True, False])
+def test_a_file_that_changes_is_an_error_and_never_a_mixture(
+    folder: Path, server: RangeServer, leaf: str, monkeypatch: pytest.MonkeyPatch, has_etags: bool
+) -> None:
+    monkeypatch.setattr(remote_file, "_cache", remote_file.BlockCache(0))
+    server.has_etags = has_etags
+    with vhdkit.open_chain(leaf) as chain:
+        chain.read(0, SIZE)
+        path = folder / "layer-0.vhd"
+        path.write_bytes(path.read_bytes().replace(path.read_bytes()[8192:8200], b"changed!"))
+        os.utime(path, (1, 1))
+        with pytest.raises(OSError, match="it has changed") as caught:
+            chain.read(0, SIZE)
+        assert caught.value.errno == errno.ESTALE
+
+
+def test_a_file_that_is_not_there_is_not_found(server: RangeServer) -> None:
+    with pytest.raises(FileNotFoundError):
+        vhdkit.open_chain(f"{server.url}/nope.vhd")
+
+
+def test_without_the_library_its_extra_is_named(leaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    http_transport.http_transport.cache_clear()
+    monkeypatch.setitem(sys.modules, "fsspec.asyn", None)
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingExtraError, match=r"vhdkit\[remote\]"):
+        vhdkit.open_chain(leaf)
+
+
+# What is refused
+
+
+def test_nothing_is_written_there(leaf: str, server: RangeServer) -> None:
+    before = {path: path.read_bytes() for path in server.folder.iterdir()}
+    with pytest.raises(ReadOnlyImageError, match="only read"):
+        vhdkit.open_chain(leaf, writable=True)
+    with pytest.raises((vhdkit.VhdError, OSError)):
+        vhdkit.merge(vhdkit.plan_merge(leaf))
+    with pytest.raises(OSError, match="only read"):
+        vhdkit.create_image(f"{server.url}/new.vhd", size=MIB)
+    assert {path: path.read_bytes() for path in server.folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/a.vhd",
+        "s3://bucket/a.vhd",
+        "file:///etc/passwd",
+        "http://user:secret@host/a.vhd",
+        "http://host/a.vhd?token=secret",
+        "http:///a.vhd",
+    ],
+)
+def test_urls_of_other_kinds_are_refused_without_telling_what_is_secret(url: str) -> None:
+    with pytest.raises(ValueError, match="://") as caught:
+        vhdkit.open_chain(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "../outside/base.vhd",
+        "//http/127.0.0.1:9/base.vhd",
+        "//https/other/base.vhd",
+        "http://127.0.0.1:9/base.vhd",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "C:\\vms\\..\\..\\base.vhd",
+        "\\\\other\\share\\base.vhd",
+    ],
+)
+def test_an_image_cannot_make_anyone_ask_another_machine(
+    named: str, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate's table for remote leaves: whatever a locator says, only files beside the leaf are asked for."""
+    model = ModelChain.run([Create(kind=Kind.DYNAMIC, sector_count=64), Snapshot()])
+    (_, leaf), (_, base) = specs(model)
+    assert isinstance(leaf, ImageSpec)
+    assert isinstance(base, ImageSpec)
+    links = (locator(0, b"W2ku", named), locator(1, b"W2ru", named))
+    leaf = replace(leaf, parent_name=named, locators=links)
+    vms = server.folder / "vms"
+    vms.mkdir()
+    (vms / "leaf.avhd").write_bytes(build(leaf))
+    (server.folder / "outside").mkdir()
+    (server.folder / "outside" / "base.vhd").write_bytes(build(base))
+    asked: list[str] = []
+    plain = http_transport.HttpTransport.version
+
+    def noted(transport: http_transport.HttpTransport, url: str) -> http_transport.Version:
+        asked.append(url)
+        return plain(transport, url)
+
+    monkeypatch.setattr(http_transport.HttpTransport, "version", noted)
+    with pytest.raises((ParentRefusedError, vhdkit.ParentNotFoundError)):
+        vhdkit.open_chain(f"{server.url}/vms/leaf.avhd")
+    assert asked
+    assert all(url.startswith(f"{server.url}/vms/") for url in asked), asked
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("url", "rooted"),
+    [
+        ("http://nas/vms/a.vhd", "//http/nas/vms/a.vhd"),
+        ("https://NAS:8443/a%20b.vhd", "//https/nas:8443/a b.vhd"),
+        ("http://nas/vms/../a.vhd", "//http/nas/a.vhd"),
+        ("http://nas/%2e%2e/%2e%2e/a.vhd", "//http/nas/a.vhd"),
+        ("http://nas", "//http/nas/"),
+    ],
+)
+def test_urls_are_paths(url: str, rooted: str) -> None:
+    assert remote_place(url).rooted == rooted
+    assert remote_place(rooted).rooted == rooted
+    assert is_remote(url)
+    assert is_remote(rooted)
+
+
+@pytest.mark.parametrize("path", ["a.vhd", "/http/nas/a.vhd", "//etc/passwd", "///http/nas", "C:\\a", "a:b", "//http"])
+def test_paths_of_this_machine_are_no_urls(path: str) -> None:
+    assert not is_remote(path)

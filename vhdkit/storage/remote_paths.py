@@ -1,0 +1,67 @@
+"""Files of other machines as paths: a URL outside, and a rooted path inside, with which paths can be reckoned.
+
+    http://nas:8080/vms/my%20disk.avhd        //http/nas:8080/vms/my disk.avhd
+
+No path of this machine begins with two slashes, and a path inside never leads from one scheme or host to another: what
+may be opened as a parent is below a folder, and two machines have none in common.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+SCHEMES = ("http", "https")
+NOT_WRITTEN = "files of other machines are only read: copy it here, or work at it there"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ROOTED = re.compile(rf"//({'|'.join(SCHEMES)})/([^/]+)(/.*)?$", re.DOTALL)
+
+
+class RemotePlace(NamedTuple):
+    """Where a remote file is: `authority` is the host, with its port if one is named."""
+
+    scheme: str
+    authority: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        """The URL, with nothing secret in it: there is none in a place."""
+        from urllib.parse import quote  # noqa: PLC0415 - paths are reckoned with long before any URL is met
+
+        return f"{self.scheme}://{self.authority}{quote(self.path)}"
+
+    @property
+    def rooted(self) -> str:
+        """The path that is reckoned with."""
+        return f"//{self.scheme}/{self.authority}{self.path}"
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, or the rooted path of one."""
+    return (path[:2] == "//" and _ROOTED.match(path) is not None) or (":" in path and _URL.match(path) is not None)
+
+
+def remote_place(path: str) -> RemotePlace:
+    """Return the place that a URL, or a rooted path, names.
+
+    Raises:
+        ValueError: it has a scheme that is not read here, or parts that no file has.
+
+    """
+    from urllib.parse import unquote, urlsplit  # noqa: PLC0415
+
+    rooted = _ROOTED.match(path)
+    if rooted is not None:
+        return RemotePlace(rooted[1], rooted[2], rooted[3] or "/")
+    parts = urlsplit(path)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"{parts.scheme}:// is not read here: expected http:// or https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{parts.scheme}://{parts.hostname}: names and passwords do not belong into a URL")
+    if parts.query or parts.fragment or not parts.netloc:
+        raise ValueError(f"{parts.scheme}://{parts.netloc}{parts.path}: expected a host and a path, and nothing else")
+    # A part `..` that is written with escapes must not climb either.
+    inner = os.path.normpath(unquote(parts.path) or "/")
+    return RemotePlace(parts.scheme, parts.netloc.lower(), "/" + inner.lstrip("/"))
