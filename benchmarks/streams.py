@@ -30,7 +30,7 @@ _RUN_BYTES = 64 << 10
 _LAYERS = 10
 _FILES = 300
 # Times that each program does its work, at full size.
-_SMALL, _LISTINGS, _PASSES = 100_000, 20, 16
+_SMALL, _LISTINGS, _TSK_LISTINGS, _PASSES = 100_000, 40, 300, 48
 _OPEN = """
 import sys
 path, count = sys.argv[1], int(sys.argv[2])
@@ -178,5 +178,5 @@ def makers(scale: float, at: Callable[[str], str]) -> dict[str, Maker]:
     race("small", one, _SMALL_READS, _SMALL)
     race("sequential", ten, _SEQUENTIAL, _PASSES)
     race("extfs", ext4, _EXTFS, _LISTINGS, "mkfs.ext4", "dissect.extfs")
-    race("tsk", ntfs, _TSK, _LISTINGS, "mkntfs", "ntfscp", "pytsk3")
+    race("tsk", ntfs, _TSK, _TSK_LISTINGS, "mkntfs", "ntfscp", "pytsk3")
     return found

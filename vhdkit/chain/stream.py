@@ -73,11 +73,19 @@ class ChainStream(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         """Move to a position, which may lie behind the end."""
         self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
-        if base is None or base + offset < 0:
+        # A buffered stream asks for this whenever it has to read elsewhere.
+        if whence == io.SEEK_SET:
+            position = offset
+        elif whence == io.SEEK_CUR:
+            position = self._position + offset
+        elif whence == io.SEEK_END:
+            position = self.size + offset
+        else:
+            position = -1
+        if position < 0:
             raise ValueError(f"cannot seek to {offset} from {whence}")
-        self._position = base + offset
-        return self._position
+        self._position = position
+        return position
 
     def tell(self) -> int:
         """Return the position."""
