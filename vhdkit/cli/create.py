@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,16 @@ from vhdkit.cli.options import (
     progress_option,
     reading,
 )
-from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn_before_reading
+from vhdkit.cli.output import (
+    JSON_OUTPUT,
+    bytes_out,
+    echo,
+    path_text,
+    print_json,
+    progress_shown,
+    size_text,
+    warn_before_reading,
+)
 from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, FileNameError, ImageInUseError, VhdError
 
@@ -137,19 +145,17 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
     if output_format != "raw":
         raise click.UsageError("only a raw disk can be written to standard output: convert -O raw SOURCE -")
     if as_json:
+        JSON_OUTPUT.is_wanted = False  # whoever reads a disk there is not to get a failure in its place
         raise click.UsageError("--json prints to standard output, to which the disk goes")
-    out = sys.stdout.buffer
-    if out.isatty():
-        raise click.UsageError("standard output is a terminal; send the disk to a program or a file")
     from vhdkit.chain.convert import write_stream
 
-    warn_before_reading(source, reading(**options))
-    with (
-        vhdkit.open_chain(source, **reading(**options)) as chain,
-        progress_shown(progress, "converting") as advance,
-    ):
-        write_stream(chain, out.write, progress=advance)
-        out.flush()
+    with bytes_out() as write:
+        warn_before_reading(source, reading(**options))
+        with (
+            vhdkit.open_chain(source, **reading(**options)) as chain,
+            progress_shown(progress, "converting") as advance,
+        ):
+            write_stream(chain, write, progress=advance)
 
 
 @click.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat as modes
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from vhdkit.cli.options import (
     json_option,
     progress_option,
 )
-from vhdkit.cli.output import echo, path_text, print_json, progress_shown, size_text, warn
+from vhdkit.cli.output import bytes_out, echo, path_text, print_json, progress_shown, size_text, warn
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -162,11 +161,9 @@ def stat(inside: Inside, *, as_json: bool, **options: Any) -> None:
 @_inside_options
 def cat(inside: Inside, **options: Any) -> None:
     """Write a file of a disk to standard output."""
-    with _files(inside, **options) as files:
-        out = sys.stdout.buffer
+    with bytes_out() as write, _files(inside, **options) as files:
         for piece in files.pieces(inside.path):
-            out.write(piece)
-        out.flush()
+            write(piece)
 
 
 @click.command("extract")

@@ -53,6 +53,16 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     click.echo("\n".join(map(printable, text.split("\n"))), err=err, nl=nl)
 
 
+@contextmanager
+def bytes_out() -> Iterator[Callable[[bytes | memoryview], object]]:
+    """Give a function that writes bytes to standard output as they are; a terminal is refused by `UsageError`."""
+    out = sys.stdout.buffer
+    if out.isatty():
+        raise click.UsageError("standard output is a terminal; send the bytes to a program or a file")
+    yield out.write
+    out.flush()
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON; bytes that are no text in a path come out escaped."""
     JSON_OUTPUT.is_begun = True
