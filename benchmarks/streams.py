@@ -155,9 +155,16 @@ def _contender(inputs: Layered, name: str, path: str, script: str, count: int) -
     return Contender(name, inputs, (step,), lambda: None)
 
 
+def _is_importable(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that it would be in
+        return False
+
+
 def _needing(inputs: Layered, needs: tuple[str, ...], name: str, path: str, script: str, count: int) -> Contender:
     for need in needs:
-        if shutil.which(need) is None and find_spec(need.partition(".")[0]) is None:
+        if shutil.which(need) is None and not _is_importable(need):
             raise UnavailableError(f"{need} is not installed")
     return _contender(inputs, name, path, script, count)
 
