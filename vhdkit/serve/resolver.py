@@ -67,21 +67,20 @@ class ChainResolver:
             return errno.EIO, str(error).encode("utf-8", "replace")
 
     def _done(self, operation: int, offset: int, length: int, data: bytearray) -> bytes | bytearray:
-        match operation:
-            case _ if operation == MAP:
-                return self.map_at(offset)
-            case _ if operation == READ:
-                return self._chain.read(offset, min(length, _MOST_BYTES))
-            case _ if operation == WRITE:
-                self._chain.write(offset, data)
-            case _ if operation == ZERO:
-                self.write_zeros(offset, length)
-            case _ if operation == TRIM:
-                self.trim(offset, length)
-            case _ if operation == FLUSH:
-                self._chain.sync()
-            case _:
-                raise ValueError(f"the plugin asks for operation {operation}")
+        if operation == MAP:
+            return self.map_at(offset)
+        if operation == READ:
+            return self._chain.read(offset, min(length, _MOST_BYTES))
+        if operation == WRITE:
+            self._chain.write(offset, data)
+        elif operation == ZERO:
+            self.write_zeros(offset, length)
+        elif operation == TRIM:
+            self.trim(offset, length)
+        elif operation == FLUSH:
+            self._chain.sync()
+        else:
+            raise ValueError(f"the plugin asks for operation {operation}")
         return b""
 
     def map_at(self, offset: int) -> bytes:

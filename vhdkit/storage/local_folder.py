@@ -246,8 +246,10 @@ def _open_remote(path: str, *, writable: bool) -> Storage:
 
 
 def _is_there(path: str) -> bool:
+    from vhdkit.storage.http_transport import this_transport  # noqa: PLC0415
+
     try:
-        _open_remote(path, writable=False).close()
+        this_transport().version(remote_place(path).url)
     except FileNotFoundError:
         return False
     return True
