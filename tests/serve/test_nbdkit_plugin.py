@@ -6,16 +6,13 @@ import ast
 import sys
 from array import array
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vhdkit.serve import nbdkit_plugin
 from vhdkit.serve.nbdkit_plugin import MAP_HEAD, Window, Windows
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def window(start: int, stop: int) -> Window:
@@ -67,6 +64,24 @@ def test_the_oldest_maps_go_where_memory_is_short(monkeypatch: pytest.MonkeyPatc
     for at in range(10):
         windows.keep(window(at, at + 1), windows.changes)
     assert [at for at in range(10) if windows.find(at)] == [7, 8, 9]
+
+
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_a_read_is_the_same_whether_the_system_has_it_in_memory_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_quick: bool
+) -> None:
+    if not is_quick:
+        monkeypatch.setattr(nbdkit_plugin, "_preadv2", None)
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 64)
+    with (tmp_path / "file").open("rb") as file:
+        buffer = bytearray(3000)
+        assert nbdkit_plugin._read(file.fileno(), memoryview(buffer)[100:2100], 5) == 2000  # noqa: SLF001
+        assert bytes(buffer[100:2100]) == (bytes(range(256)) * 64)[5:2005]
+        assert not any(buffer[:100])
+        assert not any(buffer[2100:])
+        assert nbdkit_plugin._read(file.fileno(), memoryview(buffer), 256 * 64) == 0  # noqa: SLF001
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            nbdkit_plugin._read(1 << 20, memoryview(buffer), 0)  # noqa: SLF001
 
 
 def test_the_plugin_needs_nothing_but_the_standard_library_of_python_3_9() -> None:
