@@ -78,6 +78,7 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         shown = cli("job", "show", job["id"][:8]).out
         assert re.search(r"^phase +not begun$", shown, re.MULTILINE)
         assert "the machine runs" in shown
+        assert f"has not begun; when it is off, `vhdkit snapshot settle '{base}'`" in cli("job", "rm", job["id"]).err
         assert re.search(rf"^next +`vhdkit job wait {job['id'][:8]}`$", shown, re.MULTILINE)
         assert pending(cli, "--machine", "xp") == pending(cli, "--disk", xp) == [job]
         assert pending(cli, "--machine", "other") == pending(cli, "--where", "JobState = 4") == []
@@ -85,11 +86,17 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         assert "the machine runs" in cli("job", "list", "--format", "cim").out
     assert (pending(cli)[0]["id"], pending(cli)[0]["job-state"]) == (job["id"], 11)
     assert cli("job", "list", "--state", "pending").out.count("nobody has begun it") == 1
-    for verb in ("cancel", "pause", "rm"):
-        assert f"has not begun; `vhdkit job resume {job['id']}` begins it" in cli("job", verb, job["id"]).refused()
+    for verb in ("cancel", "pause", "rm", "log", "rollback", "watch", "rate"):
+        more = ("8M",) if verb == "rate" else ()
+        refusal = cli("job", verb, job["id"], *more).refused()
+        assert f"has not begun; `vhdkit job resume {job['id']}` begins it" in refusal, verb
     assert cli("job", "resume", job["id"][:8]).code == 0
     (begun,) = vhdkit.jobs()
     assert vhdkit.wait_for_job(begun.id, HANGS_SECONDS).state is JobState.COMPLETED
+    # The id that it had while it was pending leads to the job that it has become.
+    assert cli("job", "show", job["id"][:8], "--json").json["id"] == begun.id
+    assert cli("job", "wait", job["id"]).out.startswith(begun.id)
+    assert cli("job", "log", job["id"]).out == cli("job", "log", begun.id).out != ""
     assert pending(cli) == []
     assert cli("job", "list", "--running").err == "no jobs\n"
 

@@ -191,8 +191,9 @@ def rate(job_id: str, size: int, *, as_json: bool) -> None:
     A job that was cut off keeps to it when it is resumed.
     """
     from vhdkit.job.change_rate import change_rate
+    from vhdkit.snapshot.pending_jobs import find_begun_job
 
-    _print_states([change_rate(job_id, size or None)], as_json=as_json)
+    _print_states([change_rate(find_begun_job(job_id).id, size or None)], as_json=as_json)
 
 
 @job.command("on-end", context_settings={"ignore_unknown_options": True})
@@ -227,10 +228,10 @@ def on_end(name: str | None, command: tuple[str, ...], *, remove: bool, as_json:
 def log(job_id: str, *, as_json: bool) -> None:
     """Print what a job has said, in all of its runs, with Hyper-V's event ids; 0 is how far it was."""
     from vhdkit.cli.job_log_view import log_lines, log_records
-    from vhdkit.job.control import find_job
     from vhdkit.job.job_log import read_job_log
+    from vhdkit.snapshot.pending_jobs import find_begun_job
 
-    lines = read_job_log(find_job(job_id).id)
+    lines = read_job_log(find_begun_job(job_id).id)
     if as_json:
         print_json(log_records(lines))
         return
@@ -246,9 +247,11 @@ def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
     """Take back the merge of a job that was begun with --undo; one that is going on is stopped first."""
     from vhdkit.cli.signals import stopping
     from vhdkit.job.control import rollback_job
+    from vhdkit.snapshot.pending_jobs import find_begun_job
 
+    found = find_begun_job(job_id)
     with progress_shown(progress, "rolling back") as advance, stopping() as stop:
-        done = rollback_job(job_id, progress=advance, cancel=stop)
+        done = rollback_job(found.id, progress=advance, cancel=stop)
     _print_states([done], as_json=as_json)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from vhdkit.cli.job_view import describe_job, duration
 from vhdkit.cli.output import echo
 from vhdkit.findings import printable
-from vhdkit.job.control import Follower, find_job, jobs
+from vhdkit.job.control import Follower, jobs
 from vhdkit.job.registry import RegistryError
+from vhdkit.snapshot.pending_jobs import find_begun_job
 from vhdkit.storage import paths
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _ASK_SECONDS = 0.25
 
 def watch(ids: Sequence[str], style: str | None) -> None:
     """Show jobs until all have ended, those that have not ended unless ids are given."""
-    watched = [find_job(each) for each in ids] if ids else list(jobs(running=True))
+    watched = [find_begun_job(each) for each in ids] if ids else list(jobs(running=True))
     if not watched:
         echo("no jobs are running", err=True)
         return

@@ -65,6 +65,11 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
     return found
 
 
+def pending_id(manifest: str, sources: Sequence[str], destination: str) -> str:
+    """Return the id of a merge that nobody has begun, by the path of its machine's manifest and the merge's files."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "\n".join([manifest, *sources, destination])))
+
+
 def _listed_anew(file: ManifestFile, manifest: Manifest, destination: str) -> Job | None:
     """Return the job of a merge that was cut off and that the list has lost, by its journal; None if there is none."""
     from vhdkit.job.recover import add_beside  # noqa: PLC0415 - where something is pending
@@ -90,10 +95,9 @@ def _wait_of(base: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]
 def _job_of(
     file: ManifestFile, manifest: Manifest, merge: PendingMerge, state: JobState, wait: Wait, noted: float
 ) -> Job:
-    name = "\n".join([file.path, *merge.sources, merge.destination])
     written = (*merge.sources, merge.destination)
     return Job(
-        id=str(uuid.uuid5(uuid.NAMESPACE_OID, name)),
+        id=pending_id(file.path, merge.sources, merge.destination),
         state=state,
         request=MergeRequest(
             child=merge.sources[0], into=merge.destination, search=file.search(manifest), follow=Follow.SETTLE

@@ -80,6 +80,8 @@ def resumable_jobs(*, only_interrupted: bool = False) -> tuple[Job, ...]:
 def find_any_job(beginning: str) -> Job:
     """Return the job whose id begins so, be it listed or pending.
 
+    The id that a merge had while it was pending leads to the job that it has become.
+
     Raises:
         JobError: there is none, or several.
 
@@ -87,10 +89,21 @@ def find_any_job(beginning: str) -> Job:
     try:
         return find_job(beginning)
     except JobError:
-        found = [job for job in pending_jobs() if beginning and job.id.startswith(beginning.lower())]
+        wanted = beginning.lower()
+        found = [job for job in pending_jobs() if wanted and job.id.startswith(wanted)] or _begun_from(wanted)
         if len(found) != 1:
             raise
     return found[0]
+
+
+def _begun_from(beginning: str) -> list[Job]:
+    """Return the newest job of each merge whose id began so while it was pending."""
+    from vhdkit.snapshot.machine_merges import pending_id  # noqa: PLC0415 - manifests, where an id is unknown
+
+    newest = {
+        pending_id(manifest, job.sources, job.destination): job for job in jobs() for manifest in known_machines()
+    }
+    return [job for was, job in newest.items() if beginning and was.startswith(beginning)]
 
 
 @checked
@@ -103,7 +116,8 @@ def find_begun_job(beginning: str) -> Job:
     """
     job = find_any_job(beginning)
     if job.wait is not None and not job.pid:
-        hint = Advice.RESUME_JOB.hint("{} begins it", job=job.id)
+        is_startable = job.state is JobState.SERVICE
+        hint = Advice.RESUME_JOB.hint("{} begins it", job=job.id) if is_startable else job.wait.hint
         raise JobError(f"the merge {job.id} has not begun", path=job.destination, hint=hint)
     return job
 
