@@ -29,7 +29,10 @@ MORE = {"rebase": ("-b", "nosuch"), "create": ("--parent", "nosuch"), "job rm": 
 
 def verbs(group: click.Group = program, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Yield every verb that takes --json, with an argument that is wrong for each that it needs."""
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         words = (*before, name)
         if isinstance(command, click.Group):
             yield from verbs(command, words)
