@@ -267,46 +267,69 @@ def test_urls_of_other_kinds_are_refused_without_telling_what_is_secret(url: str
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "named",
-    [
-        "../outside/base.vhd",
-        "//http/127.0.0.1:9/base.vhd",
-        "//https/other/base.vhd",
-        "http://127.0.0.1:9/base.vhd",
-        "file:///etc/passwd",
-        "/etc/passwd",
-        "C:\\vms\\..\\..\\base.vhd",
-        "\\\\other\\share\\base.vhd",
-    ],
-)
-def test_an_image_cannot_make_anyone_ask_another_machine(
-    named: str, server: RangeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The gate's table for remote leaves: whatever a locator says, only files beside the leaf are asked for."""
-    model = ModelChain.run([Create(kind=Kind.DYNAMIC, sector_count=64), Snapshot()])
-    (_, leaf), (_, base) = specs(model)
-    assert isinstance(leaf, ImageSpec)
-    assert isinstance(base, ImageSpec)
-    links = (locator(0, b"W2ku", named), locator(1, b"W2ru", named))
-    leaf = replace(leaf, parent_name=named, locators=links)
-    vms = server.folder / "vms"
-    vms.mkdir()
-    (vms / "leaf.avhd").write_bytes(build(leaf))
-    (server.folder / "outside").mkdir()
-    (server.folder / "outside" / "base.vhd").write_bytes(build(base))
-    asked: list[str] = []
+NAMED = [
+    "../outside/base.vhd",
+    "//http/127.0.0.1:9/base.vhd",
+    "//https/other/base.vhd",
+    ".//http/127.0.0.1:9/base.vhd",
+    "..\\..\\..\\..\\..\\..\\..\\..\\..\\http\\127.0.0.1:9\\base.vhd",
+    "http://127.0.0.1:9/base.vhd",
+    "http:\\\\127.0.0.1:9\\base.vhd",
+    "file:///etc/passwd",
+    "/etc/passwd",
+    "C:\\vms\\..\\..\\base.vhd",
+    "\\\\other\\share\\base.vhd",
+    "\\\\http\\127.0.0.1:9\\base.vhd",
+]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs that anything is asked of from now on."""
+    found: list[str] = []
     plain = http_transport.HttpTransport.version
 
     def noted(transport: http_transport.HttpTransport, url: str) -> http_transport.Version:
-        asked.append(url)
+        found.append(url)
         return plain(transport, url)
 
     monkeypatch.setattr(http_transport.HttpTransport, "version", noted)
+    return found
+
+
+def leaf_that_names(folder: Path, named: str) -> Path:
+    """Write an image whose locators say so, and its parent into a folder beside its own."""
+    (_, leaf), (_, base) = specs(ModelChain.run([Create(kind=Kind.DYNAMIC, sector_count=64), Snapshot()]))
+    assert isinstance(leaf, ImageSpec)
+    assert isinstance(base, ImageSpec)
+    links = (locator(0, b"W2ku", named), locator(1, b"W2ru", named), locator(2, b"MacX", named))
+    for name, content in {
+        "vms/leaf.avhd": build(replace(leaf, parent_name=named, locators=links)),
+        "outside/base.vhd": build(base),
+    }.items():
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(content)
+    return folder / "vms" / "leaf.avhd"
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_a_remote_image_cannot_make_anyone_ask_another_machine(
+    named: str, server: RangeServer, asked: list[str]
+) -> None:
+    """The gate's table: whatever a locator says, only files beside the leaf are asked for."""
+    leaf_that_names(server.folder, named)
     with pytest.raises((ParentRefusedError, vhdkit.ParentNotFoundError)):
         vhdkit.open_chain(f"{server.url}/vms/leaf.avhd")
     assert asked
     assert all(url.startswith(f"{server.url}/vms/") for url in asked), asked
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_a_local_image_cannot_make_anyone_ask_a_machine(named: str, tmp_path: Path, asked: list[str]) -> None:
+    path = leaf_that_names(tmp_path, named)
+    with pytest.raises((ParentRefusedError, vhdkit.ParentNotFoundError)):
+        vhdkit.open_chain(path)
+    assert asked == []
 
 
 # Paths
