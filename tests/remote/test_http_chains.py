@@ -229,7 +229,7 @@ def test_a_file_that_is_not_there_is_not_found(server: RangeServer) -> None:
 
 
 def test_without_the_library_its_extra_is_named(leaf: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    http_transport.http_transport.cache_clear()
+    http_transport.forget_transports()
     monkeypatch.setitem(sys.modules, "fsspec.asyn", None)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingExtraError, match=r"vhdkit\[remote\]"):
@@ -254,7 +254,7 @@ def test_nothing_is_written_there(leaf: str, server: RangeServer) -> None:
     "url",
     [
         "ftp://host/a.vhd",
-        "s3://bucket/a.vhd",
+        "sftp://host/a.vhd",
         "file:///etc/passwd",
         "http://user:secret@host/a.vhd",
         "http://host/a.vhd?token=secret",

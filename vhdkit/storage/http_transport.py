@@ -53,7 +53,7 @@ class Version(NamedTuple):
         return {"If-Unmodified-Since": self.date} if self.date else {}
 
 
-class _PassingError(Exception):
+class PassingError(Exception):
     """What may be better when it is tried again."""
 
 
@@ -104,10 +104,10 @@ class HttpTransport:
                         raise OSError(errno.EOPNOTSUPP, "the server does not answer for parts of a file", url)
                     same = answer.headers.get("ETag", version.etag) == version.etag
                     if not same or not answer.headers.get("Content-Range", "").endswith(f"/{version.size}"):
-                        raise OSError(errno.ESTALE, _CHANGED, url)
+                        raise OSError(errno.ESTALE, CHANGED, url)
                     body: bytes = await answer.content.read(stop - start + 1)
                     if len(body) != stop - start:
-                        raise _PassingError(f"{len(body)} of {stop - start} bytes came")
+                        raise PassingError(f"{len(body)} of {stop - start} bytes came")
                     return body
 
             return ask
@@ -122,12 +122,12 @@ class HttpTransport:
 
     def _check(self, status: int, url: str) -> None:
         if status in _PASSING:
-            raise _PassingError(f"the server answers {status}")
+            raise PassingError(f"the server answers {status}")
         if 300 <= status < 400:
             raise OSError(errno.EREMOTE, f"the server answers {status} and sends elsewhere, which is not followed", url)
         if status >= 400:
             number = _STATUS_ERRORS.get(status, errno.EIO)
-            raise OSError(number, _CHANGED if status == 412 else f"the server answers {status}", url)
+            raise OSError(number, CHANGED if status == 412 else f"the server answers {status}", url)
 
     def _all(self, requests: Sequence[Callable[[Any], Awaitable[Any]]], url: str) -> list[Any]:
         """Do requests together, each again if that may help."""
@@ -155,20 +155,28 @@ class HttpTransport:
             try:
                 async with turn:
                     return await request(session)
-            except (TimeoutError, self._aiohttp.ClientError, _PassingError) as error:
+            except (TimeoutError, self._aiohttp.ClientError, PassingError) as error:
                 last = str(error) or type(error).__name__
         raise OSError(errno.EIO, f"it was asked for {ATTEMPTS} times in vain: {last}", url)
 
 
-_CHANGED = "it has changed since it was opened"
+CHANGED = "it has changed since it was opened"
 
 
 @cache
-def http_transport(_process: int = 0) -> HttpTransport:
-    """Return the transport of this process."""
+def _transport(scheme: str, _process: int) -> HttpTransport:
+    if scheme == "s3":
+        from vhdkit.storage.s3_transport import S3Transport  # noqa: PLC0415 - it takes a second to load
+
+        return S3Transport()
     return HttpTransport()
 
 
-def this_transport() -> HttpTransport:
-    """Return the transport of this process; a forked one must not use its parent's connections."""
-    return http_transport(os.getpid())
+def transport_for(scheme: str) -> HttpTransport:
+    """Return the transport of this process for a scheme; a forked one must not use its parent's connections."""
+    return _transport(scheme, os.getpid())
+
+
+def forget_transports() -> None:
+    """Make new ones from now on: the settings or the libraries are others."""
+    _transport.cache_clear()

@@ -246,10 +246,11 @@ def _open_remote(path: str, *, writable: bool) -> Storage:
 
 
 def _is_there(path: str) -> bool:
-    from vhdkit.storage.http_transport import this_transport  # noqa: PLC0415
+    from vhdkit.storage.http_transport import transport_for  # noqa: PLC0415
 
+    place = remote_place(path)
     try:
-        this_transport().version(remote_place(path).url)
+        transport_for(place.scheme).version(place.url)
     except FileNotFoundError:
         return False
     return True

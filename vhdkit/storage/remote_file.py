@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.http_transport import this_transport
+from vhdkit.storage.http_transport import transport_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class RemoteStorage(Handle):
 
     def __init__(self, place: RemotePlace) -> None:
         self._place = place
-        self._transport = this_transport()
+        self._transport = transport_for(place.scheme)
         self._version = self._transport.version(place.url)
         self._last = 0
         names = (f"{place.scheme}://{place.authority}", place.path)

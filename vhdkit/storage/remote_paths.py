@@ -1,9 +1,10 @@
 """Files of other machines as paths: a URL outside, and a rooted path inside, with which paths can be reckoned.
 
     http://nas:8080/vms/my%20disk.avhd        //http/nas:8080/vms/my disk.avhd
+    s3://backups/vms/disk.avhd                //s3/backups/vms/disk.avhd
 
-No path of this machine begins with two slashes, and a path inside never leads from one scheme or host to another: what
-may be opened as a parent is below a folder, and two machines have none in common.
+No path of this machine begins with two slashes, and a path inside never leads from one scheme, host or bucket to
+another: what may be opened as a parent is below a folder, and two machines have none in common.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import os
 import re
 from typing import NamedTuple
 
-SCHEMES = ("http", "https")
+SCHEMES = ("http", "https", "s3")
 NOT_WRITTEN = "files of other machines are only read: copy it here, or work at it there"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ROOTED = re.compile(rf"//({'|'.join(SCHEMES)})/([^/]+)(/.*)?$", re.DOTALL)
 
 
 class RemotePlace(NamedTuple):
-    """Where a remote file is: `authority` is the host, with its port if one is named."""
+    """Where a remote file is: `authority` is the host, with its port if one is named, or the bucket."""
 
     scheme: str
     authority: str
@@ -57,7 +58,7 @@ def remote_place(path: str) -> RemotePlace:
         return RemotePlace(rooted[1], rooted[2], rooted[3] or "/")
     parts = urlsplit(path)
     if parts.scheme not in SCHEMES:
-        raise ValueError(f"{parts.scheme}:// is not read here: expected http:// or https://")
+        raise ValueError(f"{parts.scheme}:// is not read here: expected http://, https:// or s3://")
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{parts.scheme}://{parts.hostname}: names and passwords do not belong into a URL")
     if parts.query or parts.fragment or not parts.netloc:

@@ -1,0 +1,97 @@
+"""Chains in a bucket of S3, as moto has one on this machine."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vhdkit
+from tests.serve.disks import SIZE, on_disk, three_layers
+from vhdkit.errors import ReadOnlyImageError
+from vhdkit.storage import http_transport, remote_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.model import ModelChain
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def model() -> ModelChain:
+    return three_layers()
+
+
+@pytest.fixture
+def bucket(endpoint: str, model: ModelChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "very-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(http_transport, "FIRST_PAUSE_SECONDS", 0.001)
+    http_transport.forget_transports()
+    client = pytest.importorskip("boto3").client("s3")
+    client.create_bucket(Bucket="backups")
+    for path in on_disk(model, tmp_path / "chain").parent.iterdir():
+        client.put_object(Bucket="backups", Key=f"vms/{path.name}", Body=path.read_bytes())
+    yield client
+    http_transport.forget_transports()
+
+
+LEAF = "s3://backups/vms/layer-2.avhd"
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_chain_reads_as_the_model_says(model: ModelChain) -> None:
+    with vhdkit.open_chain(LEAF) as chain:
+        assert len(chain.layers) == 3
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+    assert vhdkit.check(LEAF, chain=True).exit_code == 0
+
+
+def test_an_object_that_changes_is_an_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_file, "_cache", remote_file.BlockCache(0))
+    with vhdkit.open_chain(LEAF) as chain:
+        chain.read(0, SIZE)
+        old = bucket.get_object(Bucket="backups", Key="vms/layer-0.vhd")["Body"].read()
+        bucket.put_object(Bucket="backups", Key="vms/layer-0.vhd", Body=old[:-600] + b"changed!" + old[-592:])
+        with pytest.raises(OSError, match="it has changed") as caught:
+            chain.read(0, SIZE)
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_is_not_there_is_not_found_and_nothing_is_written() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        vhdkit.open_chain("s3://backups/vms/nope.vhd")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ReadOnlyImageError, match="only read"):
+        vhdkit.open_chain(LEAF, writable=True)
+
+
+def test_a_store_that_cannot_be_reached_is_an_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    del bucket
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(http_transport, "ATTEMPTS", 2)
+    http_transport.forget_transports()
+    with pytest.raises(OSError, match="in vain"):
+        vhdkit.open_chain(LEAF)
