@@ -34,7 +34,15 @@ def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def done(
-    number: int, vms: Path, mebibytes: int, seconds: float, *, rate: int | None = None, machine: str = "a"
+    number: int,
+    vms: Path,
+    mebibytes: int,
+    seconds: float,
+    *,
+    rate: int | None = None,
+    machine: str = "a",
+    state: JobState = JobState.COMPLETED,
+    rolled_back: bool = False,
 ) -> None:
     """Put a merge into the list that took so long."""
     disk = vms / f"{machine}.vhd"
@@ -42,7 +50,8 @@ def done(
     Registry().put(
         numbered(
             number,
-            state=JobState.COMPLETED,
+            state=state,
+            rolled_back=rolled_back,
             machine=machine,
             request=MergeRequest(child=str(vms / "x.avhd"), rate=rate),
             destination=str(disk),
@@ -95,3 +104,29 @@ def test_a_dry_run_says_how_long_it_will_take_by_merges_on_that_file_system(vms:
     assert "about 1 seconds at 10.0 MiB/s, by 1 merge on this file system" in cli("merge", leaf, "--dry-run").out
     slow = cli("merge", leaf, "--dry-run", "--rate", "1M", "--json").json
     assert slow["rate-expected"] == MIB
+
+
+def test_a_job_that_is_taken_off_the_list_stays_in_the_history_and_in_estimates(vms: Path, cli: Cli) -> None:
+    leaf = make_chain(vms, "c", 8)
+    done(1, vms, 100, 10.0)
+    before = cli("job", "history", "--json").json, cli("merge", leaf, "--dry-run", "--json").json
+    assert cli("job", "rm", "--finished").code == 0
+    assert cli("job", "list").err == "no jobs\n"
+    assert cli("job", "show", numbered(1).id).code == 1
+    assert cli("job", "rm", numbered(1).id).code == 1
+    assert (cli("job", "history", "--json").json, cli("merge", leaf, "--dry-run", "--json").json) == before
+    for option in (("--machine", "a"), ("--disk", "a.vhd")):
+        assert len(cli("job", "history", *option, "--json").json) == 1
+    # One that was never begun has no history.
+    Registry().put(numbered(2, state=JobState.EXCEPTION, changed=4e9))
+    assert cli("job", "rm", numbered(2).id).code == 0
+    assert len(Registry().jobs(with_removed=True)) == 1
+    # A job that is begun again is listed again.
+    Registry().put(numbered(1, state=JobState.COMPLETED, changed=4e9))
+    assert len(Registry().jobs()) == 1
+
+
+def test_jobs_that_were_rolled_back_are_not_in_the_sum(vms: Path, cli: Cli) -> None:
+    done(1, vms, 100, 10.0)
+    done(2, vms, 0, 1000.0, state=JobState.TERMINATED, rolled_back=True)
+    assert cli("job", "history").out.splitlines()[-1] == "1 merge: 100.0 MiB in 10.0 s, 10.0 MiB/s; 1 rolled back"

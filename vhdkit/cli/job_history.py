@@ -60,7 +60,7 @@ def _csv(found: Sequence[Job]) -> str:
 
 
 def _table(found: Sequence[Job]) -> list[str]:
-    """Return the jobs as lines of columns, and what they come to together."""
+    """Return the jobs as lines of columns, and what those come to together that were not rolled back."""
     from vhdkit.cli.job_view import columns_of, duration, short_machine, short_state, shortest_ids
     from vhdkit.job.history import mean_rate
 
@@ -77,7 +77,10 @@ def _table(found: Sequence[Job]) -> list[str]:
         )
         for job in found
     ]
-    count = "1 merge" if len(found) == 1 else f"{len(found)} merges"
-    size, seconds = sum(job.bytes_done for job in found), sum(job.elapsed for job in found)
-    total = f"{count}: {short_size(size)} in {duration(seconds)}, {short_size(round(mean_rate(found)))}/s"
+    kept = [job for job in found if not job.rolled_back]
+    count = "1 merge" if len(kept) == 1 else f"{len(kept)} merges"
+    size, seconds = sum(job.bytes_done for job in kept), sum(job.elapsed for job in kept)
+    total = f"{count}: {short_size(size)} in {duration(seconds)}, {short_size(round(mean_rate(kept)))}/s"
+    if len(kept) < len(found):
+        total += f"; {len(found) - len(kept)} rolled back"
     return [*columns_of([_HEADINGS, *rows]), total]

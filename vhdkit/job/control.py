@@ -55,22 +55,43 @@ def jobs(
         RegistryError: the list cannot be had.
 
     """
-    registry = Registry()
     if search:
         from vhdkit.job.recover import add_found  # noqa: PLC0415 - reads journals, as asking alone does not
 
-        add_found(registry, as_texts(search))
-    states = _states(running=running, finished=finished)
+        add_found(Registry(), as_texts(search))
+    return _jobs(_states(running=running, finished=finished), disk=disk, machine=machine, limit=limit)
+
+
+def ended_jobs(*, disk: StrPath | None = None, machine: str | None = None, limit: int | None = None) -> tuple[Job, ...]:
+    """Return the jobs that have ended, as `jobs`, with those that were taken off the list.
+
+    Raises:
+        RegistryError: the list cannot be had.
+
+    """
+    return _jobs(_ENDED, disk=disk, machine=machine, limit=limit, with_removed=True)
+
+
+def _jobs(
+    states: tuple[JobState, ...],
+    *,
+    disk: StrPath | None,
+    machine: str | None,
+    limit: int | None,
+    with_removed: bool = False,
+) -> tuple[Job, ...]:
+    """Return the jobs in some states."""
+    registry = Registry()
     files = None if disk is None else _read_through(as_text(disk))
     # What was running has ended, if its process has: so those are always looked at.
     asked = tuple(dict.fromkeys([*_GOING, *states]))
     if machine is None:
-        listed = registry.jobs(states=asked, files=files, mentions=None, limit=limit)
+        listed = registry.jobs(states=asked, files=files, limit=limit, with_removed=with_removed)
         return _noted_in(states, listed, registry)
     folder = Registry.real(paths.abspath(machine))
     # The folder is the begin of the destination's path.
     mentions = [json.dumps(machine), json.dumps(folder)[:-1]]
-    listed = registry.jobs(states=asked, files=files, mentions=mentions, limit=None)
+    listed = registry.jobs(states=asked, files=files, mentions=mentions, with_removed=with_removed)
     return _newest(of_machine(_noted_in(states, listed, registry), machine), limit)
 
 
@@ -283,7 +304,9 @@ def rollback_job(
 
 @checked
 def remove_job(job_id: str) -> Job:
-    """Forget a job that has ended; nothing but the list changes. Returns what was known of it.
+    """Take a job that has ended off the list, and forget what it has said. Returns what was known of it.
+
+    How long it took is kept, for `job_history`; images are not touched.
 
     Raises:
         JobError: it has not ended.
@@ -292,7 +315,8 @@ def remove_job(job_id: str) -> Job:
     job = find_job(job_id)
     if not job.state.is_finished:
         raise JobError(f"the job {job.id} is {job.state.plain}: cancel it first", path=job.destination)
-    Registry().remove(job.id)
+    forget = Registry().remove if job.started is None else Registry().hide
+    forget(job.id)
     return job
 
 

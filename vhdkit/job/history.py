@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vhdkit.arguments import checked
-from vhdkit.job.control import jobs
+from vhdkit.job.control import ended_jobs
 from vhdkit.job.job import JobState
 from vhdkit.job.job_record import utc_iso
 from vhdkit.job.merge_slots import device_of
@@ -38,11 +38,13 @@ class Estimate:
 def job_history(*, disk: StrPath | None = None, machine: str | None = None) -> tuple[Job, ...]:
     """Return the jobs that have ended and were worked at, oldest first; `disk` and `machine` are as in `jobs`.
 
+    Those that were taken off the list are among them.
+
     Raises:
         RegistryError: the list cannot be had.
 
     """
-    return tuple(job for job in jobs(finished=True, disk=disk, machine=machine) if job.started is not None)
+    return tuple(job for job in ended_jobs(disk=disk, machine=machine) if job.started is not None)
 
 
 def history_record(job: Job) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def estimate_seconds(size: int, beside: str, rate: int | None) -> Estimate | Non
 
 def _seen_on(device: int) -> list[Job]:
     seen: list[Job] = []
-    for job in reversed(jobs(finished=True, limit=10 * _MOST_SEEN)):
+    for job in reversed(ended_jobs(limit=10 * _MOST_SEEN)):
         is_telling = job.state is JobState.COMPLETED and job.bytes_done >= _LEAST_BYTES and job.request.rate is None
         # A new file may have been moved since, and a disk be gone.
         with suppress(OSError):

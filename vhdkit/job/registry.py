@@ -50,6 +50,10 @@ _PATIENCE_SECONDS = 20
 # Jobs that ended so long ago are forgotten when one is added.
 HISTORY_SECONDS = 180 * 24 * 3600
 _VERSION = 1
+# What stands for a request where a job that has ended was taken off the list, and is kept for its history.
+_REMOVED = "removed"
+_IS_LISTED = f"(request != '{_REMOVED}' OR state < {JobState.COMPLETED:d})"
+_LISTED = {True: "TRUE", False: _IS_LISTED}
 # A sane row is a few thousand bytes; SQLite refuses to read or write longer ones than this.
 _MOST_BYTES = 64 << 20
 # Whoever had the damaged file open may still write to it, or to what lies beside it, when it has a new name.
@@ -98,8 +102,8 @@ class Registry:
             database.execute(
                 "INSERT INTO jobs (id, state, changed, record) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) "
                 "DO UPDATE SET state = ?2, changed = ?3, record = ?4, "
-                "request = CASE WHEN ?5 THEN '' ELSE request END",
-                (job.id, job.state, job.changed, record, clear_request or job.state.is_finished),
+                "request = CASE WHEN ?5 OR request = ?6 THEN '' ELSE request END",
+                (job.id, job.state, job.changed, record, clear_request or job.state.is_finished, _REMOVED),
             )
             if known is None:
                 _forget_old(database, job.changed)
@@ -151,6 +155,12 @@ class Registry:
         self._call(write, writes=True)
         remove_log(job_id)
 
+    def hide(self, job_id: str) -> None:
+        """Take a job that has ended off the list, and keep it for the history."""
+        sentence = "UPDATE jobs SET request = ? WHERE id = ?"
+        self._call(lambda database: database.execute(sentence, (_REMOVED, job_id)), writes=True)
+        remove_log(job_id)
+
     # Asking
 
     def request(self, job_id: str) -> str:
@@ -165,8 +175,9 @@ class Registry:
     def find(self, beginning: str) -> tuple[Job, ...]:
         """Return the jobs whose ids begin so."""
         wanted = beginning.lower()
+        condition = f"id >= ? AND id < ? AND {_IS_LISTED}"
         # Ids are made of digits, a to f, and hyphens, all of which come before a z.
-        return self._call(lambda database: jobs_of(read_rows(database, "id >= ? AND id < ?", (wanted, f"{wanted}z"))))
+        return self._call(lambda database: jobs_of(read_rows(database, condition, (wanted, f"{wanted}z"))))
 
     def remove_unreadable(self, job_id: str) -> bool:
         """Remove the row of a job that cannot be read; return whether there was one."""
@@ -188,16 +199,19 @@ class Registry:
         files: Sequence[str] | None = None,
         mentions: Sequence[str] | None = None,
         limit: int | None = None,
+        with_removed: bool = False,
     ) -> tuple[Job, ...]:
         """Return the jobs that are in one of the states, oldest first; of those that ended the newest `limit`.
 
         With `files` only those that touch one of them; with `mentions` only those whose records have one of these
-        stretches of JSON, wherever that is.
+        stretches of JSON, wherever that is. With `with_removed` those that were taken off the list are among them.
         """
-        condition, values = "TRUE", list[bytes | str]()
+        listed = _LISTED[with_removed]
+        condition, values = listed, list[bytes | str]()
         if files is not None:
             marks = ",".join("?" * len(files))
-            condition, values = f"id IN (SELECT id FROM files WHERE path IN ({marks}))", list(map(_key, files))  # noqa: S608 - marks
+            condition = f"{listed} AND id IN (SELECT id FROM files WHERE path IN ({marks}))"  # noqa: S608 - marks only
+            values += map(_key, files)
         if mentions is not None:
             condition += f" AND ({' OR '.join(['instr(record, ?)'] * len(mentions))})"
             # To read each of thousands takes many times as long.
@@ -220,7 +234,7 @@ class Registry:
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
-        sentence = "SELECT state, count(*) FROM jobs GROUP BY state"
+        sentence = f"SELECT state, count(*) FROM jobs WHERE {_IS_LISTED} GROUP BY state"  # noqa: S608 - ours
         known = set(JobState)
         return self._call(
             lambda database: {JobState(state): count for state, count in database.execute(sentence) if state in known}
