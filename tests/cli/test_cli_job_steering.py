@@ -193,3 +193,36 @@ def test_the_help_answers_each_question_with_a_command_that_there_is(cli: Cli) -
                 known = cli(*verb, "--help").out
             assert known
             assert all(word in known for word in words if word.startswith("--")), answer
+
+
+def test_a_command_about_no_job_says_so(cli: Cli) -> None:
+    cli("job", "list")
+    for option, name in (("--machine", "nosuch"), ("--disk", "nosuch.vhd")):
+        assert f"no job runs for the {option[2:]} {name!r}" in cli("job", "cancel", option, name).refused()
+    assert (cli("job", "cancel", "--all").code, cli("job", "cancel", "--all").err) == (0, "no job runs\n")
+    assert (cli("job", "resume", "--all").code, cli("job", "resume", "--all").err) == (0, "no job can be resumed\n")
+    assert cli("job", "resume", "--interrupted").err == "no job was interrupted\n"
+    assert cli("job", "resume", "--all", "--json").json == []
+
+
+def test_every_word_that_the_list_has_for_a_state_chooses_by_it(cli: Cli) -> None:
+    words = [(state, "", False) for state in JobState] + [(JobState.TERMINATED, "", True)]
+    words += [(JobState.RUNNING, phase, False) for phase in ("reserving", "verifying", "finishing", "rolling back")]
+    for number, (state, phase, rolled_back) in enumerate(words):
+        mine = {"pid": os.getpid(), "host": "elsewhere"} if not state.is_finished else {}
+        Registry().put(numbered(number, state=state, phase=phase, rolled_back=rolled_back, changed=4e9, **mine))
+    lines = cli("job", "list").out.splitlines()[1:]
+    shown = {line.split("  ")[1] for line in lines if " waits: " not in line}
+    assert {"rolled back", "rolling back", "reserving", "waiting"} <= shown
+    for word in shown:
+        rows = [line for line in cli("job", "list", "--state", word).out.splitlines()[1:] if " waits: " not in line]
+        assert any(line.split("  ")[1] == word for line in rows), word
+    assert len(cli("job", "list", "--state", "rolled back", "--json").json) == 1
+
+
+def test_a_merge_that_was_cancelled_or_failed_says_so_and_not_that_it_was_cut_off(vms: Path, cli: Cli) -> None:
+    job = begun(vms, "a")
+    vhdkit.cancel_job(job.id)
+    assert f"{job.id[:8]} waits: it was cancelled; `vhdkit job resume {job.id}`" in cli("job", "list").out
+    assert "it was cancelled" in cli("job", "list", "--format", "cim").out
+    assert cli("job", "list", "--json").json[0]["waits"]["reason"] == "cancelled"

@@ -82,6 +82,8 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         assert re.search(rf"^next +`vhdkit job wait {job['id'][:8]}`$", shown, re.MULTILINE)
         assert pending(cli, "--machine", "xp") == pending(cli, "--disk", xp) == [job]
         assert pending(cli, "--machine", "other") == pending(cli, "--where", "JobState = 4") == []
+        for nothing in (("--machine", "other"), ("--disk", "typo.vhd"), ("--where", "JobState = 4")):
+            assert cli("job", "list", *nothing).err == "no job matches; there is 1 in all\n"
         assert pending(cli, "--where", "JobState = 2 and ElementName = 'Merge Pending' and Machine = 'XP'") == [job]
         assert "the machine runs" in cli("job", "list", "--format", "cim").out
     assert (pending(cli)[0]["id"], pending(cli)[0]["job-state"]) == (job["id"], 11)

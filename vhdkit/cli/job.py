@@ -150,6 +150,8 @@ def cancel(ids: tuple[str, ...], *, are_all: bool, machine: str | None, disk: st
     _check_choice(ids, "--all, --machine or --disk", is_chosen=is_chosen)
     if is_chosen:
         ids = tuple(each.id for each in jobs(running=True, machine=machine, disk=disk))
+    if is_chosen and not ids:
+        _report_none("no job runs", {"the machine": machine, "the disk": disk})
     _for_each(ids, cancel_job, as_json=as_json)
 
 
@@ -178,6 +180,8 @@ def resume(ids: tuple[str, ...], *, are_all: bool, interrupted: bool, as_json: b
     _check_choice(ids, "--all or --interrupted", is_chosen=are_all or interrupted)
     if are_all or interrupted:
         ids = tuple(each.id for each in resumable_jobs(only_interrupted=not are_all))
+        if not ids:
+            _report_none("no job can be resumed" if are_all else "no job was interrupted", {})
     _for_each(ids, resume_any_job, as_json=as_json, takes_pending=True)
 
 
@@ -260,7 +264,11 @@ def rollback(job_id: str, *, progress: str | None, as_json: bool) -> None:
 @click.option("--finished", is_flag=True, help="Every job that is complete or was rolled back.")
 @json_option
 def rm(ids: tuple[str, ...], *, finished: bool, as_json: bool) -> None:
-    """Take jobs that have ended off the list; nothing else changes."""
+    """Take jobs that have ended off the list; what they have said (job log) goes, too.
+
+    How long they took stays in job history for half a year. Their images are not touched: a merge that was cut off is
+    unfinished still, and job list --search finds it.
+    """
     from vhdkit.job.control import jobs, remove_job, remove_unreadable_job
 
     _check_choice(ids, "--finished", is_chosen=finished)
@@ -278,6 +286,23 @@ def _check_choice(ids: Sequence[str], options: str, *, is_chosen: bool) -> None:
     """Refuse a command that names no jobs, or names them twice over."""
     if bool(ids) == is_chosen:
         raise click.UsageError(f"name jobs by ID..., or choose them by {options}")
+
+
+def _report_none(what: str, asked: Mapping[str, str | None]) -> None:
+    """Say that there are no jobs of those that were asked for, which is a failure where a name was given.
+
+    Raises:
+        JobError: one was.
+
+    """
+    from vhdkit.errors import JobError
+    from vhdkit.findings import Advice
+
+    named = [f"{kind} {name!r}" for kind, name in asked.items() if name is not None]
+    if named:
+        hint = Advice.LIST_JOBS.hint("{} shows those there are")
+        raise JobError(f"{what} for {' and '.join(named)}", hint=hint)
+    echo(what, err=True)
 
 
 def _for_each(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from vhdkit.cli.options import FOLDER, json_option
 from vhdkit.cli.output import echo, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from vhdkit.job.job import Job, JobState
     from vhdkit.snapshot.list_jobs import JobKind
@@ -27,21 +28,44 @@ strict_option = click.option(
 )
 
 
-class State(click.ParamType["JobState"]):
+@dataclass(frozen=True, slots=True)
+class StateChoice:
+    """The jobs that are in a state, or those of which the list has a phase for it."""
+
+    state: JobState
+    word: str = ""
+
+    def has(self, job: Job) -> bool:
+        """Whether the list has a job so."""
+        from vhdkit.cli.job_view import state_text
+
+        return job.state is self.state and self.word in {"", state_text(job)}
+
+
+class State(click.ParamType["StateChoice"]):
     """The state of a job, by its word in the list or CIM's number."""
 
     name = "state"
 
-    def convert(self, value: str | JobState, param: click.Parameter | None, ctx: click.Context | None) -> JobState:
+    def convert(
+        self, value: str | StateChoice, param: click.Parameter | None, ctx: click.Context | None
+    ) -> StateChoice:
         """Return the state."""
+        from vhdkit.cli.job_view import PHASES, ROLLED_BACK
         from vhdkit.job.job import JobState
 
-        if isinstance(value, JobState):
+        if isinstance(value, StateChoice):
             return value
+        word = value.lower()
         for state in JobState:
-            if value.lower() in {state.plain, state.name.lower(), str(int(state))}:
-                return state
-        return self.fail(f"{value!r} is no state: {', '.join(state.plain for state in JobState)}", param, ctx)
+            if word in {state.plain, state.name.lower(), str(int(state))}:
+                return StateChoice(state)
+        if word == ROLLED_BACK:
+            return StateChoice(JobState.TERMINATED, word)
+        if word in PHASES:
+            return StateChoice(JobState.RUNNING, word)
+        words = [*(state.plain for state in JobState), ROLLED_BACK, *PHASES]
+        return self.fail(f"{value!r} is no state: {', '.join(words)}", param, ctx)
 
 
 @click.command("list")
@@ -74,7 +98,8 @@ def list_(
 ) -> None:
     """List jobs, the oldest first, then the merges that are left to do and were never begun.
 
-    Where it says "no jobs", nothing is left to do on any machine and in any merge that vhdkit has been told of.
+    Where it says "no jobs", nothing is left to do on any machine and in any merge that vhdkit has been told of, but for
+    merges whose jobs were taken off the list. Where others are there than those that were asked for, it says so.
     """
     from vhdkit.snapshot.list_jobs import JobKind
 
@@ -84,13 +109,13 @@ def list_(
     found = _found(kinds, **asked)
     _print_list(found, style, is_strict=is_strict, as_json=as_json)
     if not (found or as_json or style):
-        echo(_none_text(is_all_asked=kinds != {JobKind.RUNNING}), err=True)
+        echo(_none_text(kinds), err=True)
 
 
 def _found(
     kinds: set[JobKind],
     *,
-    states: tuple[JobState, ...],
+    states: tuple[StateChoice, ...],
     disk: str | None,
     machine: str | None,
     search: tuple[str, ...],
@@ -109,24 +134,32 @@ def _found(
     found = list_jobs(kinds, disk=disk, machine=machine, search=search, limit=_NEWEST + 1 if is_limited else None)
     if is_limited:
         found = _newest(found)
-    found = tuple(each for each in found if not states or each.state in states)
+    found = tuple(each for each in found if not states or any(state.has(each) for state in states))
     return found if chosen is None else chosen.of(found)
 
 
-def _wants_ended(chosen: _Filter | None, states: Sequence[JobState]) -> bool:
+def _wants_ended(chosen: _Filter | None, states: Sequence[StateChoice]) -> bool:
     is_filter_open = chosen is None or chosen.wants_ended
-    return is_filter_open and (not states or any(each.is_finished for each in states))
+    return is_filter_open and (not states or any(each.state.is_finished for each in states))
 
 
-def _none_text(*, is_all_asked: bool) -> str:
-    """Return what to say where no job is listed: some may be pending."""
+def _none_text(kinds: set[JobKind]) -> str:
+    """Return what to say where no job is listed: some may be pending, or others than were asked for."""
     from vhdkit.snapshot.list_jobs import JobKind, list_jobs
 
-    pending = 0 if is_all_asked else len(list_jobs({JobKind.PENDING}))
-    if not pending:
-        return "no jobs"
-    which = "1 merge is" if pending == 1 else f"{pending} merges are"
-    return f"no merge runs; {which} left to do: `vhdkit job list --pending`"
+    running, pending = (len(list_jobs({kind})) for kind in (JobKind.RUNNING, JobKind.PENDING))
+    if kinds == {JobKind.RUNNING} and pending and not running:
+        which = "1 merge is" if pending == 1 else f"{pending} merges are"
+        return f"no merge runs; {which} left to do: `vhdkit job list --pending`"
+    return no_match_text(kinds)
+
+
+def no_match_text(kinds: Collection[JobKind]) -> str:
+    """Return what to say where no job of some kinds is one of those that were asked for."""
+    from vhdkit.snapshot.list_jobs import list_jobs
+
+    count = len(list_jobs(kinds))
+    return f"no job matches; {'there is 1' if count == 1 else f'there are {count}'} in all" if count else "no jobs"
 
 
 def check_format(style: str | None, *, is_strict: bool, as_json: bool) -> None:

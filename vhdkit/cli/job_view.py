@@ -25,6 +25,9 @@ _HEADINGS = ("ID", "STATE", "DONE", "MACHINE", "RATE", "LEFT", "MERGE")
 # A line is no longer than a terminal is wide; what the other columns leave is the last one's.
 _LINE = 80
 _GAP = "  "
+# What a job's state is called beside the words of `JobState`.
+ROLLED_BACK = "rolled back"
+PHASES = ("reserving", "verifying", "finishing", "rolling back")
 _LEAST_MERGE = 8
 _MOST_MACHINE = 12
 _MOST_STATE = 12
@@ -65,7 +68,7 @@ def _shortened(text: str, width: int) -> str:
 def job_rows(job: Job) -> list[tuple[str, object]]:
     """Return all that is known of a job, as names and values."""
     now = time.time()
-    rows: list[tuple[str, object]] = [("job", job.id), ("state", _state(job)), ("machine", job.machine)]
+    rows: list[tuple[str, object]] = [("job", job.id), ("state", state_text(job)), ("machine", job.machine)]
     rows += [("merge", path_text(path)) for path in job.sources]
     rows.append(("into", path_text(job.destination)))
     if job.undo:
@@ -102,7 +105,7 @@ def _progress_rows(job: Job) -> list[tuple[str, object]]:
 
 def job_line(job: Job) -> str:
     """Return in one line how a job is."""
-    return f"{job.id}  {_state(job)}" + ("" if job.rolled_back else f", {job.percent} %")
+    return f"{job.id}  {state_text(job)}" + ("" if job.rolled_back else f", {job.percent} %")
 
 
 def duration(seconds: float) -> str:
@@ -146,7 +149,7 @@ def _file_name(path: str) -> str:
 
 def short_state(job: Job) -> str:
     """Return how a job is, in the width of a column."""
-    return _shortened(_state(job), _MOST_STATE)
+    return _shortened(state_text(job), _MOST_STATE)
 
 
 def short_machine(job: Job) -> str:
@@ -168,9 +171,10 @@ def shortest_ids(jobs: Sequence[Job]) -> int:
     return length
 
 
-def _state(job: Job) -> str:
+def state_text(job: Job) -> str:
+    """Return how a job is, in a word or two: its state, or while it runs its phase."""
     if job.rolled_back:
-        return "rolled back"
+        return ROLLED_BACK
     if job.state is JobState.RUNNING and job.phase not in {"", "copying"}:
         return printable(job.phase)
     return job.state.plain

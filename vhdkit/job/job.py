@@ -84,6 +84,8 @@ class WaitReason(StrEnum):
     LIMIT = "limit"
     NOT_BEGUN = "not-begun"
     CUT_OFF = "cut-off"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 _REASONS = {
@@ -92,6 +94,8 @@ _REASONS = {
     WaitReason.LIMIT: "as many merges as may run at once run on its file system",
     WaitReason.NOT_BEGUN: "nobody has begun it",
     WaitReason.CUT_OFF: "it was cut off",
+    WaitReason.CANCELLED: "it was cancelled",
+    WaitReason.FAILED: "it failed",
 }
 
 

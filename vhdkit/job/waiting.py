@@ -16,6 +16,8 @@ from vhdkit.storage.local_folder import LocalFolder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_REASONS = {JobState.TERMINATED: WaitReason.CANCELLED, JobState.EXCEPTION: WaitReason.FAILED}
+
 
 def with_wait(job: Job, going: Sequence[Job]) -> Job:
     """Return a job with what it waits for: an earlier one of those that go on, or somebody who resumes it."""
@@ -28,8 +30,13 @@ def with_wait(job: Job, going: Sequence[Job]) -> Job:
         return replace(job, wait=Wait(reason=reason, holders=holders, hint=hint)) if holders else job
     if is_left(job) and not any(other.destination == job.destination for other in going):
         hint = Advice.RESUME_JOB.hint("{} goes on with it", job=job.id)
-        return replace(job, wait=Wait(reason=WaitReason.CUT_OFF, hint=hint))
+        return replace(job, wait=Wait(reason=reason_of(job), hint=hint))
     return job
+
+
+def reason_of(ended: Job) -> WaitReason:
+    """Return why a merge is left to do whose job ended before its end."""
+    return _REASONS.get(ended.state, WaitReason.CUT_OFF)
 
 
 def is_left(job: Job) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.findings import Advice
 from vhdkit.job.job import Job, JobState, Wait, WaitReason
+from vhdkit.job.waiting import reason_of
 from vhdkit.journal.manifest import Manifest
 from vhdkit.options import Follow, MergeRequest
 from vhdkit.snapshot.layer_tree import line_of
@@ -59,7 +60,8 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
     for merge in merges:
         begun = known.get(merge.destination) or _listed_anew(file, manifest, merge.destination)
         if begun is not None and begun.state.is_resumable:
-            found.append(replace(begun, wait=wait))
+            reason = reason_of(begun) if wait.reason is WaitReason.NOT_BEGUN else wait.reason
+            found.append(replace(begun, wait=replace(wait, reason=reason)))
         else:
             found.append(_job_of(file, manifest, merge, state, wait, noted))
     return found

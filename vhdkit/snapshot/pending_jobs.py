@@ -72,7 +72,7 @@ def resumable_jobs(*, only_interrupted: bool = False) -> tuple[Job, ...]:
     if only_interrupted:
         return tuple(job for job in pending_jobs() if job.state is JobState.KILLED)
     paused = tuple(job for job in jobs(running=True) if job.state is JobState.SUSPENDED)
-    mine = {WaitReason.CUT_OFF, WaitReason.NOT_BEGUN}
+    mine = {WaitReason.CUT_OFF, WaitReason.CANCELLED, WaitReason.FAILED, WaitReason.NOT_BEGUN}
     return paused + tuple(job for job in pending_jobs() if job.wait is not None and job.wait.reason in mine)
 
 
