@@ -29,6 +29,7 @@ class RangeServer(ThreadingHTTPServer):
         self.folder = folder
         self.fault: Callable[[int, str], str | None] = lambda _count, _path: None
         self.has_etags = True
+        self.heeds_conditions = True
         self.requests: list[str] = []
         self.asked: Counter[tuple[str, str, str]] = Counter()
         self.bytes_sent: Counter[str] = Counter()
@@ -95,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         date = formatdate(path.stat().st_mtime, usegmt=True)
         headers = {"Last-Modified": date} | ({"ETag": etag} if server.has_etags else {})
         is_other = self.headers.get("If-Match", etag) != etag or self.headers.get("If-Unmodified-Since", date) != date
-        if is_other:
+        if is_other and server.heeds_conditions:
             self._send(412, headers, b"")
             return
         found = RANGE.match(self.headers.get("Range", ""))
@@ -103,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, headers, path.read_bytes() if with_body else bytes(size), with_body=with_body)
             return
         start, stop = int(found[1]), int(found[2]) + 1
+        if fault == "shifted":
+            start, stop = start + 1, min(stop + 1, size)
         with path.open("rb") as file:
             file.seek(start)
             part = file.read(stop - start)

@@ -25,6 +25,7 @@ from tests.serve.nbd_client import NbdClient
 from vhdkit.errors import MissingExtraError, ParentRefusedError, ReadOnlyImageError
 from vhdkit.serve.mounted_files import MountedChain
 from vhdkit.storage import http_transport, remote_file
+from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.remote_paths import is_remote, remote_place
 
 if TYPE_CHECKING:
@@ -174,6 +175,28 @@ def test_what_was_read_is_kept_and_is_bounded(server: RangeServer, leaf: str, mo
         assert len(server.requests) == before
 
 
+def test_long_ranges_are_read_whole(server: RangeServer) -> None:
+    """A body comes in pieces, and one read of it gives the first of them."""
+    content = os.urandom(8 * MIB)
+    (server.folder / "long").write_bytes(content)
+    with LocalFolder().open(f"{server.url}/long") as storage:
+        buffer = bytearray(len(content))
+        assert storage.read_into(0, buffer) == len(content)
+        assert buffer == content
+
+
+def test_a_file_that_was_never_closed_leaves_nothing_to_the_next(server: RangeServer) -> None:
+    """Objects get each other's places in memory."""
+    for name in "ab":
+        (server.folder / name).write_bytes(name.encode() * MIB)
+    buffer = bytearray(MIB)
+    for _ in range(30):
+        for name in "ab":
+            # Not closed, and gone with the next one.
+            LocalFolder().open(f"{server.url}/{name}").read_into(0, buffer)
+            assert set(buffer) == {ord(name)}
+
+
 # Faults
 
 
@@ -221,6 +244,25 @@ def test_a_file_that_changes_is_an_error_and_never_a_mixture(
         with pytest.raises(OSError, match="it has changed") as caught:
             chain.read(0, SIZE)
         assert caught.value.errno == errno.ESTALE
+
+
+def test_a_server_that_heeds_no_condition_is_found_out_by_its_date(
+    server: RangeServer, leaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_file, "_cache", remote_file.BlockCache(0))
+    server.has_etags = server.heeds_conditions = False
+    with vhdkit.open_chain(leaf) as chain:
+        os.utime(server.folder / "layer-0.vhd", (1, 1))
+        with pytest.raises(OSError, match="it has changed") as caught:
+            chain.read(0, SIZE)
+        assert caught.value.errno == errno.ESTALE
+
+
+def test_another_part_than_was_asked_for_is_refused(server: RangeServer, leaf: str) -> None:
+    server.fault = lambda _number, _path: "shifted"
+    with pytest.raises(OSError, match="another part") as caught:
+        vhdkit.open_chain(leaf)
+    assert caught.value.errno == errno.EIO
 
 
 def test_a_file_that_is_not_there_is_not_found(server: RangeServer) -> None:

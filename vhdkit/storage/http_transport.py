@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vhdkit.extras import load_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 EXTRA = "remote"
 ATTEMPTS = 5
@@ -102,13 +102,8 @@ class HttpTransport:
                     self._check(answer.status, url)
                     if answer.status != 206:
                         raise OSError(errno.EOPNOTSUPP, "the server does not answer for parts of a file", url)
-                    same = answer.headers.get("ETag", version.etag) == version.etag
-                    if not same or not answer.headers.get("Content-Range", "").endswith(f"/{version.size}"):
-                        raise OSError(errno.ESTALE, CHANGED, url)
-                    body: bytes = await answer.content.read(stop - start + 1)
-                    if len(body) != stop - start:
-                        raise PassingError(f"{len(body)} of {stop - start} bytes came")
-                    return body
+                    _check_part(answer.headers, version, start, stop, url)
+                    return await _body(answer.content, stop - start)
 
             return ask
 
@@ -158,6 +153,31 @@ class HttpTransport:
             except (TimeoutError, self._aiohttp.ClientError, PassingError) as error:
                 last = str(error) or type(error).__name__
         raise OSError(errno.EIO, f"it was asked for {ATTEMPTS} times in vain: {last}", url)
+
+
+def _check_part(headers: Mapping[str, str], version: Version, start: int, stop: int, url: str) -> None:
+    """Refuse an answer that is of another version, or of another part than was asked for.
+
+    Not every server heeds the conditions of a request: what it says of its answer is looked at as well.
+    """
+    # Without an ETag the date is all that tells.
+    same = headers.get("ETag", version.etag) == version.etag
+    same &= bool(version.etag) or headers.get("Last-Modified", version.date) == version.date
+    part, _, size = headers.get("Content-Range", "").rpartition("/")
+    if not same or size != str(version.size):
+        raise OSError(errno.ESTALE, CHANGED, url)
+    if part.split() != ["bytes", f"{start}-{stop - 1}"]:
+        raise OSError(errno.EIO, "the server answers with another part than it was asked for", url)
+
+
+async def _body(content: Any, length: int) -> bytes:  # noqa: ANN401
+    """Return the bytes of an answer: one read gives what has come so far."""
+    body = bytearray()
+    while len(body) <= length and (piece := await content.read(length + 1 - len(body))):
+        body += piece
+    if len(body) != length:
+        raise PassingError(f"{len(body)} of {length} bytes came")
+    return bytes(body)
 
 
 CHANGED = "it has changed since it was opened"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -68,6 +69,8 @@ class BlockCache:
 
 
 _cache = BlockCache(MOST_CACHED_BYTES)
+# What the blocks of an open file are kept under; no other file ever gets it, as it may get an object's place in memory.
+_numbers = itertools.count()
 
 
 class RemoteStorage(Handle):
@@ -78,6 +81,7 @@ class RemoteStorage(Handle):
         self._transport = transport_for(place.scheme)
         self._version = self._transport.version(place.url)
         self._last = 0
+        self._number = next(_numbers)
         names = (f"{place.scheme}://{place.authority}", place.path)
         digests = (hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names)
         machine, file = (int.from_bytes(digest, "big") for digest in digests)
@@ -168,7 +172,7 @@ class RemoteStorage(Handle):
             number
             for offset in offsets
             for number in range(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES + 1)
-            if number < self._block_count and _cache.get(id(self), number) is None
+            if number < self._block_count and _cache.get(self._number, number) is None
         }
         self._fetch(sorted(wanted)[: MOST_CACHED_BYTES // BLOCK_BYTES // 2])
 
@@ -176,7 +180,7 @@ class RemoteStorage(Handle):
         found: dict[int, bytes] = {}
         missing = []
         for number in numbers:
-            block = _cache.get(id(self), number)
+            block = _cache.get(self._number, number)
             if block is None:
                 missing.append(number)
             else:
@@ -204,7 +208,7 @@ class RemoteStorage(Handle):
                 for at in range(0, len(body), BLOCK_BYTES):
                     number = (start + at) // BLOCK_BYTES
                     found[number] = body[at : at + BLOCK_BYTES]
-                    _cache.put(id(self), number, found[number])
+                    _cache.put(self._number, number, found[number])
         return found
 
     def hole_bytes(self, _offset: int, _length: int) -> int:
@@ -254,7 +258,7 @@ class RemoteStorage(Handle):
         """Keep nothing of it any more."""
         if not self._closed:
             self._closed = True
-            _cache.drop(id(self))
+            _cache.drop(self._number)
 
     def _refusal(self) -> ReadOnlyImageError:
         return refusal_to_write(self._place)
