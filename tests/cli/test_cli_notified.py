@@ -113,6 +113,18 @@ def test_one_that_cannot_be_started_fails_no_merge(vms: Path, cli: Cli, caplog: 
     assert "was not started" in caplog.text
 
 
+@pytest.mark.parametrize("word", ["a\0b", "\ud800"], ids=["NUL", "half a pair"])
+def test_words_that_no_program_can_be_given_fail_no_merge(word: str, vms: Path, cli: Cli, tmp_path: Path) -> None:
+    """The merge was done, and its command said that it had failed."""
+    file = tmp_path / "config" / "on-end.json"
+    file.parent.mkdir(mode=0o700)
+    file.write_text(json.dumps({"every": [sys.executable, word]}))
+    assert cli("merge", make_chain(vms, "a", 1), "--progress", "none").code == 0
+    file.unlink()
+    with pytest.raises(vhdkit.JobError, match="words"):
+        vhdkit.set_end_command("every", [sys.executable, word])
+
+
 @pytest.mark.parametrize("spoil", ["writable", "link", "words", "no json"])
 def test_settings_that_another_user_could_have_written_start_nothing(spoil: str, cli: Cli, tmp_path: Path) -> None:
     keep(cli, "every", told := tmp_path / "told.json")

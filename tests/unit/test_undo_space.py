@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import vhdkit
 from tests.plainvhd import SECTOR
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
+from vhdkit.disk.holes import data_pieces
 from vhdkit.merging.plan.destination_pieces import GAP_BYTES, written_pages
 from vhdkit.merging.run.undo_image import UndoSaver
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vhdkit.disk.extents import Extents
+    from vhdkit.storage.protocols import Storage
 
 PAGE = 4096
 BLOCK = 2 << 20
@@ -117,6 +121,55 @@ def test_all_that_is_kept_has_its_space_before_anything_is_kept(leaf: Path, monk
     assert len(written) >= 2 * BLOCKS
     for start, stop in written:
         assert stop <= table or any(low <= start and stop <= high for low, high in reserved), (start, stop)
+
+
+# A process that ends where it begins to call a function of the merge.
+CUT = """
+import os, sys
+import vhdkit
+from vhdkit.merging.run.sector_copier import SectorCopier
+from vhdkit.merging.run.undo_image import UndoSaver
+setattr(globals()[sys.argv[1]], sys.argv[2], lambda *_: os._exit(9))
+vhdkit.merge(vhdkit.plan_merge(sys.argv[3], undo=sys.argv[4]))
+"""
+
+
+@pytest.mark.parametrize(("kind", "name"), [("UndoSaver", "_reserve"), ("SectorCopier", "checkpoint")])
+def test_after_a_kill_it_still_takes_what_is_said(leaf: Path, kind: str, name: str) -> None:
+    """Its length is there, and the space may not be; what is a hole stays one."""
+    undo = leaf.parent / "undo.avhd"
+    first = vhdkit.plan_merge(leaf, undo=undo)
+    assert first.undo is not None
+    killed = subprocess.run([sys.executable, "-c", CUT, kind, name, leaf, undo], check=False)  # noqa: S603 - as above
+    assert killed.returncode == 9
+    before = os.stat(undo)
+    assert before.st_size == first.undo.size
+    plan = vhdkit.plan_merge(leaf, undo=undo)
+    assert plan.undo is not None
+    missing = first.undo.space - before.st_blocks * 512
+    assert max(0, missing) <= plan.undo.space <= max(0, missing) + PAGE
+    assert plan.space_needed == plan.undo.space
+    vhdkit.merge(plan)
+    # A file system may need some more for its own list of where they are.
+    assert os.stat(undo).st_blocks * 512 <= before.st_blocks * 512 + plan.undo.space + (64 << 10)
+    with vhdkit.open_chain(undo) as chain:
+        assert all(chain.read(block * BLOCK, PAGE) == bytes([block + 1]) * PAGE for block in range(BLOCKS))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 9000), st.sampled_from([4096, 12288, 65536]))
+def test_pieces_are_all_that_is_no_hole(pages: list[bool], start: int, most: int) -> None:
+    class Sparse:
+        def hole_bytes(self, offset: int, length: int) -> int:
+            return sum(not pages[at // PAGE] for at in range(offset, offset + length))
+
+    found = list(data_pieces(cast("Storage", Sparse()), start, len(pages) * PAGE, most))
+    covered = [at for low, high in found for at in range(low, high)]
+    data = [at for at in range(start, len(pages) * PAGE) if pages[at // PAGE]]
+    # Where a page is cut by a piece's edge, a piece of no more than a page may be part hole.
+    assert set(data) <= set(covered)
+    assert covered == sorted(set(covered))
+    assert all(pages[low // PAGE] or pages[(high - 1) // PAGE] for low, high in found)
+    assert all(high - low <= most for low, high in found)
 
 
 def slow_pages(sectors: list[bool], block_sectors: int) -> set[int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Holes shorter than this are read: a read costs less than the questions.
 _GRAIN_BYTES = 1 << 20
+_PAGE_BYTES = 4096
 
 
 def without_holes(extents: Extents, layers: Sequence[Image]) -> Extents:
@@ -59,3 +60,20 @@ def _holes(storage: Storage, offset: int, length: int) -> Iterator[tuple[int, in
         elif holes >= _GRAIN_BYTES and stop - start >= 2 * _GRAIN_BYTES:
             middle = start + (stop - start) // 2 // _GRAIN_BYTES * _GRAIN_BYTES
             todo += [(middle, stop), (start, middle)]
+
+
+def data_pieces(storage: Storage, start: int, stop: int, most_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield what of [start, stop) of a file is no hole, ascending, as [start, stop) of `most_bytes` or less.
+
+    A piece that is part hole is halved, down to a page.
+    """
+    todo = [(at, min(at + most_bytes, stop)) for at in range(start, stop, most_bytes)][::-1]
+    while todo:
+        low, high = todo.pop()
+        holes = storage.hole_bytes(low, high - low)
+        if holes and holes < high - low and high - low > _PAGE_BYTES:
+            middle = (low + high) // 2 // _PAGE_BYTES * _PAGE_BYTES
+            middle = middle if middle > low else low + _PAGE_BYTES
+            todo += [(middle, high), (low, middle)]
+        elif holes < high - low:
+            yield low, high

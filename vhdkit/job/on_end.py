@@ -53,7 +53,7 @@ def end_commands() -> dict[str, tuple[str, ...]]:
     try:
         found = json.loads(raw)
         if not isinstance(found, dict) or not all(_is_command(words) for words in found.values()):
-            raise JobError("it holds no list of words for each name", path=path)
+            raise JobError("it holds no list of words, as programs are given them, for each name", path=path)
     except (ValueError, RecursionError) as error:
         raise JobError(f"it cannot be read: {printable(str(error))}", path=path) from error
     return {str(name): tuple(words) for name, words in found.items()}
@@ -64,12 +64,14 @@ def set_end_command(name: str, words: Sequence[str]) -> None:
     """Keep a command under a name, or with no words forget it.
 
     Raises:
-        JobError: the name is none, or there is no such command to be forgotten.
+        JobError: the name is none, a word is none, or there is no such command to be forgotten.
         OSError: the file of commands cannot be written, or another user may.
 
     """
     check_end_name(name)
     known = end_commands()
+    if not all(map(_is_word, words)):
+        raise JobError("no program can be given words with a NUL, or with letters that the locale lacks")
     if words:
         known[name] = tuple(words)
     elif known.pop(name, None) is None:
@@ -122,7 +124,12 @@ def start_end_command(job: Job) -> None:
 
 
 def _is_command(words: object) -> bool:
-    return isinstance(words, list) and bool(words) and all(isinstance(word, str) for word in words)
+    return isinstance(words, list) and bool(words) and all(isinstance(word, str) and _is_word(word) for word in words)
+
+
+def _is_word(word: str) -> bool:
+    """Whether a program can be given it: no NUL, and nothing that the locale's encoding lacks."""
+    return "\0" not in word and paths.can_be_named(word)
 
 
 def _unknown(name: str) -> JobError:

@@ -12,6 +12,7 @@ import numpy as np
 from vhdkit.corruption import Corruption, as_finding
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Extents, Kind
+from vhdkit.disk.holes import data_pieces
 from vhdkit.disk.image import BlockPlaces, DiskKind, StructureChecksums
 from vhdkit.disk.ownership import Ownership
 from vhdkit.errors import CorruptImageError
@@ -330,7 +331,7 @@ class SparseImage(VhdImage):
         **Order**: 1 the footer copy, if it is not what it should be, sync · 2 the footer at the new end, sync (a cut
         leaves the old file, or a longer one that ends with the footer; where only the length survived, the copy at
         offset 0 serves, and a step file in `folder` or a merge's journal explains it) · 3 the space between taken, if
-        `reserve`, and zeros over what lay where the blocks go (unused bytes). The syncs are done if `sync`.
+        `reserve`, and zeros over what lay where the blocks go (unused bytes; holes stay). The syncs are done if `sync`.
         """
         self.check_writable()
         used_end = self.placement(new_blocks).at(new_blocks) if new_blocks else self.data_end
@@ -358,8 +359,8 @@ class SparseImage(VhdImage):
                     self.storage.truncate(old_size)
                 raise
         stale = min(old_size, used_end, new_end)
-        for at in range(old_end, stale, _ZEROS):
-            self.write_at(at, bytes(min(_ZEROS, stale - at)))
+        for start, stop in data_pieces(self.storage, old_end, stale, _ZEROS):
+            self.write_at(start, bytes(stop - start))
         self.metadata = replace(
             self.metadata, file_size=new_end + FOOTER_SIZE, footer_place=FooterPlace.TRAILING, copy_ok=True
         )

@@ -43,7 +43,12 @@ def plan_undo(
 ) -> UndoPlan:
     """Return what the undo image will take; `existing` is what an earlier run has made of it."""
     block_size = destination.block_size or DEFAULT_BLOCK_SIZE
-    found, last, taken = [np.empty(0, np.uint32)], -1, 0
+    found, last, last_held = [np.empty(0, np.uint32)], -1, -1
+    # What a file takes that is made now, and holds all of it.
+    taken = round_up(empty_child_end(ceil_div(size_before, block_size)), PAGE_BYTES) + PAGE_BYTES
+    # A bitmap ends at a page, as the footer begins at one. The rest of a new file is written from its beginning.
+    bitmap_size = sector_bitmap.bitmap_size(block_size)
+    bitmap_space = round_up(bitmap_size, PAGE_BYTES)
     for writes, wipes, _ in window_writes:
         touched = affected(writes, wipes, size_before)
         if not len(touched):
@@ -53,24 +58,28 @@ def plan_undo(
         if existing is not None:
             is_lacking = existing.block_offsets(np.arange(first, stop)) < 0
         low, high = written_pages(touched, block_size)
-        taken += int((high - low)[is_lacking[low // block_size - first]].sum())
+        taken += int((high - low).sum())
+        held = extents.distinct(low // block_size)
+        held = held[~is_lacking[held - first] & (held > last_held)]
+        if len(held):
+            last_held = int(held[-1])
+            taken += len(held) * bitmap_space
         missing = missing_blocks(touched, is_lacking, first, block_size)
         missing = missing[missing > last]
         if len(missing):
             last = int(missing[-1])
             found.append(missing.astype(np.uint32))
     blocks: NDArray[np.uint32] = np.concatenate(found)
-    bitmap_size = sector_bitmap.bitmap_size(block_size)
-    # A bitmap ends at a page, as the footer begins at one. The rest of a new file is written from its beginning.
-    taken += len(blocks) * round_up(bitmap_size, PAGE_BYTES) + PAGE_BYTES
+    taken += len(blocks) * bitmap_space
     if existing is not None:
-        size = existing.file_end_for(len(blocks)) + FOOTER_SIZE
+        size, before = existing.file_end_for(len(blocks)) + FOOTER_SIZE, existing.storage.size()
+        # Its length says nothing: where an earlier run was cut off before all space was taken it is holes.
+        space = max(0, min(size, taken) - existing.storage.allocated_size)
     else:
         free = empty_child_end(ceil_div(size_before, block_size))
         last_at = Placement.behind(free, block_size).at(len(blocks) - 1)
-        taken += round_up(free, PAGE_BYTES)
-        size = (last_at + bitmap_size + block_size if len(blocks) else free) + FOOTER_SIZE
-    before = 0 if existing is None else existing.storage.size()
+        size, before = (last_at + bitmap_size + block_size if len(blocks) else free) + FOOTER_SIZE, 0
+        space = min(size, taken)
     return UndoPlan(
         path=path,
         unique_id=unique_id,
@@ -78,7 +87,7 @@ def plan_undo(
         blocks=blocks,
         size=size,
         size_before=before,
-        space=min(size - before, taken),
+        space=space,
     )
 
 
