@@ -183,6 +183,21 @@ def test_libvirts_hook_makes_way_before_a_guest_and_merges_after_it(xp: Kept, pa
     until(lambda: xp.machine.active == (xp.base,))
 
 
+def test_libvirts_hook_says_that_vhdkit_is_missing_and_finds_it_by_a_variable(
+    xp: Kept, path_with_vhdkit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = GUEST.format(disk=xp.machine.active[0])
+    missing = hook("libvirt-qemu", "xp", "release", "end", "-", path="/usr/bin:/bin", given=guest)
+    assert missing.returncode == 0
+    assert "there is no vhdkit in /usr/bin:/bin" in missing.stderr
+    # A guest without such a disk has nothing to do with it.
+    assert hook("libvirt-qemu", "xp", "release", "end", "-", path="/usr/bin:/bin", given="<domain/>").stderr == ""
+    monkeypatch.setenv("VHDKIT", f"{path_with_vhdkit.partition(':')[0]}/vhdkit")
+    found = hook("libvirt-qemu", "xp", "release", "end", "-", path="/usr/bin:/bin", given=guest)
+    assert (found.returncode, found.stderr) == (0, "")
+    until(lambda: xp.machine.active == (xp.base,))
+
+
 def test_virtualboxs_script_runs_the_machine_and_merges_after_it(xp: Kept, path_with_vhdkit: str) -> None:
     done = hook("virtualbox-run", xp.base, "Windows XP", path=path_with_vhdkit)
     assert (done.returncode, done.stdout) == (0, "--startvm Windows XP\n")
