@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+import vhdkit
 from tests.cli.running import FIXTURES
 from tests.unit.test_registry import numbered
 from vhdkit.cli.main import program
@@ -86,3 +87,32 @@ def test_what_one_of_several_jobs_refuses_is_beside_the_others(
     removed, refused = done.json
     assert (done.code, removed["id"], refused["id"]) == (1, numbered(1).id, numbered(2).id)
     assert "cancel it first" in refused["error"]["message"]
+
+
+def test_a_file_that_is_not_hashed_is_in_the_list_with_what_went_wrong(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "right.raw").write_bytes(bytes(512))
+    done = cli("hash", "nosuch.vhd", "right.raw", "--json")
+    wrong, right = done.json
+    assert (done.code, wrong["filename"], right["filename"]) == (1, f"{tmp_path}/nosuch.vhd", f"{tmp_path}/right.raw")
+    assert (wrong["error"]["class"], wrong["error"]["exit-code"]) == ("FileNotFoundError", 1)
+    assert right["digest"]
+
+
+def test_the_job_that_is_at_a_file_is_named_in_json_as_it_is_in_text(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
+    disk = str(tmp_path / "a.vhd")
+    vhdkit.create_image(disk, size=1 << 20)
+    mine = {"pid": os.getpid(), "host": "elsewhere", "destination": disk, "files": (disk,), "changed": 4e9}
+    Registry().put(numbered(1, state=JobState.RUNNING, **mine))
+    with vhdkit.open_chain(disk, writable=True):
+        done = cli("check", "--repair-footers", disk, "--json")
+    assert done.code == 75
+    error = done.json["error"]
+    assert "is at it" in done.err
+    assert any(note in done.err for note in error["notes"])
+    assert error["commands"] == [f"vhdkit job watch {numbered(1).id[:8]}"]

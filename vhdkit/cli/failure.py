@@ -13,7 +13,7 @@ from vhdkit.errors import ChainError, ImageInUseError, SiblingsError, VhdError
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 def report_failure(error: BaseException, code: int, more: Iterable[str] = ()) -> None:
@@ -21,10 +21,11 @@ def report_failure(error: BaseException, code: int, more: Iterable[str] = ()) ->
 
     `more` are lines that follow the message.
     """
-    say("\n".join([explain(error), *more]))
+    lines = list(more)
+    say("\n".join([explain(error), *lines]))
     if JSON_OUTPUT.is_wanted and not JSON_OUTPUT.is_begun:
         with suppress(OSError):
-            print_json({"error": describe_failure(error, code)})
+            print_json({"error": describe_failure(error, code, lines)})
 
 
 def say(text: str) -> None:
@@ -50,20 +51,24 @@ def explain(error: BaseException) -> str:
     return "\n".join(lines)
 
 
-def describe_failure(error: BaseException, code: int) -> dict[str, Any]:
-    """Return what went wrong as the plain values that `--json` prints; `code` is what the command exits with."""
+def describe_failure(error: BaseException, code: int, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return what went wrong as the plain values that `--json` prints; `code` is what the command exits with.
+
+    `more` are lines that follow the message, with commands between backquotes.
+    """
     windows = getattr(error, "windows_code", None)
     record: dict[str, Any] = {
         "class": type(error).__name__,
         "message": _message_of(error),
         "filename": _path_of(error),
-        "notes": list(getattr(error, "__notes__", [])),
+        "notes": [*getattr(error, "__notes__", []), *more],
         "commands": [],
         "error-code": _hex(windows) if windows else None,
         "exit-code": int(code),
     }
     if isinstance(error, VhdError) and error.hint is not None:
         record["commands"] = [command for hint in error.hint for command in commands_of(hint)]
+    record["commands"] += [command for line in more for command in line.split("`")[1::2]]
     match error:
         case ImageInUseError():
             record["holders"] = list(error.holders)

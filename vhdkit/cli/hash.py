@@ -8,6 +8,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.failure import describe_failure, explain
 from vhdkit.cli.options import (
     accept_option,
     chain_options,
@@ -18,6 +19,7 @@ from vhdkit.cli.options import (
 )
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, warn_before_reading
 from vhdkit.errors import ImageInUseError, VhdError
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.chain.hash import ViewHash
@@ -46,7 +48,8 @@ def hash_(
     """Print the SHA-256 of what each FILE shows through its chain.
 
     It is that of the raw file that convert -O raw would make, and the lines are those of sha256sum. What is unallocated
-    is not read. A file that cannot be read is reported and the others are hashed: exit 1, or 75 if it is in use.
+    is not read. A file that cannot be read is reported (with --json in the list) and the others are hashed: exit 1, or
+    75 if it is in use.
     """
     failures: list[VhdError | OSError] = []
     records: list[dict[str, Any]] = []
@@ -67,6 +70,7 @@ def hash_(
                 raise
             _report(error)
             failures.append(error)
+            records.append({"filename": paths.abspath(file), "error": describe_failure(error, _exit_code([error]))})
             continue
         except ModuleNotFoundError as error:
             raise click.UsageError("BLAKE3 needs an extra: pip install 'vhdkit[blake3]'") from error
@@ -86,8 +90,6 @@ def _exit_code(failures: list[VhdError | OSError]) -> int:
 
 
 def _report(error: VhdError | OSError) -> None:
-    from vhdkit.cli.failure import explain
-
     echo(explain(error), err=True)
 
 
