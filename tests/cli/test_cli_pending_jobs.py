@@ -60,7 +60,11 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
     assert cli("job", "list").err == "no jobs\n"
     running = active(xp)
     with vhdkit.open_chain(running, writable=True):
-        assert "postponed" in cli("snapshot", "delete", "RTM", xp).err
+        postponed = cli("snapshot", "delete", "RTM", xp).err
+        assert "postponed" in postponed
+        # One instruction, which names the disk.
+        assert postponed.count("snapshot settle") == 1
+        assert f"when it is off, `vhdkit snapshot settle '{Path(xp).resolve()}'`" in postponed
         (job,) = pending(cli)
         assert (job["state"], job["job-state"], job["machine"]) == ("waiting", 2, "xp")
         assert (job["sources"], job["destination"]) == ([running], str(Path(xp).resolve()))

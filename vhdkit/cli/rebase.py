@@ -71,6 +71,8 @@ def _print(result: Rebase, *, dry_run: bool, as_json: bool) -> None:
         echo("nothing is to be changed: it says so already")
     elif dry_run:
         echo("nothing was written: this was a dry run")
+    else:
+        echo(f"wrote {path_text(result.child)}: its parent is {path_text(result.parent)}")
 
 
 def _record(result: Rebase) -> dict[str, Any]:

@@ -329,7 +329,7 @@ def _print_started(machine: Machine, jobs: tuple[MergeJob, ...], postponed: str)
         if job.unlisted:
             echo(f"warning: the merge runs, but could not be listed: {job.unlisted}", err=True)
     if postponed:
-        echo(f"postponed: {printable(postponed)}; `vhdkit snapshot settle` merges when that is over", err=True)
+        echo(f"postponed: {printable(postponed)}", err=True)
     owed = machine.owed()
     if owed.is_nothing and not postponed and not jobs:
         echo("nothing is pending")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,10 @@ def start_pending(machine: Machine, rate: int | None) -> tuple[tuple[MergeJob, .
     try:
         return machine.start_settling(rate=rate), ""
     except (VhdError, OSError) as error:
-        return (), str(error)
+        if isinstance(error, VhdError) and error.hint is not None:
+            return (), str(error)
+        # Nothing has been said of how it goes on.
+        return (), f"{error}; `vhdkit snapshot settle {shlex.quote(machine.active[0])}` merges when that is over"
 
 
 def how_it_goes(job: MergeJob) -> str:

@@ -211,7 +211,9 @@ class Settler:
             return ()
         holder = self.holder(manifest)
         if holder is not None and not self._is_own(foldings):
-            holder.add_hint(Advice.SETTLE.hint("when it is off, {} runs the pending merges", path=self.file.path))
+            disk = next(layer.path for layer in manifest.disks[0].layers if layer.parent is None)
+            path = self.file.absolute(disk)
+            holder.add_hint(Advice.SETTLE.hint("when it is off, {} runs the pending merges", path=path))
             raise holder
         noted = manifest.foldings
         known = set(noted)
