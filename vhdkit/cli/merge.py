@@ -332,6 +332,8 @@ def _print_plan(plan: MergePlan, expected: Estimate | None, *, as_json: bool) ->
         seen = "1 merge" if expected.job_count == 1 else f"{expected.job_count} merges"
         speed = f"{short_size(round(expected.rate))}/s, by {seen} on this file system"
         rows.append(("time", f"about {expected.seconds:.0f} seconds at {speed}"))
+    else:
+        rows.append(("time", "not known: no merge was timed on this file system yet"))
     rows += _special_rows(plan)
     rows += [("relink", path_text(relink.child)) for relink in (*plan.relinks, *plan.sibling_relinks)]
     rows += [("remove", path_text(path)) for path in plan.removals]
