@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import vhdkit
 from tests.cli.running import Outcome, environment, program
 from tests.filesystem.guests import BIG, TEXT, ext4, in_layers, tree
 from vhdkit.cli.main import run
@@ -94,6 +95,11 @@ def test_extract_tells_what_it_left_out(cli: Cli, tmp_path: Path) -> None:
     assert "left out: /link: it is a link to /etc/passwd" in done.err
     assert (tmp_path / "out" / "dir" / "big").read_bytes() == BIG
     assert cli("extract", f"{LEAF}:/dir", tmp_path / "two", "--progress", "none").code == 0
+
+
+def test_the_files_of_an_image_without_a_parent_are_compared_with_nothing(cli: Cli, tmp_path: Path) -> None:
+    vhdkit.create_image(str(tmp_path / "a.vhd"), size=1 << 20)
+    assert "it has no parent" in cli("diff", tmp_path / "a.vhd").refused()
 
 
 def test_diff(cli: Cli) -> None:

@@ -63,6 +63,8 @@ def changed_files(chain: Chain, against: int = 1, partition: int | None = None) 
         GuestFileError: there is no such partition, or no file system, or it cannot be read.
 
     """
+    if len(chain.layers) == 1:
+        raise ChainError("it has no parent, so there is nothing to compare its files with", path=chain.path)
     if not 0 < against < len(chain.layers):
         message = f"it has {len(chain.layers)} layers, and what it shows is to be held against that at depth {against}"
         raise ChainError(message, path=chain.path)
