@@ -139,6 +139,45 @@ def test_who_waits_for_a_pending_merge_waits_until_it_is_done(xp: str, cli: Cli)
     assert (done.state, done.destination, done.pid) == (JobState.COMPLETED, job["destination"], os.getpid())
 
 
+@pytest.mark.parametrize("keeps_out", ["not mounted", "damaged list"])
+def test_a_machine_that_cannot_be_looked_at_has_not_merged_anything(
+    keeps_out: str, xp: str, cli: Cli, tmp_path: Path
+) -> None:
+    """Whoever waited was told that the merge is complete."""
+    folder, away = Path(xp).resolve().parent, tmp_path / "away"
+    (manifest,) = folder.glob("*.json")
+    with vhdkit.open_chain(active(xp), writable=True):
+        assert cli("snapshot", "delete", "RTM", xp).code == 0
+        (job,) = pending(cli)
+    machine = vhdkit.Machine(xp)
+
+    class Comes:
+        """A clock by which the machine is away, then back, and then merged."""
+
+        monotonic = staticmethod(time.monotonic)
+        turn = 0
+
+        def sleep(self, _seconds: float) -> None:
+            self.turn += 1
+            match self.turn, keeps_out:
+                case 1, "not mounted":
+                    folder.rename(away)
+                case 1, _:
+                    manifest.rename(away)
+                    manifest.write_text("{")
+                case 2, "not mounted":
+                    away.rename(folder)
+                case 2, _:
+                    away.replace(manifest)
+                case _:
+                    machine.settle()
+
+    clock = Comes()
+    done = wait_for_any_job(job["id"], clock=clock)
+    assert clock.turn == 3
+    assert (done.state, done.pid) == (JobState.COMPLETED, os.getpid())
+
+
 def test_a_chain_in_line_waits_for_the_job_before_it(tmp_path: Path, cli: Cli) -> None:
     leaf = make_chain(tmp_path, "a", 16, levels=2)
     first = vhdkit.start_merge(leaf, rate=MIB, detached=True)

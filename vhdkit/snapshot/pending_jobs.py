@@ -164,10 +164,27 @@ def wait_for_any_job(job_id: str, timeout: float | None = None, *, clock: Clock 
 
 def _as_begun(pending: Job) -> Job:
     """Return a merge that nobody had begun as the job that it is by now, or as it was."""
-    same = [job for job in jobs() if job.destination == pending.destination and job.submitted >= pending.submitted]
-    if same:
-        return same[-1]
-    if any(job.id == pending.id for job in pending_jobs()):
-        return pending
+    begun = _begun_since(pending)
+    if begun is not None:
+        return begun
+    # What is not listed as pending may just have begun, or lie on a machine that cannot be looked at now.
+    if any(job.id == pending.id for job in pending_jobs()) or _is_needed(pending):
+        return _begun_since(pending) or pending
     # It was done by a process that could not be listed, or is needed no longer.
     return replace(pending, state=JobState.COMPLETED, percent=100, wait=None)
+
+
+def _begun_since(pending: Job) -> Job | None:
+    same = [job for job in jobs() if job.destination == pending.destination and job.submitted >= pending.submitted]
+    return same[-1] if same else None
+
+
+def _is_needed(pending: Job) -> bool:
+    """Whether a merge is left to do, as far as its machine shows; one that cannot be looked at shows nothing."""
+    from vhdkit.snapshot.machine import Machine  # noqa: PLC0415 - needs all of merging, as asking does not
+
+    try:
+        merges = Machine(pending.destination).owed().merges
+    except (VhdError, OSError):
+        return True
+    return any(merge.destination == pending.destination for merge in merges)
