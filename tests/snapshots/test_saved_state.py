@@ -54,6 +54,22 @@ def test_a_snapshot_of_a_machine_that_was_off_leaves_no_memory_of_another(kept: 
     assert [Path(path).read_bytes() for path in applied.set_aside] == [b"saved"]
 
 
+def test_no_layer_makes_room_for_a_file_that_was_kept(kept: Kept, tmp_path: Path) -> None:
+    """The base was renamed before anything was noticed: a cut left a chain without it."""
+    base = Path(kept.base)
+    state = tmp_path / "elsewhere" / base.name
+    state.parent.mkdir()
+    state.write_bytes(b"memory")
+    keep_state_at(kept.machine.file, str(base.parent))
+    kept.machine.take("one", state=[str(state)])
+    before = contents(base.parent)
+    with pytest.raises(SnapshotError, match="would have to take its place"):
+        kept.machine.apply("one")
+    assert contents(base.parent) == before
+    applied = kept.machine.apply("one", state_to=str(tmp_path / "memory"))
+    assert [Path(path).read_bytes() for path in applied.state] == [b"memory"]
+
+
 def test_what_fails_leaves_the_memory_that_was_there(kept: Kept, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     take(kept, memory, "one")
     memory.write_bytes(b"later")

@@ -84,10 +84,11 @@ def _in_place(
     token = uuid.uuid4().hex
     placed = tuple(paths.join(where, name) for name in names)
     drafts = tuple(partial_name(path, token) for path in placed)
+    there = _state_there(file, manifest, where)
     with new_files.copied_files(file, dict(zip(drafts, kept, strict=True))):
         moved: dict[str, str] = {}
         try:
-            for path in _state_there(file, manifest, where):
+            for path in there:
                 other = f"{path}.before-{token[:8]}"
                 file.folder.replace(path, other)
                 moved[path] = other
@@ -118,6 +119,25 @@ def _state_folder(file: ManifestFile, manifest: Manifest) -> str:
 
 
 def _state_there(file: ManifestFile, manifest: Manifest, where: str) -> list[str]:
-    """Return the files in a folder that have the name of any that is kept with a snapshot."""
-    names = {state.name for snapshot in manifest.snapshots for state in snapshot.state}
-    return [path for path in (paths.join(where, name) for name in sorted(names)) if file.folder.exists(path)]
+    """Return the files in a folder that have the name of any that is kept with a snapshot.
+
+    Raises:
+        SnapshotError: one of them is a layer or a kept file of the machine, or the manifest: it must stay where it is.
+
+    """
+    kept = [state for snapshot in manifest.snapshots for state in snapshot.state]
+    there = [paths.join(where, name) for name in sorted({state.name for state in kept})]
+    for path in sorted(_own_files(file, manifest).intersection(there)):
+        message = "a file that is kept with a snapshot has its name, and would have to take its place"
+        raise SnapshotError(message, path=path, hint=Advice.STATE_FOLDER.hint("{} names another folder"))
+    return [path for path in there if file.folder.exists(path)]
+
+
+def _own_files(file: ManifestFile, manifest: Manifest) -> set[str]:
+    """Return the manifest, the layers, and the files that are kept with snapshots."""
+    found = {file.path}
+    for disk in manifest.disks:
+        found |= {file.absolute(layer.path) for layer in disk.layers}
+    for snapshot in manifest.snapshots:
+        found |= {file.absolute(state.path) for state in snapshot.state}
+    return found
