@@ -6,7 +6,7 @@ import errno
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from threading import Barrier, BrokenBarrierError
+from threading import Barrier, BrokenBarrierError, Event, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -180,3 +180,26 @@ def test_small_reads_make_one_call_each_at_any_depth(child: Chain, monkeypatch: 
     for sector in range(64):
         child.read(sector * SECTOR + 7, 100)
     assert len(calls) == 64
+
+
+def test_a_map_that_is_worked_out_during_a_write_has_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of before the write was kept, and the write never read."""
+    create_image(tmp_path / "base.vhd", size=1 << 20)
+    is_resolved, is_written = Event(), Event()
+
+    def slow(layers: Sequence[Image], start: int, stop: int) -> Extents:
+        found = resolve(layers, start, stop)
+        is_resolved.set()
+        # The write waits for the map, and this for nothing that could come.
+        is_written.wait(0.5)
+        return found
+
+    with open_chain(tmp_path / "base.vhd", writable=True) as chain:
+        monkeypatch.setattr(index, "resolve", slow)
+        reader = Thread(target=chain.read, args=(0, 512))
+        reader.start()
+        is_resolved.wait()
+        chain.write(0, b"x" * 512)
+        is_written.set()
+        reader.join()
+        assert chain.read(0, 512) == b"x" * 512

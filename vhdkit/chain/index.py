@@ -100,27 +100,32 @@ class ChainIndex:
 
     def update(self, offset: int, length: int) -> None:
         """Follow a write into the leaf, which now owns the range: the maps that are kept stay right."""
-        self._changes = self._change_count()
-        leaf = self._layers[0]
-        for number in range(offset // WINDOW_BYTES, ceil_div(offset + length, WINDOW_BYTES)):
-            known = self._maps.get(number)
-            if known is None:
-                continue
-            first, last = known.starts[0], known.starts[-1]
-            start, stop = max(first, offset), min(last, offset + length)
-            parts = [
-                extents.single(first, start, Kind.PARENT),
-                layer_extents(leaf, 0, start, stop),
-                extents.single(stop, last, Kind.PARENT),
-            ]
-            upper = extents.concatenate([part for part in parts if len(part) and part.start[0] < part.stop[0]])
-            self._keep(number, WindowMap(extents.overlay(upper, known.extents(0, len(known.depth)))))
+        # A map that is being worked out may be of before the write: it is waited for, and changed as well.
+        with self._resolving:
+            self._changes = self._change_count()
+            for number in range(offset // WINDOW_BYTES, ceil_div(offset + length, WINDOW_BYTES)):
+                known = self._maps.get(number)
+                if known is not None:
+                    self._keep(number, self._written(known, offset, offset + length))
+
+    def _written(self, known: WindowMap, start: int, stop: int) -> WindowMap:
+        """Return a map in which the leaf owns what was written."""
+        first, last = known.starts[0], known.starts[-1]
+        start, stop = max(first, start), min(last, stop)
+        parts = [
+            extents.single(first, start, Kind.PARENT),
+            layer_extents(self._layers[0], 0, start, stop),
+            extents.single(stop, last, Kind.PARENT),
+        ]
+        upper = extents.concatenate([part for part in parts if len(part) and part.start[0] < part.stop[0]])
+        return WindowMap(extents.overlay(upper, known.extents(0, len(known.depth))))
 
     def clear(self) -> None:
         """Drop every map: something was written in a way that the index did not follow."""
-        self._maps.clear()
-        self._byte_count = 0
-        self._changes = self._change_count()
+        with self._resolving:
+            self._maps.clear()
+            self._byte_count = 0
+            self._changes = self._change_count()
 
     def _change_count(self) -> int:
         return sum(image.change_count for image in self._changing)
