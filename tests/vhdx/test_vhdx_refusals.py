@@ -269,6 +269,8 @@ def test_the_refusal_names_the_format(vms: Path, cli: Callable[..., Outcome], li
     done = cli(*line.split())
     assert "VHDX" in done.err
     assert "not written yet" in done.err
+    if line.startswith("create --parent"):
+        assert f"`vhdkit convert {vms}/base.vhdx {vms}/base.vhd` makes one of it" in done.err
 
 
 @pytest.mark.usefixtures("vms")

@@ -278,10 +278,12 @@ class MetadataReader:
         head = self._bytes(0, 32)
         for magic, name in _OTHER_FORMATS.items():
             if head.startswith(magic):
-                what = f"this is {name}, not a VHD"
+                error = UnsupportedImageError(f"this is {name}, not a VHD", path=self.storage.path)
                 if magic == _VHDX_MAGIC:
-                    what += "; VHDX files are read where nothing needs a VHD, and not written yet"
-                raise UnsupportedImageError(what, path=self.storage.path)
+                    text = "VHDX files are read where nothing needs a VHD, and not written yet; {} makes one of it"
+                    made = f"{paths.splitext(self.storage.path)[0]}.vhd"
+                    error.add_hint(Advice.CONVERT.hint(text, path=self.storage.path, new_path=made))
+                raise error
         extension = paths.splitext(self.storage.path)[1].lower()
         if re.fullmatch(r"\.v\d\d", extension):
             message = "this is a piece of a split image (.vhd, .v01, ...); join the pieces in order first"
