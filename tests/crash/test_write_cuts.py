@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+from typing import TYPE_CHECKING
+
 import pytest
 
 import vhdkit
 from tests.crash.disks import Disk
+from tests.crash.failing import FailingFolder, Fault
 from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder
+from vhdkit.errors import VhdError
 from vhdkit.findings import Level
+
+if TYPE_CHECKING:
+    from vhdkit.storage.protocols import Folder
 
 BASE, KID = "/vms/base.vhd", "/vms/kid.avhd"
 BLOCK, SECTOR = 4096, 512
@@ -20,7 +28,7 @@ def shown(path: str, folder: CrashFolder) -> bytes:
         return chain.read(0, chain.size)
 
 
-def write(path: str, offset: int, data: bytes, folder: CrashFolder) -> None:
+def write(path: str, offset: int, data: bytes, folder: Folder) -> None:
     with vhdkit.open_chain(path, writable=True, folder=folder) as chain:
         chain.write(offset, data, sync=True)
 
@@ -49,3 +57,35 @@ def test_a_cut_while_blocks_are_added_leaves_every_sector_old_or_new(path: str) 
             write(path, BLOCK, b"n" * 2 * BLOCK + b"n" * SECTOR, left)
             assert shown(path, left) == after
             assert vhdkit.check(path, folder=left).exit_code == 0
+
+
+SOME = b"n" * 2 * BLOCK
+
+
+def before_blocks_are_added() -> CrashFolder:
+    folder = CrashFolder({})
+    vhdkit.create_image(BASE, size=SIZE, block_size=BLOCK, unique_id=b"b" * 16, stamp=7, folder=folder)
+    return Disk.of(folder).folder()
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_cut_after_a_write_whose_calls_failed_leaves_a_valid_image(error: int, lasting: bool) -> None:
+    whole = FailingFolder(before_blocks_are_added(), Fault(at=-1))
+    write(BASE, 0, SOME, whole)
+    failures = 0
+    for at in range(whole.calls):
+        folder = before_blocks_are_added()
+        try:
+            write(BASE, 0, SOME, FailingFolder(folder, Fault(at=at, error=error, lasting=lasting)))
+        except (OSError, VhdError):
+            failures += 1
+        *_, last = cuts(folder)
+        for survival in last.survivals(seed=at, stale=at % 2 == 1):
+            left = survival.folder()
+            findings = vhdkit.check(BASE, folder=left).findings
+            assert not [str(each) for each in findings if each.level is Level.ERROR], (at, survival.label)
+            write(BASE, 0, SOME, left)
+            assert shown(BASE, left)[: len(SOME)] == SOME
+            assert vhdkit.check(BASE, folder=left).exit_code == 0
+    assert failures > 5
