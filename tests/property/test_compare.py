@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,13 @@ def test_a_view_and_one_below_it_are_compared_as_their_bytes(program: Program, s
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Count the bytes that are read of each file, by its name."""
     counts: dict[str, int] = {}
+    one_at_a_time = threading.Lock()  # two threads read, and neither may overwrite the other's sum
     read_into = LocalStorage.read_into
 
     def counted(self: LocalStorage, offset: int, buffer: bytearray) -> int:
         got = read_into(self, offset, buffer)
-        counts[Path(self.path).name] = counts.get(Path(self.path).name, 0) + got
+        with one_at_a_time:
+            counts[Path(self.path).name] = counts.get(Path(self.path).name, 0) + got
         return got
 
     monkeypatch.setattr(LocalStorage, "read_into", counted)
