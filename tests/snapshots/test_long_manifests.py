@@ -91,5 +91,9 @@ def test_eight_times_as_many_layers_cost_no_more_than_that(
     change: Callable[[dict[str, Any], int], None], verb: str
 ) -> None:
     """Of what grows with the square the larger would take 64 times as long, whatever the machine."""
-    few, many = (seconds_of(change, count, VERBS[verb]) for count in (500, 4000))
-    assert many < 28 * max(few, 0.002)
+    # What a busy machine makes long once it does not make long three times; a square always is.
+    ratios: list[float] = []
+    while len(ratios) < 3 and (not ratios or min(ratios) >= 28):
+        few, many = (seconds_of(change, count, VERBS[verb]) for count in (500, 4000))
+        ratios.append(many / max(few, 0.002))
+    assert min(ratios) < 28
