@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 RECORD = f"{BASE}.vhdkit-merged"
 
 
-@pytest.fixture(autouse=True)
-def _jobs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
-
-
 @pytest.fixture
 def leaf_id(vms: Path) -> str:
     with vhdkit.open_image(str(vms / LEAF)) as image:

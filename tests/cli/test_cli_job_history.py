@@ -28,7 +28,6 @@ MIB = 1 << 20
 
 @pytest.fixture
 def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
     (tmp_path / "vms").mkdir()
     monkeypatch.chdir(tmp_path / "vms")
     return tmp_path / "vms"

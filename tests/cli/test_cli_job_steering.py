@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
-
-
 @pytest.fixture
 def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "vms").mkdir()

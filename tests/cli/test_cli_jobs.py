@@ -72,12 +72,6 @@ def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(program(*arguments), env=environment(), **options)
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
-
-
 @pytest.fixture
 def leaf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A leaf of 16 MiB over a base, in the current folder."""

@@ -56,7 +56,6 @@ def test_a_failure_of_any_verb_is_an_object_too(
     words: tuple[str, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(str(tmp_path))
-    monkeypatch.setenv("VHDKIT_STATE", f"{tmp_path}/state")
     done = cli(*words, "--json")
     assert done.code
     error = done.json["error"]
@@ -77,10 +76,7 @@ def test_wrong_usage_a_wrong_file_and_a_missing_parent_say_what_they_are(cli: Cl
     assert missing["filename"] == str(orphan)
 
 
-def test_what_one_of_several_jobs_refuses_is_beside_the_others(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
+def test_what_one_of_several_jobs_refuses_is_beside_the_others(cli: Cli) -> None:
     Registry().put(numbered(1, state=JobState.COMPLETED, changed=4e9))
     Registry().put(numbered(2, state=JobState.RUNNING, pid=os.getpid(), host="elsewhere", changed=4e9))
     done = cli("job", "rm", numbered(2).id, numbered(1).id, "--json")
@@ -101,10 +97,7 @@ def test_a_file_that_is_not_hashed_is_in_the_list_with_what_went_wrong(
     assert right["digest"]
 
 
-def test_the_job_that_is_at_a_file_is_named_in_json_as_it_is_in_text(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
+def test_the_job_that_is_at_a_file_is_named_in_json_as_it_is_in_text(cli: Cli, tmp_path: Path) -> None:
     disk = str(tmp_path / "a.vhd")
     vhdkit.create_image(disk, size=1 << 20)
     mine = {"pid": os.getpid(), "host": "elsewhere", "destination": disk, "files": (disk,), "changed": 4e9}

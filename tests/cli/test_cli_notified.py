@@ -35,7 +35,6 @@ KEEPS = "import os,sys; p=sys.argv[1]; open(p+'.new','wb').write(sys.stdin.buffe
 
 @pytest.fixture(autouse=True)
 def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("VHDKIT_CONFIG", str(tmp_path / "config"))
     monkeypatch.delenv("VHDKIT_EVENTS", raising=False)
     (tmp_path / "vms").mkdir()

@@ -29,12 +29,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
-
-
 @pytest.fixture
 def xp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> str:
     """The disk of a machine with a snapshot, in the current folder."""

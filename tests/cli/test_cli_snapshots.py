@@ -27,7 +27,6 @@ MIB = 1 << 20
 
 @pytest.fixture
 def xp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> str:
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
     (tmp_path / "machine").mkdir()
     monkeypatch.chdir(tmp_path / "machine")
     vhdkit.create_image("xp.vhd", size=64 * MIB)

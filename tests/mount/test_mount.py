@@ -14,7 +14,7 @@ import pytest
 import vhdkit
 from tests.cli.running import environment, program, spawn
 from tests.conformance.tools import requires
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,16 +30,6 @@ LEAF = "layers/0-layer-2.avhd.raw"
 def _programs() -> None:
     requires("fusermount3")
     pytest.importorskip("mfusepy", reason="needs mfusepy")
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
-
-
-@pytest.fixture
-def leaf(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 import vhdkit
 from tests.keeping import keep
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE
 from vhdkit.errors import MissingExtraError
 from vhdkit.serve.mounted_files import SEEK_DATA, SEEK_HOLE, MountedChain
 
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
     from tests.model import ModelChain
 
 LAYERS = ["layers/0-layer-2.avhd.raw", "layers/1-layer-1.avhd.raw", "layers/2-layer-0.vhd.raw"]
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
-
-
-@pytest.fixture
-def leaf(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain")
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.model import Create, Kind, ModelChain, Snapshot, specs
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import flat, parse
 from tests.remote.range_server import RangeServer
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE, on_disk
 from tests.serve.nbd_client import NbdClient
 from vhdkit.errors import MissingExtraError, ParentRefusedError, ReadOnlyImageError
 from vhdkit.serve.mounted_files import MountedChain
@@ -41,11 +41,6 @@ def _library(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fsspec", reason="needs fsspec")
     pytest.importorskip("aiohttp", reason="needs aiohttp")
     monkeypatch.setattr(http_transport, "FIRST_PAUSE_SECONDS", 0.001)
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 import vhdkit
 from tests.conformance.tools import requires
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE, on_disk
 from vhdkit.storage import remote_file
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ http {{
 def _library() -> None:
     pytest.importorskip("fsspec", reason="needs fsspec")
     pytest.importorskip("aiohttp", reason="needs aiohttp")
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vhdkit
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE, on_disk
 from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage import http_transport, remote_file
 
@@ -31,11 +31,6 @@ def endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
 
 
 @pytest.fixture

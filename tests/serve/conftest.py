@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+from tests.serve.disks import leaf_on_disk, model_of_three_layers  # noqa: F401 - fixtures
+
 
 @pytest.fixture
 def free_port() -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.model import Create, Kind, ModelChain, Snapshot, Write, write_files
 
 if TYPE_CHECKING:
@@ -34,3 +36,15 @@ def on_disk(model: ModelChain, folder: Path) -> Path:
     """Write the model's files, and return the leaf."""
     folder.mkdir(exist_ok=True)
     return write_files(model, folder)[0]
+
+
+@pytest.fixture(name="model")
+def model_of_three_layers() -> ModelChain:
+    """What the chain shows, by the model."""
+    return three_layers()
+
+
+@pytest.fixture(name="leaf")
+def leaf_on_disk(model: ModelChain, tmp_path: Path) -> Path:
+    """The chain as files."""
+    return on_disk(model, tmp_path / "chain")

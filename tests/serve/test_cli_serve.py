@@ -19,7 +19,7 @@ from tests.cli.running import environment, program, spawn
 from tests.conformance.tools import requires
 from tests.plainvhdx import FULL, MIB, Disk, linked, write
 from tests.plainvhdx import read as read_vhdx
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE
 from tests.serve.nbd_client import NbdClient
 
 if TYPE_CHECKING:
@@ -33,16 +33,6 @@ WAIT_SECONDS = 30
 @pytest.fixture(autouse=True)
 def _nbdkit() -> None:
     requires("nbdkit")
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
-
-
-@pytest.fixture
-def leaf(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain")
 
 
 @contextmanager

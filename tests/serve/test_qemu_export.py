@@ -13,7 +13,7 @@ import pytest
 import vhdkit
 from tests.cli.running import environment, program, spawn
 from tests.conformance.tools import requires, run
-from tests.serve.disks import SIZE, on_disk, three_layers
+from tests.serve.disks import SIZE
 from vhdkit.errors import Cancelled, ServeError
 from vhdkit.progress import Progress
 
@@ -29,16 +29,6 @@ FORMATS = ("qcow2", "vmdk", "vdi")
 def _programs() -> None:
     requires("nbdkit")
     requires("qemu-img")
-
-
-@pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
-
-
-@pytest.fixture
-def leaf(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain")
 
 
 @pytest.fixture

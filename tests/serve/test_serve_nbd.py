@@ -39,16 +39,6 @@ def _nbdkit() -> None:
 
 
 @pytest.fixture
-def model() -> ModelChain:
-    return three_layers()
-
-
-@pytest.fixture
-def leaf(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain")
-
-
-@pytest.fixture
 def server(leaf: Path) -> Iterator[NbdServer]:
     with vhdkit.open_chain(leaf) as chain, serve_nbd(chain) as found:
         yield found
