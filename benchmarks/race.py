@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--rows", help="names, by commas; none for the plots alone; all unless told")
-    parser.add_argument("--plots", help="W1, W2, W4, depth, convert, by commas; all unless rows are told")
+    parser.add_argument("--plots", help="W1, W2, W4, depth, convert, by commas; all unless --rows is given")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--untimed", action="store_true", help="one run each, for the sake of the bytes")

@@ -201,7 +201,7 @@ def layered(scale: float, count: int) -> Workload:
 
 
 def at_depth(count: int, scale: float, at: Callable[[str], str]) -> dict[str, Maker]:
-    """Return who reads a disk of 64 MiB through so many layers; its rival reads the base alone."""
+    """Return a reader of a 64 MiB disk through that many layers; its rival reads the base alone."""
     source = Source(layered(scale / 32, count), at("depth"))
     reads = max(100, round(_READS * min(scale, 1)))
     return {"vhdkit": partial(_reads, source, "vhdkit", reads), "dissect": partial(_reads, source, "dissect", reads)}

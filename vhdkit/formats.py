@@ -41,7 +41,7 @@ _VHD_SUFFIXES = (".vhd", ".avhd", ".vud")
 _VHDX_SUFFIXES = (".vhdx", ".avhdx")
 # What files of one format are called, whatever part of a chain they are: a parent may have been given another of these.
 SUFFIX_FAMILIES: Final = (_VHD_SUFFIXES, _VHDX_SUFFIXES)
-# Files that are expected to be images, and told of where they are none that can be read.
+# Files that are expected to be images, and reported where they cannot be read.
 IMAGE_SUFFIXES: Final = frozenset({*_VHD_SUFFIXES, *_VHDX_SUFFIXES, ".vhds"})
 
 

@@ -85,7 +85,7 @@ def test_a_deleted_snapshot_of_a_running_machine_is_a_job_that_waits_for_it(xp: 
         assert pending(cli, "--where", "JobState = 2 and ElementName = 'Merge Pending' and Machine = 'XP'") == [job]
         assert "the machine runs" in cli("job", "list", "--format", "cim").out
     assert (pending(cli)[0]["id"], pending(cli)[0]["job-state"]) == (job["id"], 11)
-    assert cli("job", "list", "--state", "pending").out.count("nobody has begun it") == 1
+    assert cli("job", "list", "--state", "pending").out.count("it has not begun") == 1
     for verb in ("cancel", "pause", "rm", "log", "rollback", "watch", "rate"):
         more = ("8M",) if verb == "rate" else ()
         refusal = cli("job", verb, job["id"], *more).refused()
@@ -253,7 +253,7 @@ def test_a_machine_that_cannot_be_looked_at_is_spoken_of(xp: str, cli: Cli) -> N
     Path("xp.vhdkit-snapshots.json").write_text("{")
     told = cli("job", "list")
     assert told.code == 0
-    assert "what is left to merge on this machine cannot be told" in told.err
+    assert "what is left to merge on this machine is unknown" in told.err
     assert "xp.vhdkit-snapshots.json" in told.err
 
 

@@ -180,7 +180,7 @@ def test_a_port_of_the_loopback(model: ModelChain, leaf: Path, free_port: int) -
 def test_an_address_that_others_reach_is_warned_of(leaf: Path, free_port: int) -> None:
     with served(leaf, "--port", free_port, "--bind", "0.0.0.0") as (process, _):  # noqa: S104 - that is the test
         process.send_signal(signal.SIGTERM)
-        assert "whoever reaches" in process.communicate()[1]
+        assert "every host that reaches" in process.communicate()[1]
 
 
 def test_a_socket_by_name(leaf: Path, tmp_path: Path) -> None:

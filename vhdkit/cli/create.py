@@ -145,7 +145,7 @@ def _convert_to_stdout(source: str, output_format: str, progress: str | None, *,
     if output_format != "raw":
         raise click.UsageError("only a raw disk can be written to standard output: convert -O raw SOURCE -")
     if as_json:
-        JSON_OUTPUT.is_wanted = False  # whoever reads a disk there is not to get a failure in its place
+        JSON_OUTPUT.is_wanted = False  # a reader of the disk must not get an error object in its place
         raise click.UsageError("--json prints to standard output, to which the disk goes")
     from vhdkit.chain.convert import write_stream
 

@@ -176,7 +176,7 @@ def extract(inside: Inside, directory: str, *, progress: str | None, as_json: bo
     """Copy a file of a disk, or a directory with all that is below it, into DIR.
 
     Nothing outside of DIR is touched, and nothing in it is replaced. Links, devices and pipes are left out, and so is
-    what cannot be read or have its name here: all of that is told, and the exit code is then 1.
+    what cannot be read or have its name here: each of these is listed, and the exit code is then 1.
     """
     with _files(inside, **options) as files, progress_shown(progress, "extracting") as advance:
         done = vhdkit.extract_files(files, inside.path, directory, progress=advance)
@@ -201,7 +201,7 @@ def extract(inside: Inside, directory: str, *, progress: str | None, as_json: bo
 def diff(file: str, *, against: str | None, partition: int | None, as_json: bool, **options: Any) -> None:
     """Name the files that changed between a lower layer and FILE: A added, D deleted, M modified.
 
-    What of a file was modified is told behind its name. Both are read as they are on the disk: what the guest had in
+    What was modified follows the file's name. Both are read as they are on the disk: what the guest had in
     memory at that time is in neither.
     """
     with _chain(file, image_format="vhd", **options) as chain:

@@ -35,7 +35,7 @@ Hyper-V's query for that    vhdkit job list --where QUERY, --format cim
 Which machine, which disk?  vhdkit job list --machine NAME, --disk FILE
 What waits, and for whom?   vhdkit job list --pending
 Does it begin by itself?    vhdkit snapshot watch, when the machine is off
-Who tells me of its end?    vhdkit job on-end, merge --on-end, merge --events
+How do I hear of its end?   vhdkit job on-end, merge --on-end, merge --events
 How long did it take?       vhdkit job history, job log ID
 How long will it take?      vhdkit merge --dry-run
 What after a reboot?        vhdkit job resume --interrupted
@@ -95,7 +95,7 @@ def show(ids: tuple[str, ...], *, style: str | None, is_strict: bool, as_json: b
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait no longer than this.")
 @json_option
 def wait(ids: tuple[str, ...], *, timeout: float | None, as_json: bool) -> int:
-    """Wait until jobs have ended, pending ones until somebody has done them, and exit as they did.
+    """Wait until jobs have ended, pending ones until they are done, and exit as they did.
 
     Exit codes: 0 complete, 1 failed or interrupted, 75 a file was in use or the time is over, 130 cancelled; of several
     jobs the first that is not 0.
@@ -173,7 +173,7 @@ def pause(ids: tuple[str, ...], *, as_json: bool) -> None:
 def resume(ids: tuple[str, ...], *, are_all: bool, interrupted: bool, as_json: bool) -> None:
     """Let paused jobs go on; start those again, in the background, that were cancelled, failed or interrupted.
 
-    A pending merge that nobody has begun is begun.
+    A pending merge that has not begun is begun.
     """
     from vhdkit.snapshot.pending_jobs import resumable_jobs, resume_any_job
 

@@ -98,7 +98,7 @@ def list_(
 ) -> None:
     """List jobs, the oldest first, then the merges that are left to do and were never begun.
 
-    Where it says "no jobs", nothing is left to do on any machine and in any merge that vhdkit has been told of, but for
+    Where it says "no jobs", nothing is left to do on any machine and in any merge that vhdkit knows of, but for
     merges whose jobs were taken off the list. Where others are there than those that were asked for, it says so.
     """
     from vhdkit.snapshot.list_jobs import JobKind
@@ -129,7 +129,7 @@ def _found(
     if not _wants_ended(chosen, states):
         # They may be many: then they are not even read.
         kinds = kinds - {JobKind.FINISHED}
-    # A filter looks at all of them; one more than is shown tells whether there are more.
+    # A filter looks at all of them; one more than is shown says whether there are more.
     is_limited = not show_all and where is None and not states
     found = list_jobs(kinds, disk=disk, machine=machine, search=search, limit=_NEWEST + 1 if is_limited else None)
     if is_limited:

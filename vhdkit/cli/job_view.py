@@ -58,7 +58,7 @@ def job_table(jobs: Sequence[Job]) -> list[str]:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Return text in so many characters, the middle left out."""
+    """Return text shortened to that many characters, the middle left out."""
     if len(text) <= width:
         return text
     begin = (width - 1) // 2

@@ -26,14 +26,14 @@ def mount(
     """Mount what FILE shows through its chain on DIR, by FUSE, until it is unmounted or Ctrl-C ends it.
 
     DIR/disk.raw is the disk, DIR/layers/N-NAME.raw the disk as it was at each layer (0 is FILE), and DIR/info.json
-    tells of the layers. The files are held until the end.
+    describes the layers. The files are held until the end.
     """
     from vhdkit.chain.open_view import open_view
     from vhdkit.options import ParentPolicy
     from vhdkit.storage.local_folder import LocalFolder
 
     if writable and (force_share or image_format == "raw"):
-        raise click.UsageError("--writable takes a VHD that nobody else uses, without -f raw and --force-share")
+        raise click.UsageError("--writable takes a VHD that is not in use elsewhere, without -f raw and --force-share")
     if writable:
         opened = vhdkit.open_chain(file, writable=True, **chain_arguments(**options))
     else:

@@ -40,7 +40,9 @@ _SIGNALLED = 128
 @click.option("--socket", "socket_path", metavar="PATH", help="Listen on this socket, which is made, and then removed.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Listen on this port of the loopback; NBD's is 10809.")
 @click.option(
-    "--bind", metavar="ADDR", help="With --port: listen on this address of the machine, for whoever reaches it."
+    "--bind",
+    metavar="ADDR",
+    help="With --port: listen on this address of the machine; every host that reaches it may connect.",
 )
 @click.option("--writable", is_flag=True, help="Let clients write into FILE; the layers below never change.")
 @click.option("-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD.")
@@ -70,7 +72,7 @@ def serve(
 
     endpoint = _endpoint(socket_path, port, bind)
     if writable and (force_share or image_format == "raw"):
-        raise click.UsageError("--writable takes a VHD that nobody else uses, without -f raw and --force-share")
+        raise click.UsageError("--writable takes a VHD that is not in use elsewhere, without -f raw and --force-share")
     with _opened(file, image_format, writable=writable, lock=not force_share, **options) as chain:
         warn(chain.findings)
         chain.check_readable()
@@ -119,7 +121,7 @@ def _warn_of_reach(endpoint: Endpoint, *, writable: bool) -> None:
 
     if isinstance(endpoint, TcpPort) and not endpoint.is_loopback:
         deed = "read and write" if writable else "read"
-        echo(f"warning: whoever reaches {endpoint.address}:{endpoint.port} can {deed} the disk", err=True)
+        echo(f"warning: every host that reaches {endpoint.address}:{endpoint.port} can {deed} the disk", err=True)
 
 
 # What happens while a disk is served: one of these, or a signal's number.

@@ -85,7 +85,7 @@ def make_way(disk: str, *, yield_merges: bool, as_json: bool) -> None:
     metavar="SECONDS",
     help="Begin merges when the machine has been off for so long.",
 )
-@click.option("--rate", type=Rate(), metavar="SIZE", help="Copy at most so many bytes a second: 8M.")
+@click.option("--rate", type=Rate(), metavar="SIZE", help="Copy at most SIZE bytes a second: 8M.")
 @parallel_option
 @click.option("--once", is_flag=True, help="End when nothing is pending any longer.")
 @json_option
@@ -125,7 +125,7 @@ def _watched_line(seen: Watched) -> str:
 
 
 def _run(words: list[str]) -> int:
-    """Run a program and return its exit code, as a shell tells it; Ctrl-C, SIGTERM and SIGHUP are for it to answer."""
+    """Run a program and return its exit code, as a shell reports it; Ctrl-C, SIGTERM and SIGHUP are left to it."""
     import signal
     import subprocess
 

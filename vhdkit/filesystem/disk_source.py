@@ -62,7 +62,7 @@ class DiskSource:
 
     @contextmanager
     def failures_of(self, doing: str) -> Iterator[None]:
-        """Let what goes wrong inside be told as the failure of the disk, or else of its file system."""
+        """Raise failures inside as those of the disk, or else of its file system."""
         self.failure = None
         try:
             yield

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
 
-# What has no byte in so much becomes a hole.
+# A run of zeros of this length becomes a hole.
 _HOLE_BYTES = 1 << 16
 _ZEROS = bytes(_HOLE_BYTES)
 

@@ -6,7 +6,7 @@
             print(each.path, each.size)
         passwd = files.read("/etc/passwd")
 
-What lies on the disk is untrusted, and nothing of it is followed: links are told, and not gone through; a directory
+What lies on the disk is untrusted, and nothing of it is followed: links are reported, and not followed; a directory
 that contains itself ends a walk there. Deleted files are left out, and so are the file system's own ($MFT and such).
 """
 

@@ -16,12 +16,12 @@ from vhdkit.job.registry import Registry
 
 @checked
 def change_rate(job_id: str, rate: int | None) -> Job:
-    """Let a job copy at most so many bytes a second from now on, None for no bound; return it once it does.
+    """Limit a job to `rate` bytes a second from now on, None for no limit; return it once it does.
 
     One that has ended does so when it is begun again.
 
     Raises:
-        JobError: it is complete. Or nobody answers: then it changes as soon as somebody does.
+        JobError: it is complete. Or its worker does not answer: the change takes effect when it does.
         ValueError: the rate is none.
 
     """

@@ -58,7 +58,7 @@ _SAYS = {
     JobState.COMPLETED: "Job is completed",
     JobState.TERMINATED: "Job was terminated",
     JobState.KILLED: "Job was interrupted",
-    JobState.SERVICE: "Job is waiting for somebody to begin it",
+    JobState.SERVICE: "Job is waiting to be begun",
 }
 # What hangs on the state alone; of one that has ended also whether it would still stop.
 _BY_STATE = {

@@ -49,7 +49,7 @@ def jobs(
 
     `disk` is any file of a job's chain; `machine` the name given at the start, or that of the base, or the path of the
     destination's folder. In the folders of `search`, and below, merges that are not listed are looked for by their
-    journals, and listed. A job whose process has ended is told as interrupted, and noted so.
+    journals, and listed. A job whose process has ended is listed as interrupted, and recorded so.
 
     Raises:
         RegistryError: the list cannot be had.

@@ -66,7 +66,7 @@ class _Syslog(logging.handlers.SysLogHandler):
         return f"[{getattr(record, 'event_id', 0)}] {record.getMessage()}"
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say nothing: no merge fails of a log, and nobody reads the stderr of a background job."""
+        """Stay silent: a log must not fail a merge, and the stderr of a background job has no reader."""
 
 
 class _Journal(logging.Handler):

@@ -71,7 +71,7 @@ def mean_rate(done: Iterable[Job]) -> float:
 
 
 def estimate_seconds(size: int, beside: str, rate: int | None) -> Estimate | None:
-    """Return how long a merge of so many bytes will take; None if the list knows of none on its file system.
+    """Return how long a merge of that many bytes will take; None if the list knows of none on its file system.
 
     `beside` is a file on that file system, `rate` the most bytes a second that the merge may copy. Jobs that had to
     keep to a rate say nothing of the disk's.

@@ -92,7 +92,7 @@ _REASONS = {
     WaitReason.MACHINE_RUNS: "the machine runs",
     WaitReason.OTHER_JOB: "another merge needs the same files",
     WaitReason.LIMIT: "as many merges as may run at once run on its file system",
-    WaitReason.NOT_BEGUN: "nobody has begun it",
+    WaitReason.NOT_BEGUN: "it has not begun",
     WaitReason.CUT_OFF: "it was cut off",
     WaitReason.CANCELLED: "it was cancelled",
     WaitReason.FAILED: "it failed",

@@ -20,7 +20,7 @@ _GUID = re.compile(r"_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECA
 
 
 def machine_of(base: str) -> str:
-    """Return the name of the machine that a disk is of, as far as its base's name tells.
+    """Return the name of the machine that a disk is of, as far as its base's name says.
 
     >>> machine_of("/vms/Virtual Hard Disks/web01.vhd"), machine_of("xp_3A7F2C10-5D0E-4B7B-9C55-0D1E6A3B9F42.avhd")
     ('web01', 'xp')

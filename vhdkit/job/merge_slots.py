@@ -1,7 +1,7 @@
 """How many merges run at once on one file system: more would only take the disk from each other.
 
-A merge that begins holds the lock of one of so many files, its slot, in the queue folder of its file system: a
-directory of this user's state that is named for the device. A lock goes with the process that holds it, so that none is
+A merge that begins locks one of a few files, its slot, in the queue folder of its file system: a directory of
+this user's state that is named for the device. A lock goes with the process that holds it, so that none is
 left behind, and the list of jobs is not needed. Where the directory cannot be had there is no limit. A merge that is
 paused leaves its slot to others.
 """

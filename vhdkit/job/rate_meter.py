@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-# The rate is that of the last so many seconds.
+# The rate is measured over this many seconds.
 _RATE_SECONDS = 10.0
-# Of less no rate can be told: the first bytes of a run, or after a pause, come in a burst.
+# A shorter time gives no rate: the first bytes of a run, or after a pause, come in a burst.
 _RATE_LEAST_SECONDS = 1.5
 
 
@@ -17,7 +17,7 @@ class RateMeter:
         self._samples: deque[tuple[float, int]] = deque()
 
     def sample(self, now: float, done: int) -> float:
-        """Take note of how many bytes are done at a moment; return the rate, 0 while it cannot be told."""
+        """Record how many bytes are done at a moment; return the rate, 0 while it is unknown."""
         self._samples.append((now, done))
         while now - self._samples[0][0] > _RATE_SECONDS:
             self._samples.popleft()

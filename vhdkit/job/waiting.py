@@ -20,7 +20,7 @@ _REASONS = {JobState.TERMINATED: WaitReason.CANCELLED, JobState.EXCEPTION: WaitR
 
 
 def with_wait(job: Job, going: Sequence[Job]) -> Job:
-    """Return a job with what it waits for: an earlier one of those that go on, or somebody who resumes it."""
+    """Return a job with what it waits for: an earlier job that still runs, or to be resumed."""
     if job.state is JobState.NEW:
         # Of two that need a file the one that came first goes first; later ones wait for both.
         ahead = [other for other in _before(job, going) if stands_in_the_way(other, job)]

@@ -124,7 +124,7 @@ class Worker:
         self._going.set()
 
     def change_rate(self, rate: int | None) -> None:
-        """Copy at most so many bytes a second from now on, also when it is begun again; None for no bound."""
+        """Copy at most `rate` bytes a second from now on, also when it is begun again; None for no limit."""
         with self._lock:
             self._limit.rate = rate
             self._meter.clear()

@@ -337,8 +337,8 @@ def find_journal(folder: Folder, destination: str, image: str = "") -> Journal |
         if not records.is_believable(storage, beside):
             message = (
                 "it belongs to another user than the image beside it, and is not believed. If a merge into that image"
-                " wrote it, give it the image's owner: it may be all that tells which layers are merged. Remove it only"
-                " if none did"
+                " wrote it, give it the image's owner: it may be the only record of which layers are merged. Remove it"
+                " only if none did"
             )
             raise JournalError(message, path=path)
         journal = _read(path, storage)

@@ -156,7 +156,7 @@ def _operations(files: MountedChain, mounted: Callable[[], None] | None) -> _Ope
 
 @contextmanager
 def _signals_of_libfuse() -> Iterator[None]:
-    """Let libfuse unmount at the signals that end programs: it takes only those that nobody else has taken."""
+    """Let libfuse unmount at the signals that end programs: it takes only those without a handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

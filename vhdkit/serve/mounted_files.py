@@ -77,7 +77,7 @@ class MountedChain:
         raise OSError(errno.ENOTDIR, "it is no directory")
 
     def attributes(self, path: str) -> dict[str, int]:
-        """Return what stat(2) tells; times are in nanoseconds."""
+        """Return the fields of stat(2); times are in nanoseconds."""
         now = int(self._began * 1e9)
         common = {"st_uid": this_user(), "st_mtime": now, "st_ctime": now, "st_atime": now}
         if path in {"/", LAYERS}:
@@ -150,7 +150,7 @@ class MountedChain:
         return size
 
     def space(self) -> dict[str, int]:
-        """Return what statvfs(3) tells: a full file system of the disk's size."""
+        """Return the fields of statvfs(3): a full file system of the disk's size."""
         return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_blocks": -(-self._sizes[0] // _BLOCK), "f_namemax": 255}
 
     def _file(self, path: str) -> _File:

@@ -48,7 +48,7 @@ class NbdServer:
 
     def __init__(self, process: subprocess.Popen[str], uri: str) -> None:
         self.uri = uri
-        # What is to be removed when it ends; a name that another program has must not be.
+        # Removed when it ends; a name that another program has taken must stay.
         self.socket_path = ""
         self._process = process
         self._messages: deque[str] = deque(maxlen=_LAST_LINES)
@@ -66,7 +66,7 @@ class NbdServer:
         return self._process.poll() is None
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when the server has ended, or after so many seconds."""
+        """Return when the server has ended, or after that many seconds."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
 

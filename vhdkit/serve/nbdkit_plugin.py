@@ -98,7 +98,7 @@ class Windows:
         return windows[index]
 
     def keep(self, window: Window, changes: int) -> None:
-        """Keep a map that was asked for when so many changes had been made."""
+        """Keep a map that was requested after `changes` changes."""
         with self._lock:
             if changes != self.changes:
                 return
@@ -231,7 +231,7 @@ class ServedDisk:
 
 
 def _receive(channel: socket.socket, count: int) -> bytearray:
-    """Receive exactly so many bytes."""
+    """Receive exactly that many bytes."""
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:
@@ -348,7 +348,7 @@ can_flush = can_trim = can_zero = can_write
 
 
 def can_fua(disk: ServedDisk) -> int:
-    """Let nbdkit flush after a write that is to be durable."""
+    """Let nbdkit flush after a write with FUA."""
     import nbdkit
 
     way: int = nbdkit.FUA_EMULATE if disk.is_writable else nbdkit.FUA_NONE

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # ask where the holes of up to 4 GiB are.
 SMALL_WINDOW_BYTES = 32 << 20
 LARGE_WINDOW_BYTES = 4 << 30
-# A window is not doubled beyond so many sectors that bitmaps decide about.
+# A window is not doubled beyond this many sectors that bitmaps decide.
 _WINDOW_SECTORS = 1 << 17
 # nbdkit takes no longer requests.
 _MOST_BYTES = 64 << 20
@@ -129,7 +129,7 @@ class ChainResolver:
 
 
 def _received(channel: socket.socket, count: int) -> bytearray:
-    """Return exactly so many bytes.
+    """Return exactly that many bytes.
 
     Raises:
         EOFError: the plugin has gone.

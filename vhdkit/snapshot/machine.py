@@ -312,7 +312,7 @@ class Machine:
     def delete(self, name: str, *, subtree: bool = False) -> tuple[Snapshot, ...]:
         """Take a snapshot away, or with `subtree` all that came after it as well; return those that are gone.
 
-        Layers that nobody needs any longer are removed; the merges that are pending then are for `settle`.
+        Layers that are no longer needed are removed; the merges that are pending then are for `settle`.
         """
         with self._changing() as (settler, manifest):
             snapshot = manifest.find(name)

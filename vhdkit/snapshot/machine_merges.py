@@ -1,4 +1,4 @@
-"""The merges that a machine's deleted snapshots leave, as jobs that nobody has begun.
+"""The merges that a machine's deleted snapshots leave, as jobs that have not begun.
 
 Each has an id of its own all the same, by which it can be shown and begun; it is made of the machine's manifest and the
 merge's files, so that it is the same each time.
@@ -68,7 +68,7 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
 
 
 def pending_id(manifest: str, sources: Sequence[str], destination: str) -> str:
-    """Return the id of a merge that nobody has begun, by the path of its machine's manifest and the merge's files."""
+    """Return the id of a merge that has not begun, by the path of its machine's manifest and the merge's files."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, "\n".join([manifest, *sources, destination])))
 
 
@@ -86,7 +86,7 @@ def _base_of(file: ManifestFile, manifest: Manifest) -> str:
 
 
 def _wait_of(base: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:
-    """Return what a machine's merges wait for: its end, or somebody who begins them."""
+    """Return what a machine's merges wait for: its end, or to be begun."""
     if holder is None:
         hint = Advice.SETTLE.hint("{} merges it", path=base)
         return JobState.SERVICE, Wait(reason=WaitReason.NOT_BEGUN, hint=hint)

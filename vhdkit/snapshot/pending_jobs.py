@@ -60,7 +60,7 @@ def _of_machine(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> Se
         return merges_left(path, known, going)
     except (VhdError, OSError) as error:
         reason = error.text if isinstance(error, VhdError) else str(error)
-        leave_out(f"{printable(path)}: what is left to merge on this machine cannot be told: {printable(reason)}")
+        leave_out(f"{printable(path)}: what is left to merge on this machine is unknown: {printable(reason)}")
         return ()
 
 
@@ -111,7 +111,7 @@ def find_begun_job(beginning: str) -> Job:
     """Return the job whose id begins so, and that has begun: one that can be stopped or forgotten.
 
     Raises:
-        JobError: there is none, or several, or nobody has begun it.
+        JobError: there is none, or several, or it has not begun.
 
     """
     job = find_any_job(beginning)
@@ -143,11 +143,11 @@ def resume_any_job(job_id: str) -> Job:
 
 @checked
 def wait_for_any_job(job_id: str, timeout: float | None = None, *, clock: Clock = time) -> Job:
-    """Return a job once it has ended, as `wait_for_job`; a pending merge is waited for until somebody has done it.
+    """Return a job once it has ended, as `wait_for_job`; a pending merge is waited for until it is done.
 
     Raises:
         JobError: there is no such job.
-        TimeoutError: it has not ended, in so many seconds.
+        TimeoutError: it has not ended within the time.
 
     """
     until = None if timeout is None else clock.monotonic() + timeout
@@ -163,7 +163,7 @@ def wait_for_any_job(job_id: str, timeout: float | None = None, *, clock: Clock 
 
 
 def _as_begun(pending: Job) -> Job:
-    """Return a merge that nobody had begun as the job that it is by now, or as it was."""
+    """Return a merge that had not begun as the job that it is by now, or as it was."""
     begun = _begun_since(pending)
     if begun is not None:
         return begun

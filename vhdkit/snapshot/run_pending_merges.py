@@ -1,7 +1,7 @@
 """Deferred work: recover from a power cut, delete layers that are not needed, run pending merges.
 
 **Order** of a pending merge: 1 its files may be written, and it is planned (a cut leaves it pending; the next operation
-marks them again) · 2 the manifest tells of it (the same) · 3 the merge, with a journal of its own (every snapshot
+marks them again) · 2 the manifest records it (the same) · 3 the merge, with a journal of its own (every snapshot
 reads as before) · 4 its topmost source is gone, by which who reads the manifest knows that the destination has taken
 its place · 5 the manifest says so, and what the files are like now · 6 they are marked read-only again.
 """

@@ -1,6 +1,6 @@
 """A service for machines that others start: merges run while a machine is off, and stop when something opens its disk.
 
-**Order** of a turn, for each machine: 1 if merges of its run, they stop if somebody has opened the active layer · 2
+**Order** of a turn, for each machine: 1 if merges of its run, they stop if the active layer was opened · 2
 else, if merges are pending and the active layer has been free for some seconds, they are begun, each as a job of its
 own.
 
@@ -130,7 +130,7 @@ class MachineWatch:
             try:
                 is_left |= self._look_at(watch, now)
             except (VhdError, OSError) as error:
-                # What keeps it may go away: it is told once, and tried again.
+                # What keeps it may go away: it is reported once, and tried again.
                 self._postpone(watch, str(error))
         return is_left or not until_done
 

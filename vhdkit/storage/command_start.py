@@ -1,4 +1,4 @@
-"""Starting a program of the user's that nobody waits for."""
+"""Starting a user's program without waiting for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start_command(words: Sequence[str], given: bytes) -> None:
         OSError: there is no such program, or it may not be started.
 
     """
-    # A file and no pipe: a program that reads nothing holds up nobody.
+    # A file and no pipe: a program that reads nothing blocks no writer.
     with tempfile.TemporaryFile() as stdin:
         stdin.write(given)
         stdin.flush()

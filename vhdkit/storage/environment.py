@@ -1,4 +1,4 @@
-"""What the environment says to a program that was not told it otherwise."""
+"""Defaults that the environment gives where no argument does."""
 
 from __future__ import annotations
 

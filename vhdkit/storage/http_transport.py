@@ -160,7 +160,7 @@ def _check_part(headers: Mapping[str, str], version: Version, start: int, stop: 
 
     Not every server heeds the conditions of a request: what it says of its answer is looked at as well.
     """
-    # Without an ETag the date is all that tells.
+    # Without an ETag the date alone shows a change.
     same = headers.get("ETag", version.etag) == version.etag
     same &= bool(version.etag) or headers.get("Last-Modified", version.date) == version.date
     part, _, size = headers.get("Content-Range", "").rpartition("/")

@@ -1,7 +1,7 @@
 """Read many ranges of one file into as many buffers.
 
 Ranges that lie near each other are one call, which goes over the gaps between them: it fills their buffers and, for the
-gaps, one that nobody looks at.
+gaps, a buffer that is thrown away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.protocols import Storage
 
-# Going over a gap of so much costs about what another call costs.
+# Reading a gap of this size costs about what another call costs.
 GAP_BYTES = 16 << 10
 # Linux takes 1,024 buffers a call.
 _MOST_BUFFERS = 1000

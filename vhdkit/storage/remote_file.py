@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 16 << 10
 # Of all remote files together.
 MOST_CACHED_BYTES = 64 << 20
-# Gaps of so many blocks are asked for along with what is around them, and no request is longer than so many.
+# Gaps of up to `_GAP_BLOCKS` are requested with what is around them; no request has more than `_MOST_BLOCKS`.
 _GAP_BLOCKS = 4
 _MOST_BLOCKS = 256
 # What a file begins and ends with, read when it is opened: headers, the table of a disk of 24 GiB, and footers.

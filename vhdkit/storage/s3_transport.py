@@ -66,7 +66,7 @@ class S3Transport(HttpTransport):
 
     @contextmanager
     def _told(self, url: str) -> Iterator[None]:
-        """Let a failure be told by its status, or be tried again."""
+        """Raise a failure by its status, or let it be tried again."""
         try:
             yield
         except self._exceptions.ClientError as error:

@@ -43,7 +43,7 @@ def check_vhdx(folder: Folder, storage: Storage, *, deep: bool) -> FileCheck:
     try:
         storage.lock(exclusive=False)
     except ImageInUseError as error:
-        message = f"another process is writing it: what is told here may be half of a change ({error.message})"
+        message = f"another process is writing it: these findings may show half of a change ({error.message})"
         tally.add(VhdxCorruption.IN_USE, Level.WARNING, message)
     examined = examine_vhdx(storage)
     tally.extend(examined.findings)
@@ -62,7 +62,7 @@ def check_vhdx(folder: Folder, storage: Storage, *, deep: bool) -> FileCheck:
 
 
 def _tracking(folder: Folder, path: str) -> Iterator[Finding]:
-    """Yield what a backup relies on that no longer tells the truth once anything but Hyper-V changes the disk."""
+    """Yield what a backup relies on that is no longer true once anything but Hyper-V changes the disk."""
     found = [path + suffix for suffix in _TRACKING_SUFFIXES if folder.exists(path + suffix)]
     if found:
         names = " and ".join(paths.basename(each) for each in found)

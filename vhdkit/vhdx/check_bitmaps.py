@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class BitmapCheck:
-    """The bitmap blocks of one differencing disk; those that are not there were told of."""
+    """The bitmap blocks of one differencing disk; those that are missing were reported."""
 
     def __init__(self, storage: Storage, metadata: VhdxMetadata, table: EntryTable, tally: Tally) -> None:
         self._storage = storage

@@ -246,7 +246,7 @@ class _BlockCheck:
         self._take(held.take(~outside), 1, Owner.BITMAP, message)
 
     def _check_kept(self, found: _Entries) -> None:
-        """Blocks that read as zeros may keep their old place, if it is nobody else's (row 63)."""
+        """Blocks that read as zeros may keep their old place, if it is no other block's (row 63)."""
         kept = found.take(
             _may_be_kept(found.states) & (found.mebibytes > 0) & (found.numbers < self.layout.block_count)
         )
@@ -261,7 +261,7 @@ class _BlockCheck:
         self.map.take(kept.mebibytes[clash == Owner.NOTHING], self.metadata.block_size // MiB, Owner.KEPT)
 
     def _check_chunks(self) -> None:
-        """Blocks in part need a bitmap block, and one that no block needs is told."""
+        """Blocks in part need a bitmap block; report one that no block needs."""
         at = self.metadata.bat.file_offset
         missing = np.flatnonzero(self.has_partial & ~self.has_bitmap)
         idle = np.flatnonzero(self.has_bitmap & ~self.has_partial)

@@ -1,6 +1,6 @@
 """What is odd about the headers, tables, items and locator of a VHDX, though the disk can be read.
 
-What keeps a disk from being read is told where it is read: `vhdkit.vhdx.metadata_reader`.
+What keeps a disk from being read is reported where it is read: `vhdkit.vhdx.metadata_reader`.
 
 **Source**: VHDX reference 5 rows 3, 8, 19, 28 to 30, 34, 35, 38, 49 to 51, 71, 77.
 """
@@ -67,7 +67,7 @@ def check_vhdx_fields(storage: Storage, examined: VhdxExamination) -> Iterator[F
 
 
 def _first_mebibyte(storage: Storage) -> Iterator[_Oddity]:
-    """Bytes that no structure has should be zeros (row 3); one page at a time is told once for each room."""
+    """Bytes that no structure has should be zeros (row 3); one page at a time is reported once for each room."""
     rooms = [(c.IDENTIFIER_SIZE, 64 * KiB), (_REGION_TABLES_END, MiB)]
     for at in c.HEADER_OFFSETS:
         rooms += [(at + c.HEADER_FIELDS_SIZE, at + 64 * KiB)]
@@ -107,7 +107,7 @@ def _regions(examined: VhdxExamination) -> Iterator[_Oddity]:
         at, name = examined.region_table + 16 + 32 * number, guid(region.guid)
         is_known = region.guid in {c.BAT_REGION, c.METADATA_REGION}
         if not is_known and not region.is_required:
-            message = f"the region {name} is unknown and not required: whoever changes the file has to keep it"
+            message = f"the region {name} is unknown and not required: a program that changes the file has to keep it"
             yield _Oddity(VhdxCorruption.REGION_UNKNOWN, message, at, Level.INFO)
         if is_known and not region.is_required:
             message = f"the region {name} is not marked as required, as qemu leaves it"
@@ -161,7 +161,7 @@ def _locator(metadata: VhdxMetadata) -> Iterator[_Oddity]:
     if not texts:
         return
     if not any(texts.get(key) for key in PATH_KEYS):
-        message = "the parent locator has no path of the parent: only its id tells which it is"
+        message = "the parent locator has no path of the parent: only its id identifies it"
         yield _Oddity(VhdxCorruption.LOCATOR_PATHS, message, None)
     absolute = texts.get(ABSOLUTE_PATH, "\\\\?\\")
     if not absolute.startswith("\\\\?\\"):

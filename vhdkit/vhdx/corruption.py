@@ -9,7 +9,7 @@ from vhdkit.findings import Rule
 class VhdxCorruption(Rule):
     """One member per rule of the format that a file can break; the values are stable names.
 
-    The numbers are the rows of section 5 of the VHDX reference, and a check tells every one: what keeps a file from
+    The numbers are the rows of section 5 of the VHDX reference, and a check reports every one: what keeps a file from
     being opened is of level error.
     """
 

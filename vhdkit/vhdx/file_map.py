@@ -1,6 +1,6 @@
 """Which mebibytes of a VHDX belong to what: everything in the format lies at multiples of one.
 
-A byte for each MiB of the file tells two things on one another, and space that nothing refers to.
+A byte for each MiB of the file shows overlaps, and space that nothing refers to.
 
 **Source**: VHDX reference 1.1, 4.6, 5 rows 61, 63, 68.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# qemu leaves so many unused before its first block.
+# qemu leaves this many unused before its first block.
 _MOST_UNUSED_BEFORE: Final = 4
 
 
@@ -62,7 +62,7 @@ class FileMap:
     def take(self, at: NDArray[np.int64], span: int, owner: Owner) -> NDArray[np.uint8]:
         """Give things of `span` MiB each their places, and return what each of them lies on: `Owner` as uint8.
 
-        `at` are the first mebibytes, all inside the file. Of two things in one place the later one is told.
+        `at` are the first mebibytes, all inside the file. Of two things in one place the later one is reported.
         """
         clash = self.clashes(at, span, owner)
         for step in range(span):
@@ -88,7 +88,8 @@ class FileMap:
     def leaks(self, reserved: int) -> tuple[Leaks, int]:
         """Return the space that nothing refers to, and where it begins (in bytes).
 
-        `reserved` mebibytes of it are nobody's loss, nor are the few that some makers leave before the first block.
+        `reserved` mebibytes of it are not counted as lost, nor are the few that some makers leave before
+        the first block.
         """
         free = self._owners[: self._whole] == Owner.NOTHING
         held = np.flatnonzero(self._owners > Owner.STRUCTURE)

@@ -57,7 +57,7 @@ class Judge:
         self.note(corruption, message, offset, Level.ERROR)
 
     def give_up_unknown(self, corruption: VhdxCorruption, message: str) -> NoReturn:
-        """Refuse a file that says what is not known here, and of which therefore nothing more can be told.
+        """Refuse a file with something unknown, of which therefore no more can be known.
 
         Raises:
             UnsupportedImageError: always; if it keeps going, the rule was noted.
@@ -67,7 +67,7 @@ class Judge:
         raise UnsupportedImageError(message, path=self.path)
 
     def give_up(self, corruption: VhdxCorruption, detail: str, offset: int | None = None) -> NoReturn:
-        """Refuse a file of which nothing more can be told.
+        """Refuse a file of which no more can be known.
 
         Raises:
             CorruptImageError: always.

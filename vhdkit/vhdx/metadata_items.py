@@ -39,7 +39,7 @@ class MetadataItems:
         """Read the table; nothing else is asked for before.
 
         Raises:
-            CorruptImageError, UnsupportedImageError: the items cannot be told, or one is required and unknown.
+            CorruptImageError, UnsupportedImageError: the items cannot be read, or one is required and unknown.
 
         """
         self.raw = read_bytes(self._storage, self.offset, c.TABLE_SIZE)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VhdxExamination:
-    """What can be told of a file that may be damaged, and every rule seen broken on the way.
+    """What is known of a file that may be damaged, and every rule seen broken on the way.
 
     `metadata` is None if it says nothing about its disk that can be read. `regions` and `items` are the entries of the
     two tables, which lie at `region_table` and `metadata_table`.
@@ -197,7 +197,7 @@ class _Reader:
             self.judge.give_up_unknown(VhdxCorruption.LOG_VERSION, message)
         offset, length = header.log_offset, header.log_length
         if not length:
-            detail = "its header says that a log is to be replayed, and that it has no bytes"
+            detail = "its header asks for a log to be replayed, and gives it no bytes"
             self.judge.give_up(VhdxCorruption.LOG_LENGTH_NULL, detail)
         is_placed = not offset % MiB and not length % MiB and c.FIRST_REGION <= offset <= size - length
         if is_placed and length <= c.MAX_LOG_BYTES:

@@ -38,7 +38,7 @@ class RegionReader:
         """Return the regions by their ids, BAT and metadata among them.
 
         Raises:
-            CorruptImageError, UnsupportedImageError: they cannot be told, or one is required and unknown.
+            CorruptImageError, UnsupportedImageError: they cannot be read, or one is required and unknown.
 
         """
         table = self._table()

@@ -165,7 +165,7 @@ class RunJournal:
             folder.sync(paths.dirname(writer.file.path))
 
     def _note_stopped(self, writer: JournalWriter, reason: str) -> None:
-        """Say why nobody is at it; what the destination looks like only if this run has begun, or has read it."""
+        """Record why the run ended; what the destination looks like only if this run has begun, or has read it."""
         storage = self.files.destination.storage
         state = {}
         if self.has_begun:
