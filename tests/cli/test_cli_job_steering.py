@@ -174,8 +174,8 @@ def test_what_a_job_has_said_in_all_its_runs_is_kept_with_it(vms: Path, cli: Cli
 
 
 def test_the_help_answers_each_question_with_a_command_that_there_is(cli: Cli) -> None:
-    told = cli("job", "--help").out
-    questions = [line.strip() for line in told.splitlines() if "  vhdkit " in line]
+    reported = cli("job", "--help").out
+    questions = [line.strip() for line in reported.splitlines() if "  vhdkit " in line]
     assert len(questions) == 10
     assert all(len(line) <= 80 for line in questions)
     for line in questions:

@@ -1,4 +1,4 @@
-"""What is told when a job ends: a command of the user's, and the logs of the system."""
+"""Notices of a job's end: a command of the user's, and the logs of the system."""
 
 from __future__ import annotations
 
@@ -48,36 +48,36 @@ def keep(cli: Cli, name: str, file: Path) -> None:
 
 
 def test_a_command_gets_the_job_when_it_has_ended(vms: Path, cli: Cli, tmp_path: Path) -> None:
-    keep(cli, "tell", told := tmp_path / "told.json")
-    assert cli("merge", make_chain(vms, "a", 1), "--on-end", "tell", "--progress", "none").code == 0
-    until(told.exists)
-    given = json.loads(told.read_bytes())
+    keep(cli, "notice", reported := tmp_path / "reported.json")
+    assert cli("merge", make_chain(vms, "a", 1), "--on-end", "notice", "--progress", "none").code == 0
+    until(reported.exists)
+    given = json.loads(reported.read_bytes())
     (listed,) = cli("job", "list", "--json").json
     assert (given["id"], given["state"]) == (listed["id"], "completed")
     assert set(given) == set(listed)
     # In the background too, and when it is cancelled.
-    told.unlink()
-    job = vhdkit.start_merge(make_chain(vms, "b", 8), rate=MIB, detached=True, on_end="tell")
+    reported.unlink()
+    job = vhdkit.start_merge(make_chain(vms, "b", 8), rate=MIB, detached=True, on_end="notice")
     until(lambda: job.job.bytes_done)
     job.cancel()
-    until(told.exists)
-    assert json.loads(told.read_bytes())["state"] == "cancelled"
+    until(reported.exists)
+    assert json.loads(reported.read_bytes())["state"] == "cancelled"
 
 
 def test_a_job_whose_process_died_is_told_of_by_whoever_finds_that(vms: Path, cli: Cli, tmp_path: Path) -> None:
-    keep(cli, "every", told := tmp_path / "told.json")
+    keep(cli, "every", reported := tmp_path / "reported.json")
     job = vhdkit.start_merge(make_chain(vms, "a", 8), rate=MIB, detached=True)
     until(lambda: job.job.bytes_done)
     os.kill(job.job.pid, signal.SIGKILL)
     until(lambda: vhdkit.find_job(job.id).state is JobState.KILLED)
-    until(told.exists)
-    assert json.loads(told.read_bytes())["state"] == "interrupted"
+    until(reported.exists)
+    assert json.loads(reported.read_bytes())["state"] == "interrupted"
     job.wait(HANGS_SECONDS)
 
 
 def test_no_record_names_a_program(vms: Path, cli: Cli, tmp_path: Path) -> None:
-    keep(cli, "tell", tmp_path / "told.json")
-    job = vhdkit.start_merge(make_chain(vms, "a", 8), rate=MIB, detached=True, on_end="tell")
+    keep(cli, "notice", tmp_path / "reported.json")
+    job = vhdkit.start_merge(make_chain(vms, "a", 8), rate=MIB, detached=True, on_end="notice")
     until(lambda: job.job.bytes_done)
     job.cancel()
     job.wait(HANGS_SECONDS)
@@ -87,22 +87,22 @@ def test_no_record_names_a_program(vms: Path, cli: Cli, tmp_path: Path) -> None:
 
 def test_commands_are_kept_listed_and_forgotten(cli: Cli, tmp_path: Path) -> None:
     assert cli("job", "on-end").err == "no command is kept\n"
-    keep(cli, "tell", tmp_path / "x")
+    keep(cli, "notice", tmp_path / "x")
     assert cli("job", "on-end", "mail", "mail", "-s", "it is done", "ops").code == 0
     assert cli("job", "on-end", "--json").json["mail"] == ["mail", "-s", "it is done", "ops"]
     assert "mail -s 'it is done' ops" in cli("job", "on-end").out
     assert cli("job", "on-end", "mail", "--remove").code == 0
-    assert list(vhdkit.end_commands()) == ["tell"]
+    assert list(vhdkit.end_commands()) == ["notice"]
     assert "`vhdkit job on-end mail COMMAND...` keeps one" in cli("job", "on-end", "mail", "--remove").refused()
     assert "is no name" in cli("job", "on-end", "a b", "true").refused()
-    assert cli("job", "on-end", "tell").code == 64
+    assert cli("job", "on-end", "notice").code == 64
 
 
 def test_a_command_that_is_not_there_is_refused_before_anything_is_merged(vms: Path, cli: Cli) -> None:
     leaf = make_chain(vms, "a", 1)
-    assert "no command is kept under the name 'tell'" in cli("merge", leaf, "--on-end", "tell").refused()
+    assert "no command is kept under the name 'notice'" in cli("merge", leaf, "--on-end", "notice").refused()
     with pytest.raises(vhdkit.JobError, match="no command is kept"):
-        vhdkit.start_merge(leaf, on_end="tell")
+        vhdkit.start_merge(leaf, on_end="notice")
     assert os.path.exists(leaf)
 
 
@@ -126,7 +126,7 @@ def test_words_that_no_program_can_be_given_fail_no_merge(word: str, vms: Path, 
 
 @pytest.mark.parametrize("spoil", ["writable", "link", "words", "no json"])
 def test_settings_that_another_user_could_have_written_start_nothing(spoil: str, cli: Cli, tmp_path: Path) -> None:
-    keep(cli, "every", told := tmp_path / "told.json")
+    keep(cli, "every", reported := tmp_path / "reported.json")
     file = tmp_path / "config" / "on-end.json"
     match spoil:
         case "writable":
@@ -141,7 +141,7 @@ def test_settings_that_another_user_could_have_written_start_nothing(spoil: str,
     assert cli("job", "on-end").refused()
     leaf = make_chain(tmp_path, "a", 1)
     assert cli("merge", leaf, "--progress", "none").code == 0
-    assert not told.exists()
+    assert not reported.exists()
 
 
 def received(target: EventTarget, tmp_path: Path, state: JobState) -> bytes:

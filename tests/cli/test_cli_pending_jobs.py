@@ -137,7 +137,7 @@ def test_who_waits_for_a_pending_merge_waits_until_it_is_done(xp: str, cli: Cli)
 def test_a_machine_that_cannot_be_looked_at_has_not_merged_anything(
     keeps_out: str, xp: str, cli: Cli, tmp_path: Path
 ) -> None:
-    """Whoever waited was told that the merge is complete."""
+    """A waiting process was answered that the merge is complete."""
     folder, away = Path(xp).resolve().parent, tmp_path / "away"
     (manifest,) = folder.glob("*.json")
     with vhdkit.open_chain(active(xp), writable=True):
@@ -251,10 +251,10 @@ def test_a_note_of_a_machine_that_another_program_wrote_counts_for_nothing(xp: s
 def test_a_machine_that_cannot_be_looked_at_is_spoken_of(xp: str, cli: Cli) -> None:
     assert cli("snapshot", "delete", "RTM", xp, "--no-settle").code == 0
     Path("xp.vhdkit-snapshots.json").write_text("{")
-    told = cli("job", "list")
-    assert told.code == 0
-    assert "what is left to merge on this machine is unknown" in told.err
-    assert "xp.vhdkit-snapshots.json" in told.err
+    reported = cli("job", "list")
+    assert reported.code == 0
+    assert "what is left to merge on this machine is unknown" in reported.err
+    assert "xp.vhdkit-snapshots.json" in reported.err
 
 
 def test_a_line_of_the_list_is_no_wider_than_a_terminal(cli: Cli) -> None:

@@ -23,7 +23,7 @@ from tests.unit.test_pasted_query import THE_FILTER, THE_QUERY, THE_SLIP
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="qemu's locks are told by /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="qemu's locks are seen in /proc")
 
 MIB = 1 << 20
 
@@ -104,7 +104,7 @@ def test_a_machine_runs_its_snapshot_goes_it_is_shut_down_merged_and_started_in_
 ) -> None:
     disk, monitor = active(), tmp_path / "monitor"
     before = view(disk)
-    # It runs, and a snapshot is deleted: nothing can be merged yet, and whoever asks is told why.
+    # It runs, and a snapshot is deleted: nothing can be merged yet, and the list says why.
     with running_qemu(disk, monitor):
         assert "postponed" in vhd("snapshot", "delete", "before the update", "web01.vhd").err
         (waiting,) = listed()

@@ -1,4 +1,4 @@
-"""VHDX files as a forger would have them, and what the verbs that read do with them: counted, and faults told.
+"""VHDX files as a forger would have them, and what the verbs that read do with them: counted, with the faults.
 
 A forgery gives one field another value; the checksums are right again, or not. What is read without an error has to be
 what the oracle reads of the same bytes; of what `check` finds nothing wrong with all has to be read. No verb changes a

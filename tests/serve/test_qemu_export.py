@@ -48,13 +48,13 @@ def acting_as_qemu_img(folder: Path, script: str) -> str:
 
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_the_new_file_shows_what_the_model_does(model: ModelChain, leaf: Path, out: Path, output_format: str) -> None:
-    raw, new, told = out / "model.raw", out / f"new.{output_format}", list[Progress]()
+    raw, new, reported = out / "model.raw", out / f"new.{output_format}", list[Progress]()
     raw.write_bytes(model.read(0, SIZE))
-    size = vhdkit.export_disk(leaf, new, output_format=output_format, progress=told.append)
+    size = vhdkit.export_disk(leaf, new, output_format=output_format, progress=reported.append)
     assert size == new.stat().st_size
     run("qemu-img", "compare", "-f", "raw", "-F", output_format, raw, new)
     run("qemu-img", "check", "-f", output_format, new) if output_format != "vmdk" else None
-    done = [each.bytes_done for each in told]
+    done = [each.bytes_done for each in reported]
     assert done == sorted(done)
     assert (done[0], done[-1]) == (0, SIZE)
     assert {path.name for path in out.iterdir()} == {"model.raw", new.name}

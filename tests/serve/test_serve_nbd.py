@@ -107,9 +107,9 @@ def test_nbdcopy_copies(model: ModelChain, server: NbdServer, tmp_path: Path) ->
 
 
 def test_nbdinfo_maps_data_and_holes_as_the_layers_hold_them(model: ModelChain, server: NbdServer) -> None:
-    told = [line.split() for line in run("nbdinfo", "--map", server.uri).decode().splitlines()]
+    reported = [line.split() for line in run("nbdinfo", "--map", server.uri).decode().splitlines()]
     held = bytearray()
-    for start, length, kind, _ in told:
+    for start, length, kind, _ in reported:
         assert int(start) == len(held)
         held += bytes([kind == "0"]) * int(length)
     assert len(held) == SIZE
@@ -120,8 +120,8 @@ def test_a_hole_of_terabytes_is_mapped_in_a_few_answers(tmp_path: Path) -> None:
     path = tmp_path / "large.vhd"
     vhdkit.create_image(path, size=2040 << 30)
     with vhdkit.open_chain(path) as chain, serve_nbd(chain) as server:
-        told = run("nbdinfo", "--map", server.uri).decode().splitlines()
-    assert [line.split()[1:] for line in told] == [[str(2040 << 30), "3", "hole,zero"]]
+        reported = run("nbdinfo", "--map", server.uri).decode().splitlines()
+    assert [line.split()[1:] for line in reported] == [[str(2040 << 30), "3", "hole,zero"]]
 
 
 def test_holes_of_a_fixed_disk_are_holes(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_holes_of_a_fixed_disk_are_holes(tmp_path: Path) -> None:
         file.seek(32 << 20)
         file.write(b"x" * 4096)
     with vhdkit.open_chain(path) as chain, serve_nbd(chain) as server:
-        told = [line.split() for line in run("nbdinfo", "--map", server.uri).decode().splitlines()]
-    data = sum(int(line[1]) for line in told if line[2] == "0")
+        reported = [line.split() for line in run("nbdinfo", "--map", server.uri).decode().splitlines()]
+    data = sum(int(line[1]) for line in reported if line[2] == "0")
     assert 4096 <= data <= 2 << 20
 
 

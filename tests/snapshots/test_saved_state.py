@@ -126,17 +126,17 @@ def test_the_command_line_says_what_to_do_where_nobody_said_where_it_belongs(
     (tmp_path / "xp.vsv").write_bytes(b"memory")
     kept.machine.take("one", state=[str(tmp_path / "xp.vsv")])
     assert run(["snapshot", "apply", "one", kept.base]) == 0
-    told = capsys.readouterr()
-    assert "kept file" in told.out
-    assert "start nothing before it is in its place" in told.err
-    assert "--state-to DIR" in told.err
+    reported = capsys.readouterr()
+    assert "kept file" in reported.out
+    assert "start nothing before it is in its place" in reported.err
+    assert "--state-to DIR" in reported.err
     assert run(["snapshot", "init", kept.base, "--state-to", str(tmp_path)]) == 0
     capsys.readouterr()
     assert run(["snapshot", "apply", "one", kept.base]) == 0
-    told = capsys.readouterr()
-    assert "saved state" in told.out
-    assert "set aside" in told.out
-    assert told.err == ""
+    reported = capsys.readouterr()
+    assert "saved state" in reported.out
+    assert "set aside" in reported.out
+    assert reported.err == ""
     assert run(["snapshot", "apply", "one", kept.base, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["state-in-place"], record["state"]) == (True, [str(tmp_path / "xp.vsv")])

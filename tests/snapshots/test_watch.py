@@ -152,7 +152,7 @@ GUEST = """<domain type='kvm'><name>xp</name><devices>
 
 @pytest.fixture
 def path_with_vhdkit(tmp_path: Path) -> str:
-    """A PATH with `vhdkit`, the program that is tested, and VBoxHeadless, a stand-in that says what it was told."""
+    """A PATH with `vhdkit`, the program that is tested, and VBoxHeadless, a stand-in that prints its arguments."""
     (tmp_path / "bin").mkdir()
     for name, words in {"vhdkit": f'{sys.executable} -m vhdkit "$@"', "VBoxHeadless": 'echo "$@"'}.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{words}\n")
@@ -175,7 +175,7 @@ def test_libvirts_hook_makes_way_before_a_guest_and_merges_after_it(xp: Kept, pa
     assert hook("libvirt-qemu", "xp", "prepare", "begin", "-", path=path_with_vhdkit, given=guest).returncode == 0
     assert job.wait(HANGS_SECONDS).state.plain == "cancelled"
     with vhdkit.open_chain(xp.machine.active[0], writable=True):
-        # It runs already: libvirt is told not to start it twice.
+        # It runs already: libvirt is refused a second start.
         assert hook("libvirt-qemu", "xp", "prepare", "begin", "-", path=path_with_vhdkit, given=guest).returncode == 1
         assert hook("libvirt-qemu", "xp", "release", "end", "-", path=path_with_vhdkit, given=guest).returncode == 0
     vhdkit.change_rate(job.id, None)

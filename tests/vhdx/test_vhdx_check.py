@@ -123,7 +123,7 @@ SHORT_DISK: Final = plainvhdx.write(replace(BASE, size=3 * MIB + 4096))
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A file, or a chain, that breaks a row, and where that is told (`path` is the file that it is told of)."""
+    """A file, or a chain, that breaks a row, and where that is reported (`path` names the file)."""
 
     row: int
     level: Level
@@ -577,11 +577,11 @@ def test_every_rule_that_checks_of_chains_tell_has_a_name_of_this_format() -> No
         inspect.getsource(module)
         for module in (vhdkit.chain.check, vhdkit.chain.parent_check, vhdkit.chain.parent_search)
     )
-    told = set(re.findall(r"\bCorruption\.([A-Z_]+)\b", source))
+    reported = set(re.findall(r"\bCorruption\.([A-Z_]+)\b", source))
     # Stamps and undo images are a VHD's; a parent without an id is refused here, by LOCATOR_LINKAGE.
     of_vhd = {"PARENT_TIMESTAMP", "UNDO_IMAGE", "PARENT_ID_NULL", "NOT_A_VHD", "FILE_TOO_SHORT"}
-    assert told - of_vhd <= set(VhdxCorruption.__members__)
-    assert all(Corruption[name].value == VhdxCorruption[name].value for name in told - of_vhd)
+    assert reported - of_vhd <= set(VhdxCorruption.__members__)
+    assert all(Corruption[name].value == VhdxCorruption[name].value for name in reported - of_vhd)
 
 
 # The verb
