@@ -12,8 +12,10 @@ from tests.crash.disks import Disk
 from tests.crash.failing import FailingFolder, Fault
 from tests.crash.survivals import cuts
 from tests.crashfs import CrashFolder
+from tests.unit.test_merge_laws import contents
 from vhdkit.errors import VhdError
 from vhdkit.findings import Level
+from vhdkit.storage.memory import MemoryFolder, MemoryStorage
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
@@ -89,3 +91,39 @@ def test_a_cut_after_a_write_whose_calls_failed_leaves_a_valid_image(error: int,
             assert shown(BASE, left)[: len(SOME)] == SOME
             assert vhdkit.check(BASE, folder=left).exit_code == 0
     assert failures > 5
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EIO, "lost"), KeyboardInterrupt()])
+def test_a_step_stays_until_the_old_length_is_durable(failure: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MemoryFolder({})
+    vhdkit.create_image(BASE, size=SIZE, block_size=BLOCK, folder=folder)
+    old = bytes(folder[BASE].content)
+    seen: list[tuple[str, int]] = []
+    sync, remove = MemoryStorage.sync, MemoryFolder.remove
+
+    def failing(self: MemoryStorage) -> None:
+        is_longer = self.path == BASE and self.size() > len(old)
+        seen.append(("sync", self.size()))
+        if is_longer:
+            raise failure
+        sync(self)
+
+    def noting(self: MemoryFolder, path: str) -> None:
+        seen.append(("remove", 0))
+        remove(self, path)
+
+    monkeypatch.setattr(MemoryStorage, "sync", failing)
+    monkeypatch.setattr(MemoryFolder, "remove", noting)
+    with pytest.raises(type(failure)):
+        write(BASE, 0, SOME, folder)
+    monkeypatch.undo()
+    end = next(size for kind, size in seen if kind == "sync" and size > len(old))
+    if ("remove", 0) in seen:
+        # The old length was made durable before the step went.
+        assert seen[seen.index(("remove", 0)) - 1] == ("sync", len(old))
+        return
+    # The length has survived and the footer has not: the step, which is still there, explains it.
+    left = MemoryFolder(contents(folder))
+    left[BASE].content[:] = old + bytes(end - len(old))
+    report = vhdkit.check(BASE, folder=left)
+    assert not [str(each) for each in report.findings if each.level is Level.ERROR]

@@ -18,7 +18,7 @@ the new one) · 3 the copy, sync (the new pair) · 4 step file removed, folder s
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,7 @@ def step_of_length(folder: Folder | None, image: VhdImage, footer_at: int) -> It
     nothing explains a footer that a power cut loses.
     """
     step = Patch(offset=footer_at, before=bytes(FOOTER_SIZE), after=image.footer.to_bytes())
+    old_size = image.storage.size()
     if folder is not None:
         try:
             header_update.begin_step(folder, image.storage, [step])
@@ -79,10 +80,15 @@ def step_of_length(folder: Folder | None, image: VhdImage, footer_at: int) -> It
             folder = None
     try:
         yield
-    finally:
-        # After a failure as well: the file has its old end then, or the step explains nothing that is there.
-        if folder is not None:
-            header_update.forget(folder, image.path)
+    except BaseException:
+        # Until the old length is durable a cut may leave the longer file, which the step alone explains.
+        if folder is not None and image.storage.size() == old_size:
+            with suppress(OSError):
+                image.storage.sync()
+                header_update.forget(folder, image.path)
+        raise
+    if folder is not None:
+        header_update.forget(folder, image.path)
 
 
 def is_of_footers(patches: Sequence[Patch]) -> bool:
