@@ -15,6 +15,7 @@ from vhdkit.cli.main import run
 from vhdkit.errors import SnapshotError
 from vhdkit.journal.manifest import Manifest
 from vhdkit.snapshot.state_files import keep_state_at
+from vhdkit.storage.local_folder import LocalFolder
 
 
 @pytest.fixture
@@ -140,3 +141,35 @@ def test_the_command_line_says_what_to_do_where_nobody_said_where_it_belongs(
     assert run(["snapshot", "apply", "one", kept.base, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["state-in-place"], record["state"]) == (True, [str(tmp_path / "xp.vsv")])
+
+
+def test_a_failure_behind_the_manifest_leaves_no_memory_of_another_snapshot(
+    kept: Kept, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.write("o")
+    take(kept, memory, "one")
+    kept.write("t")
+    take(kept, memory, "two")
+    seen = [0]
+    replace, sync = LocalFolder.replace, LocalFolder.sync
+
+    def counting(self: LocalFolder, temporary: str, path: str) -> None:
+        replace(self, temporary, path)
+        seen[0] += path.endswith("snapshots.json")
+
+    def failing(self: LocalFolder, directory: str) -> None:
+        # The first replace says what is begun, the second has the new active layers.
+        if seen[0] == 2:
+            seen[0] = 3
+            raise OSError(errno.EIO, os.strerror(errno.EIO), directory)
+        sync(self, directory)
+
+    monkeypatch.setattr(LocalFolder, "replace", counting)
+    monkeypatch.setattr(LocalFolder, "sync", failing)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        kept.machine.apply("one")
+    monkeypatch.undo()
+    assert seen[0] == 3
+    assert kept.shows() == "o"
+    assert not memory.exists()
+    assert b"two" in [path.read_bytes() for path in memory.parent.iterdir()]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from vhdkit.errors import SnapshotError
+from vhdkit.errors import SnapshotError, VhdError
 from vhdkit.findings import Advice
 from vhdkit.snapshot import allowed_folders, new_files
 from vhdkit.storage import paths
@@ -95,13 +95,23 @@ def _in_place(
             file.folder.sync(where)
             yield HandedBack(placed, tuple(moved.values()))
         except BaseException:
-            for path, other in moved.items():
-                with suppress(OSError):
-                    file.folder.replace(other, path)
+            if _is_as_before(file, manifest):
+                for path, other in moved.items():
+                    with suppress(OSError):
+                        file.folder.replace(other, path)
             raise
     for draft, path in zip(drafts, placed, strict=True):
         file.folder.replace(draft, path)
     file.folder.sync(where)
+
+
+def _is_as_before(file: ManifestFile, manifest: Manifest) -> bool:
+    """Whether a machine has its old active layers: what failed may have failed after the manifest got its name."""
+    try:
+        now = file.read()
+    except (VhdError, OSError):
+        return False
+    return [disk.active for disk in now.disks] == [disk.active for disk in manifest.disks]
 
 
 def _state_folder(file: ManifestFile, manifest: Manifest) -> str:
