@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
@@ -90,3 +91,45 @@ def test_a_store_that_cannot_be_reached_is_an_error(bucket: Any, monkeypatch: py
     http_transport.forget_transports()
     with pytest.raises(OSError, match="in vain"):
         vhdkit.open_chain(LEAF)
+
+
+class _Body:
+    """What a store sends: far more than was asked for, if it is asked for that."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def read(self, count: int = 1 << 30) -> bytes:
+        self.sent += count
+        return bytes(count)
+
+
+@pytest.mark.parametrize(
+    ("answered", "error"),
+    [("bytes 0-511/{size}", "bytes came"), ("bytes 512-1023/{size}", "another part"), ("", "it has changed")],
+)
+@pytest.mark.usefixtures("bucket")
+def test_no_more_is_read_than_was_asked_for_and_no_other_part(
+    answered: str, error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, body = http_transport.transport_for("s3"), _Body()
+    version = transport.version(LEAF)
+
+    async def get_object(**_wanted: str) -> dict[str, Any]:
+        return {"Body": body, "ETag": version.etag, "ContentRange": answered.format(size=version.size)}
+
+    monkeypatch.setattr(http_transport, "ATTEMPTS", 1)
+
+    async def client() -> SimpleNamespace:
+        return SimpleNamespace(get_object=get_object)
+
+    monkeypatch.setattr(transport, "_system", SimpleNamespace(set_session=client, loop=transport._system.loop))  # noqa: SLF001
+    with pytest.raises(OSError, match=error):
+        transport.ranges(LEAF, version, [(0, 512)])
+    assert body.sent <= 513

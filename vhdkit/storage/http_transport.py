@@ -103,7 +103,7 @@ class HttpTransport:
                     if answer.status != 206:
                         raise OSError(errno.EOPNOTSUPP, "the server does not answer for parts of a file", url)
                     _check_part(answer.headers, version, start, stop, url)
-                    return await _body(answer.content, stop - start)
+                    return await read_body(answer.content, stop - start)
 
             return ask
 
@@ -163,15 +163,27 @@ def _check_part(headers: Mapping[str, str], version: Version, start: int, stop: 
     # Without an ETag the date alone shows a change.
     same = headers.get("ETag", version.etag) == version.etag
     same &= bool(version.etag) or headers.get("Last-Modified", version.date) == version.date
-    part, _, size = headers.get("Content-Range", "").rpartition("/")
-    if not same or size != str(version.size):
+    if not same:
+        raise OSError(errno.ESTALE, CHANGED, url)
+    check_range(headers.get("Content-Range", ""), version, start, stop, url)
+
+
+def check_range(answered: str, version: Version, start: int, stop: int, url: str) -> None:
+    """Refuse an answer whose Content-Range is of a file of another size, or another part than was asked for."""
+    part, _, size = answered.rpartition("/")
+    if size != str(version.size):
         raise OSError(errno.ESTALE, CHANGED, url)
     if part.split() != ["bytes", f"{start}-{stop - 1}"]:
         raise OSError(errno.EIO, "the server answers with another part than it was asked for", url)
 
 
-async def _body(content: Any, length: int) -> bytes:  # noqa: ANN401
-    """Return the bytes of an answer: one read gives what has come so far."""
+async def read_body(content: Any, length: int) -> bytes:  # noqa: ANN401
+    """Return the bytes of an answer, of which no more are read; one read gives what has come so far.
+
+    Raises:
+        PassingError: there are fewer, or more.
+
+    """
     body = bytearray()
     while len(body) <= length and (piece := await content.read(length + 1 - len(body))):
         body += piece
