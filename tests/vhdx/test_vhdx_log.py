@@ -155,6 +155,13 @@ def test_entries_upon_entries_are_given_up() -> None:
     assert refusal(file_of(dict.fromkeys(range(0, MIB, PAGE), page))).corruption is VhdxCorruption.LOG_COSTLY
 
 
+def test_zeros_without_number_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vhdkit.vhdx.log._MOST_ZEROS", 2)
+    zeros: list[tuple[int, bytes | int]] = [(BAT_AT + 2 * PAGE * at, PAGE) for at in range(3)]
+    assert refusal(file_of({0: log_entry(GUID, 3, 0, zeros)})).corruption is VhdxCorruption.LOG_COSTLY
+    assert view(file_of({0: log_entry(GUID, 3, 0, zeros[:2])}))
+
+
 def test_an_entry_that_only_says_that_it_is_long_is_not_summed() -> None:
     page = log_entry(GUID, 3, 0, [])
     page = page[:8] + struct.pack("<I", MIB) + page[12:]

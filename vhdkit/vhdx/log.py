@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from vhdkit.vhdx.log_entry import Descriptor
 
 _PIECE = 1 << 20
+# Stretches of zeros that a log may have: more would take more memory than opening a file may.
+_MOST_ZEROS = 1 << 18
 # Entries of one session overlap nothing, so that summing all of them costs the log's length once; torn ones cost more.
 # What costs twice the length, and more than this, was made to cost.
 _ALWAYS_SUMMED_BYTES = 64 << 20
@@ -158,6 +160,8 @@ class _Ring:
             for descriptor, data_at in self._descriptors(at):
                 self._check_target(descriptor)
                 changes.add(descriptor, data_at)
+            if len(changes.zeros) > _MOST_ZEROS:
+                raise self._error(VhdxCorruption.LOG_COSTLY, "its log zeroes more stretches than any program writes")
         pages, zeros = changes.result()
         first = self._valid(counting[0])
         return Replay(
