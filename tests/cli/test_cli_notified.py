@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -96,6 +97,17 @@ def test_commands_are_kept_listed_and_forgotten(cli: Cli, tmp_path: Path) -> Non
     assert "`vhdkit job on-end mail COMMAND...` keeps one" in cli("job", "on-end", "mail", "--remove").refused()
     assert "is no name" in cli("job", "on-end", "a b", "true").refused()
     assert cli("job", "on-end", "notice").code == 64
+
+
+def test_a_command_that_cannot_be_kept_leaves_no_file(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: object, temporary: str, _path: str) -> None:
+        raise OSError(errno.ENOSPC, "no space left", temporary)
+
+    monkeypatch.setattr("vhdkit.storage.local_folder.LocalFolder.replace", full)
+    assert cli("job", "on-end", "notice", "true").code == 1
+    assert not [path for path in (tmp_path / "config").rglob("*") if path.is_file()]
 
 
 def test_a_command_that_is_not_there_is_refused_before_anything_is_merged(vms: Path, cli: Cli) -> None:

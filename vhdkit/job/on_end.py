@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
@@ -80,10 +81,16 @@ def set_end_command(name: str, words: Sequence[str]) -> None:
     make_private(paths.dirname(path))
     check_own(path)
     temporary = partial_name(path, uuid.uuid4().hex)
-    with folder.create(temporary, private=True) as storage:
-        storage.write_at(0, (json.dumps(known, indent=2) + "\n").encode())
-        storage.sync()
-    folder.replace(temporary, path)
+    try:
+        with folder.create(temporary, private=True) as storage:
+            storage.write_at(0, (json.dumps(known, indent=2) + "\n").encode())
+            storage.sync()
+        folder.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            folder.remove(temporary)
+        raise
+    folder.sync(paths.dirname(path))
 
 
 @checked
