@@ -275,7 +275,7 @@ def test_a_size_that_is_a_lie_is_refused_before_anything_is_written(disk: bytes,
     files = files_of(in_layers(tmp_path / "chain", content))
     with pytest.raises(NotEnoughSpaceError):
         vhdkit.extract_files(files, "/", str(tmp_path / "out"))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_write_that_fails_leaves_no_half_file(

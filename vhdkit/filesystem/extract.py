@@ -67,9 +67,10 @@ def extract_files(
     found = tuple(files.walk(path))
     total = sum(each.size for each in found if each.kind is FileKind.FILE)
     target = ConfinedFolder(as_text(directory))
-    free = LocalFolder().free_space(target.path)
+    free = LocalFolder().free_space(target.nearest)
     if total > free:
         raise NotEnoughSpaceError(path=target.path, needed=total, available=free)
+    target.make()
     reporter = Reporter(total, 0, progress, cancel, cancelled=Cancelled("the extraction was cancelled"))
     run = _Run(files, target, reporter)
     above = found[0].path.rpartition("/")[0]

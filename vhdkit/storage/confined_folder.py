@@ -26,11 +26,22 @@ _BAD_CHARACTERS = set('\\/:*?"<>|\0') if os.name == "nt" else {"/", "\0"}
 
 
 class ConfinedFolder:
-    """A folder to make files in; it is made if it is not there. Paths are sequences of names."""
+    """A folder to make files in, which `make` makes if it is not there. Paths are sequences of names."""
 
     def __init__(self, path: str) -> None:
-        os.makedirs(path, exist_ok=True)
         self.path = os.path.realpath(path)
+
+    @property
+    def nearest(self) -> str:
+        """The folder, or the nearest one above it that is there."""
+        path = self.path
+        while not os.path.isdir(path) and os.path.dirname(path) != path:
+            path = os.path.dirname(path)
+        return path
+
+    def make(self) -> None:
+        """Make the folder, and those above it, unless they are there."""
+        os.makedirs(self.path, exist_ok=True)
 
     def make_directory(self, names: Sequence[str]) -> None:
         """Make a directory, and those above it, unless they are there.
@@ -39,7 +50,7 @@ class ConfinedFolder:
             OSError: a name is none, or leads to a link or to a file.
 
         """
-        with self._inside(names, make=True):
+        with self._inside(names):
             pass
 
     @contextmanager
@@ -51,7 +62,7 @@ class ConfinedFolder:
             OSError: a name is none, or leads through a link.
 
         """
-        with self._inside(names[:-1], make=True) as (above, directory):
+        with self._inside(names[:-1]) as (above, directory):
             name = _checked(names[-1])
             path = name if above is not None else os.path.join(directory, name)
             descriptor = os.open(path, _NEW, 0o666, dir_fd=above)
@@ -66,17 +77,16 @@ class ConfinedFolder:
                 raise
 
     @contextmanager
-    def _inside(self, names: Sequence[str], *, make: bool) -> Iterator[tuple[int | None, str]]:
-        """Lend a directory: held open where the system can do that, or else by a path without links."""
+    def _inside(self, names: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+        """Lend a directory, made if need be: held open where the system can do that, or by a path without links."""
         if not _HELD:
-            yield None, self._path_without_links(names, make=make)
+            yield None, self._path_without_links(names)
             return
         held = os.open(self.path, _STEP)
         try:
             for name in map(_checked, names):
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, dir_fd=held)
+                with suppress(FileExistsError):
+                    os.mkdir(name, dir_fd=held)
                 below = os.open(name, _STEP, dir_fd=held)
                 os.close(held)
                 held = below
@@ -84,13 +94,12 @@ class ConfinedFolder:
         finally:
             os.close(held)
 
-    def _path_without_links(self, names: Sequence[str], *, make: bool) -> str:
+    def _path_without_links(self, names: Sequence[str]) -> str:
         path = self.path
         for name in map(_checked, names):
             path = os.path.join(path, name)
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(path)
+            with suppress(FileExistsError):
+                os.mkdir(path)
             if os.path.realpath(path) != path or not os.path.isdir(path):
                 raise OSError(errno.ELOOP, "it leads through a link", path)
         return path
