@@ -17,7 +17,7 @@ from vhdkit.chain.copy_view import copy_view
 from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
 from vhdkit.disk import extents, sector_bitmap, timestamp
 from vhdkit.disk.extents import Kind
-from vhdkit.disk.file_name import FileFormat
+from vhdkit.disk.file_name import FileFormat, new_image_file
 from vhdkit.errors import Cancelled, VhdError
 from vhdkit.formats import block_size_as_vhd, check_sectors_as_vhd
 from vhdkit.options import ParentPolicy
@@ -26,7 +26,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.units import SECTOR, as_text, ceil_div
 from vhdkit.vhd import bat, constants
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.create import TABLE_OFFSET, new_footer, new_image_file, table_end_for
+from vhdkit.vhd.create import TABLE_OFFSET, new_footer, table_end_for
 from vhdkit.vhd.footer import DiskType
 from vhdkit.vhd.header import DynamicHeader
 from vhdkit.vhd.sparse_image import Placement

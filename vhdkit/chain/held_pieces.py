@@ -50,16 +50,14 @@ def held_pieces(layers: Sequence[Image], size: int, piece_bytes: int, *, with_ho
             yield found.take(np.arange(head, tail + 1))
 
 
-def pieces_in_memory(
-    layers: Sequence[Image], size: int, piece_bytes: int, buffer_count: int, *, with_holes: bool = False
-) -> Iterator[tuple[Extents, NDArray[np.uint8]]]:
-    """Yield each piece that is held with its bytes, which are valid until `buffer_count` more pieces were read."""
-    buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(buffer_count)]
-    for number, piece in enumerate(held_pieces(layers, size, piece_bytes, with_holes=with_holes)):
+def _read(layers: Sequence[Image], size: int, piece_bytes: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield (offset, bytes) of each piece; the bytes are valid until as many pieces were read as there are buffers."""
+    buffers = [np.empty(min(piece_bytes, size), np.uint8) for _ in range(_AHEAD + 2)]
+    for number, piece in enumerate(held_pieces(layers, size, piece_bytes)):
         first, last = int(piece.start[0]), int(piece.stop[-1])
-        data = buffers[number % buffer_count][: last - first]
+        data = buffers[number % len(buffers)][: last - first]
         read_extents(piece, layers, first, data)
-        yield piece, data
+        yield first, data
 
 
 @contextmanager
@@ -70,6 +68,5 @@ def read_pieces(
 
     The bytes are valid until the next piece is asked for.
     """
-    pieces = pieces_in_memory(layers, size, piece_bytes, _AHEAD + 2)
-    with read_ahead(pieces, _AHEAD) as ahead:
-        yield ((int(piece.start[0]), data) for piece, data in ahead)
+    with read_ahead(_read(layers, size, piece_bytes), _AHEAD) as ahead:
+        yield ahead

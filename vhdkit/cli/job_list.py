@@ -12,7 +12,7 @@ from vhdkit.cli.options import FOLDER, json_option
 from vhdkit.cli.output import echo, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from vhdkit.job.job import Job, JobState
     from vhdkit.snapshot.list_jobs import JobKind
@@ -147,18 +147,12 @@ def _none_text(kinds: set[JobKind]) -> str:
     """Return what to say where no job is listed: some may be pending, or others than were asked for."""
     from vhdkit.snapshot.list_jobs import JobKind, list_jobs
 
-    running, pending = (len(list_jobs({kind})) for kind in (JobKind.RUNNING, JobKind.PENDING))
-    if kinds == {JobKind.RUNNING} and pending and not running:
-        which = "1 merge is" if pending == 1 else f"{pending} merges are"
-        return f"no merge runs; {which} left to do: `vhdkit job list --pending`"
-    return no_match_text(kinds)
-
-
-def no_match_text(kinds: Collection[JobKind]) -> str:
-    """Return what to say where no job of some kinds is one of those that were asked for."""
-    from vhdkit.snapshot.list_jobs import list_jobs
-
     count = len(list_jobs(kinds))
+    if kinds == {JobKind.RUNNING} and not count:
+        pending = len(list_jobs({JobKind.PENDING}))
+        if pending:
+            which = "1 merge is" if pending == 1 else f"{pending} merges are"
+            return f"no merge runs; {which} left to do: `vhdkit job list --pending`"
     return f"no job matches; {'there is 1' if count == 1 else f'there are {count}'} in all" if count else "no jobs"
 
 

@@ -258,12 +258,16 @@ def _start(request: MergeRequest, *, machine: str, wait_in_line: bool, as_json: 
 
 def _say_wait(job_id: str) -> None:
     """Say for whom a job that has just been begun waits, if it does."""
+    from vhdkit.job.control import jobs
     from vhdkit.job.job import JobState
-    from vhdkit.snapshot.pending_jobs import pending_jobs
+    from vhdkit.job.waiting import with_wait
 
-    for each in pending_jobs():
-        if each.id == job_id and each.state is JobState.NEW and each.wait is not None:
-            echo(f"it waits: {each.wait}", err=True)
+    going = jobs(running=True)
+    for each in going:
+        if each.id == job_id and each.state is JobState.NEW:
+            wait = with_wait(each, going).wait
+            if wait is not None:
+                echo(f"it waits: {wait}", err=True)
 
 
 def _check_usage(

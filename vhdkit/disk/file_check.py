@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vhdkit.disk.image import FileSummary
-    from vhdkit.findings import Hint, Rule
+    from vhdkit.findings import Rule
 
 
 # A damaged table may break a rule in every entry: so many are told one by one, the others are counted.
@@ -27,11 +27,9 @@ class Tally:
     unlisted: dict[Rule, tuple[Level, int]] = field(default_factory=dict)
     _listed: dict[tuple[Rule, Level], int] = field(default_factory=dict)
 
-    def add(
-        self, corruption: Rule, level: Level, message: str, offset: int | None = None, hint: Hint | None = None
-    ) -> None:
+    def add(self, corruption: Rule, level: Level, message: str, offset: int | None = None) -> None:
         """Note one thing."""
-        self.add_many(corruption, level, 1, lambda _: (message, offset), hint)
+        self.add_many(corruption, level, 1, lambda _: (message, offset))
 
     def extend(self, findings: Iterable[Finding]) -> None:
         """Take over what was found elsewhere, of which there is little."""
@@ -43,16 +41,14 @@ class Tally:
         level: Level,
         count: int,
         tell: Callable[[int], tuple[str, int | None]],
-        hint: Hint | None = None,
     ) -> None:
         """Note `count` things, of which `tell(index)` gives message and offset; it is called for few of them."""
         listed = self._listed.get((corruption, level), 0)
         for index in range(min(count, MAX_LISTED - listed)):
             message, offset = tell(index)
-            finding = Finding(
-                corruption=corruption, path=self.path, message=message, level=level, offset=offset, hint=hint
+            self.findings.append(
+                Finding(corruption=corruption, path=self.path, message=message, level=level, offset=offset)
             )
-            self.findings.append(finding)
             listed += 1
             count -= 1
         self._listed[corruption, level] = listed

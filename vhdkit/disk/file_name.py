@@ -6,6 +6,7 @@ to a volume as it is, footer and tables included.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,13 @@ from vhdkit.corruption import Corruption
 from vhdkit.errors import CorruptImageError, FileNameError
 from vhdkit.findings import Advice
 from vhdkit.storage import paths
+from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
-    from vhdkit.storage.protocols import Storage
+    from collections.abc import Iterator
+
+    from vhdkit.storage.protocols import Folder, Storage
 
 
 class FileFormat(StrEnum):
@@ -74,6 +78,20 @@ def check_file_name(path: str, file_format: FileFormat) -> None:
         suffix=suffix,
         written=file_format.value,
     )
+
+
+@contextmanager
+def new_image_file(folder: Folder, path: str, file_format: FileFormat) -> Iterator[Storage]:
+    """Create a file for a disk of a format, as `new_file` does, under a name that does not say another format.
+
+    Raises:
+        FileNameError: the suffix is that of another format.
+
+    """
+    if not folder.exists(path):
+        check_file_name(path, file_format)
+    with new_file(folder, path) as storage:
+        yield storage
 
 
 def may_be_raw(path: str) -> bool:

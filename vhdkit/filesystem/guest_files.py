@@ -12,7 +12,6 @@ that contains itself ends a walk there. Deleted files are left out, and so are t
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -302,7 +301,4 @@ def _joined(directory: str, name: str) -> str:
 
 
 def _time(meta: Any, field: str) -> float:  # noqa: ANN401
-    nanoseconds = 0
-    with suppress(AttributeError):
-        nanoseconds = int(getattr(meta, f"{field}_nano"))
-    return int(getattr(meta, field)) + nanoseconds / 1e9
+    return int(getattr(meta, field)) + int(getattr(meta, f"{field}_nano", 0)) / 1e9

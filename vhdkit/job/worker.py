@@ -15,7 +15,7 @@ import msgspec
 
 from vhdkit.errors import ImageInUseError, MergeCancelled
 from vhdkit.job import events
-from vhdkit.job.job import Job, JobState
+from vhdkit.job.job import Job, JobState, Wait, WaitReason
 from vhdkit.job.job_files import check_same, error_fields, gone, identities_of, touched
 from vhdkit.job.merge_slots import MergeSlot
 from vhdkit.job.on_end import start_end_command
@@ -49,8 +49,6 @@ _SLOT_SECONDS = 0.5
 # Who reads the images for a moment, to check or to look, is waited for.
 _IN_USE_SECONDS = 3.0
 _PATIENCE_SECONDS = 2.0
-
-_FULL = "as many merges as may run at once run on its file system"
 
 UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 
@@ -287,7 +285,7 @@ class Worker:
         """Wait until fewer merges run on the file system than may; what is held then is given back at the end."""
         if self._slot.take():
             return
-        events.logger.warning("the job %s waits: %s", self._job.id, _FULL)
+        events.logger.warning("the job %s waits: %s", self._job.id, Wait(reason=WaitReason.LIMIT))
         while not self._slot.take():
             self._wait(_SLOT_SECONDS)
 

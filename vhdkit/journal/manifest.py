@@ -92,6 +92,11 @@ class Disk(ManifestRecord, frozen=True, kw_only=True, dict=True):
         return {layer.path: layer.parent for layer in self.layers}
 
     @cached_property
+    def base(self) -> str:
+        """The path of its base, the one layer without a parent."""
+        return next(layer.path for layer in self.layers if layer.parent is None)
+
+    @cached_property
     def by_path(self) -> dict[str, LayerRecord]:
         """Its layers by their paths."""
         return {layer.path: layer for layer in self.layers}

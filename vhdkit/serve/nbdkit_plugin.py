@@ -152,8 +152,8 @@ class ServedDisk:
             channel.sendall(REQUEST.pack(operation, offset, length))
             if data is not None:
                 channel.sendall(data)
-            error, count = ANSWER.unpack(_receive(channel, ANSWER.size))
-            answer = _receive(channel, count)
+            error, count = ANSWER.unpack(receive(channel, ANSWER.size))
+            answer = receive(channel, count)
         finally:
             self.channels.put(channel)
         if error:
@@ -230,14 +230,14 @@ class ServedDisk:
                     remove(path)
 
 
-def _receive(channel: socket.socket, count: int) -> bytearray:
-    """Receive exactly that many bytes."""
+def receive(channel: socket.socket, count: int) -> bytearray:
+    """Receive exactly that many bytes; an OSError says that the other side has gone."""
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:
         got = channel.recv_into(view[done:])
         if not got:
-            raise OSError(errno.ESHUTDOWN, "vhdkit has ended")
+            raise OSError(errno.ESHUTDOWN, "the other side has ended")
         done += got
     return data
 

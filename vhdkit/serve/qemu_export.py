@@ -10,13 +10,12 @@ from typing import IO, TYPE_CHECKING, Final
 
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import open_chain_with
-from vhdkit.disk.file_name import FileFormat, check_file_name
+from vhdkit.disk.file_name import FileFormat, new_image_file
 from vhdkit.errors import Cancelled, ServeError
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
 from vhdkit.serve.nbd_server import serve_nbd
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import new_file
 from vhdkit.storage.process import find_program
 from vhdkit.units import as_text
 
@@ -71,9 +70,7 @@ def export_disk(
     with open_chain_with(as_text(source), policy, folder, lock=lock) as chain:
         chain.check_readable()
         reporter = Reporter(chain.size, 0, progress, cancel, cancelled=Cancelled("the conversion was cancelled"))
-        if not folder.exists(path):
-            check_file_name(path, FileFormat(output_format))
-        with new_file(folder, path) as storage, serve_nbd(chain) as server:
+        with new_image_file(folder, path, FileFormat(output_format)) as storage, serve_nbd(chain) as server:
             words = [program, "convert", "-p", "-f", "raw", "-O", output_format, server.uri, storage.path]
             with _running(words) as process:
                 _follow(process, reporter)

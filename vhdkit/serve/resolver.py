@@ -17,7 +17,7 @@ from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.holes import without_holes
 from vhdkit.errors import VhdError
-from vhdkit.serve.nbdkit_plugin import ANSWER, FLUSH, MAP, MAP_HEAD, READ, REQUEST, TRIM, WRITE, ZERO
+from vhdkit.serve.nbdkit_plugin import ANSWER, FLUSH, MAP, MAP_HEAD, READ, REQUEST, TRIM, WRITE, ZERO, receive
 from vhdkit.storage.descriptors import punch_hole
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ class ChainResolver:
 
     def answer_all(self, channel: socket.socket) -> None:
         """Answer the requests of one channel until the plugin has gone."""
-        with channel, suppress(OSError, EOFError):
+        with channel, suppress(OSError):
             while True:
-                operation, offset, length = REQUEST.unpack(_received(channel, REQUEST.size))
-                data = _received(channel, min(length, _MOST_BYTES)) if operation == WRITE else bytearray()
+                operation, offset, length = REQUEST.unpack(receive(channel, REQUEST.size))
+                if operation == WRITE and not 0 <= length <= _MOST_BYTES:
+                    return
+                data = receive(channel, length) if operation == WRITE else bytearray()
                 error, answer = self._answer(operation, offset, length, data)
                 channel.sendall(ANSWER.pack(error, len(answer)))
                 channel.sendall(answer)
@@ -126,20 +128,3 @@ class ChainResolver:
                 start, stop = max(offset, part.start), min(offset + length, part.start + part.length)
                 if start < stop:
                     punch_hole(leaf.storage, part.file_offset + start - part.start, stop - start)
-
-
-def _received(channel: socket.socket, count: int) -> bytearray:
-    """Return exactly that many bytes.
-
-    Raises:
-        EOFError: the plugin has gone.
-
-    """
-    data = bytearray(count)
-    view, done = memoryview(data), 0
-    while done < count:
-        got = channel.recv_into(view[done:])
-        if not got:
-            raise EOFError
-        done += got
-    return data

@@ -55,7 +55,7 @@ def merges_left(path: str, known: Mapping[str, Job], going: Sequence[Job]) -> li
     merges = [merge for merge in settler.owed(manifest).merges if merge.destination not in busy]
     if not merges:
         return []
-    state, wait = _wait_of(_base_of(file, manifest), settler.holder(manifest))
+    state, wait = _wait_of(file.absolute(manifest.disks[0].base), settler.holder(manifest))
     found = []
     for merge in merges:
         begun = known.get(merge.destination) or _listed_anew(file, manifest, merge.destination)
@@ -78,11 +78,6 @@ def _listed_anew(file: ManifestFile, manifest: Manifest, destination: str) -> Jo
     from vhdkit.job.registry import Registry  # noqa: PLC0415 - the same
 
     return add_beside(Registry(), destination, (file.directory, *file.search(manifest)))
-
-
-def _base_of(file: ManifestFile, manifest: Manifest) -> str:
-    """Return the base of a machine's first disk, the shortest name of it that stays."""
-    return file.absolute(next(layer.path for layer in manifest.disks[0].layers if layer.parent is None))
 
 
 def _wait_of(base: str, holder: ImageInUseError | None) -> tuple[JobState, Wait]:

@@ -211,8 +211,7 @@ class Settler:
             return ()
         holder = self.holder(manifest)
         if holder is not None and not self._is_own(foldings):
-            disk = next(layer.path for layer in manifest.disks[0].layers if layer.parent is None)
-            path = self.file.absolute(disk)
+            path = self.file.absolute(manifest.disks[0].base)
             holder.add_hint(Advice.SETTLE.hint("when it is off, {} runs the pending merges", path=path))
             raise holder
         noted = manifest.foldings

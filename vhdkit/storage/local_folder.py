@@ -13,7 +13,7 @@ from vhdkit.storage.directory_walk import TreeWalk
 from vhdkit.storage.local_file import LocalStorage, sync_descriptor
 from vhdkit.storage.portable_file import PortableStorage
 from vhdkit.storage.process import this_user
-from vhdkit.storage.remote_paths import is_remote, remote_place
+from vhdkit.storage.remote_paths import is_remote, refusal_to_write, remote_place
 
 try:
     import fcntl
@@ -237,7 +237,7 @@ class LocalFolder:
 
 def _open_remote(path: str, *, writable: bool) -> Storage:
     # Only those who name a URL load what that takes.
-    from vhdkit.storage.remote_file import RemoteStorage, refusal_to_write  # noqa: PLC0415
+    from vhdkit.storage.remote_file import RemoteStorage  # noqa: PLC0415
 
     place = remote_place(path)
     if writable:

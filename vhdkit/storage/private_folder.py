@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def private_folder(prefix: str = "vhdkit-") -> Iterator[str]:
+def private_folder() -> Iterator[str]:
     """Make a folder, lend its path, and remove it with all that is in it."""
-    path = tempfile.mkdtemp(prefix=prefix)
+    path = tempfile.mkdtemp(prefix="vhdkit-")
     try:
         yield path
     finally:

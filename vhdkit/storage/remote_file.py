@@ -10,15 +10,16 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NoReturn
 
-from vhdkit.errors import ReadOnlyImageError
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.http_transport import transport_for
+from vhdkit.storage.remote_paths import refusal_to_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
+    from vhdkit.errors import ReadOnlyImageError
     from vhdkit.storage.protocols import Storage, Syncing
     from vhdkit.storage.remote_paths import RemotePlace
 
@@ -262,13 +263,6 @@ class RemoteStorage(Handle):
 
     def _refusal(self) -> ReadOnlyImageError:
         return refusal_to_write(self._place)
-
-
-def refusal_to_write(place: RemotePlace) -> ReadOnlyImageError:
-    """Return the error about a remote file that should be written."""
-    return ReadOnlyImageError(
-        "files of other machines are only read: copy it here, or work at it there", path=place.url
-    )
 
 
 def _fill(blocks: dict[int, bytes], offset: int, buffer: memoryview, count: int) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vhdkit.errors import ReadOnlyImageError
 
 SCHEMES = ("http", "https", "s3")
-NOT_WRITTEN = "files of other machines are only read: copy it here, or work at it there"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ROOTED = re.compile(rf"//({'|'.join(SCHEMES)})/([^/]+)(/.*)?$", re.DOTALL)
 
@@ -66,3 +68,11 @@ def remote_place(path: str) -> RemotePlace:
     # A part `..` that is written with escapes must not climb either.
     inner = os.path.normpath(unquote(parts.path) or "/")
     return RemotePlace(parts.scheme, parts.netloc.lower(), "/" + inner.lstrip("/"))
+
+
+def refusal_to_write(place: RemotePlace) -> ReadOnlyImageError:
+    """Return the error about a remote file that should be written."""
+    from vhdkit.errors import ReadOnlyImageError  # noqa: PLC0415 - paths are reckoned with before any error
+
+    message = "files of other machines are only read: copy it here, or work at it there"
+    return ReadOnlyImageError(message, path=place.url)

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.arguments import checked
 from vhdkit.disk import timestamp
-from vhdkit.disk.file_name import FileFormat, check_file_name
+from vhdkit.disk.file_name import FileFormat, new_image_file
 from vhdkit.errors import JournalError, ReadOnlyImageError
 from vhdkit.findings import Advice
 from vhdkit.journal.ended_view import ended_view
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.renamed_files import foreign_journal
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import new_file
 from vhdkit.units import SECTOR, as_text, as_text_map, ceil_div, round_up
 from vhdkit.vhd import constants
 from vhdkit.vhd.constants import FOOTER_SIZE, HEADER_SIZE
@@ -148,20 +147,6 @@ def _held_parent(path: str, folder: Folder, *, accept_ended: bool) -> Iterator[V
         if ended is not None:
             raise ended.refusal("no child can be made of it", Advice.ACCEPT_ENDED.hint("{} accepts it"))
         yield parent
-
-
-@contextmanager
-def new_image_file(folder: Folder, path: str, file_format: FileFormat) -> Iterator[Storage]:
-    """Create a file for a disk of a format, as `new_file` does, under a name that does not say another format.
-
-    Raises:
-        FileNameError: the suffix is that of another format.
-
-    """
-    if not folder.exists(path):
-        check_file_name(path, file_format)
-    with new_file(folder, path) as storage:
-        yield storage
 
 
 class NewChild(NamedTuple):

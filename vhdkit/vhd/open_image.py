@@ -10,7 +10,7 @@ from vhdkit.disk.file_name import note_raw_disk
 from vhdkit.errors import CorruptImageError, ReadOnlyImageError
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.remote_paths import NOT_WRITTEN, is_remote
+from vhdkit.storage.remote_paths import is_remote, refusal_to_write, remote_place
 from vhdkit.units import as_text
 from vhdkit.vhd.header_update import pending
 from vhdkit.vhd.image import FixedImage
@@ -74,7 +74,7 @@ def open_file(
     """Open the file of an image and lock it, before anything in it is believed; see `open_image`."""
     path = folder.real(as_text(path)) if follow_links else as_text(path)
     if writable and is_remote(path):
-        raise ReadOnlyImageError(NOT_WRITTEN, path=path)
+        raise refusal_to_write(remote_place(path))
     if writable and folder.exists(path) and not folder.may_write(path):
         raise _read_only(folder, path)
     storage = folder.open(path, writable=writable)

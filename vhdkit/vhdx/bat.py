@@ -79,6 +79,10 @@ class BatLayout:
         """Return which entry is that of a chunk's bitmap block."""
         return chunk * (self.ratio + 1) + self.ratio
 
+    def bitmap_slice(self, base: int) -> slice:
+        """Return where entries of bitmap blocks are among those from `base` on."""
+        return slice((self.ratio - base) % (self.ratio + 1), None, self.ratio + 1)
+
     def is_bitmap(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which entries are those of bitmap blocks."""
         found: NDArray[np.bool_] = index % (self.ratio + 1) == self.ratio

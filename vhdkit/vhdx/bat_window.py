@@ -68,9 +68,8 @@ class EntryTable:
         if first >= stop:
             return np.empty(0, np.uint64)
         low, high = self.layout.index(first), self.layout.index(stop - 1) + 1
-        entries, period = self.entries(low, high), self.layout.ratio + 1
-        bitmaps = np.arange((self.layout.ratio - low) % period, high - low, period)
-        return np.delete(entries, bitmaps) if len(bitmaps) else entries
+        entries, bitmaps = self.entries(low, high), self.layout.bitmap_slice(low)
+        return np.delete(entries, bitmaps) if bitmaps.start < len(entries) else entries
 
     def bitmaps(self, chunks: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return the entries of the bitmap blocks of chunks (ascending)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import as_finding
 from vhdkit.disk.file_check import FileCheck, Leaks, Tally
 from vhdkit.errors import CorruptImageError, ImageInUseError
 from vhdkit.findings import Finding, Level
@@ -16,7 +17,6 @@ from vhdkit.storage import paths
 from vhdkit.vhdx.check_blocks import check_vhdx_blocks
 from vhdkit.vhdx.check_fields import check_vhdx_fields
 from vhdkit.vhdx.corruption import VhdxCorruption
-from vhdkit.vhdx.judge import finding_of
 from vhdkit.vhdx.log_overlay import LogOverlay
 from vhdkit.vhdx.metadata_reader import examine_vhdx
 
@@ -57,7 +57,7 @@ def check_vhdx(folder: Folder, storage: Storage, *, deep: bool) -> FileCheck:
             leaks = check_vhdx_blocks(whole, examined.metadata, tally, deep=deep)
         except CorruptImageError as error:
             # The file has become shorter while it was read.
-            tally.extend([finding_of(error)])
+            tally.extend([as_finding(error, storage.path)])
     return FileCheck(tally=tally, leaks=leaks, metadata=examined.metadata)
 
 

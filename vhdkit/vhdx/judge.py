@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from vhdkit.corruption import as_finding
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.findings import Finding, Level
 
 if TYPE_CHECKING:
-    from vhdkit.findings import Hint
     from vhdkit.vhdx.corruption import VhdxCorruption
 
 
@@ -28,22 +28,20 @@ class Judge:
             Finding(corruption=corruption, path=self.path, message=message, level=level, offset=offset)
         )
 
-    def refuse(
-        self, corruption: VhdxCorruption, detail: str, offset: int | None = None, hint: Hint | None = None
-    ) -> None:
+    def refuse(self, corruption: VhdxCorruption, detail: str, offset: int | None = None) -> None:
         """Refuse the file, or note why it must be refused.
 
         Raises:
             CorruptImageError: the rule, unless it keeps going.
 
         """
-        self.refuse_for(CorruptImageError(corruption, detail, path=self.path, offset=offset, hint=hint))
+        self.refuse_for(CorruptImageError(corruption, detail, path=self.path, offset=offset))
 
     def refuse_for(self, error: CorruptImageError) -> None:
         """Refuse the file for an error that says where it is, or note it."""
         if not self.keep_going:
             raise error
-        self.findings.append(finding_of(error))
+        self.findings.append(as_finding(error, self.path))
 
     def refuse_unknown(self, corruption: VhdxCorruption, message: str, offset: int | None = None) -> None:
         """Refuse a file that is valid and says what is not known here, or note that.
@@ -74,15 +72,3 @@ class Judge:
 
         """
         raise CorruptImageError(corruption, detail, path=self.path, offset=offset)
-
-
-def finding_of(error: CorruptImageError) -> Finding:
-    """Return a failure to read a file as what was found wrong with it."""
-    return Finding(
-        corruption=error.corruption,
-        path=error.path,
-        message=error.detail,
-        level=Level.ERROR,
-        offset=error.offset,
-        hint=error.hint,
-    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from vhdkit.corruption import as_finding
 from vhdkit.errors import CorruptImageError, UnsupportedImageError
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import MiB
@@ -20,7 +21,7 @@ from vhdkit.vhdx import constants as c
 from vhdkit.vhdx.corruption import VhdxCorruption
 from vhdkit.vhdx.header import Header
 from vhdkit.vhdx.identifier import FileIdentifier
-from vhdkit.vhdx.judge import Judge, finding_of
+from vhdkit.vhdx.judge import Judge
 from vhdkit.vhdx.log import Replay, read_log
 from vhdkit.vhdx.log_overlay import LogOverlay
 from vhdkit.vhdx.metadata import VhdxMetadata
@@ -73,7 +74,7 @@ def examine_vhdx(storage: Storage) -> VhdxExamination:
         try:
             metadata = reader.read()
         except CorruptImageError as error:
-            judge.findings.append(finding_of(error))
+            judge.findings.append(as_finding(error, storage.path))
     regions, items = reader.regions, reader.items
     return VhdxExamination(
         metadata=metadata,

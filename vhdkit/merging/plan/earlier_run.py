@@ -149,11 +149,10 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
     run.journal = with_names(journal, chain.layers[:depth], path)
     found = window_writes(chain.layers, depth, target_of(chain.layers, depth, journal.begin.virtual_size))
     if not folder.exists(path):
-        if not is_named:
-            error = _lost_undo if journal.reserved else _unnamed_undo
-            run.obstacles.append(error(chain, destination.path, path))
-        elif journal.reserved and not lacks_nothing(journal, None, chain.layers, depth, found):
-            run.obstacles.append(_lost_undo(chain, destination.path, path))
+        if journal.reserved and not (is_named and lacks_nothing(journal, None, chain.layers, depth, found)):
+            run.obstacles.append(_lost_undo(chain, path))
+        elif not is_named:
+            run.obstacles.append(_unnamed_undo(chain, destination.path, path))
         return
     try:
         image = as_undo_image(open_image(path, folder=folder))
@@ -175,7 +174,7 @@ def _as_begun(request: MergeRequest, journal: Journal, undo: str | None) -> Merg
     )
 
 
-def _lost_undo(chain: Chain, _destination: str, path: str) -> JournalError:
+def _lost_undo(chain: Chain, path: str) -> JournalError:
     message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
     text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
     return JournalError(message, path=path, hint=Advice.MERGE.hint(text, path=chain.path, to="NEWFILE"))
