@@ -12,15 +12,16 @@ import click
 
 import vhdkit
 from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.opened_chain import opened_chain
 from vhdkit.cli.options import (
     accept_option,
-    chain_arguments,
     chain_options,
     force_share_option,
+    image_format_option,
     json_option,
     progress_option,
 )
-from vhdkit.cli.output import bytes_out, echo, path_text, print_json, progress_shown, size_text, warn
+from vhdkit.cli.output import bytes_out, echo, path_text, print_json, progress_shown, size_text
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of what is opened for its files."""
     options = (
         click.option("-p", "--partition", type=click.IntRange(min=1), help="Which partition, by its number."),
-        click.option("-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD."),
+        image_format_option,
         force_share_option,
         chain_options,
         accept_option,
@@ -78,34 +79,21 @@ def _inside_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _chain(file: str, *, image_format: str | None, force_share: bool, **options: Any) -> Iterator[Chain]:
-    from vhdkit.chain.open_view import open_view
-    from vhdkit.options import ParentPolicy
-    from vhdkit.storage.local_folder import LocalFolder
-
-    policy = ParentPolicy.of(**chain_arguments(**options))
-    with open_view(file, image_format, policy, LocalFolder(), lock=not force_share) as chain:
-        warn(chain.findings)
-        chain.check_readable()
-        yield chain
-
-
-@contextmanager
 def _files(inside: Inside, *, partition: int | None, **options: Any) -> Iterator[GuestFiles]:
-    with _chain(inside.image, **options) as chain:
+    with opened_chain(inside.image, **options) as chain:
         yield vhdkit.open_files(chain, partition)
 
 
 @click.command()
 @click.argument("file")
-@click.option("-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD.")
+@image_format_option
 @force_share_option
 @chain_options
 @accept_option
 @json_option
 def partitions(file: str, *, as_json: bool, **options: Any) -> None:
     """List the partitions of a disk, and the file systems in them."""
-    with _chain(file, **options) as chain:
+    with opened_chain(file, **options) as chain:
         found = vhdkit.list_partitions(chain)
     if as_json:
         names = ("number", "start", "size", "description", "file_system")
@@ -204,7 +192,7 @@ def diff(file: str, *, against: str | None, partition: int | None, as_json: bool
     What was modified follows the file's name. Both are read as they are on the disk: what the guest had in
     memory at that time is in neither.
     """
-    with _chain(file, image_format="vhd", **options) as chain:
+    with opened_chain(file, image_format="vhd", **options) as chain:
         depth = 1 if against is None else _depth(chain, against)
         found = vhdkit.changed_files(chain, depth, partition)
         if as_json:

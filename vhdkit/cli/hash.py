@@ -13,6 +13,7 @@ from vhdkit.cli.options import (
     accept_option,
     chain_options,
     force_share_option,
+    image_format_option,
     json_option,
     progress_option,
     reading,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--layers", is_flag=True, help="Hash what each layer shows as well, from the leaf down.")
 @click.option("--blake3", is_flag=True, help="Take BLAKE3 instead of SHA-256 (pip install 'vhdkit[blake3]').")
-@click.option("-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD.")
+@image_format_option
 @force_share_option
 @progress_option
 @chain_options

@@ -156,3 +156,7 @@ progress_option = click.option(
     type=click.Choice(["bar", "plain", "json", "none"]),
     help="How to show the progress; a bar on a terminal, else plain lines.",
 )
+
+image_format_option = click.option(
+    "-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD."
+)

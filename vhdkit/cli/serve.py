@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import vhdkit
-from vhdkit.cli.options import accept_option, chain_arguments, chain_options, force_share_option
-from vhdkit.cli.output import echo, warn
+from vhdkit.cli.opened_chain import opened_chain
+from vhdkit.cli.options import accept_option, chain_options, force_share_option, image_format_option
+from vhdkit.cli.output import echo
 from vhdkit.cli.signals import ending_signals
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from vhdkit.chain.chain import Chain
     from vhdkit.serve.address import Endpoint
     from vhdkit.serve.nbd_server import NbdServer
 
@@ -45,7 +44,7 @@ _SIGNALLED = 128
     help="With --port: listen on this address of the machine; every host that reaches it may connect.",
 )
 @click.option("--writable", is_flag=True, help="Let clients write into FILE; the layers below never change.")
-@click.option("-f", "image_format", type=click.Choice(["vhd", "raw"]), help="Format; raw if nothing says VHD.")
+@image_format_option
 @force_share_option
 @chain_options
 @accept_option
@@ -57,8 +56,6 @@ def serve(
     port: int | None,
     bind: str | None,
     writable: bool,
-    image_format: str | None,
-    force_share: bool,
     **options: Any,
 ) -> int:
     """Serve what FILE shows through its chain as a network block device (NBD), by nbdkit.
@@ -71,11 +68,7 @@ def serve(
     from vhdkit.serve.nbd_server import serve_nbd
 
     endpoint = _endpoint(socket_path, port, bind)
-    if writable and (force_share or image_format == "raw"):
-        raise click.UsageError("--writable takes a VHD that is not in use elsewhere, without -f raw and --force-share")
-    with _opened(file, image_format, writable=writable, lock=not force_share, **options) as chain:
-        warn(chain.findings)
-        chain.check_readable()
+    with opened_chain(file, writable=writable, **options) as chain:
         # Before nbdkit begins: a signal that comes then is not lost.
         with _events() as events, serve_nbd(chain, endpoint) as server:
             _watch(events, server.wait, _SERVER_ENDED)
@@ -103,17 +96,6 @@ def _endpoint(socket_path: str | None, port: int | None, bind: str | None) -> En
     if port is None and bind is None:
         return None
     return TcpPort(port=port or NBD_PORT, address=bind or LOOPBACK)
-
-
-def _opened(file: str, image_format: str | None, *, writable: bool, lock: bool, **options: Any) -> Chain:
-    from vhdkit.chain.open_view import open_view
-    from vhdkit.options import ParentPolicy
-    from vhdkit.storage.local_folder import LocalFolder
-
-    if writable:
-        return vhdkit.open_chain(file, writable=True, **chain_arguments(**options))
-    policy = ParentPolicy.of(**chain_arguments(**options))
-    return open_view(file, image_format, policy, LocalFolder(), lock=lock)
 
 
 def _warn_of_reach(endpoint: Endpoint, *, writable: bool) -> None:
