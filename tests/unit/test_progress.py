@@ -14,6 +14,7 @@ from tests.through import ThroughStorage
 from tests.unit.test_merge_laws import Event, SpyFolder, chain_over, contents, in_memory, plain_view, put
 from vhdkit.chain.compare import compare
 from vhdkit.chain.convert import convert
+from vhdkit.merging.run.run_journal import RunJournal
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage.memory import MemoryFolder
 
@@ -276,6 +277,30 @@ def test_the_progress_function_may_stop_it_in_every_phase(phase: Phase) -> None:
     vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder)
     assert plain_view(folder, paths[1:]) == chain.view().tobytes()
     assert list(contents(folder)) == [paths[1]]
+
+
+def test_a_second_interruption_while_the_first_is_noted_still_tells_how_things_stand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chain = large_chain(24)
+    folder, paths = in_memory(chain)
+    cancel = threading.Event()
+
+    def ask(state: Progress) -> None:
+        if state.bytes_done >= 10 * MIB:
+            cancel.set()
+
+    def interrupted(*_words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunJournal, "_note_stopped", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), progress=ask, cancel=cancel, folder=folder)
+    (note,) = caught.value.__notes__
+    assert "goes on with it" in note
+    assert plain_view(folder, paths) == chain.view().tobytes()
+    vhdkit.merge(vhdkit.plan_merge(paths[0], folder=folder), folder=folder)
+    assert plain_view(folder, paths[1:]) == chain.view().tobytes()
 
 
 def test_an_event_that_was_set_before_stops_it_before_anything_is_changed_for_good() -> None:

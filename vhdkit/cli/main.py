@@ -19,7 +19,7 @@ import click
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.failure import report_failure, say
 from vhdkit.cli.output import JSON_OUTPUT, echo
-from vhdkit.cli.signals import ending_signals
+from vhdkit.cli.signals import ending_signals, signals_handled
 from vhdkit.command_hints import command_words
 from vhdkit.errors import Cancelled, FileNameError, ImageInUseError, VhdError
 from vhdkit.findings import hints_as
@@ -99,7 +99,9 @@ def _run(arguments: list[str]) -> int:
         report_failure(error, code)
         return code
     except (click.Abort, KeyboardInterrupt, Cancelled) as error:
-        report_failure(_Interruption(_notes_of(error)), ExitCode.INTERRUPTED)
+        # Nothing cuts short what is said of how the work has ended.
+        with signals_handled(signal.SIG_IGN):
+            report_failure(_Interruption(_notes_of(error)), ExitCode.INTERRUPTED)
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); Python would complain once more while shutting down.

@@ -15,7 +15,7 @@ import click
 from vhdkit.cli.opened_chain import opened_chain
 from vhdkit.cli.options import accept_option, chain_options, force_share_option, image_format_option
 from vhdkit.cli.output import echo
-from vhdkit.cli.signals import ending_signals
+from vhdkit.cli.signals import signals_handled
 
 if TYPE_CHECKING:
     import subprocess
@@ -115,19 +115,12 @@ _COMMAND_ENDED = "command"
 def _events() -> Iterator[SimpleQueue[str | int]]:
     """Lend a queue that gets the signals which ask this process to end."""
     events: SimpleQueue[str | int] = SimpleQueue()
-    if threading.current_thread() is not threading.main_thread():
-        yield events
-        return
 
     def take_note(number: int, _frame: FrameType | None) -> None:
         events.put(number)
 
-    before = {number: signal.signal(number, take_note) for number in ending_signals()}
-    try:
+    with signals_handled(take_note):
         yield events
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _watch(events: SimpleQueue[str | int], wait: Any, event: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 # What a terminal that is closed, or an ssh connection that is lost, sends; Windows has none.
@@ -29,18 +29,25 @@ def stopping() -> Iterator[threading.Event]:
     A terminal that is closed sends SIGHUP more than once, to the shell's jobs and to the session: it never cuts.
     """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if event.is_set() and number != HANGUP:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, handle) for number in ending_signals()}
-    try:
+    with signals_handled(handle):
         yield event
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Handle the signals that ask this process to end; Python allows that in its main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in ending_signals()}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -129,23 +129,20 @@ def _run(words: list[str]) -> int:
     import signal
     import subprocess
 
-    from vhdkit.cli.signals import ending_signals
+    from vhdkit.cli.signals import signals_handled
 
     try:
         process = subprocess.Popen(words)  # noqa: S603 - what the user asks for, and no shell
     except OSError as error:
         echo(f"vhdkit: {printable(words[0])}: {error.strerror}", err=True)
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
-    # A terminal sends Ctrl-C to both of them.
-    before = {
-        number: signal.signal(number, lambda sent, _frame: None if sent == signal.SIGINT else process.send_signal(sent))
-        for number in ending_signals()
-    }
-    try:
+
+    def hand_on(number: int, _frame: object) -> None:
+        if number != signal.SIGINT:  # a terminal sends Ctrl-C to both of them
+            process.send_signal(number)
+
+    with signals_handled(hand_on):
         code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return code if code >= 0 else 128 - code
 
 

@@ -208,17 +208,30 @@ class _Merge:
                 self.completion.write(self.folder, self.destination)
             return relinked, self.remove_sources()
         except BaseException as error:
-            self.journal.note_stop(error)
-            told = translate_error(error, self.plan, self.folder, self.reporter.done)
-            if self.journal.is_of_before:
-                told.add_note("Every disk reads as before.")
-            else:
-                add_status_note(told, self.plan, self.journal.last, self.folder)
+            told = self.told_error(error)
             if told is error:
                 raise
             raise told from error
         finally:
             self.journal.close()
+
+    def told_error(self, error: BaseException) -> BaseException:
+        """Return the error that the caller gets, with how things stand, after leaving a word of it in the journal."""
+        try:
+            self.journal.note_stop(error)
+            return self.noted(error)
+        except KeyboardInterrupt as again:
+            # A second Ctrl-C cuts short what the first has begun to say; the caller still hears how things stand.
+            return self.noted(again)
+
+    def noted(self, error: BaseException) -> BaseException:
+        """Return the error in the caller's words, with how things stand."""
+        told = translate_error(error, self.plan, self.folder, self.reporter.done)
+        if self.journal.is_of_before:
+            told.add_note("Every disk reads as before.")
+        else:
+            add_status_note(told, self.plan, self.journal.last, self.folder)
+        return told
 
     def read_view(self) -> str:
         """Return the digest of what the leaf shows, if the result is to be held against it."""
