@@ -14,7 +14,8 @@ stopped; both go down whole. `storage` is the one way to the machine; `disk` is 
 over its bitmaps; `journal` holds the side files; `vhd` turns bytes into frozen records, and reads, checks, writes and
 creates one image; `chain` finds and verifies parents and reads through layers; `merging` plans with plain values and
 then does, in an order that leaves the leaf readable at every instant; `job` runs that in the background and answers for
-it; `snapshot` keeps a machine's tree of snapshots, and the merges that wait; `cli` prints. Imports point down only.
+it; `snapshot` keeps a machine's tree of snapshots, and the merges that wait; `fleet` does the same verbs over many
+chains; `cli` prints. Imports point down only.
 
 The names below are loaded when they are first used: `vhdkit --help` needs neither numpy nor construct.
 """
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         ChainLoopError,
         CorruptImageError,
         FileNameError,
+        FleetError,
         GuestFileError,
         ImageInUseError,
         JobError,
@@ -116,6 +118,7 @@ _HOMES = {
         "ChainLoopError",
         "CorruptImageError",
         "FileNameError",
+        "FleetError",
         "GuestFileError",
         "ImageInUseError",
         "JobError",
@@ -203,6 +206,7 @@ __all__ = [
     "FileChange",
     "FileNameError",
     "Finding",
+    "FleetError",
     "GuestFile",
     "GuestFileError",
     "GuestFiles",

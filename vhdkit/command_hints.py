@@ -39,6 +39,8 @@ _WORDS = {
     Advice.PARTITION: "--partition N",
     Advice.MOVE_FILE: "`mv {path} {new_path}`",
     Advice.CHECK: "`vhdkit check {path}`",
+    Advice.CHECK_CHAIN: "`vhdkit check --chain {path}`",
+    Advice.HASH: "`vhdkit hash {path}`",
     Advice.REPAIR_FOOTERS: "`vhdkit check --repair-footers {path}`",
     Advice.ACCEPT_HEADER: "`vhdkit rebase {path} -b PARENT --accept-header-checksum{rest}`",
     Advice.MAKE_VHD: "`qemu-img convert -f raw -O vpc -o force_size=on {path} {new_path}`",

@@ -8,6 +8,7 @@
     +- ImageInUseError              .holders (who has it, where the system can tell)
     +- Cancelled                    stopped as asked
     +- ServeError                   another program that it takes is missing, or has failed
+    +- FleetError                   a run over many chains, or one of its workers, cannot go on
     +- MissingExtraError            .extra: the one of this package that would bring a library it takes
     +- GuestFileError               what is inside of a disk is not there, or cannot be read as asked
     +- ChainError                   .candidates (everything that was tried, and why it was not taken)
@@ -260,6 +261,10 @@ class SnapshotError(VhdError):
 
 class ServeError(VhdError):
     """A program that serves or takes a disk is missing, could not begin, or ended before it should."""
+
+
+class FleetError(VhdError):
+    """A run over many chains cannot be done as asked, or a worker of it has died again and again."""
 
 
 class MissingExtraError(VhdError):

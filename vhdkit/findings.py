@@ -114,6 +114,8 @@ class Advice(Enum):
     # Images and chains
     MOVE_FILE = "mv {path!r} {new_path!r}"
     CHECK = "check({path!r})"
+    CHECK_CHAIN = "check({path!r}, chain=True)"
+    HASH = "hash_image({path!r})"
     REPAIR_FOOTERS = "repair_footers({path!r})"
     ACCEPT_HEADER = "rebase({path!r}, PARENT, accept_header_checksum=True)"
     MAKE_VHD = "qemu-img convert -f raw -O vpc -o force_size=on {path!r} {new_path!r}"

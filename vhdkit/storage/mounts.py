@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 
@@ -53,6 +54,20 @@ def _unescaped(text: str) -> str:
     '/mnt/my disks'
     """
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
+
+
+def mount_point(path: str) -> tuple[int, str]:
+    """Return the number of the file system that a file or folder lies on, and the folder where that is mounted.
+
+    Raises:
+        OSError: the path leads to nothing.
+
+    """
+    here = os.path.realpath(path)
+    device = os.stat(here).st_dev
+    while (above := os.path.dirname(here)) != here and os.stat(above).st_dev == device:
+        here = above
+    return device, here
 
 
 def is_made_up(kind: str) -> bool:

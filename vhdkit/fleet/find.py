@@ -1,0 +1,245 @@
+"""The chains that a pattern means, found where their files are: plain values, which go to whoever plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.catalog import Catalog, Parents, Unreadable, read_entries
+from vhdkit.chain.chain import open_chain_with
+from vhdkit.disk import unique_id
+from vhdkit.errors import JournalError, VhdError
+from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
+from vhdkit.journal.merge_journal import read_journal
+from vhdkit.storage import paths
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.mounts import mount_point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from vhdkit.chain.catalog import Cataloged
+    from vhdkit.fleet.patterns import Pattern
+    from vhdkit.options import ParentPolicy
+    from vhdkit.storage.protocols import Entry, Folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundLayer:
+    """One image of a chain; `is_matched` says whether the pattern means it. Sizes in bytes."""
+
+    path: str
+    unique_id: bytes
+    identity: tuple[int, int]
+    file_size: int
+    is_matched: bool
+    is_child: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundChain:
+    """A chain whose topmost matched image is its first layer; `size` is that of the disk, in bytes.
+
+    `problem` is why the chain cannot be opened: then only the first layer is known.
+    """
+
+    layers: tuple[FoundLayer, ...]
+    size: int
+    problem: VhdError | OSError | None = None
+
+    @property
+    def leaf(self) -> FoundLayer:
+        """The topmost image that the pattern means."""
+        return self.layers[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnfinishedMerge:
+    """A merge that was begun and not finished: `leaf_id` is a GUID, `sources` are paths, leaf first."""
+
+    sources: tuple[str, ...]
+    leaf_id: str
+    destination: str
+    identity: tuple[int, int]
+    payload_bytes: int
+
+    @property
+    def leaf(self) -> str:
+        """The topmost source, which may be gone."""
+        return self.sources[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundChains:
+    """What a pattern means on one machine.
+
+    `unreadable` are files and folders that the system does not let be read, `unfinished` merges whose topmost source
+    the pattern means, and `mounts` says where the file system of a number is mounted.
+    """
+
+    host: str
+    chains: tuple[FoundChain, ...]
+    unfinished: tuple[UnfinishedMerge, ...] = ()
+    unreadable: Mapping[str, VhdError | OSError] = field(default_factory=dict)
+    mounts: Mapping[int, str] = field(default_factory=dict)
+
+
+def find_chains(pattern: Pattern, parents: ParentPolicy) -> FoundChains:
+    """Find the chains that a pattern means on this machine.
+
+    An image that the pattern means is a chain of its own unless it is the parent of another that it means.
+
+    Raises:
+        OSError: the folder that the pattern begins with cannot be listed.
+
+    """
+    folder = LocalFolder()
+    unreadable: dict[str, VhdError | OSError] = {}
+    matched: dict[str, Entry] = {}
+    unfinished: list[UnfinishedMerge] = []
+    for entry, is_meant in _entries(pattern, folder, unreadable):
+        if entry.path.endswith(JOURNAL_SUFFIX):
+            unfinished += _unfinished(folder, entry.path, pattern)
+        elif is_meant:
+            matched[entry.path] = entry
+    chains = tuple(_chains(matched, folder, parents, unreadable))
+    return FoundChains(
+        host=pattern.host,
+        chains=chains,
+        unfinished=tuple(unfinished),
+        unreadable=unreadable,
+        mounts=_mounts(chains, unfinished),
+    )
+
+
+def _chains(
+    matched: Mapping[str, Entry], folder: Folder, parents: ParentPolicy, unreadable: dict[str, VhdError | OSError]
+) -> Iterator[FoundChain]:
+    """Yield the chains of files that are meant, damaged images last; what cannot be read goes into `unreadable`."""
+    images: dict[str, Cataloged] = {}
+    damaged: list[FoundChain] = []
+    for each in read_entries(folder, matched.values()):
+        match each:
+            case Unreadable(path, VhdError() as error):
+                damaged.append(_damaged(matched[path], error))
+            case Unreadable(path, error):
+                unreadable[path] = error
+            case image:
+                images[image.path] = image
+    yield from _opened(images, folder, parents)
+    yield from damaged
+
+
+def _mounts(chains: Iterable[FoundChain], unfinished: Iterable[UnfinishedMerge]) -> dict[int, str]:
+    """Return where each file system is mounted, by its number."""
+    files = {layer.identity[0]: layer.path for chain in chains for layer in chain.layers}
+    files |= {each.identity[0]: each.destination for each in unfinished}
+    return {device: mount_point(path)[1] for device, path in files.items()}
+
+
+def _entries(
+    pattern: Pattern, folder: Folder, unreadable: dict[str, VhdError | OSError]
+) -> Iterator[tuple[Entry, bool]]:
+    """Yield the files where the pattern begins, and whether it means them; a path without wildcards is itself."""
+    # A name with brackets may be just that.
+    is_path = not pattern.is_wild or folder.exists(pattern.text)
+    root = folder.real(pattern.text if is_path else pattern.root)
+    name = ""
+    if is_path and not folder.names(root) and folder.exists(root):
+        root, name = paths.dirname(root), paths.basename(root)
+    folder.check_directory(root)
+    unlisted: dict[str, OSError] = {}
+    is_deep = not name if is_path else pattern.is_deep
+    for entry in folder.walk(root, deep=is_deep, unlisted=unlisted):
+        yield entry, _is_meant(pattern, root, entry.path, name=name, is_path=is_path)
+    unreadable.update(unlisted)
+
+
+def _is_meant(pattern: Pattern, root: str, path: str, *, name: str, is_path: bool) -> bool:
+    relative = paths.relpath(path, root).replace(paths.sep, "/")
+    return (not name or relative == name) if is_path else pattern.matches(relative)
+
+
+def _opened(images: Mapping[str, Cataloged], folder: Folder, parents: ParentPolicy) -> Iterator[FoundChain]:
+    """Yield the chains of the images that are nobody's parent among them."""
+    matched = {image.identity for image in images.values()}
+    reached: set[tuple[int, int]] = set()
+    for image in _topmost(images):
+        # A link or a second name leads to the same file; and where ids are ambiguous only opening a chain tells.
+        if image.identity in reached:
+            continue
+        chain = _chain(image, matched, folder, parents)
+        reached.update(layer.identity for layer in chain.layers)
+        yield chain
+
+
+def _topmost(images: Mapping[str, Cataloged]) -> Iterable[Cataloged]:
+    """Return the images that are nobody's parent, then those that are reached from none: loops of parents."""
+    known = Parents(Catalog(images=dict(images)))
+    parents = {path: known.of(image) for path, image in images.items()}
+    below = {found[0].path for found in parents.values() if len(found) == 1}
+    top = [image for path, image in images.items() if path not in below]
+    seen: set[str] = set()
+    for image in top:
+        at = image.path
+        while at not in seen:
+            seen.add(at)
+            at = parents[at][0].path if len(parents[at]) == 1 else at
+    return [*top, *(image for path, image in images.items() if path not in seen)]
+
+
+def _chain(image: Cataloged, matched: set[tuple[int, int]], folder: Folder, parents: ParentPolicy) -> FoundChain:
+    try:
+        with open_chain_with(image.path, parents, folder, lock=False) as chain:
+            layers = tuple(
+                FoundLayer(
+                    path=layer.path,
+                    unique_id=layer.unique_id,
+                    identity=layer.storage.identity,
+                    file_size=layer.storage.size(),
+                    is_matched=layer.storage.identity in matched,
+                    is_child=layer.parent is not None,
+                )
+                for layer in chain.layers
+            )
+            return FoundChain(layers=layers, size=chain.size)
+    except (VhdError, OSError) as error:
+        return _alone(image.path, image.identity, image.unique_id, image.metadata.size, error)
+
+
+def _damaged(entry: Entry, error: VhdError) -> FoundChain:
+    """Return a file that should be an image and is none as it stands; a check says more."""
+    return _alone(entry.path, entry.identity, unique_id.NULL, entry.size, error)
+
+
+def _alone(path: str, identity: tuple[int, int], own_id: bytes, size: int, problem: VhdError | OSError) -> FoundChain:
+    layer = FoundLayer(path=path, unique_id=own_id, identity=identity, file_size=0, is_matched=True, is_child=False)
+    return FoundChain(layers=(layer,), size=size, problem=problem)
+
+
+def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedMerge]:
+    """Return the merge that a journal is of; none if the pattern does not mean it, or it cannot be gone on with."""
+    destination = path.removesuffix(JOURNAL_SUFFIX)
+    try:
+        journal = read_journal(folder, destination)
+        if journal is None or journal.begin.undo or journal.rolling_back:
+            return []
+        sources = tuple(journal.resolve(source.path) for source in journal.begin.sources)
+        root = folder.real(pattern.root)
+        if not paths.is_below(paths.dirname(sources[0]), [root]):
+            return []
+        if pattern.is_wild and not pattern.matches(paths.relpath(sources[0], root).replace(paths.sep, "/")):
+            return []
+        with folder.open(destination) as storage:
+            identity = storage.identity
+    except (JournalError, OSError, ValueError):
+        # The chain itself says so when its turn comes.
+        return []
+    found = UnfinishedMerge(
+        sources=sources,
+        leaf_id=unique_id.guid(bytes.fromhex(journal.begin.sources[0].unique_id)),
+        destination=destination,
+        identity=identity,
+        payload_bytes=journal.begin.payload_bytes,
+    )
+    return [found]
