@@ -1,0 +1,185 @@
+"""One task, done by a worker: the verb's own function, and what came of it as plain values.
+
+Every task may be done again, after any end and by another worker: a merge goes on at its journal's mark or is known to
+be done, a new file that shows the same is known to be done, and checks and hashes change nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vhdkit.chain.check import CLEAN, CORRUPT, LEAKS, check
+from vhdkit.chain.compare import compare
+from vhdkit.chain.convert import convert
+from vhdkit.chain.hash import hash_image
+from vhdkit.findings import Level
+from vhdkit.fleet.channel import TaskReporter
+from vhdkit.fleet.outcome import ChainOutcome
+from vhdkit.fleet.requests import CheckRequest, ConvertRequest, FleetRequest, HashRequest
+from vhdkit.job.start import run_merge
+from vhdkit.merging.ensure_merged import Ensured, ensure
+from vhdkit.options import EnsureRequest
+from vhdkit.storage import paths
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.new_file import is_partial, partial_name
+from vhdkit.storage.process import this_process
+
+if TYPE_CHECKING:
+    from vhdkit.chain.check import CheckReport
+    from vhdkit.fleet.plan import FleetTask
+    from vhdkit.merging.completion import Completion
+    from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.run.engine import MergeResult
+
+
+_ENSURED = {
+    Ensured.BEGUN: ChainOutcome.DONE,
+    Ensured.RESUMED: ChainOutcome.RESUMED,
+    Ensured.WAS_DONE: ChainOutcome.WAS_DONE,
+}
+_CHECKED = {CLEAN: ChainOutcome.CLEAN, LEAKS: ChainOutcome.LEAKS, CORRUPT: ChainOutcome.CORRUPT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Performed:
+    """What came of a task. `detail` is a digest, a number of findings or the new file; `total_bytes` is what was moved.
+
+    `worker` is the machine and the process that did it.
+    """
+
+    outcome: ChainOutcome
+    detail: str = ""
+    total_bytes: int = 0
+    seconds: float = 0.0
+    worker: str = ""
+
+
+def perform(task: FleetTask) -> Performed:
+    """Do what a task asks for, here and now.
+
+    Raises:
+        VhdError, OSError: what the verb's own function raises.
+
+    """
+    begun = time.monotonic()
+    if task.attempt and isinstance(task.request, ConvertRequest):
+        _remove_partial(task.request.destination)
+    outcome, detail, moved = _done(task.request, TaskReporter(task.number))
+    process, host = this_process()
+    return Performed(
+        outcome=outcome,
+        detail=detail,
+        total_bytes=moved,
+        seconds=time.monotonic() - begun,
+        worker=f"{host}:{process}",
+    )
+
+
+def _done(request: FleetRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
+    """Do it; return how it ended, its detail, and the bytes that were moved."""
+    match request:
+        case CheckRequest():
+            return _checked(request)
+        case HashRequest():
+            return _hashed(request, reporter)
+        case ConvertRequest():
+            return _converted(request, reporter)
+        case EnsureRequest():
+            return _merged(request, reporter)
+
+
+def _checked(request: CheckRequest) -> tuple[ChainOutcome, str, int]:
+    parents = request.parents
+    report = check(
+        request.path,
+        chain=True,
+        deep=request.deep,
+        search=parents.search,
+        parent_map=parents.parent_map,
+        parent=parents.parent,
+        accept_id_mismatch=parents.accept_id_mismatch,
+    )
+    return _CHECKED.get(report.exit_code, ChainOutcome.NOT_CHECKED), _findings(report), 0
+
+
+def _findings(report: CheckReport) -> str:
+    """Return the first finding of the worst level that counts, and how many there are."""
+    told = [finding for finding in report.findings if finding.level is Level.ERROR]
+    if not told:
+        return f"{report.leaked_bytes} bytes lost" if report.leaked_bytes else ""
+    more = report.count(Level.ERROR) - 1
+    return str(told[0]) + (f" (and {more} more)" if more else "")
+
+
+def _hashed(request: HashRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
+    parents = request.parents
+    (view,) = hash_image(
+        request.path,
+        algorithm=request.algorithm,
+        search=parents.search,
+        parent_map=parents.parent_map,
+        parent=parents.parent,
+        accept_id_mismatch=parents.accept_id_mismatch,
+        progress=reporter,
+        cancel=reporter.cancel,
+    )
+    return ChainOutcome.DONE, view.digest, view.size
+
+
+def _converted(request: ConvertRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
+    parents = request.parents
+    try:
+        size = convert(
+            request.path,
+            request.destination,
+            output_format=request.output_format,
+            search=parents.search,
+            parent_map=parents.parent_map,
+            parent=parents.parent,
+            accept_id_mismatch=parents.accept_id_mismatch,
+            progress=reporter,
+            cancel=reporter.cancel,
+        )
+    except FileExistsError:
+        if not _shows_the_same(request):
+            raise
+        return ChainOutcome.WAS_DONE, request.destination, 0
+    return ChainOutcome.DONE, request.destination, size
+
+
+def _remove_partial(destination: str) -> None:
+    """Remove the new file that a worker of this run had half made when it died."""
+    folder = LocalFolder()
+    real = folder.real(destination)
+    directory, name = paths.dirname(real), paths.basename(real)
+    for other in folder.names(directory):
+        if other.startswith(f"{name}.") and is_partial(other) and len(other) == len(partial_name(name, "0" * 8)):
+            folder.remove(paths.join(directory, other))
+    folder.sync(directory)
+
+
+def _shows_the_same(request: ConvertRequest) -> bool:
+    """Whether the new file is there already and shows what the chain does."""
+    parents = request.parents
+    found = compare(
+        request.path,
+        request.destination,
+        format_b="raw" if request.output_format == "raw" else None,
+        search=parents.search,
+        parent_map=parents.parent_map,
+        parent=parents.parent,
+        accept_id_mismatch=parents.accept_id_mismatch,
+    )
+    return found.equal and found.same_size
+
+
+def _merged(request: EnsureRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
+    def carry_out(plan: MergePlan, completion: Completion | None) -> MergeResult:
+        plan.refuse_obstacles()
+        return run_merge(plan, request.merge, progress=reporter, cancel=reporter.cancel, completion=completion)
+
+    done = ensure(request, carry_out, LocalFolder())
+    copied = 0 if done.merge is None else done.merge.bytes_copied
+    return _ENSURED[done.outcome], done.destination, copied
