@@ -143,6 +143,17 @@ def test_a_path_that_no_journal_would_have_is_a_journal_error(path: str) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names are text there")
+@pytest.mark.parametrize("field", ["destination", "sources"])
+def test_an_image_that_is_merged_without_an_id_is_a_journal_error(field: str) -> None:
+    nameless = FILE | {"unique_id": ""}
+    with pytest.raises(ValueError, match="an image that is merged has an id"):
+        decode_record(dumps(BEGIN | {field: [nameless] if field == "sources" else nameless}).encode())
+
+
+def test_a_raw_file_below_has_no_id() -> None:
+    assert decode_record(dumps(BEGIN | {"below": [FILE | {"unique_id": ""}]}).encode())
+
+
 def test_a_name_that_is_no_utf_8_comes_back_as_it_was() -> None:
     name = os.fsdecode(b"base\xff\x80 \xc3\xa4.vhd")
     begin = said(dumps(BEGIN | {"destination": FILE | {"path": name}})).begin

@@ -244,6 +244,15 @@ def test_an_image_that_is_no_undo_image_is_refused(verb: object) -> None:
     assert contents(folder) == before
 
 
+def test_a_job_may_be_called_anything() -> None:
+    folder, paths = in_memory(chain_over(Kind.DYNAMIC, put(0, 50, 1), Snapshot(), put(3, 60, 2), sectors=100))
+    view = plain_view(folder, paths)
+    plan = vhdkit.plan_merge(paths[0], undo=UNDO, folder=folder)
+    vhdkit.merge(plan, job="\udc80 no UUID", folder=folder)
+    vhdkit.rollback(UNDO, folder=folder)
+    assert plain_view(folder, paths) == view
+
+
 def test_a_merge_that_was_cut_off_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     small_checkpoints(monkeypatch)
     folder, paths = in_memory(CHAINS["two levels dynamic"])

@@ -119,7 +119,7 @@ def temporary_name(path: str, job: str) -> str:
     try:
         token = uuid.UUID(job).hex
     except ValueError:
-        token = uuid.uuid5(uuid.NAMESPACE_OID, job).hex
+        token = uuid.uuid5(uuid.NAMESPACE_OID, job.encode(errors="backslashreplace").decode()).hex
     return partial_name(path, token)
 
 
