@@ -102,6 +102,20 @@ def test_without_an_undo_image_a_renamed_destination_needs_no_journal(vms: Path)
     assert view(vms / "disk.vhd") == leaf
 
 
+def test_what_reads_says_that_a_journal_speaks_of_another_file(vms: Path) -> None:
+    stopped(vms)
+    base = str(vms / "base.vhd")
+    (vms / "base.vhd").rename(vms / "disk.vhd")
+    vhdkit.create_image(base, size=MIB)
+    with vhdkit.open_chain(base) as chain:
+        seen = [*chain.findings, *vhdkit.check(base, chain=True).findings, *vhdkit.scan(str(vms)).unfinished]
+    told = [finding for finding in seen if finding.corruption is vhdkit.Corruption.MERGE_UNFINISHED]
+    assert len(told) == 3
+    for finding in told:
+        assert "does not speak of it: it is the journal of a merge into another file" in finding.message
+        assert finding.hint is None
+
+
 def test_a_journal_beside_a_new_file_of_an_old_name_does_not_speak_of_that(vms: Path) -> None:
     stopped(vms)
     (vms / "base.vhd").rename(vms / "disk.vhd")

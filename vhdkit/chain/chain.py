@@ -165,7 +165,7 @@ def _open_parents(layers: list[Image], policy: ParentPolicy, folder: Folder, *, 
         findings += child.findings
     if parents.policy.parent is not None:
         _refuse_unused(layers[0], parents.policy.parent, folder)
-    findings += unfinished_merges(folder, [layer.path for layer in layers])
+    findings += unfinished_merges(folder, {layer.path: layer.unique_id for layer in layers})
     findings += ended_views(folder, [layer for layer in layers if layer.kind is not DiskKind.RAW])
     return tuple(findings)
 

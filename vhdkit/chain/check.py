@@ -227,7 +227,6 @@ class _Checker:
     def _check_storage(self, storage: Storage, *, is_raw: bool = False) -> None:
         metadata = None
         size = storage.size()
-        self.findings += unfinished_merges(self.parents.folder, [storage.path])
         if not is_raw:
             self.findings += step_findings(self.parents.folder, storage)
             journal = _journal(self.parents.folder, storage.path)
@@ -235,6 +234,8 @@ class _Checker:
             self.files.append(checked)
             metadata = checked.metadata
             self._check_view(storage, metadata)
+        unique_id = b"" if metadata is None else metadata.unique_id
+        self.findings += unfinished_merges(self.parents.folder, {storage.path: unique_id})
         layer = _Checked(
             path=storage.path,
             identity=storage.identity,

@@ -79,7 +79,7 @@ def scan(directory: StrPath, *, search: Sequence[StrPath] = (), folder: Folder |
     directories = as_texts([directory, *search])
     place.check_directory(directories[0])
     catalog = read_catalog(place, directories)
-    unfinished = tuple(unfinished_merges(place, catalog.images))
+    unfinished = tuple(unfinished_merges(place, {path: image.unique_id for path, image in catalog.images.items()}))
     merged_into = dict.fromkeys(finding.path for finding in unfinished)
     undo = {path: image for path in merged_into if (image := undo_image_of(place, path)) is not None}
     return arrange(catalog, unfinished, undo)

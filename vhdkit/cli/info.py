@@ -70,7 +70,7 @@ def info(file: str, *, backing_chain: bool, as_json: bool, **options: Any) -> No
         if isinstance(error, CorruptImageError) and damage is None:
             findings.append(as_finding(error, error.path or folder.real(file)))
         record["backing-chain"] = []
-        findings += unfinished_merges(folder, [folder.real(file)])
+        findings += unfinished_merges(folder, {folder.real(file): metadata.unique_id})
         findings += _ended_view(folder, file, metadata)
     _show_info(record, findings, metadata, file, backing_chain=backing_chain, as_json=as_json)
 
