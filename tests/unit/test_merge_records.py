@@ -48,7 +48,8 @@ GROWTH = {
     "batmap": "ab" * 512,
 }
 KINDS: list[dict[str, Any]] = [
-    BEGIN | {"growth": GROWTH, "below": [FILE], "undo": "../u.vhd", "undo_id": "dd" * 16, "view": "ee" * 32},
+    BEGIN
+    | {"growth": GROWTH, "moved": 2, "below": [FILE], "undo": "../u.vhd", "undo_id": "dd" * 16, "view": "ee" * 32},
     {"kind": "reserved"},
     {"kind": "saved", "offset": 512, "held": 7, "undo": SEEN},
     {"kind": "mark", "offset": 1024, "bytes": 300, "mtime": 7.5},
@@ -148,6 +149,14 @@ def test_an_image_that_is_merged_without_an_id_is_a_journal_error(field: str) ->
     nameless = FILE | {"unique_id": ""}
     with pytest.raises(ValueError, match="an image that is merged has an id"):
         decode_record(dumps(BEGIN | {field: [nameless] if field == "sources" else nameless}).encode())
+
+
+@pytest.mark.parametrize("moved", [1, 3, 1 << 32])
+@pytest.mark.parametrize("growth", [None, GROWTH])
+def test_as_many_blocks_make_way_as_are_listed(moved: int, growth: dict[str, Any] | None) -> None:
+    """Numbers of these blocks are made as an array: 2^32 of them would take 32 GiB."""
+    with pytest.raises(ValueError, match="not as many as it says"):
+        decode_record(dumps(BEGIN | {"growth": growth, "moved": moved}).encode())
 
 
 def test_a_raw_file_below_has_no_id() -> None:

@@ -116,10 +116,12 @@ class Begin(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     plan: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
     def __post_init__(self) -> None:
-        """Refuse an undo image without an id, or the other way round, and images that are merged and have none."""
+        """Refuse what no merge has: an undo image without an id, images without one, other blocks that make way."""
         Record.__post_init__(self)
         if not all(state.unique_id for state in (*self.sources, self.destination)):
             raise ValueError("an image that is merged has an id; only a raw one below has none")
+        if self.moved != (0 if self.growth is None else len(self.growth.blocks)):
+            raise ValueError("the blocks that make way for a longer table are not as many as it says")
         if bool(self.undo) != bool(self.undo_id):
             raise ValueError("an undo image has a path and an id, or neither")
         if self.undo:

@@ -151,11 +151,7 @@ def _is_as_journaled(
         return False
     if growth is not None:
         places = place.offsets(np.arange(begin.moved))
-        if (
-            len(growth.blocks) != begin.moved
-            or destination.kind is DiskKind.FIXED
-            or not may_grow(destination, growth, places, grown=journal.grown)
-        ):
+        if destination.kind is DiskKind.FIXED or not may_grow(destination, growth, places, grown=journal.grown):
             return False
     own = added.astype(np.int64) if growth is None else np.concatenate([added.astype(np.int64), growth.blocks])
     return is_room_free(destination, own, place.first) and linked_as_planned(
