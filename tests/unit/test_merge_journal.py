@@ -284,7 +284,7 @@ def test_a_journal_goes_on_behind_its_last_whole_line() -> None:
     journal = read_journal(folder, "/b")
     assert journal is not None
     writer = JournalWriter.append(folder, journal)
-    writer.write("mark", offset=1, bytes=1, mtime=1.0)
+    writer.write("mark", offset=512, bytes=1, mtime=1.0)
     writer.close()
     found, _, _ = taken_apart(bytes(folder["/b" + JOURNAL].content))
     assert [record["kind"] for record in found] == ["begin", "mark"]

@@ -280,7 +280,7 @@ class Journal(JournalFile):
             gone = "" if self._is_top_there else " and is gone"
             return f"{top} was merged into {name}{gone}{why}"
         total = self.begin.payload_bytes
-        percent = 100 * self.bytes_done // total if total else 0
+        percent = min(100, 100 * self.bytes_done // total) if total else 0
         who = f"process {self.begin.pid} on {self.begin.host}"
         lost = "" if self._is_top_there else f"; {top} is gone, and it cannot go on until that is put back"
         return f"the merge of {top} into {name}, begun by {who}, is not finished: {percent} %{why}{lost}"

@@ -31,6 +31,8 @@ VERSION = 1
 
 # A BAT's entries are 32 bits of sectors: blocks lie below 2 TiB.
 _Count = Annotated[int, Meta(ge=0, le=1 << 32)]
+# An offset into the disk, or its size: whole sectors.
+_DiskOffset = Annotated[int, Meta(ge=0, le=1 << 42, multiple_of=SECTOR)]
 _BlockOffset = Annotated[int, Meta(ge=0, le=1 << 42)]
 # A file's size in bytes, and its time of change.
 SizeAndTime = tuple[Size, FileTime]
@@ -112,7 +114,7 @@ class Begin(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     file_end: Size
     growth: GrowthState | None
     footer: Annotated[str, Meta(pattern=r"\A[0-9a-f]{1024}\Z")]
-    virtual_size: Size
+    virtual_size: _DiskOffset
     plan: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
     def __post_init__(self) -> None:
@@ -139,7 +141,7 @@ class Grown(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 class Saved(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="saved"):
     """Up to `offset` the undo image has what will be overwritten: `held` sectors then, when it looked like `undo`."""
 
-    offset: Size
+    offset: _DiskOffset
     held: Size = 0
     undo: Seen | None = None
 
@@ -147,7 +149,7 @@ class Saved(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 class Mark(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="mark"):
     """Up to `offset` the disk's sectors are durable in the destination, whose time of change was `mtime`."""
 
-    offset: Size
+    offset: _DiskOffset
     bytes: Size
     mtime: FileTime
 

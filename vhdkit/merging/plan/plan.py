@@ -162,7 +162,9 @@ class MergePlan:
     @property
     def bytes_done(self) -> int:
         """The bytes of payload that an earlier run has copied."""
-        return self.journal.bytes_done if self.journal is not None and self.resume is Resume.CONTINUES else 0
+        if self.journal is None or self.resume is not Resume.CONTINUES:
+            return 0
+        return min(self.journal.bytes_done, self.payload_bytes)
 
     @property
     def undo_path(self) -> str:
