@@ -43,7 +43,7 @@ from vhdkit.merging.plan.finish import check_still_shows
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.checkpoints import CheckpointWriter
-from vhdkit.merging.run.failure_notes import add_status_note, translate_error
+from vhdkit.merging.run.failure_notes import told_error
 from vhdkit.merging.run.kept_layers import mark_kept_layers
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.run.page_cache import CacheDropper
@@ -208,30 +208,12 @@ class _Merge:
                 self.completion.write(self.folder, self.destination)
             return relinked, self.remove_sources()
         except BaseException as error:
-            told = self.told_error(error)
+            told = told_error(error, self.plan, self.journal, self.folder, self.reporter.done)
             if told is error:
                 raise
             raise told from error
         finally:
             self.journal.close()
-
-    def told_error(self, error: BaseException) -> BaseException:
-        """Return the error that the caller gets, with how things stand, after leaving a word of it in the journal."""
-        try:
-            self.journal.note_stop(error)
-            return self.noted(error)
-        except KeyboardInterrupt as again:
-            # A second Ctrl-C cuts short what the first has begun to say; the caller still hears how things stand.
-            return self.noted(again)
-
-    def noted(self, error: BaseException) -> BaseException:
-        """Return the error in the caller's words, with how things stand."""
-        told = translate_error(error, self.plan, self.folder, self.reporter.done)
-        if self.journal.is_of_before:
-            told.add_note("Every disk reads as before.")
-        else:
-            add_status_note(told, self.plan, self.journal.last, self.folder)
-        return told
 
     def read_view(self) -> str:
         """Return the digest of what the leaf shows, if the result is to be held against it."""

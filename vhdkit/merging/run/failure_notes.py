@@ -14,6 +14,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
+    from vhdkit.merging.run.run_journal import RunJournal
     from vhdkit.storage.protocols import Folder
 
 # A journal takes a block of the file system, which is rarely larger, and hardly ever a second.
@@ -21,7 +22,29 @@ _JOURNAL_BYTES = 4096
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def translate_error(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
+def told_error(error: BaseException, plan: MergePlan, journal: RunJournal, folder: Folder, done: int) -> BaseException:
+    """Return the error to raise, which says how things stand, after leaving a word of it in the journal.
+
+    `done` is the payload that is copied.
+    """
+    try:
+        journal.note_stop(error)
+        return _noted(error, plan, journal, folder, done)
+    except KeyboardInterrupt as again:
+        # A second Ctrl-C cuts short what the first has begun to say; the caller still hears how things stand.
+        return _noted(again, plan, journal, folder, done)
+
+
+def _noted(error: BaseException, plan: MergePlan, journal: RunJournal, folder: Folder, done: int) -> BaseException:
+    told = _translated(error, plan, folder, done)
+    if journal.is_of_before:
+        told.add_note("Every disk reads as before.")
+    else:
+        _add_status_note(told, plan, journal.last, folder)
+    return told
+
+
+def _translated(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
     """Return the error to raise: one that says how many bytes are missing, where space is what is.
 
     `done` is the payload that is copied.
@@ -60,7 +83,7 @@ def _left(plan: MergePlan, folder: Folder) -> list[str]:
     return [path for path in made if folder.exists(path)]
 
 
-def add_status_note(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
+def _add_status_note(error: BaseException, plan: MergePlan, journal: Journal | None, folder: Folder) -> None:
     """Note on the error that ends a merge how things stand."""
     if isinstance(error, VhdError) and not isinstance(error, (MergeError, ImageInUseError)):
         return
