@@ -19,7 +19,10 @@ RANGE = re.compile(r"bytes=(\d+)-(\d+)$")
 
 
 class RangeServer(ThreadingHTTPServer):
-    """`fault` is called with (how often the same was asked for, the path) and returns the name of a fault, or None."""
+    """`fault` is called with (how often the same was asked for, the path) and returns the name of a fault, or None.
+
+    `before_answer` is called with the path before a request is answered.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -28,6 +31,7 @@ class RangeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.fault: Callable[[int, str], str | None] = lambda _count, _path: None
+        self.before_answer: Callable[[str], None] = lambda _path: None
         self.has_etags = True
         self.heeds_conditions = True
         self.requests: list[str] = []
@@ -76,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             same = (self.command, name, self.headers.get("Range", ""))
             server.asked[same] += 1
             fault = server.fault(server.asked[same], name)
+        server.before_answer(name)
         path = server.folder / name.lstrip("/")
         if fault == "close":
             self.close_connection = True

@@ -14,7 +14,7 @@ import pytest
 
 import vhdkit
 from tests.conformance.tools import requires
-from tests.serve.disks import SIZE, on_disk
+from tests.serve.disks import SIZE
 from vhdkit.storage import remote_file
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ http {{
 def _library() -> None:
     pytest.importorskip("fsspec", reason="needs fsspec")
     pytest.importorskip("aiohttp", reason="needs aiohttp")
-
-
-@pytest.fixture
-def folder(model: ModelChain, tmp_path: Path) -> Path:
-    return on_disk(model, tmp_path / "chain").parent
 
 
 @pytest.fixture(params=["on", "off"], ids=["etag", "date"])

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import errno
-import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 import vhdkit
-from tests.serve.disks import SIZE, on_disk
+from tests.serve.disks import SIZE
 from vhdkit.errors import ReadOnlyImageError
-from vhdkit.storage import http_transport, remote_file
+from vhdkit.storage import remote_file, transport, transports
+from vhdkit.storage.remote_paths import remote_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.model import ModelChain
+    from tests.remote.conftest import Bucket
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="needs s3fs")
-    server = pytest.importorskip("moto.server", reason="needs moto").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint: str, model: ModelChain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "very-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(http_transport, "FIRST_PAUSE_SECONDS", 0.001)
-    http_transport.forget_transports()
-    client = pytest.importorskip("boto3").client("s3")
-    client.create_bucket(Bucket="backups")
-    for path in on_disk(model, tmp_path / "chain").parent.iterdir():
-        client.put_object(Bucket="backups", Key=f"vms/{path.name}", Body=path.read_bytes())
-    yield client
-    http_transport.forget_transports()
 
 
 LEAF = "s3://backups/vms/layer-2.avhd"
@@ -64,12 +32,12 @@ def test_a_chain_reads_as_the_model_says(model: ModelChain) -> None:
     assert vhdkit.check(LEAF, chain=True).exit_code == 0
 
 
-def test_an_object_that_changes_is_an_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_changes_is_an_error(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_file, "_cache", remote_file.BlockCache(0))
     with vhdkit.open_chain(LEAF) as chain:
         chain.read(0, SIZE)
-        old = bucket.get_object(Bucket="backups", Key="vms/layer-0.vhd")["Body"].read()
-        bucket.put_object(Bucket="backups", Key="vms/layer-0.vhd", Body=old[:-600] + b"changed!" + old[-592:])
+        old = bucket.client.get_object(Bucket="backups", Key="vms/layer-0.vhd")["Body"].read()
+        bucket.client.put_object(Bucket="backups", Key="vms/layer-0.vhd", Body=old[:-600] + b"changed!" + old[-592:])
         with pytest.raises(OSError, match="it has changed") as caught:
             chain.read(0, SIZE)
     assert caught.value.errno == errno.ESTALE
@@ -84,13 +52,47 @@ def test_what_is_not_there_is_not_found_and_nothing_is_written() -> None:
         vhdkit.open_chain(LEAF, writable=True)
 
 
-def test_a_store_that_cannot_be_reached_is_an_error(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    del bucket
+@pytest.mark.usefixtures("bucket", "own_transports")
+def test_a_store_that_cannot_be_reached_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(http_transport, "ATTEMPTS", 2)
-    http_transport.forget_transports()
+    monkeypatch.setattr(transport, "ATTEMPTS", 2)
     with pytest.raises(OSError, match="in vain"):
         vhdkit.open_chain(LEAF)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("fault", ["close", "short", "503", "429"])
+def test_what_fails_for_a_while_is_asked_for_again(model: ModelChain, bucket: Bucket, fault: str) -> None:
+    bucket.server.fault = lambda count, _path: fault if count < 3 else None
+    with vhdkit.open_chain(LEAF) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+    assert len(bucket.server.requests) > 3 * 3
+
+
+@pytest.mark.usefixtures("own_transports")
+@pytest.mark.parametrize("fault", ["close", "short", "503", "stall"])
+def test_what_fails_for_good_is_an_error(bucket: Bucket, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "ATTEMPTS", 2)
+    bucket.server.fault = lambda _count, path: fault if path.endswith("/layer-0.vhd") else None
+    with pytest.raises((OSError, vhdkit.ParentNotFoundError), match="in vain"):
+        vhdkit.open_chain(LEAF)
+
+
+def test_what_the_server_denies_is_not_asked_for_again(bucket: Bucket) -> None:
+    bucket.server.fault = lambda _count, _path: "403"
+    with pytest.raises(PermissionError, match="the server answers 403"):
+        vhdkit.open_chain(LEAF)
+    assert len(bucket.server.requests) == 1
+
+
+def test_a_server_that_sends_elsewhere_without_end_is_an_error(bucket: Bucket) -> None:
+    bucket.server.fault = lambda _count, _path: "302"
+    with pytest.raises(OSError, match="sends elsewhere") as caught:
+        vhdkit.open_chain(LEAF)
+    assert caught.value.errno == errno.EREMOTE
 
 
 class _Body:
@@ -118,18 +120,18 @@ class _Body:
 def test_no_more_is_read_than_was_asked_for_and_no_other_part(
     answered: str, error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transport, body = http_transport.transport_for("s3"), _Body()
-    version = transport.version(LEAF)
+    s3, body, place = transports.transport_for("s3"), _Body(), remote_place(LEAF)
+    version = s3.version(place)
 
     async def get_object(**_wanted: str) -> dict[str, Any]:
         return {"Body": body, "ETag": version.etag, "ContentRange": answered.format(size=version.size)}
 
-    monkeypatch.setattr(http_transport, "ATTEMPTS", 1)
+    monkeypatch.setattr(transport, "ATTEMPTS", 1)
 
     async def client() -> SimpleNamespace:
         return SimpleNamespace(get_object=get_object)
 
-    monkeypatch.setattr(transport, "_system", SimpleNamespace(set_session=client, loop=transport._system.loop))  # noqa: SLF001
+    monkeypatch.setattr(s3, "_system", SimpleNamespace(set_session=client))
     with pytest.raises(OSError, match=error):
-        transport.ranges(LEAF, version, [(0, 512)])
+        s3.ranges(place, version, [(0, 512)])
     assert body.sent <= 513

@@ -9,11 +9,12 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
+from vhdkit.storage import remote_folder
 from vhdkit.storage.directory_walk import TreeWalk
 from vhdkit.storage.local_file import LocalStorage, sync_descriptor
 from vhdkit.storage.portable_file import PortableStorage
 from vhdkit.storage.process import this_user
-from vhdkit.storage.remote_paths import is_remote, refusal_to_write, remote_place
+from vhdkit.storage.remote_paths import is_remote, remote_place
 
 try:
     import fcntl
@@ -52,7 +53,7 @@ def _descriptor(path: str, flags: int, dir_fd: int | None = None) -> int:
 class LocalFolder:
     """The file system of this machine; relative paths start at the current directory.
 
-    A URL names a file of another machine, which is only read (see `remote_paths`); its folder cannot be listed.
+    A URL names a file of another machine, which is only read (see `remote_folder`).
     """
 
     def __init__(self, *, portable: bool = not hasattr(os, "preadv")) -> None:
@@ -60,7 +61,7 @@ class LocalFolder:
 
     def open(self, path: str, *, writable: bool = False) -> Storage:
         if is_remote(path):
-            return _open_remote(path, writable=writable)
+            return remote_folder.open_remote(path, writable=writable)
         # Opening some devices does something; so the file is looked at first, and again once it is open.
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
@@ -108,12 +109,12 @@ class LocalFolder:
 
     def real(self, path: str) -> str:
         if is_remote(path):
-            return remote_place(path).rooted
+            return remote_folder.real(path)
         return os.path.realpath(path)
 
     def is_without_links(self, path: str, identity: tuple[int, int]) -> bool:
         if is_remote(path):
-            return True
+            return remote_folder.real(path) == path
         try:
             if not _CAN_STEP:
                 status = os.stat(path, follow_symlinks=False)
@@ -137,7 +138,7 @@ class LocalFolder:
 
     def exists(self, path: str) -> bool:
         if is_remote(path):
-            return _is_there(path)
+            return remote_folder.exists(path)
         return os.path.lexists(path)
 
     def make_directory(self, directory: str) -> None:
@@ -147,11 +148,13 @@ class LocalFolder:
 
     def check_directory(self, directory: str) -> None:
         if is_remote(directory):
+            remote_folder.check_listing(directory)
             return
         os.scandir(directory).close()
 
     def names(self, directory: str) -> tuple[str, ...]:
         if is_remote(directory):
+            # Journals and manifests have no say in what is only read, and asking would be round trips for each layer.
             return ()
         try:
             return tuple(sorted(os.listdir(directory)))
@@ -168,7 +171,7 @@ class LocalFolder:
         reach: Reach | None = None,
     ) -> Iterator[Entry]:
         if is_remote(directory):
-            return iter(())
+            return remote_folder.walk(directory, deep=deep, unlisted=unlisted)
         walk = TreeWalk(deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
         return walk.entries(directory)
 
@@ -233,27 +236,6 @@ class LocalFolder:
             sync_descriptor(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _open_remote(path: str, *, writable: bool) -> Storage:
-    # Only those who name a URL load what that takes.
-    from vhdkit.storage.remote_file import RemoteStorage  # noqa: PLC0415
-
-    place = remote_place(path)
-    if writable:
-        raise refusal_to_write(place)
-    return RemoteStorage(place)
-
-
-def _is_there(path: str) -> bool:
-    from vhdkit.storage.http_transport import transport_for  # noqa: PLC0415
-
-    place = remote_place(path)
-    try:
-        transport_for(place.scheme).version(place.url)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _identity_without_links(path: str) -> tuple[int, int]:

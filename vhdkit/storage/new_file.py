@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.storage import paths
+from vhdkit.storage.remote_paths import is_remote, refusal_to_write, remote_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +44,11 @@ def new_file(folder: Folder, path: str) -> Iterator[Storage]:
 
     Raises:
         FileExistsError: the name is taken.
+        ReadOnlyImageError: it is one on another machine.
 
     """
+    if is_remote(path):
+        raise refusal_to_write(remote_place(path))
     real = folder.real(path)
     if folder.exists(path):
         raise FileExistsError(errno.EEXIST, "the file exists already", path)

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NoReturn
 
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.http_transport import transport_for
 from vhdkit.storage.remote_paths import refusal_to_write
+from vhdkit.storage.transports import transport_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,19 +74,24 @@ _cache = BlockCache(MOST_CACHED_BYTES)
 _numbers = itertools.count()
 
 
+def remote_identity(place: RemotePlace) -> tuple[int, int]:
+    """Return the machine and the file, by their names."""
+    names = (f"{place.scheme}://{place.authority}", place.path)
+    digests = (hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names)
+    machine, file = (int.from_bytes(digest, "big") for digest in digests)
+    return machine, file
+
+
 class RemoteStorage(Handle):
     """An open remote file; see `Storage`. What it was when it was opened it is until it is closed, or an error."""
 
     def __init__(self, place: RemotePlace) -> None:
         self._place = place
         self._transport = transport_for(place.scheme)
-        self._version = self._transport.version(place.url)
+        self._version = self._transport.version(place)
         self._last = 0
         self._number = next(_numbers)
-        names = (f"{place.scheme}://{place.authority}", place.path)
-        digests = (hashlib.sha256(os.fsencode(name)).digest()[:8] for name in names)
-        machine, file = (int.from_bytes(digest, "big") for digest in digests)
-        self._identity = (machine, file)
+        self._identity = remote_identity(place)
         count = self._block_count
         self._fetch([*range(min(count, _HEAD_BLOCKS)), *range(max(_HEAD_BLOCKS, count - _TAIL_BLOCKS), count)])
 
@@ -204,7 +209,7 @@ class RemoteStorage(Handle):
         found: dict[int, bytes] = {}
         if ranges:
             for (start, _), body in zip(
-                ranges, self._transport.ranges(self._place.url, self._version, ranges), strict=True
+                ranges, self._transport.ranges(self._place, self._version, ranges), strict=True
             ):
                 for at in range(0, len(body), BLOCK_BYTES):
                     number = (start + at) // BLOCK_BYTES
@@ -260,6 +265,7 @@ class RemoteStorage(Handle):
         if not self._closed:
             self._closed = True
             _cache.drop(self._number)
+            self._transport.release(self._place, self._version)
 
     def _refusal(self) -> ReadOnlyImageError:
         return refusal_to_write(self._place)
