@@ -37,6 +37,7 @@ _MODULES = {
     "hash": ("hash",),
     "serve": ("serve",),
     "mount": ("mount",),
+    "fleet": ("fleet",),
     "files": ("partitions", "ls", "stat", "cat", "extract", "diff"),
 }
 _MODULE_OF = {verb: module for module, verbs in _MODULES.items() for verb in verbs}

@@ -16,6 +16,8 @@ from vhdkit.findings import Level, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from rich.console import Console
+
     from vhdkit.findings import Finding
     from vhdkit.progress import Progress
 
@@ -202,10 +204,16 @@ class _Terminal:
             self._stream.flush()
 
 
+def terminal_console() -> Console:
+    """Return what rich draws progress on: stderr, which may be closed meanwhile."""
+    from rich.console import Console
+
+    return Console(file=cast("TextIO", _Terminal(sys.stderr)))
+
+
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
     from rich import progress as rich
-    from rich.console import Console
 
     columns = (
         rich.TextColumn("{task.description}", markup=False),
@@ -215,7 +223,7 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=Console(file=cast("TextIO", _Terminal(sys.stderr)))) as bar:
+    with rich.Progress(*columns, console=terminal_console()) as bar:
         task = bar.add_task(title, total=None)
 
         def advance(state: Progress) -> None:

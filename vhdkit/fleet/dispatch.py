@@ -123,6 +123,12 @@ def run_plan(
         return dispatcher.run(executor, parallel)
 
 
+def not_begun(plan: FleetPlan) -> FleetReport:
+    """Return the report of a run that was refused for the obstacles of its plan: nothing was begun."""
+    dispatcher = _Dispatcher(plan, None, None)
+    return dispatcher.finished(time.time(), 0.0)
+
+
 class _Dispatcher:
     """One run: what the schedule lets begin goes to the executor, and what comes back goes into the report."""
 
@@ -149,17 +155,19 @@ class _Dispatcher:
             if not self._running:
                 break
             self._take_in(schedule, executor)
-        for task in self._plan.tasks:
-            if task.number not in self._reports:
-                self._reports[task.number] = self._report(task, ChainOutcome.NOT_BEGUN)
+        return self.finished(started, time.monotonic() - begun)
+
+    def finished(self, started: float, seconds: float) -> FleetReport:
+        """Return what came of every chain of the plan; tasks that have not ended were not begun."""
+        done = (
+            self._reports.get(task.number) or self._report(task, ChainOutcome.NOT_BEGUN) for task in self._plan.tasks
+        )
+        refused = (_refused(each.path, each.host, each.error) for each in self._plan.obstacles)
         return FleetReport(
             verb=self._plan.verb,
-            chains=(
-                *(self._reports[task.number] for task in self._plan.tasks),
-                *(_refused(obstacle.path, obstacle.host, obstacle.error) for obstacle in self._plan.obstacles),
-            ),
+            chains=(*done, *refused),
             started=started,
-            seconds=time.monotonic() - begun,
+            seconds=seconds,
             is_cancelled=self._is_stopping,
         )
 

@@ -105,12 +105,16 @@ def _checked(request: CheckRequest) -> tuple[ChainOutcome, str, int]:
 
 
 def _findings(report: CheckReport) -> str:
-    """Return the first finding of the worst level that counts, and how many there are."""
+    """Return the first finding of the worst level that counts, and how many there are.
+
+    What mends it is left to a check of that chain alone: this text is made where nobody types commands.
+    """
     told = [finding for finding in report.findings if finding.level is Level.ERROR]
     if not told:
         return f"{report.leaked_bytes} bytes lost" if report.leaked_bytes else ""
     more = report.count(Level.ERROR) - 1
-    return str(told[0]) + (f" (and {more} more)" if more else "")
+    first, *_ = told[0].message.splitlines()
+    return f"{told[0].path}: {first}" + (f" (and {more} more)" if more else "")
 
 
 def _hashed(request: HashRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:

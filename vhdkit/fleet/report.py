@@ -185,7 +185,7 @@ def as_html(report: FleetReport) -> str:
     """Return the report as one page that needs nothing else: what went wrong first, with the command that goes on."""
     rows = [*report.failures, *(chain for chain in report.chains if chain.outcome.is_good)]
     counts = ", ".join(f"{number} {outcome.value}" for outcome, number in sorted(report.counts.items()))
-    title = f"vhdkit fleet {report.verb.value}: {len(report.chains)} chains"
+    title = f"{report.verb.value.capitalize()} of {len(report.chains)} chains"
     head = "".join(f"<th>{name}</th>" for name in ("Image", "Outcome", "Bytes", "Seconds", "Worker", "Details"))
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'

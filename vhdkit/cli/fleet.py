@@ -1,0 +1,279 @@
+"""The verbs over many chains: fleet scan, check, hash, convert, merge."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vhdkit.cli.exit_codes import ExitCode
+from vhdkit.cli.options import FOLDER, FolderMap, Size, json_option, progress_option
+from vhdkit.cli.output import echo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vhdkit.fleet import FleetOptions, FleetPlan, FleetReport, FoundChains, ParentPolicy
+
+# As those of `check`: corrupt, could not be checked, space is lost.
+_CORRUPT, _NOT_CHECKED, _LEAKS = 2, 1, 3
+
+
+@click.group()
+def fleet() -> None:
+    """Do one verb for many chains at once, each ending by itself.
+
+    PATTERN names images: `*` and `?` stand for letters of a name, `**` for any number of folders; quote it, or the
+    shell takes it apart. An image that a PATTERN means is a chain unless it is the parent of another one.
+
+    Exit codes: 0 all done, 1 some failed, 75 some were in use (try later), 130 interrupted; `fleet check` has those of
+    check, the worst of all chains.
+    """
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the patterns, and the options that say where parents are."""
+    options = [
+        click.argument("patterns", nargs=-1, required=True, metavar="PATTERN..."),
+        click.option(
+            "--search",
+            multiple=True,
+            type=FOLDER,
+            metavar="DIR",
+            help="Look for parents in this folder too, and below.",
+        ),
+        click.option(
+            "--parent-map",
+            multiple=True,
+            type=FolderMap(),
+            help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
+        ),
+        json_option,
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+def _running(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the verbs that do something for each chain, which hand them on to `_run`."""
+    options = [
+        click.option(
+            "--parallel",
+            type=click.IntRange(1, 1024),
+            metavar="N",
+            help="Run at most N chains at once.  [default: as many as there are processors]",
+        ),
+        click.option(
+            "--per-target",
+            type=click.IntRange(1, 1024),
+            default=2,
+            show_default=True,
+            metavar="N",
+            help="Run at most N chains at once on one file system.",
+        ),
+        click.option(
+            "--report",
+            "reports",
+            multiple=True,
+            metavar="FILE",
+            help="Write what came of each chain to FILE: .csv, .json, .html, or .prom for the node exporter.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Say what would be done, and what stands in the way; do nothing."),
+        click.option("--keep-going", is_flag=True, help="Begin though nothing can be done for some of the chains."),
+        progress_option,
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), _shared(command))
+
+
+@fleet.command()
+@_shared
+def scan(
+    patterns: tuple[str, ...], *, search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], as_json: bool
+) -> int:
+    """List the chains that the PATTERNs mean, leaf and base of each.
+
+    Exit code 1 if something cannot be read, or a chain cannot be opened.
+    """
+    from vhdkit.cli.fleet_view import print_chains
+
+    found = _found(patterns, _parents(search, parent_map))
+    return ExitCode.FAILED if print_chains(found, as_json=as_json) else ExitCode.DONE
+
+
+@fleet.command()
+@_running
+@click.option("--deep", is_flag=True, help="Also read the data that the bitmaps say are not there.")
+def check(*, deep: bool, **asked: Any) -> int:
+    """Check each chain, its leaf and everything below."""
+    return _run("check", {"deep": deep}, **asked)
+
+
+@fleet.command("hash")
+@_running
+@click.option("--blake3", is_flag=True, help="Take BLAKE3 instead of SHA-256 (pip install 'vhdkit[blake3]').")
+def hash_(*, blake3: bool, **asked: Any) -> int:
+    """Print the SHA-256 of what each chain's leaf shows, in the lines of sha256sum."""
+    if blake3:
+        _check_blake3()
+    return _run("hash", {"algorithm": "blake3" if blake3 else "sha256"}, **asked)
+
+
+@fleet.command()
+@_running
+@click.option("--to", "destination", required=True, type=FOLDER, metavar="DIR", help="Where the new files go.")
+@click.option(
+    "-O",
+    "output_format",
+    type=click.Choice(["raw", "fixed", "dynamic"]),
+    default="dynamic",
+    show_default=True,
+    help="Format of the new files.",
+)
+def convert(*, destination: str, output_format: str, **asked: Any) -> int:
+    """Write what each chain's leaf shows to a new file in DIR, named for the leaf.
+
+    A file of that name that shows the same was made by an earlier run; any other one is never replaced.
+    """
+    from vhdkit.storage import paths
+
+    return _run("convert", {"destination": paths.abspath(destination), "output_format": output_format}, **asked)
+
+
+@fleet.command()
+@_running
+@click.option("--verify", is_flag=True, help="Read both before and after; remove nothing unless they agree.")
+@click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second in each merge: 8M.")
+def merge(*, verify: bool, rate: int | None, **asked: Any) -> int:
+    """Merge, in each chain, all images that the PATTERNs mean into the first below that they do not, or the base.
+
+    What was merged is REMOVED. The command may be repeated after any end: merges that were cut off go on, those that
+    are done are left alone. Each is a job: `vhdkit job list` shows how far it is.
+    """
+    if rate == 0:
+        raise click.UsageError("--rate 0 would never be done")
+    return _run("merge", {"verify": verify, "rate": rate}, **asked)
+
+
+def _run(
+    verb: str,
+    chosen: dict[str, Any],
+    *,
+    patterns: tuple[str, ...],
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    parallel: int | None,
+    per_target: int,
+    reports: tuple[str, ...],
+    dry_run: bool,
+    keep_going: bool,
+    progress: str | None,
+    as_json: bool,
+) -> int:
+    """Find the chains, plan, and carry that out or say what it is."""
+    from vhdkit.fleet import FleetOptions, FleetVerb, plan_fleet
+
+    _check_reports(reports)
+    parents = _parents(search, parent_map)
+    options = FleetOptions(verb=FleetVerb(verb), parents=parents, per_target=per_target, **chosen)
+    plan = plan_fleet(_found(patterns, parents), options)
+    if dry_run:
+        return _say_plan(plan, options, parallel, as_json=as_json)
+    report = _carry_out(plan, parallel, progress, keep_going=keep_going)
+    return _tell(report, reports, as_json=as_json, is_refused=bool(plan.obstacles) and not keep_going)
+
+
+def _found(patterns: Sequence[str], parents: ParentPolicy) -> list[FoundChains]:
+    from vhdkit.fleet import Pattern, find_chains
+
+    try:
+        meant = [Pattern.of(text) for text in patterns]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    for pattern in meant:
+        if pattern.host:
+            raise click.UsageError(f"{pattern}: a pattern with a host needs workers there")
+    return [find_chains(pattern, parents) for pattern in meant]
+
+
+def _parents(search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...]) -> ParentPolicy:
+    from vhdkit.fleet import ParentPolicy
+    from vhdkit.storage import paths
+
+    return ParentPolicy.of(
+        [paths.abspath(path) for path in search], {name: paths.abspath(path) for name, path in parent_map}
+    )
+
+
+def _check_blake3() -> None:
+    """Refuse before anything is begun what would fail for every chain."""
+    from vhdkit.errors import MissingExtraError
+    from vhdkit.extras import load_extra
+
+    try:
+        load_extra("blake3", "blake3", "BLAKE3")
+    except MissingExtraError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _check_reports(reports: Sequence[str]) -> None:
+    """Refuse the name of a report of no known format before anything is begun."""
+    from vhdkit.fleet.report import report_format
+
+    for path in reports:
+        try:
+            report_format(path)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+
+def _say_plan(plan: FleetPlan, options: FleetOptions, parallel: int | None, *, as_json: bool) -> int:
+    from vhdkit.cli.fleet_view import print_plan
+    from vhdkit.fleet import FleetVerb
+    from vhdkit.fleet.measure import measure_merges, measured_loads
+
+    merges = measure_merges(plan, parallel=parallel) if plan.verb is FleetVerb.MERGE else ()
+    loads = measured_loads(plan, merges, options.rate) if merges else plan.loads
+    print_plan(plan, merges, loads, as_json=as_json)
+    return ExitCode.FAILED if plan.obstacles or any(each.obstacles for each in merges) else ExitCode.DONE
+
+
+def _carry_out(plan: FleetPlan, parallel: int | None, progress: str | None, *, keep_going: bool) -> FleetReport:
+    from vhdkit.cli.fleet_view import screen_shown
+    from vhdkit.cli.signals import stopping
+    from vhdkit.fleet import run_plan
+    from vhdkit.fleet.dispatch import not_begun
+
+    if plan.obstacles and not keep_going:
+        return not_begun(plan)
+    if not plan.tasks:
+        return not_begun(plan)
+    with screen_shown(progress, plan) as advance, stopping() as cancel:
+        return run_plan(plan, parallel=parallel, progress=advance, cancel=cancel)
+
+
+def _tell(report: FleetReport, reports: Sequence[str], *, as_json: bool, is_refused: bool) -> int:
+    """Print what came of it, write the reports that were asked for, and return the exit code."""
+    from vhdkit.cli.fleet_view import print_report
+    from vhdkit.fleet import write_report
+
+    print_report(report, as_json=as_json)
+    if is_refused:
+        echo("nothing was begun; --keep-going begins with the other chains", err=True)
+    for path in reports:
+        write_report(report, path)
+    return _exit_code(report)
+
+
+def _exit_code(report: FleetReport) -> int:
+    from vhdkit.fleet import ChainOutcome
+
+    there = {chain.outcome for chain in report.failures}
+    if report.is_cancelled:
+        return ExitCode.INTERRUPTED
+    if ChainOutcome.CORRUPT in there:
+        return _CORRUPT
+    if there & {ChainOutcome.FAILED, ChainOutcome.NOT_CHECKED, ChainOutcome.CANCELLED, ChainOutcome.NOT_BEGUN}:
+        return _NOT_CHECKED
+    if ChainOutcome.IN_USE in there:
+        return ExitCode.IN_USE
+    return _LEAKS if there else ExitCode.DONE
