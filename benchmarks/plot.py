@@ -62,6 +62,24 @@ def drawn_disks(series: dict[str, Any]) -> str:
     )
 
 
+def drawn_fleet(points: Sequence[dict[str, float]], chains: int) -> str:
+    """Return the plot of simulated fleets: how long they take, and what none could beat, against the hosts."""
+    lines = [
+        _Line(label, colour, dashed, [(each["hosts"], each[name]) for each in points])
+        for name, label, colour, dashed in (
+            ("makespan", "simulated", _COLOURS["vhdkit"], False),
+            ("bound", "lower bound", _COLOURS["cp"], True),
+        )
+    ]
+    ratio = [
+        _Line("ratio", _COLOURS["vhdkit"], dashed=False, points=[(each["hosts"], each["ratio"]) for each in points])
+    ]
+    return _framed(
+        _panel(_LEFT, f"{chains:,} merges", "hosts, simulated clock, recorded costs", lines),
+        _panel(_LEFT + _WIDTH + _BETWEEN, "Time by its lower bound", "hosts", ratio, unit="ratio"),
+    )
+
+
 def _framed(*panels: str) -> str:
     width, height = _LEFT + 2 * _WIDTH + 2 * _BETWEEN, _TOP + _HEIGHT + 64
     return (
@@ -90,9 +108,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
 
 
-def _panel(left: int, title: str, below: str, lines: list[_Line]) -> str:
+def _panel(left: int, title: str, below: str, lines: list[_Line], unit: str = "seconds") -> str:
     parts = [f'<text x="{left}" y="{_TOP - 28}" font-size="15" font-weight="600">{escape(title)}</text>\n']
-    parts.append(f'<text x="{left}" y="{_TOP - 10}" fill="#777">seconds</text>\n')
+    parts.append(f'<text x="{left}" y="{_TOP - 10}" fill="#777">{unit}</text>\n')
     parts.append(f'<text x="{left}" y="{_TOP + _HEIGHT + 42}" fill="#777">{escape(below)}</text>\n')
     if not lines:
         return "".join(parts)
