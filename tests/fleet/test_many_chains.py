@@ -13,10 +13,12 @@ from tests.fleet.simulated_fleet import PER_TARGET, Weather, limits_of, make_fle
 MOST_OVER_BOUND, MOST_OVER_LARGE = 1.2, 1.05
 
 
-@pytest.mark.parametrize(("chains", "parallel"), [(100_000, None), (20_000, 300)])
-def test_a_hundred_thousand_chains_take_little_more_than_they_must(chains: int, parallel: int | None) -> None:
+@pytest.mark.parametrize(("chains", "hosts", "parallel"), [(100_000, 200, None), (20_000, 40, 60)])
+def test_a_hundred_thousand_chains_take_little_more_than_they_must(
+    chains: int, hosts: int, parallel: int | None
+) -> None:
     dice = random.Random(2026)
-    tasks = make_fleet(chains, 200, dice)
+    tasks = make_fleet(chains, hosts, dice)
     outcome = simulate(tasks, Weather(), dice, parallel)
     assert len(outcome.ends) == len(tasks)
     assert set(outcome.ends.values()) == {1}
