@@ -26,10 +26,12 @@ class Known(NamedTuple):
 class FolderIndex:
     """The images of folders by their ids, and the folders' names by their lower case.
 
-    It is as old as its first question: what is opened because of it has to be looked at again.
+    It is as old as its first question: what is opened because of it has to be looked at again. `unlisted` are the
+    directories that could not be listed, and why.
     """
 
     def __init__(self, folder: Folder) -> None:
+        self.unlisted: dict[str, OSError] = {}
         self._folder = folder
         self._by_id: dict[tuple[str, bool], dict[bytes, list[Known]]] = {}
         self._by_name: dict[str, dict[str, list[str]]] = {}
@@ -39,7 +41,7 @@ class FolderIndex:
         place = directory, deep
         if place not in self._by_id:
             known = self._by_id[place] = {}
-            entries = self._folder.walk(directory, deep=deep)
+            entries = self._folder.walk(directory, deep=deep, unlisted=self.unlisted)
             for found in read_entries(self._folder, entries):
                 if isinstance(found, Cataloged):
                     known.setdefault(found.unique_id, []).append(Known(found.path, found.identity))

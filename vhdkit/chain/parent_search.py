@@ -353,6 +353,10 @@ class _Search(RejectedParents):
         self.ambiguous = bool(fitting)
         for path in fitting.values():
             self.reject(Clue(path, _BY_ID), _AMBIGUOUS, self.choice)
+        for root in dict.fromkeys(self.roots):
+            # A web server does not say what it has: there a parent is found by its name alone.
+            if root in self.index.unlisted and paths.is_remote(root):
+                self.reject(Clue(root, _BY_ID), str(self.index.unlisted[root].strerror))
         return None
 
     def _found(self, storage: Storage, metadata: ImageSummary, clue: Clue) -> Found:

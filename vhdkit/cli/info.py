@@ -14,7 +14,7 @@ import click
 
 import vhdkit
 from vhdkit.cli.options import (
-    FOLDER,
+    FOLDER_OR_URL,
     accept_option,
     chain_arguments,
     chain_options,
@@ -209,7 +209,11 @@ def _show_damaged_chain(file: str, error: VhdError, *, as_json: bool, **options:
 @click.command()
 @click.argument("directory", metavar="DIR")
 @click.option(
-    "--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for families in this folder too, and below."
+    "--search",
+    multiple=True,
+    type=FOLDER_OR_URL,
+    metavar="DIR",
+    help="Look for families in this folder too, and below.",
 )
 @json_option
 def scan(directory: str, *, search: tuple[str, ...], as_json: bool) -> None:

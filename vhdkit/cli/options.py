@@ -21,6 +21,25 @@ _FACTORS = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 FOLDER = click.Path(exists=True, file_okay=False)
 
 
+class FolderOrUrl(click.Path):
+    """A folder that is there, or the URL of one on another machine, which is not asked about yet."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or the URL."""
+        from vhdkit.storage.remote_paths import is_remote, remote_place
+
+        if not isinstance(value, str) or not is_remote(value):
+            return super().convert(value, param, ctx)
+        try:
+            remote_place(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
+FOLDER_OR_URL = FolderOrUrl(exists=True, file_okay=False)
+
+
 class ChainOptions(TypedDict):
     """How parents are found; the arguments of `vhdkit.open_chain` by name."""
 
@@ -95,9 +114,9 @@ def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--search",
             multiple=True,
-            type=FOLDER,
+            type=FOLDER_OR_URL,
             metavar="DIR",
-            help="Look for parents in this folder too, and below.",
+            help="Look for parents in this folder too, and below; a URL is one on another machine.",
         ),
         click.option(
             "--parent-map",

@@ -19,6 +19,7 @@ __all__ = [
     "can_be_named",
     "dirname",
     "is_below",
+    "is_remote",
     "is_windows_absolute",
     "join",
     "normpath",
