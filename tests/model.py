@@ -1,6 +1,6 @@
 """What a chain of disks means, as plain arrays; and programs over chains, as data.
 
-Half of the tests' oracle (tests/plainvhd.py is the other): written from VHD-REFERENCE.md 1.7, 3.1, 3.6 and
+Half of the tests' oracle (tests/plainvhd.py is the other): written from docs/reference/vhd.md 1.7, 3.1, 3.2 and
 B14, never from vhdkit. Depths count from the leaf, which is 0. tests/strategies.py draws programs.
 """
 

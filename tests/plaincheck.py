@@ -1,4 +1,4 @@
-"""A strict judge of single VHD files: what is wrong with one, by the rules of reference 4.1.
+"""A strict judge of single VHD files: what is wrong with one, by the rules of docs/reference/vhd.md 4.1.
 
 Part of the tests' oracle (tests/plainvhd.py says what that means).
 """

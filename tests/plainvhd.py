@@ -1,6 +1,6 @@
 """A slow, obviously right reader of VHD files.
 
-Written from VHD-REFERENCE.md with struct, bytes and numpy alone. With tests/plainbuild.py (the writer),
+Written from docs/reference/vhd.md with struct, bytes and numpy alone. With tests/plainbuild.py (the writer),
 tests/plaincheck.py (the judge) and tests/model.py (the semantics) it is the tests' oracle: none of them
 may import vhdkit, nor be mended to agree with it.
 """

@@ -9,7 +9,7 @@ from vhdkit.findings import Finding, Level, Rule
 class Corruption(Rule):
     """One member per rule of the format that a file can break; the values are stable names.
 
-    The numbers are the rows of reference 4.1 and 4.2, and `check` reports every one: what keeps a file from being
+    The numbers are the rows of vhd.md 4.1 and 4.2, and `check` reports every one: what keeps a file from being
     opened is of level error. Row 62 has no member: tables are read in windows, so a chain takes no more memory than one
     image.
     """

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree that callers catch and people read.
+"""What can go wrong, as a tree that callers catch and people read::
 
     VhdError                        .path  .windows_code  .hint (what mends it, see findings)
     +- CorruptImageError            .corruption  .offset  .detail

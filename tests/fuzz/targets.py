@@ -32,7 +32,7 @@ from vhdkit.vhd.read_metadata import examine
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Places of fields in a footer and a header, with their lengths (reference 1.2, 1.4).
+# Places of fields in a footer and a header, with their lengths (docs/reference/vhd.md 1.2, 1.4).
 FOOTER_FIELDS = (
     (0, 8),
     (8, 4),

@@ -1,4 +1,4 @@
-"""Every kernel over arrays, held to a loop that says what it means (reference 1.7, DESIGN 11)."""
+"""Every kernel over arrays, held to a loop that says what it means (vhd.md 1.7, docs/reference/limits.md)."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def foreign_programs(draw: st.DrawFn, block_sizes: Sequence[int]) -> Start:
 
 @st.composite
 def layout(draw: st.DrawFn) -> dict[str, Any]:
-    """Where things lie in a file of another tool (reference 1.12).
+    """Where things lie in a file of another tool (docs/reference/vhd.md 1.12).
 
     A file that lost its footer ends behind its last block: data in the footer's place are refused (tests/corrupt).
     """

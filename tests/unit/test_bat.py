@@ -1,4 +1,4 @@
-"""The block allocation table (reference 1.6)."""
+"""The block allocation table (docs/reference/vhd.md 1.6)."""
 
 from __future__ import annotations
 

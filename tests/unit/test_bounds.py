@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vhdkit.storage.protocols import Entry, Storage
 
 BLOCK = 8 * SECTOR
-# What memory promises on hostile input (DESIGN 11), in KiB as the kernel counts it.
+# What memory promises on hostile input (docs/reference/limits.md), in KiB as the kernel counts it.
 LIMIT = 150 * 1024
 CODES = {b"W2ru": "", b"MacX": "file://./", b"Wi2r": "", b"W2ku": "", b"Wi2k": ""}
 

@@ -1,4 +1,4 @@
-"""A chain as one disk: what links it accepts, what it reads, what it writes, what it leaves open (DESIGN 4)."""
+"""A chain as one disk: what links it accepts, what it reads, what it writes, what it leaves open (guarantees.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The footer: bytes to a record and back, and what is refused (reference 1.2, 1.8, 4.1)."""
+"""The footer: bytes to a record and back, and what is refused (docs/reference/vhd.md 1.2, 1.8, 4.1)."""
 
 from __future__ import annotations
 

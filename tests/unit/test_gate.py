@@ -1,4 +1,4 @@
-"""What an image may not do by naming files: the gate in front of parents (reference 2.4, 4.5, DESIGN 4).
+"""What an image may not do by naming files: the gate in front of parents (vhd.md 2.4, 4.4, guarantees.md).
 
 In every tree the parent that the child wants, id and all, lies in `out/`, and the child in `own/`. So whatever gets
 through the gate is found, and read, and the test fails.

@@ -1,4 +1,4 @@
-"""CHS geometry (reference 1.10)."""
+"""CHS geometry (docs/reference/vhd.md 1.10)."""
 
 from __future__ import annotations
 

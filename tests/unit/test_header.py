@@ -1,4 +1,4 @@
-"""The dynamic header and its parent locators (reference 1.4, 1.5, 2.1, 2.2, B1, B5)."""
+"""The dynamic header and its parent locators (docs/reference/vhd.md 1.4, 1.5, 2.1, 2.2, B1, B5)."""
 
 from __future__ import annotations
 

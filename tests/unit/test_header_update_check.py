@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-# Where the entries of the locators begin in the header, and the bytes of each (reference 1.4).
+# Where the entries of the locators begin in the header, and the bytes of each (docs/reference/vhd.md 1.4).
 ENTRIES, ENTRY = 576, 24
 EVIL = b"EVIL" * 4
 

@@ -490,7 +490,7 @@ def test_a_new_footer_tells_the_truth(size: int) -> None:
     assert (footer.current_size, footer.original_size, footer.timestamp) == (size, size, 77)
     assert (footer.cylinders, footer.heads, footer.sectors_per_track) == geometry(size // SECTOR)
     assert (footer.unique_id, footer.features, footer.saved_state) == (b"u" * 16, 2, 0)
-    # The creator of which qemu believes the size (reference 1.10).
+    # The creator of which qemu believes the size (docs/reference/vhd.md 1.10).
     assert (footer.creator_app, footer.creator_os) == (b"win ", b"Wi2k")
 
 
@@ -860,7 +860,7 @@ def test_writing_a_new_block_makes_a_cut_tail_whole() -> None:
 
 
 def test_the_footer_copy_is_right_before_the_trailing_footer_is_moved() -> None:
-    # A cut that keeps the file's new length and loses the new footer leaves nothing but the copy (reference 3.8).
+    # A cut that keeps the file's new length and loses the new footer leaves nothing but the copy (vhd.md 3.4).
     broken = patched(build(DISK), 0, bytes(SECTOR))
     raw, notes = written(broken, (20, X), sync=True)
     assert [parts(raw, group) for group in notes.groups()][:2] == [{"copy"}, {"footer"}]

@@ -1,6 +1,6 @@
 """What deletions owe, on every tree of up to seven layers: everything needed reads as before, and nothing is left over.
 
-The rule is written a second time here, one step at a time and by what layers show, as DESIGN 7 words it.
+The rule is written a second time here, one step at a time and by what layers show, as vhd.md 5.2 words it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def shown(tree: Tree, held: Held, layer: str) -> tuple[str, ...]:
 
 
 def one_step(tree: Tree, needed: set[str]) -> Removal | Fold | None:
-    """Return a thing that DESIGN 7 asks for, None if it asks for nothing."""
+    """Return a thing that docs/reference/vhd.md 5.2 asks for, None if it asks for nothing."""
     for layer in tree:
         children = [path for path in tree if tree[path] == layer]
         if layer not in needed and not children:

@@ -1,4 +1,4 @@
-"""Finding a parent: each rule alone, and the order in which they apply (reference 2.2 to 2.5, DESIGN 4).
+"""Finding a parent: each rule alone, and the order in which they apply (vhd.md 2.2 to 2.5, guarantees.md).
 
 Most trees hold a decoy with the parent's id. With it a search by id is ambiguous and fails, so that a test
 passes only by the rule that it is about.

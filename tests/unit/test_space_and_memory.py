@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 GIB = 1 << 30
 BLOCK = 2 * MIB
-# What memory promises (DESIGN 10), in KiB as the kernel counts it.
+# What memory promises (docs/reference/limits.md), in KiB as the kernel counts it.
 LIMIT = 128 * 1024
 # Tables are read in pieces of this size; their volume is the one thing that follows the disk's size: 4 MiB a layer.
 TABLE_WINDOW = 65536

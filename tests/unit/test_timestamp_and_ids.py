@@ -1,4 +1,4 @@
-"""Time stamps and unique ids (reference 1.9, 1.14)."""
+"""Time stamps and unique ids (docs/reference/vhd.md 1.9, 1.14)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reading a disk through its layers, and writing to the topmost.
 
 A byte comes from the first layer, from the leaf down, that holds it; what none holds is zeros. A layer that is
-shorter than those above it hides what lies below its end: zeros are read there (reference B14).
+shorter than those above it hides what lies below its end: zeros are read there (docs/reference/vhd.md B14).
 
 Ranges are worked through in windows that hold a bounded number of bitmap sectors, so that memory depends
 neither on the size of the disk nor on how scattered its data are, and holes cost next to nothing.

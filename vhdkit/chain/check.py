@@ -1,9 +1,9 @@
-"""Is a file, or a whole chain, what the format says? Every rule of reference 4.1 and 4.2, none of them raised.
+"""Is a file, or a whole chain, what the format says? Every rule of vhd.md 4.1 and 4.2, none of them raised.
 
 A file with an error is read on a guess, or not at all. A warning is odd, or can be mended without a guess. Information
 is neither: it does not change the exit code, unless space is lost.
 
-**Source**: reference 4.1, 4.2; what other checkers take for errors and is none: 4.3.
+**Source**: docs/reference/vhd.md 4.1, 4.2; what other checkers take for errors and is none: 4.3.
 """
 
 from __future__ import annotations

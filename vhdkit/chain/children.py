@@ -8,7 +8,7 @@ themselves is read there, and nothing that was found so is opened as a parent.
 Which file an image reads through is found out as when it is opened: several may have one id. An image of which that
 cannot be told counts as a child.
 
-**Source**: reference 3.6, 4.2 row 63.
+**Source**: docs/reference/vhd.md 3.2, 4.2 row 63.
 """
 
 from __future__ import annotations

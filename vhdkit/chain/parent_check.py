@@ -1,6 +1,6 @@
 """What does not fit between a child and its parent without keeping the child from being read.
 
-**Source**: reference 2.6, 2.9, 4.2 rows 57, 59 and 60.
+**Source**: docs/reference/vhd.md 2.6, 2.9, 4.2 rows 57, 59 and 60.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def compare_summaries(
         yield Finding(corruption=Corruption.PARENT_ID_IS_OWN, path=child.path, message=message)
     stored = link.timestamp
     stamps = (parent.timestamp, timestamp.from_unix(mtime))
-    # FAT keeps even seconds; a daylight-saving hour is a known quirk (reference 2.6).
+    # FAT keeps even seconds; a daylight-saving hour is a known quirk (docs/reference/vhd.md 2.6).
     if stored and not any(min(abs(stored - stamp), abs(abs(stored - stamp) - 3600)) <= 2 for stamp in stamps):
         remembered, made, changed = (timestamp.to_datetime(stamp).isoformat() for stamp in (stored, *stamps))
         message = f"it remembers its parent as of {remembered}; the parent was made {made}, last changed {changed}"

@@ -1,6 +1,6 @@
 """What a child's locators and name field say, as paths to look at: text to text, nothing is opened.
 
-**Source**: reference 2.1 to 2.4.
+**Source**: docs/reference/vhd.md 2.1 to 2.4.
 """
 
 from __future__ import annotations

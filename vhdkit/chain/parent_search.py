@@ -9,7 +9,7 @@ Order: the explicit parent · the path map · relative locators · base names in
 folders, with the other extensions, with other case where that is unique · by id in the child's folder, and anywhere in
 the search folders.
 
-**Source**: reference 2.3 to 2.5, 4.5.
+**Source**: docs/reference/vhd.md 2.3 to 2.5, 4.4.
 """
 
 from __future__ import annotations

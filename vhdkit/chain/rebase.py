@@ -6,7 +6,7 @@ that one can still be found.
 
 **Order**: that of `vhd.header_update`; at every instant the child reads through the old parent or through the new one.
 
-**Source**: reference 2.6, 2.8, 2.9.
+**Source**: docs/reference/vhd.md 2.6, 2.8, 2.9.
 """
 
 from __future__ import annotations

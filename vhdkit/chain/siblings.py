@@ -3,7 +3,7 @@
 They are looked for as `chain.children` says, in the folders of the whole chain. An image of which it cannot be told
 what it reads through counts as a sibling.
 
-**Source**: reference 3.6, 4.2 row 63.
+**Source**: docs/reference/vhd.md 3.2, 4.2 row 63.
 """
 
 from __future__ import annotations

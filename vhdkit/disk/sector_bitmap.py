@@ -6,7 +6,7 @@ bytes): one row a block. Kernels take arrays and give arrays; what each means is
 said again by a loop in the tests. They look at words of 64 sectors, a slab of rows at a time, so that what they
 make on the way stays in the processor's cache however many rows there are.
 
-**Source**: reference 1.7.
+**Source**: docs/reference/vhd.md 1.7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Seconds since 2000-01-01T00:00:00Z, as an unsigned 32-bit number that ends in 2136.
 
-**Source**: reference 1.9.
+**Source**: docs/reference/vhd.md 1.9.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ mixed-endian; Virtual PC, qemu, blktap and the others store it big-endian. Which
 print cannot be decided for a child and its parent alike: a child made on Windows may have a parent made by qemu. So
 `guid` is what is printed wherever two ids may be compared, whichever tool made the images.
 
-**Source**: reference 1.14.
+**Source**: docs/reference/vhd.md 1.14.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What Hyper-V leaves empty and an administrator asks for (when it began, how long it has been at it) is filled. What it
 has no property for stands behind the class's 36 as two of our own: Machine, and Disk, the file that is merged into.
 
-**Source**: reference 6.2 and 6.6.
+**Source**: docs/reference/vhd.md 5.5 and 5.6.
 """
 
 from __future__ import annotations

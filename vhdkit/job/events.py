@@ -3,7 +3,7 @@
 Each record has the fields `event_id` (19070 started · 19080 finished · 19090 interrupted or cancelled · 19100 failed ·
 0 for the progress that is told every 10 %) and `job`, the `Job` as it was.
 
-**Source**: reference 5, the events of a background disk merge; the texts but the last are ours.
+**Source**: docs/reference/vhd.md 5.4, the events of a background disk merge; the texts but the last are ours.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The states are those of CIM_ConcreteJob, with plain names for people. Times are Unix seconds, sizes bytes.
 
-**Source**: reference 6.2; DESIGN 6.
+**Source**: docs/reference/vhd.md 5.5; docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is so about a job, whatever the list says: whether its process lives, and what the journal says.
 
-**Source**: DESIGN 6: the journal beside the images is the truth, the list is for asking.
+**Source**: docs/explanation/architecture.md: the journal beside the images is the truth, the list is for asking.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ The file is untrusted input: any program of this user can write to it. It must b
 with the tables that are made here and nothing else in its schema. A row that breaks a rule of `row` is left out with
 one warning, and hides no other.
 
-**Source**: DESIGN 6.
+**Source**: docs/explanation/architecture.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ A second `begin` starts over: the files had changed.
 
 States of files (`Seen`) are proof only that a file was not touched since, never that it was; see `seen`.
 
-**Source**: reference 3.8; DESIGN 5.
+**Source**: docs/reference/vhd.md 3.4; docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations

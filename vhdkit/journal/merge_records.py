@@ -2,7 +2,7 @@
 
 A field that is added to a record has a default, so that journals of earlier versions are read; it is written always.
 
-**Source**: reference 3.8; DESIGN 5.
+**Source**: docs/reference/vhd.md 3.4; docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 **Order**: the journal says so; then the sources, the undo image and the journal are removed, as step 9 of a merge.
 
-**Source**: DESIGN 5.
+**Source**: docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations

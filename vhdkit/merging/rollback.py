@@ -5,7 +5,7 @@ are relinked to it again, each in one step (they read the same over either) · 3
 sync (the sources hide them) · 4 the disk's old size, if it had grown, sync · 5 images that read through the undo image
 are relinked to the destination · 6 undo image removed, journal removed, folders synced. Every step can be done again.
 
-**Source**: DESIGN 5.
+**Source**: docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations

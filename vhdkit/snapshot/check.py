@@ -2,7 +2,7 @@
 
 Nothing is written. Each remark says what it is about, and with which command it is mended.
 
-**Source**: reference 5.5.
+**Source**: docs/reference/vhd.md 5.3.
 """
 
 from __future__ import annotations

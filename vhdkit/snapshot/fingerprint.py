@@ -3,7 +3,7 @@
 Nothing in the format says that a disk is frozen. So its file is marked read-only, and what it is like is noted: its
 length, its time, and checksums of its structures. Data that was overwritten in place shows by the time alone.
 
-**Source**: reference 5.2.
+**Source**: docs/reference/vhd.md 5.1.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A layer is needed if a snapshot has it or the machine writes to it. One that is not needed and has no child is removed;
 one that has exactly one child gets that child merged into it, and takes its place; with more children it waits.
 
-**Source**: DESIGN 7; reference 5.4.
+**Source**: docs/reference/vhd.md 5.2.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 An entry is the file sector (offset / 512) of a block's sector bitmap, its data right behind; all ones means that
 the block is not allocated. On disk the entries are 32-bit big-endian; here they are native uint32.
 
-**Source**: reference 1.6.
+**Source**: docs/reference/vhd.md 1.6.
 """
 
 from __future__ import annotations

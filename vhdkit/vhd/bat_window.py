@@ -99,7 +99,7 @@ class Room:
 
     `structures` are what no block may touch, `locators` the rooms of a child's parent locators, `block_span` is bitmap
     plus data, `last_span` what of it the block that the disk ends inside needs: its unused tail may be cut off
-    (reference 4.1, row 31). Blocks must end at `limit`.
+    (docs/reference/vhd.md 4.1, row 31). Blocks must end at `limit`.
     """
 
     structures: Sequence[tuple[int, int]]

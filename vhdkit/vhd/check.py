@@ -1,4 +1,4 @@
-"""Judging one file by every rule of reference 4.1, going on behind whatever is wrong.
+"""Judging one file by every rule of docs/reference/vhd.md 4.1, going on behind whatever is wrong.
 
 Fields and structures are judged where they are read (`metadata.examine`), what is merely odd about them in
 `check_fields`, the blocks in `check_blocks`. How the image belongs to others is `chain.check`'s to say.

@@ -3,7 +3,7 @@
 The table is read once, window by window, into one sorted array of eight bytes a block, and judged in slices of it:
 four million blocks take 32 MiB and half a second.
 
-**Source**: reference 4.1 rows 29 to 38 and 40.
+**Source**: docs/reference/vhd.md 4.1 rows 29 to 38 and 40.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _check_last_sector(storage: Storage, keys: NDArray[np.int64], shape: Shape, 
 
 
 def _check_batmap(storage: Storage, metadata: SparseMetadata, table: Table, tally: Tally) -> None:
-    """Hold blktap's map of full blocks against the file: whole blocks are read by it alone (reference 3.7)."""
+    """Hold blktap's map of full blocks against the file: whole blocks are read by it alone (vhd.md 3.3)."""
     at = metadata.batmap[0]
     if not at:
         return

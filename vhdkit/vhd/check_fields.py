@@ -2,7 +2,7 @@
 
 What keeps a disk from being read is told where it is read: `vhdkit.vhd.metadata`. Nothing here opens or reads.
 
-**Source**: reference 4.1 rows 5 to 26 and 37 to 39, 4.2 rows 50 to 54.
+**Source**: docs/reference/vhd.md 4.1 rows 5 to 26 and 37 to 39, 4.2 rows 50 to 54.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from vhdkit.vhd.header import DynamicHeader
     from vhdkit.vhd.metadata import Metadata
 
-# A clock may be somewhat ahead, as blktap's checker allows (reference 1.9).
+# A clock may be somewhat ahead, as blktap's checker allows (docs/reference/vhd.md 1.9).
 _CLOCK_SECONDS = 1800
 # The largest that the fields hold: said of every disk that is larger, and by some makers of every disk.
 _MAX_GEOMETRY = (65535, 16, 255)
-# qemu takes the disks of these makers for as large as their geometry says (reference B15).
+# qemu takes the disks of these makers for as large as their geometry says (docs/reference/vhd.md B15).
 _SIZED_BY_GEOMETRY = frozenset({b"vpc ", b"qemu"})
 _HOST_SYSTEMS = frozenset({b"Wi2k", b"Mac ", b"\0\0\0\0"})
 _BLKTAP = b"tap\0"
@@ -106,7 +106,7 @@ def _footer_rules(footer: Footer, now: float) -> Iterator[_Rule]:
     yield _Rule(saved > 1, Corruption.SAVED_STATE, 84, f"the saved-state flag is {saved}, expected 0 or 1")
     null = footer.unique_id == unique_id.NULL
     yield _Rule(null, Corruption.UNIQUE_ID_NULL, 68, "it has no unique id; a child could find it by name only")
-    # Byte 85 is blktap's hidden flag; SIMH names its drive and itself (reference 1.2).
+    # Byte 85 is blktap's hidden flag; SIMH names its drive and itself (docs/reference/vhd.md 1.2).
     yield _Rule(
         footer.reserved[0] > 1 or any(footer.reserved[1:]),
         Corruption.FOOTER_RESERVED,
@@ -152,7 +152,7 @@ def _header_rules(footer: Footer, header: DynamicHeader) -> Iterator[_Rule]:
     valid = SECTOR <= block <= constants.MAX_BLOCK_SIZE and not block & (block - 1)
     message = f"the block size is {block}; other tools are tested with 2 MiB and 512 KiB"
     yield _Rule(valid and block not in _USUAL_BLOCK_SIZES, Corruption.BLOCK_SIZE_UNUSUAL, 32, message)
-    # Not a warning: a BAT made for later growth is in order, and checkers that object are wrong (reference 4.3, B17).
+    # Not a warning: a BAT made for later growth is in order, and checkers that object are wrong (vhd.md 4.3, B17).
     needed = ceil_div(footer.current_size, block) if valid else header.max_table_entries
     message = f"the BAT has {header.max_table_entries} entries, the disk needs {needed}"
     yield _Rule(header.max_table_entries > needed, Corruption.BAT_LARGER, 28, message, Level.INFO)

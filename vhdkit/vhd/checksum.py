@@ -1,6 +1,6 @@
 """The checksum of a footer or a dynamic header.
 
-**Source**: reference 1.2, 1.4.
+**Source**: docs/reference/vhd.md 1.2, 1.4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The VHD format's constants and limits, each limit with its reason.
 
-**Source**: reference 1.2, 1.4, 1.5, 1.8.
+**Source**: docs/reference/vhd.md 1.2, 1.4, 1.5, 1.8.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A file gets its name only when it is whole and durable; before, it has a tempora
 neither stays. Layout: footer copy, dynamic header, BAT padded with ones to 4 KiB, locators (4 KiB each, room for
 longer paths later), footer.
 
-**Source**: reference 1.1, 1.12, 2.7.
+**Source**: docs/reference/vhd.md 1.1, 1.12, 2.7.
 """
 
 from __future__ import annotations

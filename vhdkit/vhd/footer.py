@@ -1,6 +1,6 @@
 """The 512 bytes that end every VHD, and that dynamic and differencing disks repeat at offset 0.
 
-**Source**: reference 1.2, 1.3, 1.8.
+**Source**: docs/reference/vhd.md 1.2, 1.3, 1.8.
 """
 
 from __future__ import annotations

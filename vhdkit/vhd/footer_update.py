@@ -12,7 +12,7 @@ there; what is then read at its end is the copy, as it would be without the step
 **Order**: 1 step file, sync, folder sync (the old pair) · 2 the footer at the end, sync (a pair that differs, read as
 the new one) · 3 the copy, sync (the new pair) · 4 step file removed, folder sync.
 
-**Source**: reference 1.3; DESIGN P2.
+**Source**: docs/reference/vhd.md 1.3; docs/guarantees.md.
 """
 
 from __future__ import annotations

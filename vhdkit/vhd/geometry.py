@@ -2,7 +2,7 @@
 
 Information only: the size of a disk is `Footer.current_size`, whatever its geometry says.
 
-**Source**: reference 1.10.
+**Source**: docs/reference/vhd.md 1.10.
 """
 
 from __future__ import annotations

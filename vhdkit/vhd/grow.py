@@ -12,7 +12,7 @@ invalid, sync, the new one, sync (blktap alone misses it in between), the table'
 The disk's size follows when everything in the new part is durable:
 `grow_disk`: footer at the end and its copy, in one step (see `footer_update`).
 
-**Source**: reference 1.6, 3.6, 3.7.
+**Source**: docs/reference/vhd.md 1.6, 3.2, 3.3.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The dynamic disk header: 1024 bytes that say where the BAT is and who the parent was.
 
-**Source**: reference 1.4, 1.5, 2.2.
+**Source**: docs/reference/vhd.md 1.4, 1.5, 2.2.
 """
 
 from __future__ import annotations

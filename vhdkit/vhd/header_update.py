@@ -17,7 +17,7 @@ A step file is untrusted. It is believed only if it changes a header and its loc
 be, and the rest of the file is the one that the step was made for: a file that was put back from a backup is read by
 its header as it is. Step files of earlier versions say nothing about the rest.
 
-**Source**: reference 3.8; DESIGN P2.
+**Source**: docs/reference/vhd.md 3.4; docs/guarantees.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Step files and journals are untrusted: what they would have written is held here
 may lie on a block, the BAT, the footer or its copy, and what the header says about those stays. Both of its versions
 must make a valid image of the file.
 
-**Source**: reference 1.4, 1.5, 4.1; DESIGN P2.
+**Source**: docs/reference/vhd.md 1.4, 1.5, 4.1; docs/guarantees.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The text of a locator is untrusted: it names a file to open. Decoding it opens nothing.
 
-**Source**: reference 1.5, 2.1.
+**Source**: docs/reference/vhd.md 1.5, 2.1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ParentLocator:
 
     @property
     def space(self) -> int:
-        """Bytes reserved for the data: the field counts sectors if it is small (reference B1)."""
+        """Bytes reserved for the data: the field counts sectors if it is small (docs/reference/vhd.md B1)."""
         return self.data_space * SECTOR if self.data_space < SECTOR else self.data_space
 
 

@@ -5,7 +5,7 @@ The order of trust: the trailing 512 bytes, then the 511 of software before Virt
 footer there, so the copy counts only if it says dynamic or differencing and leads to a dynamic header. Where none is
 found, a fixed disk's footer is looked for before the file's end: other tools pad files, or make them longer.
 
-**Source**: reference 1.2 to 1.5, 4.1.
+**Source**: docs/reference/vhd.md 1.2 to 1.5, 4.1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vhdkit.vhd.header import DynamicHeader
 
 
-# Where the table of locators begins in the dynamic header, and the bytes of an entry (reference 1.4).
+# Where the table of locators begins in the dynamic header, and the bytes of an entry (docs/reference/vhd.md 1.4).
 LOCATORS_AT = 576
 LOCATOR_SIZE = 24
 
@@ -40,7 +40,7 @@ class FooterPlace(StrEnum):
     INSIDE = "inside"
 
 
-# In which order the paths of locators are to be tried (reference 2.3), and the origin of the header's name field.
+# In which order the paths of locators are to be tried (vhd.md 2.3), and the origin of the header's name field.
 _ORDER = [
     PlatformCode.WINDOWS_RELATIVE,
     PlatformCode.MAC_URL,

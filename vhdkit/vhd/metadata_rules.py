@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _Stretches = tuple[tuple[int, int], ...]
 
 _HEAD_BYTES = FOOTER_SIZE + HEADER_SIZE
-# Longer names are no paths on any system (reference 4.5).
+# Longer names are no paths on any system (docs/reference/vhd.md 4.4).
 _MAX_PATH = 4096
 _CODES_WITH_TEXT = frozenset(PlatformCode) - {PlatformCode.NONE, PlatformCode.MAC_ALIAS}
 _VHDX_MAGIC = b"vhdxfile"
@@ -388,7 +388,7 @@ class MetadataReader:
         return tuple(found), tuple(rooms)
 
     def _batmap(self, footer: Footer, header: DynamicHeader) -> tuple[int, int]:
-        """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (reference 3.7)."""
+        """Return [start, end) of blktap's map of full blocks, (0, 0) if there is none (docs/reference/vhd.md 3.3)."""
         at = header.table_offset + header.table_bytes
         raw = self._bytes(at, SECTOR)
         if footer.creator_application != b"tap\0" or raw[:8] != constants.BATMAP_COOKIE or len(raw) < SECTOR:

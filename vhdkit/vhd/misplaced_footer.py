@@ -3,7 +3,7 @@
 Such a footer says itself where it should be: behind as many bytes as its disk has. The search for it is bounded, since
 any file without a footer comes here.
 
-**Source**: reference 1.3.
+**Source**: docs/reference/vhd.md 1.3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Decided as bytes before and after. Each locator keeps its place and its room; one that cannot hold the new path is
 emptied.
 
-**Source**: reference 2.7, 2.8.
+**Source**: docs/reference/vhd.md 2.7, 2.8.
 """
 
 from __future__ import annotations

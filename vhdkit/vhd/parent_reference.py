@@ -4,7 +4,7 @@ Pure: from paths as text to header fields and locator data. The base name goes i
 path relative to the child, with backslashes and a leading `.\\` or `..\\`; W2ku gets the Windows path where one is
 known and the relative path again where none is, as blktap writes it and as its readers and Windows accept it.
 
-**Source**: reference 2.1, 2.2, 2.6, 2.7, B2, B4.
+**Source**: docs/reference/vhd.md 2.1, 2.2, 2.6, 2.7, B2, B4.
 """
 
 from __future__ import annotations

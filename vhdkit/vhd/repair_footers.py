@@ -6,7 +6,7 @@ before.
 **Order**: one sector, or the file's length, in one call, sync. A cut leaves the file as it was, or mended; a file that
 has its new length and not yet the footer at its end is mended by the same call again.
 
-**Source**: reference 1.3, 4.1 rows 2 to 4.
+**Source**: docs/reference/vhd.md 1.3, 4.1 rows 2 to 4.
 """
 
 from __future__ import annotations

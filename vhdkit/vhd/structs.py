@@ -3,7 +3,7 @@
 Reserved areas are plain Bytes and flags plain integers: construct's Padding and FlagsEnum lose bits on the
 way back, and every record here must come out byte for byte as it went in.
 
-**Source**: reference 1.2, 1.4, 1.5, 1.8.
+**Source**: docs/reference/vhd.md 1.2, 1.4, 1.5, 1.8.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def build_header(fields: dict[str, Any]) -> bytes:
 
 
 def parse_batmap(raw: bytes) -> dict[str, Any]:
-    """Return the fields of a blktap batmap header (reference 3.7)."""
+    """Return the fields of a blktap batmap header (docs/reference/vhd.md 3.3)."""
     return _plain(_BATMAP.parse(raw))
 
 

@@ -3,7 +3,7 @@
 A journal is untrusted: it explains only what the file itself shows as well, and nothing that it explains is read
 otherwise for that.
 
-**Source**: DESIGN 5.
+**Source**: docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A child remembers its parent's id and the second in which that was written last. A write in the same second changes
 nothing that a child could notice; another id does, whichever tool reads the child, and without touching the child.
 
-**Source**: reference 2.5.
+**Source**: docs/reference/vhd.md 2.5.
 """
 
 from __future__ import annotations

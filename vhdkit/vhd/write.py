@@ -7,8 +7,8 @@
  2. bitmaps and data of new blocks, data of old ones (new blocks unreferenced; old sectors old or new)
  3. BAT entries of new blocks, bitmap bits of old ones (each sector old or new)
 
-**Source**: reference 3.8; bits by reference B11: all ones where a dynamic disk gets a block, as Windows does, exactly
-the written sectors in a differencing one.
+**Source**: docs/reference/vhd.md 3.4, B11: all ones where a dynamic disk gets a block, as Windows does, exactly the
+written sectors in a differencing one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 After each `ratio` entries of payload blocks stands that of the bitmap block that describes their sectors; the blocks of
 one bitmap block are a chunk.
 
-**Source**: VHDX reference 1.8, 1.9.
+**Source**: docs/reference/vhdx.md 1.8, 1.9.
 """
 
 from __future__ import annotations

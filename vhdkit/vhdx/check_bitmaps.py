@@ -1,6 +1,6 @@
 """What sector bitmaps say that need not be said: blocks with all sectors or none, and bits behind the disk's end.
 
-**Source**: VHDX reference 1.10, 5 rows 66, 67, 80.
+**Source**: docs/reference/vhdx.md 1.10, 5 rows 66, 67, 80.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The table is read window by window, and only entries that say something are looked at: 67 million of them take a few
 seconds, and a byte for each MiB of the file.
 
-**Source**: VHDX reference 1.8, 1.9, 5 rows 52 to 70 and 79.
+**Source**: docs/reference/vhdx.md 1.8, 1.9, 5 rows 52 to 70 and 79.
 """
 
 from __future__ import annotations

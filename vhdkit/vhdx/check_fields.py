@@ -2,7 +2,7 @@
 
 What keeps a disk from being read is reported where it is read: `vhdkit.vhdx.metadata_reader`.
 
-**Source**: VHDX reference 5 rows 3, 8, 19, 28 to 30, 34, 35, 38, 49 to 51, 71, 77.
+**Source**: docs/reference/vhdx.md 5 rows 3, 8, 19, 28 to 30, 34, 35, 38, 49 to 51, 71, 77.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CRC-32C, as headers, region tables and log entries carry it.
 
-**Source**: VHDX reference 1.4.
+**Source**: docs/reference/vhdx.md 1.4.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A byte for each MiB of the file shows overlaps, and space that nothing refers to.
 
-**Source**: VHDX reference 1.1, 4.6, 5 rows 61, 63, 68.
+**Source**: docs/reference/vhdx.md 1.1, 4, 5 rows 61, 63, 68.
 """
 
 from __future__ import annotations

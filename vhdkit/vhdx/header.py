@@ -1,6 +1,6 @@
 """A header: 4096 bytes at 64 KiB and at 128 KiB, the valid one with the greater sequence number counts.
 
-**Source**: VHDX reference 1.3.
+**Source**: docs/reference/vhdx.md 1.3.
 """
 
 from __future__ import annotations

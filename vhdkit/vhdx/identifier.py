@@ -1,6 +1,6 @@
 """The 520 bytes that every VHDX file begins with; no program changes them after they were made.
 
-**Source**: VHDX reference 1.2.
+**Source**: docs/reference/vhdx.md 1.2.
 """
 
 from __future__ import annotations

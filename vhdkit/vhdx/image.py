@@ -1,6 +1,6 @@
 """An open VHDX: where the bytes of its disk lie. It is only read.
 
-**Source**: VHDX reference 1.8 to 1.10.
+**Source**: docs/reference/vhdx.md 1.8 to 1.10.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ power cut tore ends a run.
 Nothing is held but where the pages lie in the log, and no entry is summed twice: memory and time are bounded by the
 log's length, whatever it holds.
 
-**Source**: VHDX reference 3.2, 3.3, 6.2.
+**Source**: docs/reference/vhdx.md 3.2, 3.3, 6.
 """
 
 from __future__ import annotations

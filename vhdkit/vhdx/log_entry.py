@@ -1,6 +1,6 @@
 """The records of the log: the header of an entry, its descriptors, and what its data pages have to look like.
 
-**Source**: VHDX reference 1.11.
+**Source**: docs/reference/vhdx.md 1.11.
 """
 
 from __future__ import annotations

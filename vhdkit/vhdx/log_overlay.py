@@ -1,6 +1,6 @@
 """A file as it would be once its log was replayed: the log's pages lie over the file's, and nothing is written.
 
-**Source**: VHDX reference 3.3.
+**Source**: docs/reference/vhdx.md 3.3.
 """
 
 from __future__ import annotations

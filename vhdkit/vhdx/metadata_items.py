@@ -1,6 +1,6 @@
 """The items of the metadata region, each held against what the format allows.
 
-**Source**: VHDX reference 1.6, 5.
+**Source**: docs/reference/vhdx.md 1.6, 5.
 """
 
 from __future__ import annotations

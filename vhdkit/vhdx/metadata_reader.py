@@ -3,7 +3,7 @@
 The order is the format's: the log may change everything behind the headers, so that nothing else is read before it.
 Whether a header is right shows in its checksum alone; the right one with the greater number counts.
 
-**Source**: VHDX reference 1.2 to 1.7, 3.1, 5.
+**Source**: docs/reference/vhdx.md 1.2 to 1.7, 3.1, 5.
 """
 
 from __future__ import annotations

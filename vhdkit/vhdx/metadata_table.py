@@ -1,6 +1,6 @@
 """The metadata table: which items the metadata region holds, and where in it.
 
-**Source**: VHDX reference 1.6.
+**Source**: docs/reference/vhdx.md 1.6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The parent locator: keys and values that say which file the parent is, and where it was.
 
-**Source**: VHDX reference 1.7, 2.1, 2.2.
+**Source**: docs/reference/vhdx.md 1.7, 2.1, 2.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reading which regions a VHDX has: two tables that say the same, each region in a place of its own.
 
-**Source**: VHDX reference 1.5, 5 rows 20 to 27.
+**Source**: docs/reference/vhdx.md 1.5, 5 rows 20 to 27.
 """
 
 from __future__ import annotations

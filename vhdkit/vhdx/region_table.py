@@ -1,6 +1,6 @@
 """The region table: 64 KiB at 192 KiB, and a copy at 256 KiB, that say where BAT and metadata lie.
 
-**Source**: VHDX reference 1.5.
+**Source**: docs/reference/vhdx.md 1.5.
 """
 
 from __future__ import annotations

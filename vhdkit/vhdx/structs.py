@@ -3,7 +3,7 @@
 All numbers are little-endian. Reserved areas are plain bytes and flags plain integers, so that every record comes out
 byte for byte as it went in.
 
-**Source**: VHDX reference 1.2 to 1.7, 1.11.
+**Source**: docs/reference/vhdx.md 1.2 to 1.7, 1.11.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ So what a journal says is held against the files themselves: sizes, footers, tab
 content. States of files (see `journal.file_state`) only save reading: where they are equal nothing was touched, and
 where they differ nothing is known.
 
-**Source**: reference 3.8; DESIGN P7.
+**Source**: docs/reference/vhd.md 3.4; docs/guarantees.md.
 """
 
 from __future__ import annotations

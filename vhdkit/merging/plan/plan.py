@@ -11,7 +11,7 @@ things are less plain than that, all of them about disks whose sizes differ:
 So every window of the disk has `writes` (sectors that the destination will own, its blocks added as needed) and
 `wipes` (zeros for blocks that it has already; nothing is added for them).
 
-**Source**: reference 3.1, 3.6, B14.
+**Source**: docs/reference/vhd.md 3.1, 3.2, B14.
 """
 
 from __future__ import annotations

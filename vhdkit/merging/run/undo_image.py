@@ -9,7 +9,7 @@ is right, for its bit was written after its content was durable. Only the bits a
 once more by a run that goes on, since their sync may be what failed. So an old journal does no harm here; what an old
 undo image lacks is looked for in `undo_evidence`.
 
-**Source**: DESIGN 5.
+**Source**: docs/explanation/order-of-writes.md.
 """
 
 from __future__ import annotations
