@@ -105,6 +105,8 @@ if TYPE_CHECKING:
     from vhdkit.vhd.create import create_image
     from vhdkit.vhdx.corruption import VhdxCorruption
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "vhdkit.chain.chain": ("Chain", "open_chain"),
     "vhdkit.chain.check": ("CheckReport", "check"),

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+import vhdkit
 from vhdkit.cli.exit_codes import ExitCode
 from vhdkit.cli.failure import report_failure, say
 from vhdkit.cli.output import JSON_OUTPUT, echo
@@ -47,13 +48,7 @@ _ALIASES = {"commit": "merge", "coalesce": "merge"}
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        # It takes longer to load than everything else that --help needs.
-        from importlib import metadata
-
-        try:
-            echo(f"vhdkit {metadata.version('vhdkit')}")
-        except metadata.PackageNotFoundError:
-            echo("vhdkit, run from its sources and not installed")
+        echo(f"vhdkit {vhdkit.__version__}")
         ctx.exit()
 
 
