@@ -23,6 +23,7 @@ from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.journal.claims import claims_on
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,12 +176,12 @@ def test_a_machine_claims_its_layers_wherever_they_are_and_what_is_asked_with_a_
     apart: Machine, folder: Path
 ) -> None:
     for path in files_of(apart):
-        (claim,) = claims_on(LocalFolder(), [path])
+        (claim,) = claims_on(SearchScope(LocalFolder()), [path])
         assert (claim.path, claim.manifest_path, claim.manifest.machine) == (path, apart.file.path, "c")
     (folder / "far").mkdir()
     stray = str(folder / "far" / "stray.vhd")
-    assert claims_on(LocalFolder(), [stray, files_of(apart)[0]], [str(folder)])
-    assert claims_on(LocalFolder(), [stray], [str(folder / "c")]) == ()
+    assert claims_on(SearchScope(LocalFolder(), (str(folder),)), [stray, files_of(apart)[0]])
+    assert claims_on(SearchScope(LocalFolder(), (str(folder / "c"),)), [stray]) == ()
 
 
 def test_a_signpost_that_leads_nowhere_is_told_of(apart: Machine, folder: Path) -> None:

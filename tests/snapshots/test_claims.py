@@ -20,6 +20,7 @@ from vhdkit.merging.drop_undo import drop_undo
 from vhdkit.merging.rollback import rollback
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ def test_who_acts_for_a_machine_may_merge_what_no_snapshot_needs_and_no_more(thr
 
     def refused(top: str, into: str, acting_for: str) -> bool:
         change = Change(destination=into, sources=(top,), acting_for=acting_for)
-        return bool(obstacles(LocalFolder(), change))
+        return bool(obstacles(SearchScope(LocalFolder()), change))
 
     assert refused(middle, base, "")
     assert refused(middle, base, str(three.folder / "other.vhdkit-snapshots.json"))
@@ -168,7 +169,7 @@ def test_a_manifest_of_another_user_claims_nothing(three: Kept) -> None:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("only root may give files away")
     os.chown(MANIFEST, 12345, 12345)
-    assert claims_on(LocalFolder(), [str(three.folder / "xp.vhd")]) == ()
+    assert claims_on(SearchScope(LocalFolder()), [str(three.folder / "xp.vhd")]) == ()
 
 
 @pytest.mark.parametrize("act", ["list", "check", "apply", "revert", "delete", "rename", "export"])

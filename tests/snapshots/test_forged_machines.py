@@ -21,6 +21,7 @@ from vhdkit.journal.claims import Change, obstacles
 from vhdkit.snapshot.adopt import adopt
 from vhdkit.snapshot.machine import Machine
 from vhdkit.storage.memory import MemoryFolder
+from vhdkit.storage.search_scope import SearchScope
 from vhdkit.vhd.create import create_image
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def verbs(folder: MemoryFolder) -> list[Callable[[], object]]:
         lambda: machine().rename("A", "Z"),
         lambda: machine().apply("new", state_to="/out/state"),
         lambda: machine().revert(),
-        lambda: obstacles(folder, Change(destination=BASES[0], sources=tuple(machine().active))),
+        lambda: obstacles(SearchScope(folder), Change(destination=BASES[0], sources=tuple(machine().active))),
         lambda: machine().delete("Z", subtree=True),
         lambda: machine().settle(),
         lambda: machine().check(accept=True),

@@ -22,6 +22,7 @@ from tests.keeping import keep
 from tests.model import Create, Kind, Merge, ModelChain, Snapshot, Write
 from tests.plainvhd import SECTOR, bitmap_length, parse
 from tests.unit.test_merge_laws import SpyFolder, SpyStorage, chain_over, contents, fold, in_memory, put
+from vhdkit.chain.merged_layers import MergedLayers
 from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Kind as ExtentKind
@@ -255,9 +256,10 @@ def chains(draw: st.DrawFn) -> tuple[ModelChain, int, list[int], int | None]:
 def measured(folder: Folder, top: str, depth: int, new_from: int | None) -> tuple[bool, int, list[int]]:
     """Return whether bits alone decide, the payload, and the blocks that the destination lacks."""
     with vhdkit.open_chain(top, folder=folder) as chain:
-        target = placement.target_of(chain.layers, depth)
-        payload, added = placement._measure(chain, depth, target, new_from)  # noqa: SLF001
-        return placement._are_alike(chain, depth, target), payload, added.tolist()  # noqa: SLF001
+        merged = MergedLayers(chain.layers, depth)
+        target = placement.target_of(merged)
+        payload, added = placement._measure(merged, target, new_from)  # noqa: SLF001
+        return placement._are_alike(merged, target), payload, added.tolist()  # noqa: SLF001
 
 
 @settings(max_examples=80)
@@ -327,7 +329,8 @@ def test_what_is_not_alike_is_looked_at_run_by_run(kind: Kind, operations: tuple
     folder, paths = in_memory(chain)
     depth = sum(isinstance(each, Snapshot) for each in operations)
     with vhdkit.open_chain(paths[0], folder=folder) as opened:
-        assert not placement._are_alike(opened, depth, placement.target_of(opened.layers, depth))  # noqa: SLF001
+        merged = MergedLayers(opened.layers, depth)
+        assert not placement._are_alike(merged, placement.target_of(merged))  # noqa: SLF001
 
 
 def test_a_held_child_keeps_no_table_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +375,8 @@ def copied_in_batches(seconds: float, monkeypatch: pytest.MonkeyPatch, piece: fl
     folder, paths = in_memory(chain_over(Kind.FIXED, Snapshot(), put(0, 3000, 1), sectors=3000, block_size=BLOCK))
     layers: list[Vhd] = [keep(open_image(path, writable=path == paths[1], folder=folder)) for path in paths]
     copier = SectorCopier(layers, DestinationBlocks(layers[1], np.empty(0, np.uint32)), clock.report)
-    for writes, wipes, stop in placement.window_writes(layers, 1, placement.target_of(layers, 1)):
+    merged = MergedLayers(layers, 1)
+    for writes, wipes, stop in placement.window_writes(merged, placement.target_of(merged)):
         copier.copy(writes, wipes, stop)
     return clock.sizes
 

@@ -32,6 +32,7 @@ from vhdkit.journal.renamed_files import journal_left_behind
 from vhdkit.options import ParentPolicy
 from vhdkit.storage.handle import Handle
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 from vhdkit.units import as_text
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _open_writable(path: str, policy: ParentPolicy, folder: Folder, *, lock: boo
         findings = _open_parents(layers, policy, folder, lock=lock)
         _refuse_undo_image(layers, folder)
         leaf = as_writable(layers[0])
-        findings += claim_for_writing(leaf, folder, policy.search, break_children=break_children)
+        findings += claim_for_writing(leaf, SearchScope(folder, policy.search), break_children=break_children)
         leaf.finish_step(folder)
         return Chain(layers, findings)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from vhdkit.disk.image import Image
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class Children:
     findings: tuple[Finding, ...]
 
 
-def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> Children:
+def find_children(image: Image, scope: SearchScope) -> Children:
     """Return the images that read through one; where that is unknown, all that look for its id.
 
     Raises:
@@ -52,15 +53,15 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
     """
     directory = paths.dirname(image.path)
     reach = Reach()
-    catalog = read_family([directory], folder, search, reach)
+    catalog = read_family([directory], scope, reach)
     for path, error in catalog.unreadable.items():
         if isinstance(error, OSError):
             message = f"it cannot be read, so that it cannot be told whether it needs {image.path}; make it readable"
             raise MergeError(f"{message}, or move it elsewhere", path=path) from error
-    parents = ParentSearch.among(folder, *search, directory)
+    parents = ParentSearch.within(scope, directory)
     own = image.storage.identity
     found = {path: child.parent_id for path, child in catalog.images.items() if child.identity != own}
-    found |= {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}
+    found |= {path: parent_id_of_damaged(scope.folder, path) for path in catalog.unreadable}
     return Children(
         paths=tuple(
             path
@@ -71,20 +72,20 @@ def find_children(image: Image, folder: Folder, search: Sequence[str] = ()) -> C
     )
 
 
-def children_of(image: Image, folder: Folder, search: Sequence[str]) -> tuple[str, ...]:
+def children_of(image: Image, scope: SearchScope) -> tuple[str, ...]:
     """Return the paths that `find_children` finds.
 
     Raises:
         MergeError: as `find_children`.
 
     """
-    return find_children(image, folder, search).paths
+    return find_children(image, scope).paths
 
 
-def read_family(near: Sequence[str], folder: Folder, search: Sequence[str], reach: Reach) -> Catalog:
+def read_family(near: Sequence[str], scope: SearchScope, reach: Reach) -> Catalog:
     """Read the images that may be relatives of those in some folders; what is half made is left out."""
-    above = [paths.dirname(directory) for directory in near]
-    asked = read_catalog(folder, search, reach=reach)
+    folder, above = scope.folder, [paths.dirname(directory) for directory in near]
+    asked = read_catalog(folder, scope.directories, reach=reach)
     beside = read_catalog(folder, near, one_device=True, reach=reach)
     # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below. Only
     # a link that is called as an image is one that was moved away.

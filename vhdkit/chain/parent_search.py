@@ -29,17 +29,13 @@ from vhdkit.disk.file_image import FileImage
 from vhdkit.disk.image import DiskKind, ImageSummary
 from vhdkit.disk.parent_link import ParentLink
 from vhdkit.disk.raw_image import RawImage
-from vhdkit.errors import (
-    ChainError,
-    ChainLoopError,
-    CorruptImageError,
-    VhdError,
-)
+from vhdkit.errors import ChainError, ChainLoopError, CorruptImageError, VhdError
 from vhdkit.findings import Advice, Finding
 from vhdkit.formats import image_of, read_summary, step_findings
 from vhdkit.options import ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -79,9 +75,15 @@ class ParentSearch:
                 raise ValueError(f"{argument}: no file can be called {path!r}")
 
     @classmethod
-    def among(cls, folder: Folder, *directories: str) -> ParentSearch:
-        """Return the search of images in some directories, which parents may lie in as well; each is read once."""
-        return cls(folder, ParentPolicy(search=tuple(dict.fromkeys(directories))), index=FolderIndex(folder))
+    def within(cls, scope: SearchScope, *directories: str) -> ParentSearch:
+        """Return the search in a scope and in more directories, each of which is read once."""
+        everywhere = tuple(dict.fromkeys((*scope.directories, *directories)))
+        return cls(scope.folder, ParentPolicy(search=everywhere), index=FolderIndex(scope.folder))
+
+    @property
+    def scope(self) -> SearchScope:
+        """The directories that the caller named."""
+        return SearchScope(self.folder, self.policy.search)
 
     def also_in(self, *directories: str) -> ParentSearch:
         """Return the search that looks into more directories."""

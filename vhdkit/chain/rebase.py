@@ -50,6 +50,7 @@ from vhdkit.options import ParentPolicy, RebaseRequest
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +156,7 @@ def rebase_as_asked(request: RebaseRequest, folder: Folder) -> Rebase:
     """Do the rebase that is asked for; the rest is as in `rebase`."""
     own = folder.real(request.child)
     request = replace(request, child=own)
-    with _thawed(own, folder, request.parents.search) as is_thawed:
+    with _thawed(own, SearchScope(folder, request.parents.search)) as is_thawed:
         if is_thawed:
             # What is refused is refused while the layer is still marked.
             plan = plan_as_asked(request, folder)
@@ -194,12 +195,13 @@ def _rebased(request: RebaseRequest, folder: Folder) -> Rebase:
 
 
 @contextmanager
-def _thawed(child: str, folder: Folder, search: Sequence[str]) -> Iterator[bool]:
+def _thawed(child: str, scope: SearchScope) -> Iterator[bool]:
     """Say whether a machine's frozen layer is about to be relinked, and see to it that it is marked read-only after."""
+    folder = scope.folder
     is_frozen = (
         folder.exists(child)
         and not folder.may_write(child)
-        and any(not claim.is_active for claim in claims_on(folder, [child], search))
+        and any(not claim.is_active for claim in claims_on(scope, [child]))
     )
     try:
         yield is_frozen

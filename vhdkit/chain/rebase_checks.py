@@ -40,7 +40,7 @@ def check_claims(child: RelinkableImage, found: bytes, parents: ParentSearch) ->
         SnapshotError: it is another.
 
     """
-    claims = claims_on(parents.folder, [child.path], parents.policy.search)
+    claims = claims_on(parents.scope, [child.path])
     for claim in claims:
         if claim.parent_id != found.hex():
             raise _not_its_parent(child, claim)
@@ -93,7 +93,7 @@ def check_children(child: RelinkableImage, parents: ParentSearch) -> None:
         SiblingsError: there are some.
 
     """
-    children = children_of(child, parents.folder, parents.policy.search)
+    children = children_of(child, parents.scope)
     if children:
         message = (
             f"{len(children)} image(s) read through it, and nothing proves that they would still show what they do:"

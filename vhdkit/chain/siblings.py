@@ -21,13 +21,14 @@ from vhdkit.storage import paths
 from vhdkit.storage.protocols import Reach
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from vhdkit.chain.catalog import Catalog
-    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.image import Image
     from vhdkit.findings import Finding
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +75,16 @@ def _parent_ids(
     return found | {path: parent_id_of_damaged(folder, path) for path in catalog.unreadable}
 
 
-def find_relatives(chain: Chain, depth: int, folder: Folder, search: Sequence[str], undo_id: bytes = b"") -> Relatives:
-    """Look for the relatives of a merge of the layers above `depth` into the one there; the undo image is none."""
-    family = chain.layers[: depth + 1]
-    top, destination = family[0], family[-1]
-    own = {image.storage.identity for image in family[:-1]}
-    ids = {image.unique_id for image in family}
-    directories = tuple(dict.fromkeys(paths.dirname(layer.path) for layer in chain.layers))
+def find_relatives(merged: MergedLayers, scope: SearchScope, undo_id: bytes = b"") -> Relatives:
+    """Look for the relatives of a merge; the undo image is none."""
+    top, destination = merged.layers[0], merged.destination
+    own = {image.storage.identity for image in merged.sources}
+    ids = {image.unique_id for image in merged.family}
+    directories = tuple(dict.fromkeys(paths.dirname(layer.path) for layer in merged.layers))
     reach = Reach()
-    catalog = read_family(directories, folder, search, reach)
-    children = _parent_ids(catalog, own, undo_id, folder)
-    parents = ParentSearch.among(folder, *search, *directories)
+    catalog = read_family(directories, scope, reach)
+    children = _parent_ids(catalog, own, undo_id, scope.folder)
+    parents = ParentSearch.within(scope, *directories)
     of_destination, of_sources, relinks = [], [], []
     for path, parent_id in children.items():
         if parent_id not in ids:

@@ -21,6 +21,7 @@ from vhdkit.journal.claims import begun_layers, claims_on
 from vhdkit.journal.merge_journal import find_journal
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 from vhdkit.units import as_texts
 from vhdkit.vhd.unique_id_change import change_unique_id
 
@@ -91,14 +92,12 @@ def open_image(
     with closing_on_error(image):
         if writable:
             written = images.as_writable(image)
-            written.findings += claim_for_writing(written, place, folders, break_children=break_children)
+            written.findings += claim_for_writing(written, SearchScope(place, folders), break_children=break_children)
             written.finish_step(place)
     return image
 
 
-def claim_for_writing(
-    image: Vhd, folder: Folder, search: Sequence[str], *, break_children: bool
-) -> tuple[Finding, ...]:
+def claim_for_writing(image: Vhd, scope: SearchScope, *, break_children: bool) -> tuple[Finding, ...]:
     """Refuse an image that others read through; with `break_children` give it another id if there are such.
 
     Returns what could not be looked into, and which images were broken.
@@ -111,8 +110,9 @@ def claim_for_writing(
         ImageInUseError: they are to be broken, and somebody else has it open.
 
     """
+    folder = scope.folder
     if not break_children:
-        children = find_children(image, folder, search)
+        children = find_children(image, scope)
         ruined = tuple(path for path in children.paths if path not in _begun(image, children.paths, folder))
         if ruined:
             raise _refusal(image, ruined, folder)
@@ -120,7 +120,7 @@ def claim_for_writing(
     # From here on no child can be made of it.
     image.storage.lock(exclusive=True)
     try:
-        children = find_children(image, folder, search)
+        children = find_children(image, scope)
         broken, findings = children.paths, children.findings
     except MergeError as error:
         broken, findings = (error.path,), ()
@@ -155,7 +155,7 @@ def _check_may_break(image: Vhd, folder: Folder) -> None:
     if journal is not None:
         message = f"what reads through it cannot be broken now: {journal.status}"
         raise JournalError(message, path=image.path, hint=journal.hint)
-    claims = claims_on(folder, [image.path])
+    claims = claims_on(SearchScope(folder), [image.path])
     if claims:
         message = f"what reads through it cannot be broken, for it is known by its id: it is {claims[0].text()}"
         raise ReadOnlyImageError(message, path=image.path)

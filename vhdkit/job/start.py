@@ -30,6 +30,7 @@ from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.process import birth_of, this_process, user_name
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -311,7 +312,7 @@ def _refuse_claimed(job: Job) -> None:
     """
     if job.request.to is None:
         change = Change(destination=job.destination, sources=job.sources)
-        for obstacle in obstacles(LocalFolder(), change, job.request.search):
+        for obstacle in obstacles(SearchScope(LocalFolder(), job.request.search), change):
             raise obstacle
 
 

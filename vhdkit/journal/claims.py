@@ -18,9 +18,10 @@ from vhdkit.findings import Advice
 from vhdkit.storage import paths
 from vhdkit.storage.process import this_user
 from vhdkit.storage.protocols import read_bytes
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from vhdkit.findings import Hint
     from vhdkit.journal.manifest import Disk, LayerRecord, Manifest
@@ -95,8 +96,10 @@ class Claim:
         return f"{what}, which others of its layers read through (listed in {self.manifest_path})"
 
 
-def claims_on(folder: Folder, files: Iterable[str], search: Sequence[str] = ()) -> tuple[Claim, ...]:
-    """Return what machines claim of files, by real paths; `search` are more folders in which manifests are looked for.
+def claims_on(scope: SearchScope, files: Iterable[str]) -> tuple[Claim, ...]:
+    """Return what machines claim of files, by real paths.
+
+    Manifests are looked for beside the files, one folder above, and in the scope.
 
     Raises:
         SnapshotError: a manifest that is called as one of the files cannot be read, so that it cannot be told.
@@ -104,9 +107,9 @@ def claims_on(folder: Folder, files: Iterable[str], search: Sequence[str] = ()) 
     """
     wanted = dict.fromkeys(files)
     found: list[Claim] = []
-    for path in _manifests_near(folder, wanted, search):
+    for path in _manifests_near(scope, wanted):
         try:
-            found += _claims_of(folder, path, wanted)
+            found += _claims_of(scope.folder, path, wanted)
         except (VhdError, OSError) as error:
             named = next((file for file in wanted if is_named_for(path, file)), None)
             if named is None:
@@ -123,9 +126,9 @@ def is_named_for(manifest: str, image: str) -> bool:
     return paths.basename(image).startswith((f"{stem}.", f"{stem}_"))
 
 
-def _manifests_near(folder: Folder, files: Iterable[str], search: Sequence[str]) -> tuple[str, ...]:
-    own = dict.fromkeys(map(paths.dirname, files))
-    directories = dict.fromkeys([*own, *map(paths.dirname, own), *map(folder.real, search)])
+def _manifests_near(scope: SearchScope, files: Iterable[str]) -> tuple[str, ...]:
+    folder, own = scope.folder, dict.fromkeys(map(paths.dirname, files))
+    directories = dict.fromkeys([*own, *map(paths.dirname, own), *map(folder.real, scope.directories)])
     near = [directory for directory in directories if _has_any(folder, directory)]
     if not near:
         return ()
@@ -168,7 +171,7 @@ def begun_layers(folder: Folder, active: str) -> dict[str, str]:
     from vhdkit.journal.relative_paths import RelativePaths  # noqa: PLC0415 - see _SUFFIXES
 
     found: dict[str, str] = {}
-    for claim in claims_on(folder, [active]):
+    for claim in claims_on(SearchScope(folder), [active]):
         if claim.is_active:
             place = RelativePaths(folder, paths.dirname(claim.manifest_path))
             found |= {place.absolute(made.path): made.unique_id for made in claim.manifest.begun}
@@ -189,10 +192,10 @@ def _may_speak(folder: Folder, owner: int, image: str) -> bool:
 # What may be done all the same
 
 
-def obstacles(folder: Folder, change: Change, search: Sequence[str] = ()) -> tuple[SnapshotError, ...]:
+def obstacles(scope: SearchScope, change: Change) -> tuple[SnapshotError, ...]:
     """Return what the snapshots of machines have against a change, one error a machine's disk."""
     try:
-        found = claims_on(folder, change.files, search)
+        found = claims_on(scope, change.files)
     except SnapshotError as error:
         return (error,)
     by_disk: dict[tuple[str, int], list[Claim]] = {}
@@ -249,7 +252,7 @@ def _refusal(claims: list[Claim]) -> SnapshotError:
 def frozen_by(folder: Folder, path: str) -> tuple[str, Hint | None]:
     """Return which snapshot has frozen a file, in words, and how to go on from it; "" if none has."""
     try:
-        found = claims_on(folder, [path])
+        found = claims_on(SearchScope(folder), [path])
     except (VhdError, OSError):
         return "", None
     claim = next((each for each in found if not each.is_active), None)

@@ -41,6 +41,7 @@ from vhdkit.storage.protocols import read_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.image import Image, WritableImage
     from vhdkit.storage.protocols import Folder, Storage
 
@@ -170,11 +171,11 @@ def looks_untouched(seen: Seen, storage: Storage) -> bool:
     return seen.ctime > 0 and replace(seen, now=0.0) == Seen.of(storage, 0.0)
 
 
-def samples_of(layers: Sequence[Image], depth: int, known: Sequence[Sample]) -> tuple[Sample, ...]:
-    """Return the samples of a merge of `layers[:depth]`, those that an earlier run of it took (`known`) among them."""
-    kept = list(_renewed(known, DiskView(layers)))
+def samples_of(merged: MergedLayers, known: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Return the samples of a merge, those that an earlier run of it took (`known`) among them."""
+    kept = list(_renewed(known, merged.view()))
     taken = {sample.offset for sample in kept}
-    kept += [sample for sample in take_samples(layers, depth) if sample.offset not in taken]
+    kept += [sample for sample in take_samples(merged) if sample.offset not in taken]
     return tuple(sorted(kept[:MAX_SAMPLES], key=lambda sample: sample.offset))
 
 
@@ -193,14 +194,14 @@ def _renewed(samples: Sequence[Sample], after: DiskView) -> Iterator[Sample]:
             yield replace(sample, after=digest)
 
 
-def take_samples(layers: Sequence[Image], depth: int) -> tuple[Sample, ...]:
-    """Return places in the disk that the merge of `layers[:depth]` will change, the last ones among them.
+def take_samples(merged: MergedLayers) -> tuple[Sample, ...]:
+    """Return places in the disk that a merge will change, the last ones among them.
 
     A merge goes upwards: a destination in which the last place is as before is one of before, or of half-way.
     """
-    view, below = DiskView(layers), DiskView(layers[depth:])
+    view, below = merged.view(), merged.destination_view()
     samples: list[Sample] = []
-    for offset, length in _candidates(layers[:depth], view.size):
+    for offset, length in _candidates(merged.sources, view.size):
         before, after = (_digest(chain, offset, length) for chain in (below, view))
         if before != after:
             samples.append(Sample(offset=offset, length=length, before=before, after=after))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
     from vhdkit.units import StrPath
 
 from vhdkit.merging.undo_image_search import find_undone, named_directories, read_unchanged, refuse_claimed
@@ -61,9 +62,9 @@ def drop_undo(
     """
     place = folder or LocalFolder()
     path, policy = as_text(path), ParentPolicy.of(search, parent_map)
-    folders = policy.search
     parents = ParentSearch(place, policy, takes_parent=False)
-    journal = None if place.exists(path) else find_complete(place, path, folders)
+    scope = parents.scope
+    journal = None if place.exists(path) else find_complete(path, scope)
     if journal is None:
         _, journal = find_undone(path, parents)
     else:
@@ -72,15 +73,15 @@ def drop_undo(
         raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
     if not journal.dropping:
         if not keep_file:
-            _check_children(path, place, folders)
-        refuse_claimed(journal, place, folders, Change(others=(place.real(path), *_sources(journal))))
+            _check_children(path, scope)
+        refuse_claimed(journal, scope, Change(others=(place.real(path), *_sources(journal))))
     try:
-        plan = finishing_plan(journal, place, folders)
+        plan = finishing_plan(journal, scope)
         if not journal.dropping:
-            plan = _say_dropping(journal, place, folders, keep_file=keep_file)
+            plan = _say_dropping(journal, scope, keep_file=keep_file)
         result = merge(plan, folder=place)
     except OSError as error:
-        _add_note(error, path, folders)
+        _add_note(error, path, policy.search)
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
     if is_kept:
@@ -94,12 +95,12 @@ def _add_note(error: OSError, path: str, search: tuple[str, ...]) -> None:
         error.add_note(f"Every disk reads as before; {again}")
 
 
-def _check_children(path: str, folder: Folder, search: tuple[str, ...]) -> None:
+def _check_children(path: str, scope: SearchScope) -> None:
     """Refuse to drop an undo image, if it is there, that others read through."""
-    if not folder.exists(path):
+    if not scope.folder.exists(path):
         return
-    with open_image(path, folder=folder) as undo:
-        children = children_of(undo, folder, search)
+    with open_image(path, folder=scope.folder) as undo:
+        children = children_of(undo, scope)
     if children:
         message = f"{len(children)} image(s) read through it: {', '.join(children)}"
         hint = Advice.KEEP_UNDO_FILE.hint("keep it for them with {}")
@@ -128,23 +129,23 @@ def _refresh_stamp(journal: Journal, folder: Folder) -> None:
             apply_patches(folder, undo, relink_patches(undo, relink, parent_mtime=parent.storage.mtime))
 
 
-def _say_dropping(journal: Journal, folder: Folder, search: Sequence[str], *, keep_file: bool) -> MergePlan:
+def _say_dropping(journal: Journal, scope: SearchScope, *, keep_file: bool) -> MergePlan:
     """Write into the journal that what was kept goes; return the plan by which it does.
 
     Everything that stands in the way of that is looked for, and the destination read, before the first word of it is
     written: what is refused now can still be rolled back.
     """
-    planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), folder, tuple(search))
+    folder = scope.folder
+    planned = finishing_plan(replace(journal, dropping=True, keep_undo_file=keep_file), scope)
     if planned.obstacles:
         raise planned.obstacles[0]
-    undo = journal.resolve(journal.begin.undo)
-    with MergeFiles(planned, folder, undo if folder.exists(undo) and not keep_file else "") as files:
+    with MergeFiles(planned, folder) as files:
         check_still_shows(planned, files.chain.layers)
         writer = JournalWriter.append(folder, read_unchanged(journal, folder))
         try:
             writer.write("dropping", keep_file=keep_file)
         finally:
             writer.close()
-    plan = finishing_plan(writer.journal, folder, tuple(search))
+    plan = finishing_plan(writer.journal, scope)
     # What was read is held by the states of the files, which the merge looks at again once it has locked them.
     return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan

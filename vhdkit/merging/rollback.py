@@ -18,6 +18,7 @@ import numpy as np
 
 from vhdkit.arguments import checked
 from vhdkit.chain.children import children_of
+from vhdkit.chain.merged_layers import MergedLayers
 from vhdkit.chain.parent_search import ParentSearch
 from vhdkit.chain.relink import Relink, apply_patches, check_patches, check_relink, relink_patches
 from vhdkit.chain.resolve_layers import windows
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from vhdkit.journal.merge_records import Begin
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
     from vhdkit.units import StrPath
     from vhdkit.vhd.footer import Footer
     from vhdkit.vhd.open_image import Vhd
@@ -82,10 +84,10 @@ def rollback(
     """
     place = folder or LocalFolder()
     path, policy = as_text(path), ParentPolicy.of(search, parent_map)
-    folders = policy.search
     parents = ParentSearch(place, policy, takes_parent=False)
+    scope = parents.scope
     if not place.exists(path):
-        journal = find_complete(place, path, folders)
+        journal = find_complete(path, scope)
         if journal is not None and journal.restored:
             check_names(journal, place, named_directories(path, parents))
             _check_as_restored(journal, place)
@@ -94,8 +96,8 @@ def rollback(
     destination, journal = find_undone(path, parents)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
     change = Change(destination=destination, others=(place.real(path), *relinked))
-    refuse_claimed(journal, place, folders, change)
-    with _Rollback((place.real(path), destination), journal, place, folders) as run:
+    refuse_claimed(journal, scope, change)
+    with _Rollback((place.real(path), destination), journal, scope) as run:
         try:
             return run.run(progress, cancel)
         except BaseException as error:
@@ -131,10 +133,10 @@ def _forget(folder: Folder, journal: Journal) -> None:
 class _Rollback:
     """One roll-back: its files open and locked, and everything checked before the first byte is written."""
 
-    def __init__(self, names: tuple[str, str], journal: Journal, folder: Folder, search: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.search = search
-        self.parents = parents_beside(journal, folder, search)
+    def __init__(self, names: tuple[str, str], journal: Journal, scope: SearchScope) -> None:
+        self.folder = scope.folder
+        self.scope = scope
+        self.parents = parents_beside(journal, scope)
         self.journal = journal
         self.begin: Begin = self._begin(journal)
         self.restored = False
@@ -143,7 +145,7 @@ class _Rollback:
         with closing_on_error(self):
             self.undo = as_undo_image(self._locked(names[0], writable=False))
             self.destination = self._locked(names[1], writable=True)
-            read_unchanged(journal, folder)
+            read_unchanged(journal, scope.folder)
             self.size_before = self._size_before()
             check_undo(journal, self.undo, self.destination, self.parents)
             check_relinks(journal, self.destination, self.parents)
@@ -153,8 +155,8 @@ class _Rollback:
                 (self._child(item.path), item.patches) for item in (*journal.former_relinks, *(journal.relinks or ()))
             ]
             self._check_destination()
-            self.siblings = [self._sibling(child) for child in children_of(self.undo, folder, search)]
-            self._finish_steps([*search, *map(paths.dirname, names)])
+            self.siblings = [self._sibling(child) for child in children_of(self.undo, scope)]
+            self._finish_steps([*scope.directories, *map(paths.dirname, names)])
 
     def __enter__(self) -> Self:
         return self
@@ -215,14 +217,14 @@ class _Rollback:
         """Refuse if the undo image may lack what was overwritten: what is not put back would be neither old nor new."""
         journal = self.journal
         # What is looked at is held by the sources and owned by the destination: nothing below is read.
-        layers, depth = (*self.sources, self.destination), len(self.sources)
-        target = target_of(layers, depth, self.begin.virtual_size)
-        check_not_older(journal, self.undo, layers, depth, window_writes(layers, depth, target))
+        merged = MergedLayers((*self.sources, self.destination), len(self.sources))
+        target = target_of(merged, self.begin.virtual_size)
+        check_not_older(journal, self.undo, merged, window_writes(merged, target))
         doubt = journal.doubt
         if not doubt:
-            found = window_writes(layers, depth, target)
+            found = window_writes(merged, target)
             with self.folder.open(journal.path) as storage:
-                doubt = DOUBT if may_lack_something(journal, storage, self.undo, layers, depth, found) else ""
+                doubt = DOUBT if may_lack_something(journal, storage, self.undo, merged, found) else ""
         if doubt:
             text = "the topmost layer shows the disk as it is; {} shows what is kept of the disk before"
             hint = Advice.CONVERT.hint(text, path=self.undo.path, new_path="NEWFILE")
@@ -238,7 +240,7 @@ class _Rollback:
             )
             raise MergeError(f"{message} to a new file, which shows the disk before the merge", path=storage.path)
         mine = {image.path for image in self._open}
-        others = [path for path in children_of(self.destination, self.folder, self.search) if path not in mine]
+        others = [path for path in children_of(self.destination, self.scope) if path not in mine]
         # Before anything is saved nothing was overwritten, and siblings may not be relinked to the undo image yet; a
         # roll-back that was cut off may have linked them to the destination again.
         if others and held_sectors(self.undo) and not self.journal.rolling_back:

@@ -18,11 +18,12 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
 
 
 def find_undone(path: str, parents: ParentSearch) -> tuple[str, Journal]:
     """Return the destination of an undo image, and the journal of their merge; nothing below is looked for."""
-    with noting_unreadable_journals(parents.folder, path, parents.policy.search):
+    with noting_unreadable_journals(path, parents.scope):
         opened = open_image(path, folder=parents.folder)
     with opened as undo:
         if undo.kind is not DiskKind.DIFFERENCING:
@@ -41,7 +42,7 @@ def named_directories(path: str, parents: ParentSearch) -> tuple[str, ...]:
     return (paths.dirname(parents.folder.real(path)), *parents.policy.folders)
 
 
-def refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], change: Change) -> None:
+def refuse_claimed(journal: Journal, scope: SearchScope, change: Change) -> None:
     """Refuse to take from a machine what its snapshots need.
 
     Raises:
@@ -49,7 +50,7 @@ def refuse_claimed(journal: Journal, folder: Folder, search: tuple[str, ...], ch
 
     """
     if not journal.rolling_back:
-        for obstacle in obstacles(folder, change, search):
+        for obstacle in obstacles(scope, change):
             raise obstacle
 
 

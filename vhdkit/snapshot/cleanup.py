@@ -19,6 +19,7 @@ from vhdkit.journal.merge_journal import find_journal
 from vhdkit.snapshot import allowed_folders
 from vhdkit.storage import paths
 from vhdkit.storage.new_file import is_partial
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from vhdkit.disk.image import Image
@@ -86,10 +87,10 @@ def _why_not_ours(file: ManifestFile, manifest: Manifest, image: Image, unique_i
 def _why_needed(file: ManifestFile, manifest: Manifest, image: Image) -> str:
     if find_journal(file.folder, image.path) is not None:
         return "a merge into it is not finished"
-    others = [claim for claim in claims_on(file.folder, [image.path]) if claim.manifest_path != file.path]
+    others = [claim for claim in claims_on(SearchScope(file.folder), [image.path]) if claim.manifest_path != file.path]
     if others:
         return f"it is {others[0].text()}"
-    known = children_of(image, file.folder, file.search(manifest))
+    known = children_of(image, SearchScope(file.folder, file.search(manifest)))
     return f"other images read through it: {', '.join(known)}" if known else ""
 
 

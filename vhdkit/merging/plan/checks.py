@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.children import ended_advice
-from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.relink import Relink, check_relink
 from vhdkit.disk import extents
 from vhdkit.disk.image import DiskKind, Image
@@ -27,7 +26,7 @@ from vhdkit.storage import paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.chain.siblings import Relatives
     from vhdkit.disk.image import WritableImage
     from vhdkit.storage.protocols import Folder
@@ -92,21 +91,21 @@ def source_obstacles(path: str, folder: Folder) -> Iterable[VhdError]:
     return [ReadOnlyImageError(f"it could not be removed from {directory}", path=path, hint=hint)]
 
 
-def size_obstacles(chain: Chain, destination: WritableImage) -> Iterator[VhdError]:
+def size_obstacles(merged: MergedLayers, destination: WritableImage) -> Iterator[VhdError]:
     """Yield why the sizes of the two disks do not go together."""
-    size, message = chain.size, ""
+    size, message = merged.size, ""
     if size < destination.size:
         message = f"its disk of {size} bytes is smaller than that of {destination.path}, {destination.size}"
     if size > destination.size and destination.kind is DiskKind.FIXED:
         message = f"its disk of {size} bytes is larger than the fixed one of {destination.path}, {destination.size}"
     if message:
         yield MergeError(
-            message, path=chain.path, windows_code=WindowsCode.VHD_CHILD_PARENT_SIZE_MISMATCH, hint=USE_NEW_FILE
+            message, path=merged.path, windows_code=WindowsCode.VHD_CHILD_PARENT_SIZE_MISMATCH, hint=USE_NEW_FILE
         )
 
 
 def relative_obstacles(
-    relatives: Relatives, chain: Chain, depth: int, folder: Folder, *, may_relink_siblings: bool
+    relatives: Relatives, merged: MergedLayers, folder: Folder, *, may_relink_siblings: bool
 ) -> Iterator[VhdError]:
     """Yield what siblings and children stand in the way of."""
     yield from relink_obstacles(relatives.relinks, folder)
@@ -114,15 +113,15 @@ def relative_obstacles(
         message = "it cannot be read, so that it cannot be told whether the merge would ruin it; make it readable"
         yield MergeError(f"{message}, or move it elsewhere", path=path)
     harmed = list(relatives.of_sources)
-    if relatives.of_destination and not (may_relink_siblings or changes_nothing(chain, depth)):
+    if relatives.of_destination and not (may_relink_siblings or changes_nothing(merged)):
         harmed += relatives.of_destination
     if harmed:
-        changed = ", ".join(layer.path for layer in chain.layers[1 : depth + 1])
+        changed = ", ".join(layer.path for layer in merged.family[1:])
         message = (
             f"the merge would ruin {len(harmed)} other image(s) that read through {changed}: {', '.join(harmed)}"
             f"{ended_advice(harmed, folder)}"
         )
-        yield SiblingsError(message, path=chain.path, siblings=tuple(harmed), hint=_SPARE_SIBLINGS)
+        yield SiblingsError(message, path=merged.path, siblings=tuple(harmed), hint=_SPARE_SIBLINGS)
 
 
 def relink_obstacles(relinks: Iterable[Relink], folder: Folder) -> Iterator[VhdError]:
@@ -164,17 +163,17 @@ def space_obstacles(
             yield NotEnoughSpaceError(path=path, needed=wanted, available=available)
 
 
-def changes_nothing(chain: Chain, depth: int) -> bool:
+def changes_nothing(merged: MergedLayers) -> bool:
     """Whether the destination shows already what the sources hold, as after a merge that was cut off late.
 
     Then nobody who reads through the destination is harmed by doing it again. Sources that hold nothing do not count:
     there is no sign of an earlier merge then.
     """
-    layers, destination = chain.layers, DiskView(chain.layers[depth:])
-    if chain.size != destination.size:
+    destination = merged.destination_view()
+    if merged.size != destination.size:
         return False
-    sources, held = DiskView(layers), 0
-    for writes, wipes, _ in window_writes(layers, depth, target_of(layers, depth)):
+    sources, held = merged.view(), 0
+    for writes, wipes, _ in window_writes(merged, target_of(merged)):
         both = extents.split(extents.concatenate([writes, wipes]), _PIECE)
         held += writes.total
         for here in both:

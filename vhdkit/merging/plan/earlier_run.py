@@ -20,7 +20,7 @@ from vhdkit.formats import open_image
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.renamed_files import foreign_journal, left_behind
 from vhdkit.merging.plan.finish import is_spent
-from vhdkit.merging.plan.placement import destination_of, target_of, window_writes
+from vhdkit.merging.plan.placement import as_destination, target_of, window_writes
 from vhdkit.merging.plan.resume import check_undo, is_about, parents_beside, with_names
 from vhdkit.merging.plan.undo_evidence import DOUBT, check_not_older, lacks_nothing, may_lack_something
 from vhdkit.merging.plan.undo_image import as_undo_image
@@ -30,11 +30,12 @@ from vhdkit.storage.new_file import is_partial
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.options import MergeRequest
     from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
     from vhdkit.vhd.sparse_image import SparseImage
 
 
@@ -47,6 +48,8 @@ class EarlierRun:
     is the checksum of a journal that says nothing any more, "" if there is none.
     """
 
+    merged: MergedLayers
+    scope: SearchScope
     request: MergeRequest
     journal: Journal | None = None
     spent: str = ""
@@ -72,17 +75,17 @@ class EarlierRun:
 
 @contextmanager
 def earlier_run(
-    chain: Chain, depth: int, folder: Folder, request: MergeRequest, journal: Journal | None
+    merged: MergedLayers, scope: SearchScope, request: MergeRequest, journal: Journal | None
 ) -> Iterator[EarlierRun]:
     """Yield what is left of an earlier run of a merge, with its undo image open.
 
     `journal` is the one beside the destination.
     """
-    run = _with_journal(chain, depth, folder, request, journal)
-    left = left_behind(folder, chain.layers[depth].path, chain.layers[depth].unique_id)
+    run = _with_journal(merged, scope, request, journal)
+    left = left_behind(scope.folder, merged.destination.path, merged.destination.unique_id)
     run.obstacles[:0] = [] if left is None else [left]
     try:
-        _find_undo(run, chain, depth, folder)
+        _find_undo(run)
         yield run
     finally:
         if run.undo_image is not None:
@@ -90,22 +93,22 @@ def earlier_run(
 
 
 def _with_journal(
-    chain: Chain, depth: int, folder: Folder, request: MergeRequest, journal: Journal | None
+    merged: MergedLayers, scope: SearchScope, request: MergeRequest, journal: Journal | None
 ) -> EarlierRun:
     """Return the run that a journal is about; any other unfinished merge is an obstacle."""
-    destination = chain.layers[depth]
+    folder, destination = scope.folder, merged.destination
     obstacles = [
-        error for layer in chain.layers if layer is not destination for error in _unfinished_beside(layer, folder)
+        error for layer in merged.layers if layer is not destination for error in _unfinished_beside(layer, folder)
     ]
     spent = journal.checksum if journal is not None and is_spent(journal, folder) else ""
-    run = EarlierRun(request=request, spent=spent, undo_id=_undo_id(None if spent else journal), obstacles=obstacles)
+    undo_id = _undo_id(None if spent else journal)
+    run = EarlierRun(merged=merged, scope=scope, request=request, spent=spent, undo_id=undo_id, obstacles=obstacles)
     if journal is None or spent:
         return run
-    sources = chain.layers[:depth]
-    if journal.rolling_back or not is_about(journal, sources, destination):
+    if journal.rolling_back or not is_about(journal, merged.sources, destination):
         run.obstacles.append(_unfinished(journal, folder, destination))
     else:
-        run.journal = with_names(journal, sources)
+        run.journal = with_names(journal, merged.sources)
     return run
 
 
@@ -128,11 +131,12 @@ def _undo_id(journal: Journal | None) -> bytes:
     return bytes.fromhex(known) if known else uuid.uuid4().bytes_le
 
 
-def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> None:
+def _find_undo(run: EarlierRun) -> None:
     """Take over the undo image of an earlier run, and open it if that has come so far."""
-    journal, request, destination = run.journal, run.request, destination_of(chain.layers, depth)
+    journal, request, merged, folder = run.journal, run.request, run.merged, run.scope.folder
     if journal is None:
         return
+    destination = as_destination(merged.destination)
     path = _undo_path(journal, request, folder) if journal.begin.undo else None
     is_named = request.undo is not None
     if request.undo not in {None, path, journal.resolve(journal.begin.undo)}:
@@ -146,19 +150,19 @@ def _find_undo(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> Non
     run.request = _as_begun(request, journal, path)
     if path is None:
         return
-    run.journal = with_names(journal, chain.layers[:depth], path)
-    found = window_writes(chain.layers, depth, target_of(chain.layers, depth, journal.begin.virtual_size))
+    run.journal = with_names(journal, merged.sources, path)
+    found = window_writes(merged, target_of(merged, journal.begin.virtual_size))
     if not folder.exists(path):
-        if journal.reserved and not (is_named and lacks_nothing(journal, None, chain.layers, depth, found)):
-            run.obstacles.append(_lost_undo(chain, path))
+        if journal.reserved and not (is_named and lacks_nothing(journal, None, merged, found)):
+            run.obstacles.append(_lost_undo(merged.path, path))
         elif not is_named:
-            run.obstacles.append(_unnamed_undo(chain, destination.path, path))
+            run.obstacles.append(_unnamed_undo(merged.path, destination.path, path))
         return
     try:
         image = as_undo_image(open_image(path, folder=folder))
         run.undo_image = image
-        check_undo(run.journal, image, destination, parents_beside(journal, folder, request.search))
-        run.holds_sectors = check_not_older(journal, image, chain.layers, depth, found) > 0
+        check_undo(run.journal, image, destination, parents_beside(journal, run.scope))
+        run.holds_sectors = check_not_older(journal, image, merged, found) > 0
     except JournalError as error:
         run.obstacles.append(error)
 
@@ -174,16 +178,16 @@ def _as_begun(request: MergeRequest, journal: Journal, undo: str | None) -> Merg
     )
 
 
-def _lost_undo(chain: Chain, path: str) -> JournalError:
+def _lost_undo(leaf: str, path: str) -> JournalError:
     message = "it keeps what an earlier run of this merge has overwritten, and is gone; put it back"
     text = "if that is not possible, the disk is whole all the same: {} makes a new file of it"
-    return JournalError(message, path=path, hint=Advice.MERGE.hint(text, path=chain.path, to="NEWFILE"))
+    return JournalError(message, path=path, hint=Advice.MERGE.hint(text, path=leaf, to="NEWFILE"))
 
 
-def _unnamed_undo(chain: Chain, destination: str, path: str) -> JournalError:
+def _unnamed_undo(leaf: str, destination: str, path: str) -> JournalError:
     """Return the obstacle: someone who can put a journal beside a file must not choose which file is created."""
     message = "an earlier run of this merge was cut off before it made this undo image"
-    hint = Advice.MERGE.hint("{} goes on", path=chain.path, into=destination, undo=path)
+    hint = Advice.MERGE.hint("{} goes on", path=leaf, into=destination, undo=path)
     return JournalError(message, path=path, hint=hint)
 
 
@@ -203,19 +207,19 @@ def _undo_path(journal: Journal, request: MergeRequest, folder: Folder) -> str:
     return found[0] if len(found) == 1 else path
 
 
-def undo_doubt(run: EarlierRun, chain: Chain, depth: int, folder: Folder) -> str:
+def undo_doubt(run: EarlierRun) -> str:
     """Return why the undo image may lack something that an earlier run has overwritten, "" if it cannot.
 
     Images that read through one that is in doubt are an obstacle.
     """
-    journal, layers = run.journal, chain.layers
+    journal, merged = run.journal, run.merged
     if journal is None or journal.doubt or not journal.begin.undo:
         return ""
-    with folder.open(journal.path) as storage:
-        found = window_writes(layers, depth, target_of(layers, depth))
-        is_doubtful = may_lack_something(journal, storage, run.undo_image, layers, depth, found)
+    with run.scope.folder.open(journal.path) as storage:
+        found = window_writes(merged, target_of(merged))
+        is_doubtful = may_lack_something(journal, storage, run.undo_image, merged, found)
     if is_doubtful and run.undo_image is not None:
-        children = children_of(run.undo_image, folder, run.request.search)
+        children = children_of(run.undo_image, run.scope)
         if children:
             message = f"{DOUBT}; {len(children)} image(s) read through it: {', '.join(children)}"
             hint = Advice.CONVERT_EACH.hint(

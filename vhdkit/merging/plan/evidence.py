@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.disk_view import DiskView
 from vhdkit.disk import extents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.journal.file_state import Seen
@@ -62,21 +62,20 @@ def _states_of(journal: Journal, sources: Sequence[Image]) -> list[Seen]:
 
 
 def has_what_sources_hold(
-    layers: Sequence[Image],
-    depth: int,
+    merged: MergedLayers,
     window_writes: WindowWrites,
     stop: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Whether the layer at `depth` shows what the layers above it hold of the disk, up to `stop`.
+    """Whether the destination shows what the sources hold of the disk, up to `stop`.
 
     `window_writes` are those of the merge. The destination is read as the disk that it will be: as large as the leaf's,
     also before it says so. `check` is called between the pieces.
     """
-    chain, last = DiskView(layers), 0
+    chain, last = merged.view(), 0
     stop = chain.size if stop is None else min(stop, chain.size)
-    with _as_large_as(layers[depth], chain.size):
-        below = DiskView(layers[depth:])
+    with _as_large_as(merged.destination, chain.size):
+        below = merged.destination_view()
         for writes, wipes, _ in window_writes:
             if len(writes) and int(writes.start[0]) >= stop:
                 return True

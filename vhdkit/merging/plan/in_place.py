@@ -13,14 +13,14 @@ from vhdkit.findings import Finding
 from vhdkit.merging.plan import checks
 from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.earlier_run import earlier_run, undo_doubt
-from vhdkit.merging.plan.placement import destination_of, lay_out, target_of, window_writes
+from vhdkit.merging.plan.placement import as_destination, lay_out, target_of, window_writes
 from vhdkit.merging.plan.plan import MergePlan, states_of
 from vhdkit.merging.plan.undo_image import plan_undo
 from vhdkit.storage import paths
 from vhdkit.vhd.constants import FOOTER_SIZE
 
 if TYPE_CHECKING:
-    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.chain.siblings import Relatives
     from vhdkit.disk.image import WritableImage
     from vhdkit.errors import VhdError
@@ -29,28 +29,29 @@ if TYPE_CHECKING:
     from vhdkit.merging.plan.placement import Layout
     from vhdkit.merging.plan.plan import Resume, UndoPlan
     from vhdkit.options import MergeRequest
-    from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
 
 
 def plan_in_place(
-    chain: Chain, depth: int, folder: Folder, request: MergeRequest, journal: Journal | None
+    merged: MergedLayers, scope: SearchScope, request: MergeRequest, journal: Journal | None
 ) -> MergePlan:
-    """Plan to merge the layers above `depth` into the one there; `journal` is the one beside it."""
-    with earlier_run(chain, depth, folder, request, journal) as earlier:
+    """Plan to merge layers into another of their chain; `journal` is the one beside that."""
+    with earlier_run(merged, scope, request, journal) as earlier:
         found = earlier.obstacles
-        found += _layer_obstacles(chain, depth, folder, earlier)
-        found += checks.size_obstacles(chain, destination_of(chain.layers, depth))
-        relatives = find_relatives(chain, depth, folder, request.search, earlier.undo_id)
+        found += _layer_obstacles(earlier)
+        found += checks.size_obstacles(merged, as_destination(merged.destination))
+        relatives = find_relatives(merged, scope, earlier.undo_id)
         may_relink = earlier.may_relink_siblings
-        found += checks.relative_obstacles(relatives, chain, depth, folder, may_relink_siblings=may_relink)
-        layout, resume = lay_out(chain, depth, target_of(chain.layers, depth), earlier.journal)
+        found += checks.relative_obstacles(relatives, merged, scope.folder, may_relink_siblings=may_relink)
+        layout, resume = lay_out(merged, target_of(merged), earlier.journal)
         found += layout.obstacles
-        undo = _undo(chain, depth, folder, earlier)
-    return _plan(chain, depth, folder, earlier, relatives, layout, resume, undo)
+        undo = _undo(earlier)
+    return _plan(earlier, relatives, layout, resume, undo)
 
 
-def _layer_obstacles(chain: Chain, depth: int, folder: Folder, earlier: EarlierRun) -> list[VhdError]:
-    images, destination = chain.layers[: depth + 1], destination_of(chain.layers, depth)
+def _layer_obstacles(earlier: EarlierRun) -> list[VhdError]:
+    folder, images = earlier.scope.folder, earlier.merged.family
+    destination = as_destination(earlier.merged.destination)
     found = [*checks.destination_obstacles(destination, folder)]
     for image in images:
         found += checks.image_obstacles(image)
@@ -62,38 +63,33 @@ def _layer_obstacles(chain: Chain, depth: int, folder: Folder, earlier: EarlierR
     return found
 
 
-def _undo(chain: Chain, depth: int, folder: Folder, earlier: EarlierRun) -> UndoPlan | None:
-    path, existing, target = earlier.request.undo, earlier.undo_image, target_of(chain.layers, depth)
+def _undo(earlier: EarlierRun) -> UndoPlan | None:
+    path, existing, merged = earlier.request.undo, earlier.undo_image, earlier.merged
     if path is None:
         return None
-    earlier.obstacles += checks.undo_file_obstacles(path, folder, is_known=existing is not None)
-    found = window_writes(chain.layers, depth, target)
+    earlier.obstacles += checks.undo_file_obstacles(path, earlier.scope.folder, is_known=existing is not None)
+    target = target_of(merged)
+    found = window_writes(merged, target)
     # A destination that has grown already showed less before.
     size = existing.size if existing is not None else target.size
-    plan = plan_undo(path, earlier.undo_id, destination_of(chain.layers, depth), size, found, existing)
-    return replace(plan, doubt=undo_doubt(earlier, chain, depth, folder))
+    plan = plan_undo(path, earlier.undo_id, as_destination(merged.destination), size, found, existing)
+    return replace(plan, doubt=undo_doubt(earlier))
 
 
 def _plan(
-    chain: Chain,
-    depth: int,
-    folder: Folder,
-    earlier: EarlierRun,
-    relatives: Relatives,
-    layout: Layout,
-    resume: Resume | None,
-    undo: UndoPlan | None,
+    earlier: EarlierRun, relatives: Relatives, layout: Layout, resume: Resume | None, undo: UndoPlan | None
 ) -> MergePlan:
-    destination, target, request = destination_of(chain.layers, depth), target_of(chain.layers, depth), earlier.request
+    merged, request, folder = earlier.merged, earlier.request, earlier.scope.folder
+    destination = as_destination(merged.destination)
     size = destination.storage.size()
     size_after = size if destination.kind is DiskKind.FIXED else layout.file_end + FOOTER_SIZE
-    needed = max(0, size_after - size) + _hole_bytes(chain, depth, destination, layout)
+    needed = max(0, size_after - size) + _hole_bytes(merged, destination, layout)
     undo_needed = 0 if undo is None else undo.space
     earlier.obstacles += checks.space_obstacles(destination.path, needed, request.undo, undo_needed, folder)
     siblings = _sibling_relinks(relatives, destination, earlier)
     earlier.obstacles += checks.relink_obstacles(siblings, folder)
     earlier.obstacles += checks.undo_place_obstacles(siblings, request.search)
-    sources = tuple(layer.path for layer in chain.layers[:depth])
+    sources = tuple(layer.path for layer in merged.sources)
     return MergePlan(
         sources=sources,
         destination=destination.path,
@@ -102,8 +98,8 @@ def _plan(
         payload_bytes=layout.payload,
         blocks_added=layout.added,
         blocks_moved=layout.moved,
-        virtual_size=max(chain.size, destination.size),
-        virtual_size_before=target.size,
+        virtual_size=max(merged.size, destination.size),
+        virtual_size_before=destination.size,
         destination_size=size_after,
         destination_size_before=size,
         space_needed=needed + undo_needed,
@@ -123,9 +119,9 @@ def _plan(
         spent=earlier.spent,
         read_back=layout.read_back,
         digest=layout.digest,
-        layers=states_of(chain.layers),
+        layers=states_of(merged.layers),
         search=request.search,
-        findings=(*chain.findings, *relatives.findings, *_doubt_findings(undo)),
+        findings=(*relatives.findings, *_doubt_findings(undo)),
         obstacles=tuple(earlier.obstacles),
     )
 
@@ -148,7 +144,7 @@ def _sibling_relinks(relatives: Relatives, destination: WritableImage, earlier: 
     )
 
 
-def _hole_bytes(chain: Chain, depth: int, destination: WritableImage, layout: Layout) -> int:
+def _hole_bytes(merged: MergedLayers, destination: WritableImage, layout: Layout) -> int:
     """Return the bytes of holes in a sparse file that the merge will fill."""
     storage = destination.storage
     if storage.allocated_size >= storage.size():
@@ -156,6 +152,6 @@ def _hole_bytes(chain: Chain, depth: int, destination: WritableImage, layout: La
     blocks = DestinationBlocks(destination, layout.added, layout.place, layout.moved)
     return sum(
         storage.hole_bytes(offset, length)
-        for writes, wipes, _ in window_writes(chain.layers, depth, target_of(chain.layers, depth))
+        for writes, wipes, _ in window_writes(merged, target_of(merged))
         for offset, length in blocks.places_in_old_blocks(writes, wipes)
     )

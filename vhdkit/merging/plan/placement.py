@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vhdkit.chain.chain import Chain
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
@@ -65,31 +65,27 @@ class Layout:
         return 0 if self.growth is None else len(self.growth.blocks)
 
 
-def window_writes(
-    layers: Sequence[Image], depth: int, target: Target, start: int = 0
-) -> Iterator[tuple[Extents, Extents, int]]:
-    """Yield (writes, wipes, end of the window) of the merge of `layers[:depth]`, a window of the disk at a time."""
-    sources = layers[:depth]
-    for first, stop in windows(layers[: depth + 1], start, layers[0].size):
-        yield *choose(resolve(sources, first, stop), target), stop
+def window_writes(merged: MergedLayers, target: Target, start: int = 0) -> Iterator[tuple[Extents, Extents, int]]:
+    """Yield (writes, wipes, end of the window) of a merge, a window of the disk at a time."""
+    for first, stop in windows(merged.family, start, merged.size):
+        yield *choose(resolve(merged.sources, first, stop), target), stop
 
 
-def target_of(layers: Sequence[Image], depth: int, size: int | None = None) -> Target:
-    """Return what choosing sectors needs to know of the destination at that depth; `size` is its disk's before."""
-    destination = destination_of(layers, depth)
-    below = layers[depth + 1].size if depth + 1 < len(layers) else 0
+def target_of(merged: MergedLayers, size: int | None = None) -> Target:
+    """Return what choosing sectors needs to know of the destination; `size` is its disk's before."""
+    destination = as_destination(merged.destination)
+    below = merged.remaining[1:]
     size = destination.size if size is None else size
-    return Target(kind=destination.kind, size=size, parent_size=below)
+    return Target(kind=destination.kind, size=size, parent_size=below[0].size if below else 0)
 
 
-def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
-    """Return the layer at that depth as one that can be merged into.
+def as_destination(layer: Image) -> Vhd:
+    """Return a layer as one that can be merged into.
 
     Raises:
         MergeError: its format is not written.
 
     """
-    layer = layers[depth]
     if layer.kind is DiskKind.RAW:
         raise MergeError("it is a raw file, which is not merged into", path=layer.path, hint=USE_NEW_FILE)
     try:
@@ -98,37 +94,37 @@ def destination_of(layers: Sequence[Image], depth: int) -> Vhd:
         raise MergeError(error.message, path=layer.path, hint=USE_NEW_FILE) from error
 
 
-def lay_out(chain: Chain, depth: int, target: Target, journal: Journal | None) -> tuple[Layout, Resume | None]:
+def lay_out(merged: MergedLayers, target: Target, journal: Journal | None) -> tuple[Layout, Resume | None]:
     """Decide where everything goes: where an earlier run has put it, if its journal still holds."""
     if journal is None:
-        return _fresh(chain, depth, target), None
+        return _fresh(merged, target), None
     try:
-        laid = _as_before(chain, depth, target, journal)
+        laid = _as_before(merged, target, journal)
     except (KeyError, TypeError, ValueError, OverflowError):
         laid = None
     if laid is None:
-        return _fresh(chain, depth, target, begun=True), Resume.RESTARTS
+        return _fresh(merged, target, begun=True), Resume.RESTARTS
     return laid, Resume.CONTINUES
 
 
-def _as_before(chain: Chain, depth: int, target: Target, journal: Journal) -> Layout | None:
+def _as_before(merged: MergedLayers, target: Target, journal: Journal) -> Layout | None:
     """Return what an earlier run has decided, None if the files do not show that it did so.
 
     The sources' times decide nothing: below the mark what they hold now is held against the destination, and what is
     behind it is copied from them as they are now.
     """
-    begin, destination, sources = journal.begin, destination_of(chain.layers, depth), chain.layers[:depth]
+    begin, destination = journal.begin, as_destination(merged.destination)
     if journal.merged:
         return None
     place = Placement(begin.first, begin.stride)
-    payload, added = _measure(chain, depth, target, place.at(begin.moved))
+    payload, added = _measure(merged, target, place.at(begin.moved))
     growth = Growth.from_record(begin.growth) if begin.growth is not None else None
-    digest = plan_digest(sources, destination, place, growth, added, (target.size, chain.size, begin.file_end))
+    digest = plan_digest(merged.sources, destination, place, growth, added, (target.size, merged.size, begin.file_end))
     if digest != begin.plan or not _is_as_journaled(destination, journal, place, added, growth):
         return None
     read_back = 0
-    if not is_untouched(journal, sources, destination):
-        if not has_what_sources_hold(chain.layers, depth, window_writes(chain.layers, depth, target), journal.mark):
+    if not is_untouched(journal, merged.sources, destination):
+        if not has_what_sources_hold(merged, window_writes(merged, target), journal.mark):
             return None
         read_back = journal.mark
     return Layout(
@@ -159,14 +155,14 @@ def _is_as_journaled(
     )
 
 
-def _fresh(chain: Chain, depth: int, target: Target, *, begun: bool = False) -> Layout:
-    destination = destination_of(chain.layers, depth)
-    payload, added = _measure(chain, depth, target)
+def _fresh(merged: MergedLayers, target: Target, *, begun: bool = False) -> Layout:
+    destination = as_destination(merged.destination)
+    payload, added = _measure(merged, target)
     growth, count = None, len(added)
     refusals: list[str] = []
-    if destination.kind is not DiskKind.FIXED and chain.size > destination.size:
-        growth = plan_growth(destination, chain.size)
-        refusals += growth_refusals(destination, chain.size, growth, begun=begun)
+    if destination.kind is not DiskKind.FIXED and merged.size > destination.size:
+        growth = plan_growth(destination, merged.size)
+        refusals += growth_refusals(destination, merged.size, growth, begun=begun)
     if growth is not None:
         count += len(growth.blocks)
     place, file_end = Placement(0, 0), destination.metadata.footer_start
@@ -177,8 +173,8 @@ def _fresh(chain: Chain, depth: int, target: Target, *, begun: bool = False) -> 
             place, file_end = destination.placement(count), destination.file_end_for(count)
         except OSError as error:
             refusals.append(str(error.strerror))
-    sizes = (target.size, chain.size, file_end)
-    digest = plan_digest(chain.layers[:depth], destination, place, growth, added, sizes)
+    sizes = (target.size, merged.size, file_end)
+    digest = plan_digest(merged.sources, destination, place, growth, added, sizes)
     obstacles = tuple(MergeError(message, path=destination.path, hint=USE_NEW_FILE) for message in refusals)
     return Layout(
         payload=payload,
@@ -191,16 +187,16 @@ def _fresh(chain: Chain, depth: int, target: Target, *, begun: bool = False) -> 
     )
 
 
-def _measure(chain: Chain, depth: int, target: Target, new_from: int | None = None) -> tuple[int, NDArray[np.uint32]]:
+def _measure(merged: MergedLayers, target: Target, new_from: int | None = None) -> tuple[int, NDArray[np.uint32]]:
     """Return the payload in bytes and the blocks that the destination lacks, or lacked.
 
     Blocks at the file's offset `new_from` and behind are those that an earlier run has added.
     """
-    destination = destination_of(chain.layers, depth)
-    if is_used(FastPath.COUNTING) and destination.kind is not DiskKind.FIXED and _are_alike(chain, depth, target):
-        return _count(chain.layers[:depth], destination, new_from)
+    destination = as_destination(merged.destination)
+    if is_used(FastPath.COUNTING) and destination.kind is not DiskKind.FIXED and _are_alike(merged, target):
+        return _count(merged.sources, destination, new_from)
     payload, added, last = 0, [np.empty(0, np.uint32)], -1
-    for writes, _, _ in window_writes(chain.layers, depth, target):
+    for writes, _, _ in window_writes(merged, target):
         payload += writes.total
         if destination.kind is DiskKind.FIXED or not len(writes):
             continue
@@ -223,17 +219,17 @@ def _is_lacking(destination: Vhd, blocks: NDArray[np.int64], new_from: int | Non
     return (at < 0) | is_new
 
 
-def _are_alike(chain: Chain, depth: int, target: Target) -> bool:
+def _are_alike(merged: MergedLayers, target: Target) -> bool:
     """Whether what is merged is just what any source has a set bit for.
 
     That is so if all have blocks of one size, and no source or destination is shorter than the leaf.
     """
-    size, sources = chain.layers[depth].block_size, chain.layers[:depth]
-    if not size or target.size < chain.size or chain.size % chain.layers[depth].logical_sector_size:
+    size = merged.destination.block_size
+    if not size or target.size < merged.size or merged.size % merged.destination.logical_sector_size:
         return False
     return all(
-        layer.kind is DiskKind.DIFFERENCING and (layer.block_size, layer.size) == (size, chain.size)
-        for layer in sources
+        layer.kind is DiskKind.DIFFERENCING and (layer.block_size, layer.size) == (size, merged.size)
+        for layer in merged.sources
     )
 
 

@@ -14,6 +14,7 @@ import msgspec
 from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.convert import dynamic_layout
+from vhdkit.chain.merged_layers import MergedLayers
 from vhdkit.disk.file_name import FileFormat, check_file_name
 from vhdkit.errors import MergeError, NotEnoughSpaceError, ReadOnlyImageError, VhdError
 from vhdkit.findings import Advice
@@ -24,20 +25,20 @@ from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.named_files import check_names
 from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
-from vhdkit.merging.plan.finish import find_complete, finishing_plan, is_complete, is_leftover
+from vhdkit.merging.plan.finish import plan_if_complete, plan_without_leaf
 from vhdkit.merging.plan.in_place import plan_in_place
 from vhdkit.merging.plan.plan import MergePlan, states_of
-from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals, with_names
+from vhdkit.merging.plan.resume import is_about, noting_unreadable_journals
 from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.search_scope import SearchScope
 from vhdkit.units import SECTOR
 from vhdkit.vhd.bat import UNALLOCATED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vhdkit.journal.merge_journal import Journal
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -109,59 +110,30 @@ def plan_request(request: MergeRequest, folder: Folder, *, acting_for: str = "")
     """Plan the merge that is asked for; the rest is as in `plan_merge`."""
     if request.undo is not None:
         request = msgspec.structs.replace(request, undo=folder.real(request.undo))
-    path, named = request.child, request.parents.folders
     _check_request(request, folder)
-    if not folder.exists(path) and request.to is None:
-        ended = find_complete(folder, path, request.search)
-        if ended is not None:
-            check_names(ended, folder, [paths.dirname(folder.real(path)), *named])
-            plan = finishing_plan(
-                ended, folder, request.search, keep_sources=request.keep_sources, only_shown=request.verify
-            )
-            return _with_claims(plan, folder, acting_for)
-    with noting_unreadable_journals(folder, path, request.search):
-        opened = open_chain_with(path, request.parents, folder)
+    scope = SearchScope(folder, request.search)
+    plan = plan_without_leaf(request, scope) or _plan_with_leaf(request, scope)
+    return plan if plan.is_new_file else _with_claims(plan, scope, acting_for)
+
+
+def _plan_with_leaf(request: MergeRequest, scope: SearchScope) -> MergePlan:
+    folder = scope.folder
+    with noting_unreadable_journals(request.child, scope):
+        opened = open_chain_with(request.child, request.parents, folder)
     with opened as chain:
         if request.to is not None:
             return _plan_new_file(chain, folder, folder.real(request.to), request.search)
         depth = _resumed_depth(chain, folder) if request.resume else _destination_depth(chain, folder, request.into)
-        destination = chain.layers[depth]
-        journal = read_journal(folder, destination.path)
+        merged = MergedLayers(chain.layers, depth)
+        journal = read_journal(folder, merged.destination.path)
         if journal is not None:
-            check_names(journal, folder, _named_directories(chain, request.undo, named))
-        finishing = _finishing_plan(chain, depth, folder, request, journal)
-        plan = finishing or plan_in_place(chain, depth, folder, request, journal)
-        return _with_claims(plan, folder, acting_for)
+            check_names(journal, folder, _named_directories(merged, request))
+        finishing = None if journal is None else plan_if_complete(merged, scope, request, journal)
+        plan = finishing or plan_in_place(merged, scope, request, journal)
+        return replace(plan, findings=(*chain.findings, *plan.findings))
 
 
-def _finishing_plan(
-    chain: Chain,
-    depth: int,
-    folder: Folder,
-    request: MergeRequest,
-    journal: Journal | None,
-) -> MergePlan | None:
-    """Return the plan to finish a merge that is complete, None if there is none of these files, or they were written.
-
-    What was written since a merge was complete is merged again, from the start.
-    """
-    sources, destination = chain.layers[:depth], chain.layers[depth]
-    if journal is None:
-        return None
-    if is_about(journal, sources, destination) and not journal.rolling_back:
-        keep_sources = request.keep_sources
-        if not is_complete(journal, chain.layers, depth, keep_sources=keep_sources, verify=request.verify):
-            return None
-        named = with_names(journal, sources)
-        return finishing_plan(named, folder, request.search, chain.findings, keep_sources=keep_sources, is_read=True)
-    if is_leftover(journal, sources, folder):
-        return finishing_plan(
-            journal, folder, request.search, chain.findings, keep_sources=request.keep_sources, only_shown=True
-        )
-    return None
-
-
-def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:
+def _with_claims(plan: MergePlan, scope: SearchScope, acting_for: str) -> MergePlan:
     """Return a plan with what the snapshots of machines have against it among its obstacles."""
     change = Change(
         destination=plan.destination,
@@ -169,7 +141,7 @@ def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:
         others=tuple(relink.child for relink in (*plan.relinks, *plan.sibling_relinks)),
         acting_for=acting_for,
     )
-    claimed = obstacles(folder, change, plan.search)
+    claimed = obstacles(scope, change)
     if not claimed:
         return plan
     # That a frozen layer is marked read-only is no obstacle of its own: nobody is to lift the mark.
@@ -179,10 +151,11 @@ def _with_claims(plan: MergePlan, folder: Folder, acting_for: str) -> MergePlan:
     return replace(plan, obstacles=(*claimed, *others))
 
 
-def _named_directories(chain: Chain, undo: str | None, search: Sequence[str]) -> tuple[str, ...]:
+def _named_directories(merged: MergedLayers, request: MergeRequest) -> tuple[str, ...]:
     """Return where a merge may find files: the directories of its chain, and those that the caller named."""
-    found = [paths.dirname(path) for path in (*(layer.path for layer in chain.layers), *([undo] if undo else []))]
-    return (*dict.fromkeys(found), *search)
+    files = [layer.path for layer in merged.layers]
+    files += filter(None, [request.undo])
+    return (*dict.fromkeys(map(paths.dirname, files)), *request.parents.folders)
 
 
 def _check_request(request: MergeRequest, folder: Folder) -> None:

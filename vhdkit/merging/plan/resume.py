@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
-    from vhdkit.storage.protocols import Folder
+    from vhdkit.storage.search_scope import SearchScope
     from vhdkit.vhd.growth_plan import Growth
     from vhdkit.vhd.sparse_image import Placement
 
@@ -98,20 +98,21 @@ def plan_digest(
 
 
 @contextmanager
-def noting_unreadable_journals(folder: Folder, path: str, search: Sequence[str]) -> Iterator[None]:
+def noting_unreadable_journals(path: str, scope: SearchScope) -> Iterator[None]:
     """Add to the error of a file that is not there which journals could not be read that may be about it."""
     try:
         yield
     except FileNotFoundError as error:
-        for journal in journals_near(folder, path, search):
+        for journal in journals_near(path, scope):
             if isinstance(journal, JournalError):
                 error.add_note(f"A journal was passed over: {journal}")
         raise
 
 
-def journals_near(folder: Folder, path: str, search: Sequence[str]) -> Iterator[Journal | JournalError]:
-    """Yield the journals in the folder of an image and in the search folders, or why one of them cannot be read."""
-    for directory in dict.fromkeys([paths.dirname(folder.real(path)), *map(folder.real, search)]):
+def journals_near(path: str, scope: SearchScope) -> Iterator[Journal | JournalError]:
+    """Yield the journals in the folder of an image and in a scope, or why one of them cannot be read."""
+    folder = scope.folder
+    for directory in dict.fromkeys([paths.dirname(folder.real(path)), *map(folder.real, scope.directories)]):
         for entry in folder.walk(directory, one_device=True):
             if entry.path.endswith(SUFFIX):
                 try:
@@ -130,9 +131,9 @@ def same_time(now: float, then: float) -> bool:
     return now == then or (now.is_integer() and now == then // 1)
 
 
-def parents_beside(journal: Journal, folder: Folder, search: Sequence[str]) -> ParentSearch:
+def parents_beside(journal: Journal, scope: SearchScope) -> ParentSearch:
     """Return the search for the parents of the files that a journal names: in its folder, and where the caller says."""
-    return ParentSearch.among(folder, *search, paths.dirname(journal.path))
+    return ParentSearch.within(scope, paths.dirname(journal.path))
 
 
 def find_source(journal: Journal, source: FileState, destination: tuple[int, int], parents: ParentSearch) -> str | None:

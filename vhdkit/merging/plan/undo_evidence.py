@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.resolve_layers import windows
 from vhdkit.disk import extents, sector_bitmap
 from vhdkit.disk.extents import Kind
@@ -32,10 +31,8 @@ from vhdkit.merging.plan.undo_image import affected, bitmaps_of, without_held
 from vhdkit.units import SECTOR
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from vhdkit.chain.merged_layers import MergedLayers
     from vhdkit.disk.extents import Extents
-    from vhdkit.disk.image import Image
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.merging.plan.evidence import WindowWrites
     from vhdkit.storage.protocols import Storage
@@ -56,9 +53,7 @@ def held_sectors(undo: SparseImage) -> int:
     return sum(int(sector_bitmap.count(rows, undo.sectors_per_block).sum()) for _, _, rows in bitmaps_of(undo))
 
 
-def check_not_older(
-    journal: Journal, undo: SparseImage, layers: Sequence[Image], depth: int, window_writes: WindowWrites
-) -> int:
+def check_not_older(journal: Journal, undo: SparseImage, merged: MergedLayers, window_writes: WindowWrites) -> int:
     """Refuse an undo image that lacks what the journal has counted in it; return how many sectors it holds.
 
     Raises:
@@ -66,7 +61,7 @@ def check_not_older(
 
     """
     held = held_sectors(undo)
-    if held >= journal.held or lacks_nothing(journal, undo, layers, depth, window_writes):
+    if held >= journal.held or lacks_nothing(journal, undo, merged, window_writes):
         return held
     top = journal.resolve(journal.begin.sources[0].path)
     message = (
@@ -78,25 +73,24 @@ def check_not_older(
 
 
 def lacks_nothing(
-    journal: Journal, undo: SparseImage | None, layers: Sequence[Image], depth: int, window_writes: WindowWrites
+    journal: Journal, undo: SparseImage | None, merged: MergedLayers, window_writes: WindowWrites
 ) -> bool:
     """Whether nothing is overwritten that the undo image (None if there is none) lacks, whatever the journal counts."""
-    if journal.has_begun_anew or not are_as_begun(journal, layers[:depth]):
+    if journal.has_begun_anew or not are_as_begun(journal, merged.sources):
         return False
     missing = _missing(window_writes, undo, undo.size if undo is not None else journal.begin.virtual_size)
-    return not any(_may_be_overwritten(part, layers, depth, with_zeros=True) for part in missing)
+    return not any(_may_be_overwritten(part, merged, with_zeros=True) for part in missing)
 
 
 def may_lack_something(
     journal: Journal,
     journal_file: Storage,
     undo: SparseImage | None,
-    layers: Sequence[Image],
-    depth: int,
+    merged: MergedLayers,
     window_writes: WindowWrites,
 ) -> bool:
     """Whether something may be overwritten that the undo image (None if there is none) lacks; see the module."""
-    begin, destination = journal.begin, layers[depth]
+    begin, destination = journal.begin, merged.destination
     if begin.destination.seen is None or journal.rolling_back:
         return False  # an earlier version's journal has no states, and is believed as it was
     if undo is not None and journal.undo_seen is not None and journal.undo_seen.proves(undo.storage):
@@ -108,9 +102,7 @@ def may_lack_something(
         return False
     size = undo.size if undo is not None else begin.virtual_size
     has_clock = journal.now > 0
-    return any(
-        _may_be_overwritten(part, layers, depth, with_zeros=has_clock) for part in _missing(window_writes, undo, size)
-    )
+    return any(_may_be_overwritten(part, merged, with_zeros=has_clock) for part in _missing(window_writes, undo, size))
 
 
 def _is_newest(journal: Journal, file: Storage) -> bool:
@@ -131,15 +123,15 @@ def _missing(window_writes: WindowWrites, undo: SparseImage | None, size: int) -
     return found
 
 
-def _may_be_overwritten(missing: Extents, layers: Sequence[Image], depth: int, *, with_zeros: bool) -> bool:
+def _may_be_overwritten(missing: Extents, merged: MergedLayers, *, with_zeros: bool) -> bool:
     """Whether the destination owns one of the sectors, and shows in it what the sources hold.
 
     Zeros over zeros are common. Where files have no change times, so that nothing else can tell, they do not count.
     """
-    chain, below = DiskView(layers), DiskView(layers[depth:])
+    chain, below, destination = merged.view(), merged.destination_view(), merged.destination
     start, stop = int(missing.start[0]), int(missing.stop[-1])
-    for first, end in windows(layers[depth : depth + 1], start, min(stop, layers[depth].size)):
-        owned = layers[depth].resolve(first, end - first).of(Kind.DATA)
+    for first, end in windows([destination], start, min(stop, destination.size)):
+        owned = destination.resolve(first, end - first).of(Kind.DATA)
         for part in extents.split(extents.intersect(missing, owned.start, owned.stop), _PIECE):
             views = [np.frombuffer(each.read(part.start, part.length), np.uint8) for each in (chain, below)]
             new, now = (view.reshape(-1, SECTOR) for view in views)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import open_chain_with
-from vhdkit.chain.disk_view import DiskView
+from vhdkit.chain.merged_layers import MergedLayers
 from vhdkit.merging.completion import Completion, carried_on, is_shown, read_completions, samples_of
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.locked_files import open_planned
@@ -42,10 +42,10 @@ def completion_of(
             kept = carried_on(earlier, after)
     else:
         with open_planned(plan, folder) as chain:
-            depth = len(plan.sources)
-            earlier = [each for each in known if is_shown(each, chain.layers[depth:])]
-            samples = samples_of(chain.layers, depth, sampled)
-            kept = carried_on(earlier, DiskView(chain.layers))
+            merged = MergedLayers(chain.layers, len(plan.sources))
+            earlier = [each for each in known if is_shown(each, merged.remaining)]
+            samples = samples_of(merged, sampled)
+            kept = carried_on(earlier, merged.view())
     return Completion(
         leaf_id=leaf_id,
         leaf=paths.basename(plan.sources[0]),

@@ -127,7 +127,7 @@ def merge(
         relinked: tuple[str, ...] = ()
         removed: tuple[str, ...] = ()
     else:
-        with MergeFiles(plan, place, _dropped(plan, place)) as files:
+        with MergeFiles(plan, place) as files:
             relinked, removed = _Merge(files, reporter, RunJournal(files, job), completion).run()
             size = files.destination.storage.size()
     return MergeResult(
@@ -142,17 +142,6 @@ def merge(
         undo=plan.undo_path,
         resumed=plan.resume is not None,
     )
-
-
-def _dropped(plan: MergePlan, folder: Folder) -> str:
-    """Return the undo image that goes with a merge's sources, "" if none does."""
-    journal = plan.journal
-    if journal is None or not journal.dropping or journal.keep_undo_file:
-        return ""
-    if plan.resume is not Resume.FINISHES:
-        return ""  # the merge goes on after all, and so does its undo image
-    path = journal.resolve(journal.begin.undo)
-    return path if folder.exists(path) else ""
 
 
 def _write_new_file(plan: MergePlan, folder: Folder, reporter: Reporter) -> int:
@@ -186,8 +175,7 @@ class _Merge:
         self.reporter = reporter
         self.journal = journal
         self.completion = completion
-        self.layers = files.layers
-        self.depth = len(files.plan.sources)
+        self.merged = files.merged
         self.destination = files.destination
         self.view = ""
 
@@ -219,7 +207,7 @@ class _Merge:
         """Return the digest of what the leaf shows, if the result is to be held against it."""
         if self.plan.verify:
             self.reporter.report(Phase.VERIFYING)
-            self.view = view_digest(self.layers, self.reporter.check)
+            self.view = view_digest(self.merged.layers, self.reporter.check)
         return self.view
 
     # Steps 3 to 6, and the disk's new size
@@ -241,7 +229,7 @@ class _Merge:
         blocks = DestinationBlocks(self.destination, plan.blocks_added, plan.place, plan.blocks_moved)
         checkpoints = CheckpointWriter(plan, self.journal.writer, self.destination.storage)
         return SectorCopier(
-            self.layers,
+            self.merged.layers,
             blocks,
             reporter.add,
             checkpoints.durable,
@@ -272,9 +260,7 @@ class _Merge:
         # Made anew, it holds nothing of what the journal has counted.
         counted = writer.journal.saved
         saved = counted if plan.size_before else 0
-        target = target_of(self.layers, self.depth, self.plan.virtual_size_before)
-        overwritten = window_writes(self.layers, self.depth, target)
-        below = self.layers[self.depth :]
+        overwritten, below = self.files.window_writes(), self.merged.remaining
         saver = UndoSaver(self.folder, plan, below, saved, durable, self.reporter.throttle, overwritten)
         with closing(saver):
             if plan.size_before or counted:
@@ -308,10 +294,9 @@ class _Merge:
     def copy_payload(self, copier: SectorCopier, saver: UndoSaver | None) -> None:
         """Step 5, and step 6 of all checkpoints but the last; what is overwritten is saved before."""
         plan = self.plan
-        target = target_of(self.layers, self.depth, plan.virtual_size_before)
-        removed = [layer for layer in self.layers[: self.depth] if layer.path in plan.removals]
+        removed = [layer for layer in self.merged.sources if layer.path in plan.removals]
         cache_dropper = CacheDropper(removed, plan.mark)
-        for writes, wipes, stop in window_writes(self.layers, self.depth, target, plan.mark):
+        for writes, wipes, stop in self.files.window_writes(plan.mark):
             if saver is not None:
                 saver.save(writes, wipes, stop)
             copier.copy(writes, wipes, stop)
@@ -340,7 +325,7 @@ class _Merge:
         check_before_finishing(self.files)
         if self.plan.verify:
             self.reporter.report(Phase.VERIFYING)
-            if view_digest(self.layers[self.depth :], self.reporter.check) != self.view:
+            if view_digest(self.merged.remaining, self.reporter.check) != self.view:
                 self.journal.refuse_result("it does not read as the leaf did")
         elif self.plan.removals and self.plan.mark > self.plan.read_back:
             # What this run has copied it has seen; what an earlier one has copied is read once before sources go.
@@ -351,7 +336,7 @@ class _Merge:
         """Hold a destination that an earlier run has completed against the sources, before any of them goes."""
         if self.plan.removals:
             self.reporter.report(Phase.VERIFYING)
-            check_still_shows(self.plan, self.layers, self.reporter.check)
+            check_still_shows(self.plan, self.merged.layers, self.reporter.check)
         self.journal.has_begun = True
         self.files.finish_steps()
         if self.plan.relinks:
@@ -363,9 +348,9 @@ class _Merge:
     def _read_back(self, stop: int) -> None:
         """Hold the destination against the sources, up to `stop` of the disk; if it differs, the merge begins again."""
         self.reporter.report(Phase.VERIFYING)
-        target = target_of(self.layers, self.depth, self.journal.writer.journal.begin.virtual_size)
-        found = window_writes(self.layers, self.depth, target)
-        if not has_what_sources_hold(self.layers, self.depth, found, stop, self.reporter.check):
+        target = target_of(self.merged, self.journal.writer.journal.begin.virtual_size)
+        found = window_writes(self.merged, target)
+        if not has_what_sources_hold(self.merged, found, stop, self.reporter.check):
             self.journal.refuse_result("it does not have what the sources hold")
 
     # Steps 8 and 9

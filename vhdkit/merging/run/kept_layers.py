@@ -11,6 +11,7 @@ from vhdkit.formats import open_image
 from vhdkit.journal.ended_view import mark_ended, remove_marks
 from vhdkit.merging.plan.resume import parents_beside
 from vhdkit.storage import paths
+from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
     from vhdkit.chain.parent_search import ParentSearch
@@ -28,7 +29,7 @@ def mark_kept_layers(plan: MergePlan, journal: Journal, destination: WritableIma
     begin = journal.begin
     remove_marks(folder, destination.storage, destination.unique_id)
     leaf_id = bytes.fromhex(begin.sources[0].unique_id)
-    parents = parents_beside(journal, folder, plan.search)
+    parents = parents_beside(journal, SearchScope(folder, plan.search))
     for state in begin.sources[1:]:
         path = journal.resolve(state.path)
         if path in plan.removals or not _is_between(path, state.unique_id, destination, parents):

@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING, Self
 
 from vhdkit.chain.chain import Chain
+from vhdkit.chain.merged_layers import MergedLayers
 from vhdkit.chain.relink import check_relink
 from vhdkit.chain.siblings import Relatives, find_relatives, identity_at
 from vhdkit.disk.image import DiskKind
@@ -17,15 +18,18 @@ from vhdkit.errors import MergeError
 from vhdkit.formats import finish_steps, forget_step, open_changeable, open_image
 from vhdkit.journal.ended_view import remove_marks
 from vhdkit.merging.plan.finish import finishing_plan
-from vhdkit.merging.plan.placement import destination_of
+from vhdkit.merging.plan.placement import as_destination, target_of, window_writes
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.search_scope import SearchScope
 from vhdkit.vhd.open_image import Vhd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
+    from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
     from vhdkit.merging.plan.plan import LayerState, MergePlan
     from vhdkit.storage.protocols import Folder
@@ -70,10 +74,10 @@ def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive
 class MergeFiles:
     """The open files of a merge: its chain, the destination writable among it, and the children to be relinked.
 
-    `dropped` is the undo image that is to go, "" if there is none: it is held as well.
+    `dropped` is the undo image that is to go, None if there is none: it is held as well.
     """
 
-    def __init__(self, plan: MergePlan, folder: Folder, dropped: str = "") -> None:
+    def __init__(self, plan: MergePlan, folder: Folder) -> None:
         self.plan = plan
         self.folder = folder
         self.dropped: Image | None = None
@@ -82,15 +86,15 @@ class MergeFiles:
         self.chain = open_planned(plan, folder, plan.destination)
         found = [layer for layer in self.chain.layers if layer.path == plan.destination]
         with closing_on_error(self):
-            self.destination = destination_of(found, 0)
+            self.destination = as_destination(found[0])
             for path in _children(plan, folder):
                 child = open_changeable(path, writable=True, exclusive=True, finish_step=False, folder=folder)
                 self._children[path] = child
                 # There may be thousands.
                 child.drop_tables()
-            if dropped:
+            if dropped := _dropped_undo(plan, folder):
                 self.dropped = open_image(dropped, exclusive=True, folder=folder)
-            _check_plan(plan, self.chain, folder)
+            _check_plan(self)
             if plan.resume is not Resume.FINISHES:
                 self.finish_steps()
 
@@ -106,6 +110,20 @@ class MergeFiles:
     def layers(self) -> tuple[Image, ...]:
         """The layers of the chain, leaf first."""
         return self.chain.layers
+
+    @property
+    def merged(self) -> MergedLayers:
+        """The layers as those that are merged, the one that they are merged into, and the rest."""
+        return MergedLayers(self.chain.layers, len(self.plan.sources))
+
+    def window_writes(self, start: int = 0) -> Iterator[tuple[Extents, Extents, int]]:
+        """Return what the merge writes from `start` of the disk on; see `placement.window_writes`."""
+        return window_writes(self.merged, target_of(self.merged, self.plan.virtual_size_before), start)
+
+    @property
+    def scope(self) -> SearchScope:
+        """Where relatives are looked for."""
+        return SearchScope(self.folder, self.plan.search)
 
     def finish_steps(self) -> None:
         """Finish what an earlier run has left of changes of headers; nothing else was written yet.
@@ -135,6 +153,17 @@ class MergeFiles:
             child.close()
 
 
+def _dropped_undo(plan: MergePlan, folder: Folder) -> str:
+    """Return the undo image that goes with a merge's sources, "" if none does."""
+    journal = plan.journal
+    if journal is None or not journal.dropping or journal.keep_undo_file:
+        return ""
+    if plan.resume is not Resume.FINISHES:
+        return ""  # the merge goes on after all, and so does its undo image
+    path = journal.resolve(journal.begin.undo)
+    return path if folder.exists(path) else ""
+
+
 def _children(plan: MergePlan, folder: Folder) -> list[str]:
     journal = plan.journal
     if plan.resume is Resume.FINISHES and journal is not None:
@@ -143,19 +172,19 @@ def _children(plan: MergePlan, folder: Folder) -> list[str]:
     return [relink.child for relink in (*plan.relinks, *plan.sibling_relinks)]
 
 
-def _check_plan(plan: MergePlan, chain: Chain, folder: Folder) -> None:
+def _check_plan(files: MergeFiles) -> None:
+    plan, path = files.plan, files.chain.path
     if plan.resume is Resume.FINISHES and plan.journal is not None:
-        now = finishing_plan(
-            plan.journal, folder, plan.search, keep_sources=plan.keep_sources, only_shown=plan.only_shown
-        )
+        keep_sources, only_shown = plan.keep_sources, plan.only_shown
+        now = finishing_plan(plan.journal, files.scope, keep_sources=keep_sources, only_shown=only_shown)
         if (now.relatives, now.removals, now.obstacles) != (plan.relatives, plan.removals, ()):
-            raise MergeError("its files or their children changed since it was planned; plan it again", path=chain.path)
+            raise MergeError("its files or their children changed since it was planned; plan it again", path=path)
         return
     undo_id = plan.undo.unique_id if plan.undo is not None else b""
-    if plan.relatives.differ(find_relatives(chain, len(plan.sources), folder, plan.search, undo_id), folder):
-        raise MergeError("other images of its family came or went since the merge was planned", path=chain.path)
+    if plan.relatives.differ(find_relatives(files.merged, files.scope, undo_id), files.folder):
+        raise MergeError("other images of its family came or went since the merge was planned", path=path)
     for relink in (*plan.relinks, *plan.sibling_relinks):
-        check_relink(folder, relink)
+        check_relink(files.folder, relink)
 
 
 def check_before_finishing(files: MergeFiles) -> None:
@@ -167,8 +196,7 @@ def check_before_finishing(files: MergeFiles) -> None:
     """
     plan, folder = files.plan, files.folder
     kept = "the sectors were merged, and no source was removed or relinked; look at the files and merge again"
-    depth = len(plan.sources)
-    for state in plan.layers[:depth]:
+    for state in plan.layers[: len(plan.sources)]:
         if not _is_unchanged(state, folder):
             raise MergeError(f"it was changed or replaced while it was merged: {kept}", path=state.path)
     if identity_at(plan.destination, folder) != files.destination.storage.identity:
@@ -177,7 +205,7 @@ def check_before_finishing(files: MergeFiles) -> None:
     expected = plan.relatives
     if plan.sibling_relinks:
         expected = Relatives(of_sources=expected.of_sources, relinks=expected.relinks, unknown=expected.unknown)
-    if expected.differ(find_relatives(files.chain, depth, folder, plan.search, undo_id), folder):
+    if expected.differ(find_relatives(files.merged, files.scope, undo_id), folder):
         raise MergeError(f"other images of its family came or went during the merge: {kept}", path=files.chain.path)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from vhdkit.disk.image import DiskKind
 from vhdkit.merging.plan.destination_pieces import DestinationBlocks
 from vhdkit.merging.plan.evidence import may_be_others
-from vhdkit.merging.plan.placement import target_of, window_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,10 +22,8 @@ def fill_holes(files: MergeFiles, check: Callable[[], None]) -> None:
     plan, storage = files.plan, files.destination.storage
     if storage.allocated_size >= storage.size():
         return
-    depth = len(plan.sources)
-    target = target_of(files.layers, depth, plan.virtual_size_before)
     blocks = DestinationBlocks(files.destination, plan.blocks_added, plan.place, plan.blocks_moved)
-    for writes, wipes, _ in window_writes(files.layers, depth, target, plan.mark):
+    for writes, wipes, _ in files.window_writes(plan.mark):
         for offset, length in blocks.places_in_old_blocks(writes, wipes):
             check()
             storage.reserve(offset, length)
@@ -54,7 +51,7 @@ def clean_room(files: MergeFiles, journal: Journal, check: Callable[[], None]) -
     if destination.kind is DiskKind.FIXED:
         return
     is_longer = journal.begin.destination.size < plan.destination_size
-    if is_longer and not may_be_others(journal, files.layers[: len(plan.sources)]):
+    if is_longer and not may_be_others(journal, files.merged.sources):
         return
     storage, span = destination.storage, destination.block_span
     for rank, block in enumerate(plan.blocks_added.tolist(), plan.blocks_moved):

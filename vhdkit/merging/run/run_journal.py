@@ -14,7 +14,7 @@ from vhdkit.errors import JournalError, MergeCancelled, VerificationError
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.journal_writer import JournalWriter
 from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal, journal_path, read_journal
-from vhdkit.merging.plan.finish import is_verified
+from vhdkit.merging.plan.complete_merge import is_verified
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.plan.resume import file_state
 from vhdkit.storage import paths
