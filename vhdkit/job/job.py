@@ -61,6 +61,7 @@ class JobState(IntEnum):
         return JobState.COMPLETED < self <= JobState.EXCEPTION
 
 
+UNFINISHED = tuple(state for state in JobState if not state.is_finished)
 _PLAIN = {
     JobState.NEW: "waiting",
     JobState.STARTING: "starting",

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.errors import JobError, VhdError
+from vhdkit.errors import JobError, MergeError, VhdError
+from vhdkit.journal.merge_journal import journal_path
 from vhdkit.storage import paths
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,6 +30,12 @@ def machine_of(base: str) -> str:
     ('web01', 'xp')
     """
     return _GUID.sub("", paths.splitext(paths.basename(base))[0])
+
+
+def of_this_process(job: Job) -> Job:
+    """Return a job as this process's own."""
+    pid, host = this_process()
+    return replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
 
 
 def touched(plan: MergePlan) -> dict[str, Any]:
@@ -72,6 +82,11 @@ def check_same(job: Job, identities: Mapping[str, str]) -> None:
         if job.identities.get(path, unique_id) != unique_id:
             message = "another image has its name since the job was begun; merge that on its own if it is to be merged"
             raise JobError(message, path=path)
+
+
+def may_be_outdated(error: MergeError, plan: MergePlan) -> bool:
+    """Whether a plan was refused because the files changed since it was made: nothing was written by it."""
+    return type(error) is MergeError and not LocalFolder().exists(journal_path(plan.destination))
 
 
 def gone(job: Job, error: FileNotFoundError) -> Exception:

@@ -6,7 +6,9 @@ imports it. Its task arrives as JSON on stdin and is decoded strictly, as a row 
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
 import signal
 import sys
 import threading
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from vhdkit.job.job import Job
+    from vhdkit.merging.plan.plan import MergePlan
 
 PROGRAM = "vhdkit.background"
 # What asks a job's process to end; Windows has no SIGHUP.
@@ -36,13 +39,14 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if 
 
 
 class _Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a process is started for: a row of the registry, and the directory where that lies."""
+    """What a process is started for: a row of the registry, the directory where that lies, and a pickled plan."""
 
     row: str
     state: str
+    plan: bytes | None = None
 
 
-def spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
+def spawn(job: Job, registry: Registry, plan: MergePlan | None = None) -> subprocess.Popen[bytes]:
     """Start a process that works at a job and outlives this one."""
     import subprocess  # noqa: PLC0415 - a merge in the foreground has no use for it
 
@@ -65,15 +69,16 @@ def spawn(job: Job, registry: Registry) -> subprocess.Popen[bytes]:
         registry.replace(job, replace(job, pid=process.pid, born=birth_of(process.pid)), clear_request=False)
     if process.stdin is not None:
         with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(task_of(job, registry.directory))
+            process.stdin.write(task_of(job, registry.directory, plan))
     # When it ends it must be waited for, or it stays in the system's list of processes, whether or not a caller does.
     threading.Thread(target=process.wait, name=f"vhdkit-job-{job.id[:8]}", daemon=True).start()
     return process
 
 
-def task_of(job: Job, state: str) -> bytes:
-    """Return the task of a process that is to work at a job."""
-    return json.dumps({"row": encode_job(job), "state": state}).encode()
+def task_of(job: Job, state: str, plan: MergePlan | None = None) -> bytes:
+    """Return the task of a process that is to work at a job; `plan` is its plan, if there is one."""
+    packed = None if plan is None else base64.b64encode(pickle.dumps(plan)).decode()
+    return json.dumps({"row": encode_job(job), "state": state, "plan": packed}).encode()
 
 
 def work_at(task: bytes) -> Job:
@@ -89,7 +94,9 @@ def work_at(task: bytes) -> Job:
     except ValueError as error:
         raise JobError(f"it is no task of a background job: {error}") from error
     ended = _Ended()
-    worker = Worker(job, Registry(given.state), cancel=ended)
+    # The parent process, which is this user's own, has packed it: its pipe can be written by nobody else.
+    plan = None if given.plan is None else pickle.loads(given.plan)  # noqa: S301
+    worker = Worker(job, Registry(given.state), cancel=ended, plan=plan)
     with ended.listening():
         work(worker)
     return worker.job

@@ -14,14 +14,14 @@ from vhdkit.errors import ImageInUseError, JobError
 from vhdkit.findings import Advice
 from vhdkit.job import events
 from vhdkit.job.handle import MergeJob
-from vhdkit.job.job import Job, JobState, job_id
-from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, touched
+from vhdkit.job.job import UNFINISHED, Job, JobState, job_id
+from vhdkit.job.job_files import check_same, gone, identities_of, machine_of, of_this_process, touched
 from vhdkit.job.merge_slots import MergeSlot
 from vhdkit.job.on_end import check_end_command
 from vhdkit.job.reconcile import is_rolling_back, noted, stands_in_the_way
 from vhdkit.job.registry import Registry, RegistryError
 from vhdkit.job.spawn import spawn, work
-from vhdkit.job.worker import UNFINISHED, Worker
+from vhdkit.job.worker import Worker
 from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
 from vhdkit.merging.plan.plan import Resume, states_of
@@ -29,7 +29,6 @@ from vhdkit.merging.plan.planner import plan_request
 from vhdkit.options import MergeRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.process import birth_of, this_process, user_name
 from vhdkit.storage.search_scope import SearchScope
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def start_request(
     registry = Registry()
     request = request.with_paths(paths.abspath)
     try:
-        expected = _planned(request, machine, wait_in_line=wait_in_line)
+        expected, plan = _planned(request, machine, wait_in_line=wait_in_line)
     except ImageInUseError as error:
         if _job_in_the_way(expected_job(request, machine)) is not None:
             error.add_hint(_IN_LINE)
@@ -129,7 +128,7 @@ def start_request(
     if other is not None:
         raise ImageInUseError(f"the merge job {other.id} is {other.state.plain}", path=other.destination, hint=_IN_LINE)
     job, before = _as_known(expected, registry)
-    return begin(job, registry, before=before, detached=detached)
+    return begin(job, registry, before=before, detached=detached, plan=plan)
 
 
 def run_merge(
@@ -159,15 +158,18 @@ def run_merge(
         return at.merge(plan)
 
 
-def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: bool) -> MergeJob:
-    """Begin a job that is described, behind those that wait already; `before` is what the list knows of earlier runs.
+def begin(
+    job: Job, registry: Registry, *, before: Job | None = None, detached: bool, plan: MergePlan | None = None
+) -> MergeJob:
+    """Begin a job that is described, behind those that wait already.
+
+    `before` is what the list knows of earlier runs; `plan` is the plan of the merge, if the files were free.
 
     Raises:
         JobError: another process has begun it again since that was read.
 
     """
-    pid, host = this_process()
-    job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
+    job = of_this_process(job)
     unlisted = ""
     try:
         if before is None:
@@ -178,8 +180,8 @@ def begin(job: Job, registry: Registry, *, before: Job | None = None, detached: 
     except RegistryError as error:
         unlisted = str(error)
     if detached:
-        return MergeJob(job, registry, unlisted, process=spawn(job, registry))
-    worker = Worker(job, registry, unlisted=unlisted)
+        return MergeJob(job, registry, unlisted, process=spawn(job, registry, plan))
+    worker = Worker(job, registry, unlisted=unlisted, plan=plan)
     thread = threading.Thread(target=work, args=(worker,), name=f"vhdkit-merge-{job.id[:8]}")
     thread.start()
     return MergeJob(job, registry, unlisted, worker=worker, thread=thread)
@@ -195,11 +197,11 @@ def restart_job(job: Job) -> Job:
     """
     registry = Registry()
     try:
-        fresh = _planned(job.request, job.machine)
+        fresh, plan = _planned(job.request, job.machine)
     except FileNotFoundError as error:
         raise gone(job, error) from error
     check_same(job, fresh.identities)
-    return begin(_continued(replace(fresh, id=job.id), job), registry, before=job, detached=True).job
+    return begin(_continued(replace(fresh, id=job.id), job), registry, before=job, detached=True, plan=plan).job
 
 
 def roll_back_job(job: Job, *, progress: Callable[[Progress], None] | None = None, cancel: Cancel | None = None) -> Job:
@@ -279,8 +281,11 @@ def _continued(job: Job, before: Job | None) -> Job:
     return replace(job, **{name: getattr(before, name) for name in fields})
 
 
-def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) -> Job:
-    """Return a new job of a request; what cannot be done is refused at once, and so is what would have to wait."""
+def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) -> tuple[Job, MergePlan | None]:
+    """Return a new job of a request, and its plan, None if it has to wait before it can be planned.
+
+    What cannot be done is refused at once, and so is what would have to wait unless it may.
+    """
     folder, until = LocalFolder(), time.monotonic() + _LETTING_GO_SECONDS
     while True:
         try:
@@ -293,14 +298,22 @@ def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) 
             is_listed = _job_in_the_way(expected) is not None
             if is_listed or time.monotonic() > until:
                 if wait_in_line:
-                    return expected
+                    return expected, None
                 raise
         # A process that was killed lets go of its files a moment later.
         time.sleep(0.05)
     in_use = [obstacle for obstacle in plan.obstacles if isinstance(obstacle, ImageInUseError)]
     if plan.obstacles and not (in_use and wait_in_line):
         raise (in_use or plan.obstacles)[0]
-    return _new(request, plan, machine)
+    return _new(request, plan, machine), _to_hand_on(plan)
+
+
+def _to_hand_on(plan: MergePlan) -> MergePlan | None:
+    """Return a plan that is carried out as it is if the job need not wait, None if it is to be made anew.
+
+    What an earlier run has left may be others' to finish meanwhile.
+    """
+    return None if plan.obstacles or plan.resume is not None else plan
 
 
 def _refuse_claimed(job: Job) -> None:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from vhdkit.errors import ImageInUseError, MergeCancelled
-from vhdkit.job import events
-from vhdkit.job.job import Job, JobState, Wait, WaitReason
-from vhdkit.job.job_files import check_same, error_fields, gone, identities_of, touched
+from vhdkit.errors import ImageInUseError, MergeCancelled, MergeError
+from vhdkit.job import events, job_files
+from vhdkit.job.job import UNFINISHED, Job, JobState, Wait, WaitReason
 from vhdkit.job.merge_slots import MergeSlot
 from vhdkit.job.on_end import start_end_command
 from vhdkit.job.rate_meter import RateMeter
@@ -27,11 +26,9 @@ from vhdkit.merging.plan.planner import plan_request
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.progress import RateLimit
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.process import birth_of, this_process, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
@@ -50,13 +47,12 @@ _SLOT_SECONDS = 0.5
 _IN_USE_SECONDS = 3.0
 _PATIENCE_SECONDS = 2.0
 
-UNFINISHED = tuple(state for state in JobState if not state.is_finished)
-
 
 class Worker:
     """One job while this process works at it. It says to the merge when to stop, as a `Cancel`.
 
-    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`.
+    `unlisted` is why the job could not be listed, "" if it is; `completion` is that of `merging.run.engine.merge`,
+    and `plan` what the job was begun with, which is carried out if it need not wait.
     """
 
     def __init__(
@@ -69,16 +65,17 @@ class Worker:
         unlisted: str = "",
         completion: Completion | None = None,
         slot: MergeSlot | None = None,
+        plan: MergePlan | None = None,
     ) -> None:
-        pid, host = this_process()
         self.registry = registry
         # A list that somebody holds must not hold up the merge; its last word waits.
         self._quick = Registry(registry.directory, patience=_PATIENCE_SECONDS)
         self.last_word = job
         self.unlisted = unlisted
         self._completion = completion
+        self._given = plan
         self.error: BaseException | None = None
-        self._job = replace(job, pid=pid, born=birth_of(pid), host=host, user=user_name())
+        self._job = job_files.of_this_process(job)
         self._runs = job.runs + 1
         self._progress = progress
         self._outer_cancel = cancel
@@ -161,9 +158,7 @@ class Worker:
             events.logger.warning("the job %s cannot be steered: %s", self._job.id, error)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._failed(error)
         self._is_over.set()
@@ -194,9 +189,14 @@ class Worker:
             with self._lock:
                 self._change(JobState.STARTING)
             try:
-                plan = plan_request(self._job.request, LocalFolder())
-                check_same(self._job, identities_of(plan.layers))
+                given, self._given = self._given, None
+                plan = given or plan_request(self._job.request, LocalFolder())
+                job_files.check_same(self._job, job_files.identities_of(plan.layers))
                 return self.merge(plan)
+            except MergeError as error:
+                # A plan that was made before this process began may be out of date: then it is made anew.
+                if given is None or not job_files.may_be_outdated(error, given):
+                    raise
             except ImageInUseError:
                 # Nothing was written. Who reads the images for a moment is waited for, another job until it has ended;
                 # and where the list cannot tell, whoever it is. One that was at it may have ended meanwhile.
@@ -207,7 +207,7 @@ class Worker:
                 elif time.monotonic() > until:
                     raise
             except FileNotFoundError as error:
-                raise gone(self._job, error) from error
+                raise job_files.gone(self._job, error) from error
             self._wait(_LISTEN_SECONDS)
 
     def merge(self, plan: MergePlan) -> MergeResult:
@@ -228,7 +228,7 @@ class Worker:
                 self._tenth = 10 * self._job.percent // 100
             self._change(
                 JobState.RUNNING,
-                **touched(plan),
+                **job_files.touched(plan),
                 request=request,
                 bytes_total=plan.payload_bytes,
                 bytes_done=plan.bytes_done,
@@ -290,6 +290,7 @@ class Worker:
             self._wait(_SLOT_SECONDS)
 
     def _wait(self, seconds: float) -> None:
+        self._given = None  # what others do meanwhile may change what there is to do
         if self._cancelled.wait(seconds) or self.is_set():
             raise MergeCancelled("the merge was cancelled before it began; nothing was changed")
 
@@ -321,7 +322,7 @@ class Worker:
             if isinstance(error, (MergeCancelled, KeyboardInterrupt)):
                 self._change(JobState.TERMINATED, error="", error_class="", error_code=0)
                 return
-            self._change(JobState.EXCEPTION, **error_fields(error))
+            self._change(JobState.EXCEPTION, **job_files.error_fields(error))
 
     # The list
 
