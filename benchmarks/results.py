@@ -60,7 +60,8 @@ _BOUNDS = """
 - Streams are not in the table yet. With other programs at work on both processors, in turn with the raw file: eight
   reads of 512 bytes in a row 2.1 to 4.4, 300 files listed by dissect.extfs 0.7 to 1.4, NTFS listed by pytsk3 through
   ten layers 1.4 to 3.4, 1 MiB a read through ten layers 1.5 to 2.0. Of the last, sixteen preadv of 64 KiB take 0.8 of
-  the time of one of 1 MiB, and 3 us of Python around each make up the rest.
+  the time of one of 1 MiB, and 3 us of Python around each make up the rest. The program `ls` through ten layers took
+  0.99 (NTFS) and 0.97 (ext4) of its time of the raw file, medians of fifteen pairs, and 1.03 and 1.01 of the processor.
 
 The rows of whole disks are medians of three runs on the machine's own disk.
 

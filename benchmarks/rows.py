@@ -74,6 +74,8 @@ ROWS = {
     ),
     "stream-extfs": Row("streams", "300 files listed by dissect.extfs", "extfs", "extfs-raw", 1.5),
     "stream-tsk": Row("streams", "NTFS listed by pytsk3 through ten layers", "tsk", "tsk-raw", 1.5),
+    "ls-ntfs": Row("streams", "`ls` of 300 files of NTFS through ten layers", "ls-ntfs", "ls-ntfs-raw", 1.5),
+    "ls-ext4": Row("streams", "`ls` of 300 files of ext4 through ten layers", "ls-ext4", "ls-ext4-raw", 1.5),
     "convert-qemu": Row("half", "`convert -O raw`, 2 GiB half full", "convert", "qemu", 0.9),
     "convert-7zz": Row("two", "`convert -O raw`, a chain of two, 300 blocks patched", "convert", "7zz", 0.6),
     "to-cp": Row("two", "`merge --to` of that chain", "to", "cp", 1.0),

@@ -150,11 +150,6 @@ def _ntfs(raw: Path) -> None:
     shutil.rmtree(files)
 
 
-def _contender(inputs: Layered, name: str, path: str, script: str, count: int) -> Contender:
-    step = Step((sys.executable, "-c", _OPEN + script, path, str(count)), inputs.folder)
-    return Contender(name, inputs, (step,), lambda: None)
-
-
 def _is_importable(name: str) -> bool:
     try:
         return find_spec(name) is not None
@@ -162,28 +157,37 @@ def _is_importable(name: str) -> bool:
         return False
 
 
-def _needing(inputs: Layered, needs: tuple[str, ...], name: str, path: str, script: str, count: int) -> Contender:
+def _needing(inputs: Layered, needs: tuple[str, ...], name: str, step: Step) -> Contender:
     for need in needs:
         if shutil.which(need) is None and not _is_importable(need):
             raise UnavailableError(f"{need} is not installed")
-    return _contender(inputs, name, path, script, count)
+    return Contender(name, inputs, (step,), lambda: None)
 
 
 def makers(scale: float, at: Callable[[str], str]) -> dict[str, Maker]:
     """Return the makers of the contenders, by key; `at` returns the folder of a name."""
     size = max(8, round(256 * min(scale, 1))) * _MIB
+    ext4_ten = Layered(at("ext4-ten"), _LAYERS, _ext4)
     one = Layered(at("one"), 1, partial(_noise, size))
     ten = Layered(at("ten"), _LAYERS, partial(_noise, size))
     ext4, ntfs = Layered(at("ext4"), 1, _ext4), Layered(at("ntfs"), _LAYERS, _ntfs)
     found: dict[str, Maker] = {}
 
     def race(key: str, inputs: Layered, script: str, count: int, *needs: str) -> None:
-        times = max(1, round(count * min(scale, 1)))
-        found[key] = partial(_needing, inputs, needs, "vhdkit", inputs.paths[-1], script, times)
-        found[f"{key}-raw"] = partial(_needing, inputs, needs, "the raw file", inputs.raw, script, times)
+        times = str(max(1, round(count * min(scale, 1))))
+        for each, name, path in ((key, "vhdkit", inputs.paths[-1]), (f"{key}-raw", "the raw file", inputs.raw)):
+            step = Step((sys.executable, "-c", _OPEN + script, path, times), inputs.folder)
+            found[each] = partial(_needing, inputs, needs, name, step)
+
+    def listed(key: str, inputs: Layered, *needs: str) -> None:
+        for each, name, path in ((key, "ten layers", inputs.paths[-1]), (f"{key}-raw", "the raw file", inputs.raw)):
+            step = Step((sys.executable, "-m", "vhdkit", "ls", f"{path}:/"), inputs.folder)
+            found[each] = partial(_needing, inputs, needs, name, step)
 
     race("small", one, _SMALL_READS, _SMALL)
     race("sequential", ten, _SEQUENTIAL, _PASSES)
     race("extfs", ext4, _EXTFS, _LISTINGS, "mkfs.ext4", "dissect.extfs")
     race("tsk", ntfs, _TSK, _TSK_LISTINGS, "mkntfs", "ntfscp", "pytsk3")
+    listed("ls-ntfs", ntfs, "mkntfs", "ntfscp", "pytsk3")
+    listed("ls-ext4", ext4_ten, "mkfs.ext4", "pytsk3")
     return found
