@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ class NoChannel:
         """Say nothing."""
 
 
-_channels: list[Channel] = [NoChannel()]
+_NONE = NoChannel()
+_channel: ContextVar[Channel | None] = ContextVar("channel", default=None)
 
 
 def set_channel(channel: Channel) -> None:
-    """Let all tasks of this process use a channel from now on."""
-    _channels[:] = [channel]
+    """Let the tasks that this thread does use a channel from now on."""
+    _channel.set(channel)
 
 
 class TaskReporter:
@@ -48,7 +50,7 @@ class TaskReporter:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._channel = _channels[0]
+        self._channel = _channel.get() or _NONE
         self._last = -1.0
         self._phase = ""
 

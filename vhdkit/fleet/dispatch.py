@@ -48,6 +48,13 @@ class CancelsRunning(Protocol):
         ...
 
 
+@runtime_checkable
+class Reports(Protocol):
+    """An executor that can hand on how far its tasks are."""
+
+    progress: Callable[[int, Progress], None] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
     """A task was given to a worker."""
@@ -119,7 +126,9 @@ def run_plan(
     with ExitStack() as own:
         if executor is None:
             parallel = min(parallel or multiprocessing.cpu_count(), max(1, len(plan.tasks)))
-            executor = own.enter_context(ProcessPool(parallel, progress=dispatcher.note))
+            executor = own.enter_context(ProcessPool(parallel))
+        if isinstance(executor, Reports):
+            executor.progress = dispatcher.note
         return dispatcher.run(executor, parallel)
 
 

@@ -9,11 +9,12 @@ from vhdkit.chain.catalog import Catalog, Parents, Unreadable, read_entries
 from vhdkit.chain.chain import open_chain_with
 from vhdkit.disk import unique_id
 from vhdkit.errors import JournalError, VhdError
+from vhdkit.fleet.plan import FleetTarget
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.mounts import mount_point
+from vhdkit.storage.mounts import mount_point, shared_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -74,14 +75,22 @@ class FoundChains:
     """What a pattern means on one machine.
 
     `unreadable` are files and folders that the system does not let be read, `unfinished` merges whose topmost source
-    the pattern means, and `mounts` says where the file system of a number is mounted.
+    the pattern means, `mounts` says where the file system of a number is mounted, and `sources` what a server lends
+    there. `place` is what a worker must have that sees the files, "" if all do.
     """
 
     host: str
+    place: str = ""
     chains: tuple[FoundChain, ...]
     unfinished: tuple[UnfinishedMerge, ...] = ()
     unreadable: Mapping[str, VhdError | OSError] = field(default_factory=dict)
     mounts: Mapping[int, str] = field(default_factory=dict)
+    sources: Mapping[int, str] = field(default_factory=dict)
+
+    def target(self, device: int) -> FleetTarget:
+        """Return the file system of a number as all machines know it."""
+        source = self.sources.get(device, "")
+        return FleetTarget(host="", device=0, source=source) if source else FleetTarget(host=self.host, device=device)
 
 
 def find_chains(pattern: Pattern, parents: ParentPolicy) -> FoundChains:
@@ -103,12 +112,14 @@ def find_chains(pattern: Pattern, parents: ParentPolicy) -> FoundChains:
         elif is_meant:
             matched[entry.path] = entry
     chains = tuple(_chains(matched, folder, parents, unreadable))
+    mounts = _mounts(chains, unfinished)
     return FoundChains(
         host=pattern.host,
         chains=chains,
         unfinished=tuple(unfinished),
         unreadable=unreadable,
-        mounts=_mounts(chains, unfinished),
+        mounts=mounts,
+        sources={device: source for device, place in mounts.items() if (source := shared_source(place))},
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor, Future
 
-    from vhdkit.fleet.plan import FleetPlan, FleetTarget, TargetLoad
+    from vhdkit.fleet.plan import FleetPlan, FleetTarget, FleetTask, TargetLoad
 
 # Starting processes takes as long as planning so many merges.
 _FEW_TASKS = 16
@@ -43,17 +43,24 @@ def measure_merges(
     plan: FleetPlan, executor: Executor | None = None, *, parallel: int | None = None
 ) -> tuple[MeasuredMerge, ...]:
     """Plan every merge of a fleet's plan to the byte, in its order; executor and `parallel` are as in `run_plan`."""
-    requests = [task.request for task in plan.tasks if isinstance(task.request, EnsureRequest)]
-    if executor is None and len(requests) < _FEW_TASKS:
-        return tuple(map(measure, requests))
+    if executor is None and len(plan.tasks) < _FEW_TASKS:
+        return tuple(map(measure, plan.tasks))
     with ExitStack() as own:
         pool = executor or own.enter_context(ProcessPool(parallel or multiprocessing.cpu_count()))
-        futures = [pool.submit(measure, request) for request in requests]
-        return tuple(_result(future, request) for future, request in zip(futures, requests, strict=True))
+        futures = [pool.submit(measure, task) for task in plan.tasks]
+        return tuple(_result(future, task) for future, task in zip(futures, plan.tasks, strict=True))
 
 
-def measure(request: EnsureRequest) -> MeasuredMerge:
-    """Plan one merge to the byte."""
+def measure(task: FleetTask) -> MeasuredMerge:
+    """Plan one merge to the byte.
+
+    Raises:
+        TypeError: the task is none.
+
+    """
+    request = task.request
+    if not isinstance(request, EnsureRequest):
+        raise TypeError(f"{request!r} is no merge")
     leaf, into = request.merge.child, request.merge.into or ""
     try:
         plan = plan_request(request.merge, LocalFolder())
@@ -70,12 +77,11 @@ def measure(request: EnsureRequest) -> MeasuredMerge:
     )
 
 
-def _result(future: Future[MeasuredMerge], request: EnsureRequest) -> MeasuredMerge:
+def _result(future: Future[MeasuredMerge], task: FleetTask) -> MeasuredMerge:
     try:
         return future.result()
     except BrokenExecutor as error:
-        leaf = request.merge.child
-        return MeasuredMerge(leaf=leaf, destination="", obstacles=(FleetError(str(error), path=leaf),))
+        return MeasuredMerge(leaf=task.path, destination="", obstacles=(FleetError(str(error), path=task.path),))
 
 
 def measured_loads(plan: FleetPlan, merges: Sequence[MeasuredMerge], rate: int | None) -> tuple[TargetLoad, ...]:
@@ -99,7 +105,7 @@ def measured_loads(plan: FleetPlan, merges: Sequence[MeasuredMerge], rate: int |
 
 def _with_estimate(load: TargetLoad, merge: MeasuredMerge | None, rate: int | None) -> TargetLoad:
     """Return a load with the free space and the time of a file system that one of the merges writes to."""
-    if merge is None or load.target.host:
+    if merge is None or load.target.host or not LocalFolder().exists(merge.destination):
         return load
     expected = estimate_seconds(load.total_bytes, merge.destination, rate)
     return replace(

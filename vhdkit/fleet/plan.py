@@ -18,17 +18,22 @@ DEFAULT_PER_TARGET = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetTarget:
-    """A file system that takes part: its number on a machine, "" for this one or what all workers share."""
+    """A file system that takes part: its number on a machine, "" for this one.
+
+    One that a server lends to many machines is that of the server, `source` as it is mounted, whoever sees it.
+    """
 
     host: str
     device: int
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetTask:
     """One request and what its scheduling takes: see `schedule`. `cost` is about how many bytes are read.
 
-    `host` is the machine whose workers see the files, "" if all do; `attempt` counts the workers that died of it.
+    `host` is the machine that the files are of, "" for this one or any; `place` is what a worker must have that sees
+    them, "" if all do; `attempt` counts the workers that died of it.
     """
 
     number: int
@@ -37,6 +42,7 @@ class FleetTask:
     group: int
     cost: float
     host: str = ""
+    place: str = ""
     attempt: int = 0
 
     @property
@@ -102,7 +108,7 @@ class FleetPlan:
     def _load(self, target: FleetTarget, tasks: Sequence[FleetTask]) -> TargetLoad:
         costs = sorted((int(task.cost) for task in tasks if _writes_to(task, target)), reverse=True)
         at_once = sum(costs) if self.verb is FleetVerb.CONVERT else sum(costs[: self.per_target])
-        name = self.mounts.get(target, "")
+        name = target.source or self.mounts.get(target, "")
         return TargetLoad(
             target=target,
             name=f"{target.host}:{name}" if target.host else name,

@@ -26,7 +26,7 @@ from vhdkit.fleet.requests import (
 )
 from vhdkit.options import EnsureRequest, MergeRequest, ParentPolicy
 from vhdkit.storage import paths
-from vhdkit.storage.mounts import mount_point
+from vhdkit.storage.mounts import mount_point, shared_source
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -69,10 +69,7 @@ def plan_fleet(found: Sequence[FoundChains], options: FleetOptions) -> FleetPlan
         tasks=tuple(planned.tasks()),
         per_target=options.per_target,
         obstacles=tuple(planned.obstacles),
-        mounts={
-            FleetTarget(host=here.host, device=device): name for here in found for device, name in here.mounts.items()
-        }
-        | planned.mounts,
+        mounts={here.target(device): name for here in found for device, name in here.mounts.items()} | planned.mounts,
     )
 
 
@@ -119,7 +116,8 @@ def _target_of(path: str, mounts: dict[FleetTarget, str]) -> FleetTarget:
     except FileNotFoundError:
         # A leaf that was merged by an earlier run is gone; its folder says where it was.
         device, name = mount_point(_folder_of(path))
-    target = FleetTarget(host="", device=device)
+    source = shared_source(name)
+    target = FleetTarget(host="", device=0 if source else device, source=source)
     mounts.setdefault(target, name)
     return target
 
@@ -133,6 +131,7 @@ class _Draft:
 
     request: FleetRequest
     host: str
+    place: str
     targets: tuple[FleetTarget, ...]
     cost: float
     depth: int
@@ -174,6 +173,7 @@ class _Planned:
                 group=groups[at],
                 cost=draft.cost,
                 host=draft.host,
+                place=draft.place,
             )
 
     def _add_reading(self, found: FoundChains, chain: FoundChain) -> None:
@@ -182,7 +182,7 @@ class _Planned:
             self.obstacles.append(Obstacle(path=path, host=found.host, error=chain.problem))
             return
         request: FleetRequest
-        targets = [FleetTarget(host=found.host, device=layer.identity[0]) for layer in chain.layers]
+        targets = [found.target(layer.identity[0]) for layer in chain.layers]
         match options.verb:
             case FleetVerb.HASH:
                 request = HashRequest(path=path, algorithm=options.algorithm, parents=options.parents)
@@ -195,13 +195,14 @@ class _Planned:
                 )
                 if not self._is_new(request, found.host):
                     return
-                targets = [*self._destination_target(found.host), *targets]
+                targets = [*self._destination_target(found.place), *targets]
             case _:
                 request = CheckRequest(path=path, deep=options.deep, parents=options.parents)
         self._drafts.append(
             _Draft(
                 request=request,
                 host=found.host,
+                place=found.place,
                 targets=tuple(dict.fromkeys(targets)),
                 cost=float(sum(layer.file_size for layer in chain.layers)),
                 depth=0,
@@ -223,9 +224,9 @@ class _Planned:
         self.obstacles.append(Obstacle(path=request.path, host=host, error=FleetError(message, path=request.path)))
         return False
 
-    def _destination_target(self, host: str) -> list[FleetTarget]:
+    def _destination_target(self, place: str) -> list[FleetTarget]:
         """Return the file system of the folder of converted disks, if it is one of this machine."""
-        if host:
+        if place:
             return []
         target = _target_of(self._options.destination, self.mounts)
         return [target]
@@ -252,10 +253,11 @@ class _Planned:
         leaf, into, sources = layers[top], layers[bottom], layers[top:bottom]
         # An image right above the leaf is relinked to the destination.
         written = [_key(found.host, layer.identity) for layer in layers[max(0, top - 1) : bottom + 1]]
-        targets = [FleetTarget(host=found.host, device=layer.identity[0]) for layer in (into, *sources)]
+        targets = [found.target(layer.identity[0]) for layer in (into, *sources)]
         return _Draft(
             request=self._ensure(leaf.path, into.path, guid(leaf.unique_id)),
             host=found.host,
+            place=found.place,
             targets=tuple(dict.fromkeys(targets)),
             cost=float(sum(layer.file_size for layer in sources)),
             depth=len(layers) - bottom,
@@ -268,7 +270,8 @@ class _Planned:
         return _Draft(
             request=self._ensure(begun.leaf, begun.destination, begun.leaf_id),
             host=found.host,
-            targets=(FleetTarget(host=found.host, device=begun.identity[0]),),
+            place=found.place,
+            targets=(found.target(begun.identity[0]),),
             cost=float(begun.payload_bytes),
             depth=0,
             written=changed,

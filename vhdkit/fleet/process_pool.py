@@ -63,7 +63,7 @@ class ProcessPool(Executor):
             self._idle.put(None)
         self._alive: set[_Process] = set()
         self._guard = threading.Lock()
-        self._progress = progress
+        self.progress = progress
         self._is_cancelled = False
 
     def submit(
@@ -95,7 +95,7 @@ class ProcessPool(Executor):
         try:
             if process is None:
                 process = self._start()
-            answer = process.ask(call, self._progress)
+            answer = process.ask(call, self._note)
         except (EOFError, OSError) as error:
             if process is None:
                 raise
@@ -109,6 +109,10 @@ class ProcessPool(Executor):
             raise answer.error
         result: _Result = answer.result
         return result
+
+    def _note(self, number: int, state: Progress) -> None:
+        if self.progress is not None:
+            self.progress(number, state)
 
     def _start(self) -> _Process:
         process = _Process()
@@ -131,7 +135,7 @@ class _Process:
         theirs.close()
         self._sending = threading.Lock()
 
-    def ask(self, call: Callable[[], object], progress: Callable[[int, Progress], None] | None) -> _Answer:
+    def ask(self, call: Callable[[], object], progress: Callable[[int, Progress], None]) -> _Answer:
         """Have a call made, and return how it has ended.
 
         Raises:
@@ -142,8 +146,7 @@ class _Process:
         while True:
             match self._pipe.recv():
                 case _Told(number, state):
-                    if progress is not None:
-                        progress(number, state)
+                    progress(number, state)
                 case answer:
                     found: _Answer = answer
                     return found

@@ -32,19 +32,33 @@ _MADE_UP = frozenset(
 )
 # Where another machine, or another program, has to answer: a call may wait for it for ever.
 _ANSWERED_ELSEWHERE = re.compile(r"nfs4?|cifs|smb3?|smbfs|9p|ceph|afs|gfs2?|ocfs2|glusterfs|lustre|beegfs|fuse(\..*)?")
+# What names its server, so that two machines that mount the same call it the same.
+_LENT = re.compile(r"nfs4?|cifs|smb3?|ceph|glusterfs|lustre|fuse\.(sshfs|glusterfs|cephfs)")
 _AUTOMOUNTER = "autofs"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def mount_types() -> dict[str, str]:
     """Return the type of the file system at each mount point, empty where that cannot be had."""
-    types: dict[str, str] = {}
+    return {place: kind for place, kind, _ in _mounted()}
+
+
+def shared_source(mount: str) -> str:
+    """Return what a server lends that is mounted at a point, such as "nas:/vms"; "" for a disk of this machine."""
+    # Of several mounts at one place the last one is seen.
+    found = [(kind, source) for place, kind, source in _mounted() if place == mount]
+    return found[-1][1] if found and _LENT.fullmatch(found[-1][0]) else ""
+
+
+def _mounted() -> list[tuple[str, str, str]]:
+    """Return place, type and source of each mount."""
+    found = []
     with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             fields, _, rest = line.partition(" - ")
-            # Of several mounts at one place the last one is seen.
-            types[_unescaped(fields.split(" ")[4])] = rest.split(" ", 1)[0]
-    return types
+            kind, source, *_ = rest.split(" ")
+            found.append((_unescaped(fields.split(" ")[4]), kind, _unescaped(source)))
+    return found
 
 
 def _unescaped(text: str) -> str:
