@@ -18,7 +18,7 @@ from rich.progress import TextColumn
 import vhdkit
 from tests.cli.running import FIXTURES, LEAF, spawn
 from tests.crash.real import Running, names_in, plain_digest
-from tests.fleet.machines_on_disk import assert_merged, make_machines, names_below
+from tests.fleet.machines_on_disk import assert_merged, copying_process, make_machines, names_below
 from tests.jobs.making import until
 from vhdkit import fleet
 from vhdkit.cli.fleet_view import Screen
@@ -163,15 +163,6 @@ def test_a_screen_has_a_row_for_each_chain_that_runs_and_one_for_all() -> None:
     assert len(bars.tasks) == 1
 
 
-def _job_of(leaf: Path) -> vhdkit.Job | None:
-    return next((job for job in vhdkit.jobs(running=True) if job.sources and job.sources[0] == str(leaf)), None)
-
-
-def _is_copying(leaf: Path) -> bool:
-    job = _job_of(leaf)
-    return job is not None and job.pid != os.getpid() and 0.2 < job.bytes_done / max(1, job.bytes_total) < 0.9
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_program_that_is_killed_leaves_merges_that_the_same_command_finishes(
     machines: Path, end: signal.Signals
@@ -192,7 +183,7 @@ def test_a_program_that_is_killed_leaves_merges_that_the_same_command_finishes(
     ]
     running = Running(machines, command)
     leaf = machines / "vm00" / "vm00_1.avhd"
-    assert running.wait_until(lambda: _is_copying(leaf))
+    assert running.wait_until(lambda: copying_process(leaf) != 0)
     workers = {job.pid for job in vhdkit.jobs(running=True)} - {os.getpid()}
     running.send(end)
     done = running.ended()

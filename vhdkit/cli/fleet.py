@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,9 +13,11 @@ from vhdkit.cli.options import FOLDER, FolderMap, Size, json_option, progress_op
 from vhdkit.cli.output import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vhdkit.fleet import FleetOptions, FleetPlan, FleetReport, FoundChains, ParentPolicy
+    from vhdkit.fleet.cluster import Cluster
+    from vhdkit.fleet.cluster_security import TlsFiles
 
 # As those of `check`: corrupt, could not be checked, space is lost.
 _CORRUPT, _NOT_CHECKED, _LEAKS = 2, 1, 3
@@ -25,16 +28,27 @@ def fleet() -> None:
     """Do one verb for many chains at once, each ending by itself.
 
     PATTERN names images: `*` and `?` stand for letters of a name, `**` for any number of folders; quote it, or the
-    shell takes it apart. An image that a PATTERN means is a chain unless it is the parent of another one.
+    shell takes it apart. An image that a PATTERN means is a chain unless it is the parent of another one. With
+    --scheduler, HOST:/PATTERN names those of a machine on which a `vhdkit fleet worker` runs.
 
     Exit codes: 0 all done, 1 some failed, 75 some were in use (try later), 130 interrupted; `fleet check` has those of
     check, the worst of all chains.
     """
 
 
-def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the patterns, and the options that say where parents are."""
+def _secured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the files of TLS, which `_tls` takes."""
     options = [
+        click.option("--tls-ca", metavar="FILE", help="The certificate of the cluster's own authority, as PEM."),
+        click.option("--tls-cert", metavar="FILE", help="A certificate of that authority for this process."),
+        click.option("--tls-key", metavar="FILE", help="The key of that certificate."),
+    ]
+    return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the patterns, and the options that say where parents are and who does the work."""
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.argument("patterns", nargs=-1, required=True, metavar="PATTERN..."),
         click.option(
             "--search",
@@ -49,6 +63,12 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             type=FolderMap(),
             help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
         ),
+        click.option(
+            "--scheduler",
+            metavar="ADDRESS",
+            help="Have the workers of this Dask scheduler do it (pip install 'vhdkit[fleet]'): tls://HOST:PORT.",
+        ),
+        _secured,
         json_option,
     ]
     return functools.reduce(lambda inner, option: option(inner), reversed(options), command)
@@ -88,7 +108,13 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
 @fleet.command()
 @_shared
 def scan(
-    patterns: tuple[str, ...], *, search: tuple[str, ...], parent_map: tuple[tuple[str, str], ...], as_json: bool
+    patterns: tuple[str, ...],
+    *,
+    search: tuple[str, ...],
+    parent_map: tuple[tuple[str, str], ...],
+    scheduler: str | None,
+    as_json: bool,
+    **tls: str | None,
 ) -> int:
     """List the chains that the PATTERNs mean, leaf and base of each.
 
@@ -96,7 +122,8 @@ def scan(
     """
     from vhdkit.cli.fleet_view import print_chains
 
-    found = _found(patterns, _parents(search, parent_map))
+    with _cluster(scheduler, _tls(**tls)) as cluster:
+        found = _found(patterns, _parents(search, parent_map), cluster)
     return ExitCode.FAILED if print_chains(found, as_json=as_json) else ExitCode.DONE
 
 
@@ -120,7 +147,7 @@ def hash_(*, blake3: bool, **asked: Any) -> int:
 
 @fleet.command()
 @_running
-@click.option("--to", "destination", required=True, type=FOLDER, metavar="DIR", help="Where the new files go.")
+@click.option("--to", "destination", required=True, metavar="DIR", help="Where the new files go.")
 @click.option(
     "-O",
     "output_format",
@@ -154,6 +181,41 @@ def merge(*, verify: bool, rate: int | None, **asked: Any) -> int:
     return _run("merge", {"verify": verify, "rate": rate}, **asked)
 
 
+@fleet.command()
+@click.argument("scheduler")
+@click.option(
+    "--allow",
+    "folders",
+    multiple=True,
+    required=True,
+    type=FOLDER,
+    metavar="DIR",
+    help="Work in this folder and below; what a request names elsewhere is refused.",
+)
+@click.option("--host", metavar="NAME", default="", help="The name in HOST:/PATTERN; this machine's by default.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Do at most N chains at once.",
+)
+@_secured
+def worker(scheduler: str, *, folders: tuple[str, ...], host: str, threads: int, **tls: str | None) -> None:
+    """Do what the clients of a Dask SCHEDULER ask for, in the folders that are allowed, until Ctrl-C.
+
+    Whoever may talk to the scheduler may have this process run anything: away from this machine's loopback it is
+    reached by TLS only, and its certificates say who may.
+    """
+    from vhdkit.cli.signals import stopping
+    from vhdkit.fleet.cluster_service import ClusterWorker, serve_cluster
+
+    started = ClusterWorker(scheduler=scheduler, folders=folders, tls=_tls(**tls), host=host, threads=threads)
+    with stopping() as stop:
+        serve_cluster(started, stop, functools.partial(echo, err=True))
+
+
 def _run(
     verb: str,
     chosen: dict[str, Any],
@@ -161,13 +223,13 @@ def _run(
     patterns: tuple[str, ...],
     search: tuple[str, ...],
     parent_map: tuple[tuple[str, str], ...],
-    parallel: int | None,
     per_target: int,
+    scheduler: str | None,
     reports: tuple[str, ...],
-    dry_run: bool,
-    keep_going: bool,
-    progress: str | None,
-    as_json: bool,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    **how: Any,
 ) -> int:
     """Find the chains, plan, and carry that out or say what it is."""
     from vhdkit.fleet import FleetOptions, FleetVerb, plan_fleet
@@ -175,23 +237,67 @@ def _run(
     _check_reports(reports)
     parents = _parents(search, parent_map)
     options = FleetOptions(verb=FleetVerb(verb), parents=parents, per_target=per_target, **chosen)
-    plan = plan_fleet(_found(patterns, parents), options)
+    with _cluster(scheduler, _tls(tls_ca, tls_cert, tls_key)) as cluster:
+        plan = plan_fleet(_found(patterns, parents, cluster), options)
+        return _say_or_do(plan, options, cluster, reports, **how)
+
+
+def _say_or_do(
+    plan: FleetPlan,
+    options: FleetOptions,
+    cluster: Cluster | None,
+    reports: tuple[str, ...],
+    *,
+    parallel: int | None,
+    dry_run: bool,
+    keep_going: bool,
+    progress: str | None,
+    as_json: bool,
+) -> int:
     if dry_run:
-        return _say_plan(plan, options, parallel, as_json=as_json)
-    report = _carry_out(plan, parallel, progress, keep_going=keep_going)
-    return _tell(report, reports, as_json=as_json, is_refused=bool(plan.obstacles) and not keep_going)
+        return _say_plan(plan, options, cluster, parallel, as_json=as_json)
+    is_refused = bool(plan.obstacles) and not keep_going
+    report = _carry_out(plan, cluster, parallel, progress, is_refused=is_refused)
+    return _tell(report, reports, as_json=as_json, is_refused=is_refused)
 
 
-def _found(patterns: Sequence[str], parents: ParentPolicy) -> list[FoundChains]:
+def _tls(tls_ca: str | None, tls_cert: str | None, tls_key: str | None) -> TlsFiles | None:
+    """Return the files of TLS, all or none."""
+    if not (tls_ca or tls_cert or tls_key):
+        return None
+    if not (tls_ca and tls_cert and tls_key):
+        raise click.UsageError("--tls-ca, --tls-cert and --tls-key go together")
+    from vhdkit.fleet.cluster_security import TlsFiles
+
+    return TlsFiles(ca=tls_ca, cert=tls_cert, key=tls_key)
+
+
+@contextmanager
+def _cluster(scheduler: str | None, tls: TlsFiles | None) -> Iterator[Cluster | None]:
+    """Lend the workers of a scheduler, None without one."""
+    if scheduler is None:
+        if tls is not None:
+            raise click.UsageError("--tls-ca, --tls-cert and --tls-key go with --scheduler")
+        yield None
+        return
+    from vhdkit.fleet.cluster import Cluster
+
+    with Cluster(scheduler, tls=tls) as cluster:
+        yield cluster
+
+
+def _found(patterns: Sequence[str], parents: ParentPolicy, cluster: Cluster | None) -> Sequence[FoundChains]:
     from vhdkit.fleet import Pattern, find_chains
 
     try:
         meant = [Pattern.of(text) for text in patterns]
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if cluster is not None:
+        return cluster.find(meant, parents)
     for pattern in meant:
         if pattern.host:
-            raise click.UsageError(f"{pattern}: a pattern with a host needs workers there")
+            raise click.UsageError(f"{pattern}: a pattern with a host needs workers there, and --scheduler")
     return [find_chains(pattern, parents) for pattern in meant]
 
 
@@ -226,29 +332,31 @@ def _check_reports(reports: Sequence[str]) -> None:
             raise click.UsageError(str(error)) from error
 
 
-def _say_plan(plan: FleetPlan, options: FleetOptions, parallel: int | None, *, as_json: bool) -> int:
+def _say_plan(
+    plan: FleetPlan, options: FleetOptions, cluster: Cluster | None, parallel: int | None, *, as_json: bool
+) -> int:
     from vhdkit.cli.fleet_view import print_plan
     from vhdkit.fleet import FleetVerb
     from vhdkit.fleet.measure import measure_merges, measured_loads
 
-    merges = measure_merges(plan, parallel=parallel) if plan.verb is FleetVerb.MERGE else ()
+    merges = measure_merges(plan, cluster, parallel=parallel) if plan.verb is FleetVerb.MERGE else ()
     loads = measured_loads(plan, merges, options.rate) if merges else plan.loads
     print_plan(plan, merges, loads, as_json=as_json)
     return ExitCode.FAILED if plan.obstacles or any(each.obstacles for each in merges) else ExitCode.DONE
 
 
-def _carry_out(plan: FleetPlan, parallel: int | None, progress: str | None, *, keep_going: bool) -> FleetReport:
+def _carry_out(
+    plan: FleetPlan, cluster: Cluster | None, parallel: int | None, progress: str | None, *, is_refused: bool
+) -> FleetReport:
     from vhdkit.cli.fleet_view import screen_shown
     from vhdkit.cli.signals import stopping
     from vhdkit.fleet import run_plan
     from vhdkit.fleet.dispatch import not_begun
 
-    if plan.obstacles and not keep_going:
-        return not_begun(plan)
-    if not plan.tasks:
+    if is_refused or not plan.tasks:
         return not_begun(plan)
     with screen_shown(progress, plan) as advance, stopping() as cancel:
-        return run_plan(plan, parallel=parallel, progress=advance, cancel=cancel)
+        return run_plan(plan, cluster, parallel=parallel, progress=advance, cancel=cancel)
 
 
 def _tell(report: FleetReport, reports: Sequence[str], *, as_json: bool, is_refused: bool) -> int:
