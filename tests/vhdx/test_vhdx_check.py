@@ -94,8 +94,8 @@ def item(number: int, offset: int, data: bytes, raw: bytes = PLAIN) -> bytes:
 def added(raw: bytes, *items: tuple[str, int, int, int]) -> bytes:
     """The file with more entries in its metadata table: id, offset, length, flags."""
     count = int.from_bytes(raw[METADATA_AT + 10 : METADATA_AT + 12], "little")
-    for number, (name, offset, length, flags) in enumerate(items, count):
-        raw = item(number, 0, guid(name) + struct.pack("<IIII", offset, length, flags, 0), raw)
+    entries = (guid(name) + struct.pack("<IIII", offset, length, flags, 0) for name, offset, length, flags in items)
+    raw = item(count, 0, b"".join(entries), raw)
     return put(raw, METADATA_AT + 10, struct.pack("<H", count + len(items)))
 
 
