@@ -94,7 +94,7 @@ class Service:
 @pytest.fixture
 def service(web01: str) -> Iterator[Service]:
     """The service for all machines, which merges slowly, a second after one was shut down."""
-    service = Service("--after", "2", "--rate", "2M", web01)
+    service = Service("--after", "2", "--rate", "512K", web01)
     yield service
     service.stop()
 
