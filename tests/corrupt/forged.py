@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Verb = Callable[["State", MemoryFolder], object]
 
 STEP = ".vhdkit-header"
+ENDED = ".vhdkit-ended"
 UNDO = "/vms/undo.vhd"
 # Names that a forger tries: of files that are there and of new ones, outside and inside.
 NAMES = (
@@ -243,7 +244,7 @@ def _faults(state: State, act: Verb, folder: MemoryFolder, tally: Tally) -> Iter
         if not path.startswith("/vms/") and before.get(path) != after.get(path):
             yield f"changed {path}"
     for path in after.keys() - before.keys():
-        if path not in {UNDO, state.forged} and not path.endswith((JOURNAL, STEP)):
+        if path not in {UNDO, state.forged} and not path.endswith((JOURNAL, STEP, ENDED)):
             yield f"made {path}"
     leaf = state.leaf if folder.exists(state.leaf) else "/vms/layer-0.vhd"
     try:

@@ -244,6 +244,19 @@ def test_an_image_that_is_no_undo_image_is_refused(verb: object) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_an_undo_image_that_was_never_made_is_not_said_to_be_there(has_one: bool) -> None:
+    folder, paths = in_memory(chain_over(Kind.DYNAMIC, put(0, 50, 1), Snapshot(), put(3, 60, 2), sectors=100))
+    if has_one:
+        vhdkit.merge(vhdkit.plan_merge(paths[0], undo=UNDO, folder=folder), folder=folder)
+    else:
+        cut_off(folder, paths[0], paths[1], at_first("remove", paths[0]))
+    found = contents(folder)
+    with pytest.raises(vhdkit.JournalError, match="there will be no undo image"):
+        vhdkit.plan_merge(paths[0], undo="/vms/other.vhd", folder=folder)
+    assert contents(folder) == found
+
+
 def test_a_job_may_be_called_anything() -> None:
     folder, paths = in_memory(chain_over(Kind.DYNAMIC, put(0, 50, 1), Snapshot(), put(3, 60, 2), sectors=100))
     view = plain_view(folder, paths)

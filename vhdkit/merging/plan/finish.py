@@ -51,15 +51,30 @@ def plan_if_complete(
     """Return the plan to finish a merge that is complete, None if there is none of these files, or they were written.
 
     What was written since a merge was complete is merged again, from the start.
+
+    Raises:
+        JournalError: the request names an undo image that the merge has not kept.
+
     """
     keep_sources = request.keep_sources
     if is_about(journal, merged.sources, merged.destination) and not journal.rolling_back:
         if not _is_complete(journal, merged, keep_sources=keep_sources, verify=request.verify):
             return None
+        _refuse_other_undo(journal, request.undo, scope.folder)
         return finishing_plan(with_names(journal, merged.sources), scope, keep_sources=keep_sources, is_read=True)
     if _is_leftover(journal, merged.sources, scope.folder):
         return finishing_plan(journal, scope, keep_sources=keep_sources, only_shown=True)
     return None
+
+
+def _refuse_other_undo(journal: Journal, undo: str | None, folder: Folder) -> None:
+    """Refuse to end a merge as one that has an undo image which was never made; one that is there may be renamed."""
+    kept = journal.resolve(journal.begin.undo) if journal.begin.undo else ""
+    if undo is None or undo == kept or folder.exists(undo):
+        return
+    what = f"its undo image is {kept}" if kept else "it kept nothing for an undo"
+    message = f"there will be no undo image {undo}: the merge is complete, and {what}"
+    raise JournalError(message, path=journal.destination, hint=journal.hint)
 
 
 def find_complete(path: str, scope: SearchScope) -> Journal | None:
