@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- (run|prints|prints-last-lines) -->\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 END_OF_BLOCK = "-- end of a block --"
 
