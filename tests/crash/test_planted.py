@@ -26,6 +26,8 @@ from vhdkit.vhd.image import VhdImage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.thorough
+
 BY_NAME = {program.name: program for program in PROGRAMS}
 
 

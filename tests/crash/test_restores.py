@@ -20,6 +20,8 @@ from vhdkit.merging import rollback
 from vhdkit.merging.plan import earlier_run, placement
 from vhdkit.vhd.header_update import SUFFIX as STEP
 
+pytestmark = pytest.mark.thorough
+
 BY_NAME = {program.name: program for program in PROGRAMS}
 # A plain merge; a verified one; a table that grows; a differencing destination; a sibling that is relinked to the undo
 # image, and a child that is relinked to the destination; three levels; a child relinked.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 
 def soaked(names: Iterable[str], seed: str, place: Path) -> Tally:
     tally, dice = Tally(), random.Random(seed)

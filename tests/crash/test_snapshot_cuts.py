@@ -33,6 +33,8 @@ from vhdkit.vhd.header_update import SUFFIX as STEP
 if TYPE_CHECKING:
     from tests.crash.survivals import Survival
 
+pytestmark = pytest.mark.thorough
+
 
 def line(*names: str, disks: int = 1) -> list[Act]:
     """Return a history that takes snapshots one after another, with something written before each."""

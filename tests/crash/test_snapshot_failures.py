@@ -19,6 +19,8 @@ from vhdkit.errors import VhdError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.thorough
+
 FAULTS = [
     Fault(at=0, error=errno.EIO),
     Fault(at=0, error=errno.ENOSPC, kinds=CHANGING, partly=True),

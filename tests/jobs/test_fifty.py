@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _STARTS = """
 import sys, time, vhdkit
+
+pytestmark = pytest.mark.thorough
 kind, *leaves = sys.argv[1:]
 sys.stdin.readline()
 started = [vhdkit.start_merge(leaf, rate=2 << 20, detached=kind == "detached") for leaf in leaves]

@@ -244,6 +244,7 @@ def test_json_of_a_deep_family_grows_with_its_members_only(capsys: pytest.Captur
     assert lengths[1] <= 11 * lengths[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
 def test_scan_tells_a_family_of_thousands_of_generations(tmp_path: Path, options: list[str]) -> None:
     line(tmp_path, 3200)

@@ -209,6 +209,7 @@ def test_a_chain_of_more_layers_than_files_may_be_open_by_default_opens(tmp_path
         assert len(chain.layers) == 60
 
 
+@pytest.mark.thorough
 def test_a_chain_may_have_1024_layers_and_no_more(tmp_path: Path) -> None:
     assert MAX_LAYERS == 1024
     files = deep(1100)

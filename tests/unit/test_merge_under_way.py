@@ -251,6 +251,7 @@ def test_the_holes_of_a_sparse_disk_are_counted_before_they_are_filled(tmp_path:
     assert (obstacle.needed, obstacle.available) == (4 * MIB, 4 * MIB - 1)
 
 
+@pytest.mark.thorough
 def test_a_skipped_test_is_a_failure_where_nothing_may_be_missing(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

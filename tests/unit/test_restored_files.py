@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     Files = dict[str, bytes]
 
+pytestmark = pytest.mark.thorough
+
 UNDO = "/vms/undo.avhd"
 
 CHAINS: dict[str, ModelChain] = {

@@ -145,6 +145,7 @@ def test_a_block_that_two_checkpoints_touch_is_the_same_as_of_one(kind: Kind, mo
     assert contents(folder) == expected
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", GROWING)
 def test_every_cut_of_a_merge_whose_checkpoints_share_a_new_block_keeps_the_laws(kind: Kind) -> None:
     writes = (put(30, 1, 5), *(put(sector, 1, sector) for sector in range(33, 49, 3)), put(60, 2, 6))
@@ -281,6 +282,7 @@ def test_counting_bits_is_looking_at_each_run(
     assert not by_runs[0]
 
 
+@pytest.mark.thorough
 def test_of_large_blocks_few_bitmaps_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     block, count = 64 << 20, 40
     folder = MemoryFolder({})

@@ -385,6 +385,7 @@ def sparse_fixed(folder: Path, size: int) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [Kind.DYNAMIC, Kind.FIXED])
 def test_memory_is_bounded_for_a_child_that_is_scattered_all_over(tmp_path: Path, kind: Kind) -> None:
     fixed = kind is Kind.FIXED

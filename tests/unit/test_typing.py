@@ -137,6 +137,8 @@ def machine(path: Path) -> tuple[str, ...]:
 WRONG = """
 import vhdkit
 
+pytestmark = pytest.mark.thorough
+
 vhdkit.open_chain(b"a.vhd")
 vhdkit.create_image("a.vhd", size="40M")
 vhdkit.merge("a.vhd")
