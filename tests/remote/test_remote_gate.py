@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vhdkit
-from tests.model import Create, Kind, ModelChain, Snapshot, specs
 from tests.plainbuild import ImageSpec, build, locator
+from tests.remote.attacked_images import BASE, LEAF
 from vhdkit.errors import ParentRefusedError
 from vhdkit.storage import transport
 
@@ -42,13 +42,6 @@ NAMED = [
     "\\\\http\\127.0.0.1:9\\base.vhd",
     "\\\\sftp\\127.0.0.1:9\\base.vhd",
 ]
-
-
-LEAF, BASE = (
-    spec
-    for _, spec in specs(ModelChain.run([Create(kind=Kind.DYNAMIC, sector_count=64), Snapshot()]))
-    if isinstance(spec, ImageSpec)
-)
 
 
 @pytest.fixture

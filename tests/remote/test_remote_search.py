@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import vhdkit
 from tests.cli.running import spawn
+from tests.plainbuild import build, locator
+from tests.remote.attacked_images import LEAF
 from tests.remote.sftp_server import OPENDIR, READ, READDIR
 from tests.serve.disks import SIZE
 from vhdkit.storage import transport
@@ -109,6 +112,38 @@ def test_a_web_server_is_asked_by_name_and_says_why_not_by_id(
     reasons = {each.path: each.reason for each in caught.value.candidates if each.origin == "unique id"}
     assert [path.rpartition("/")[2] for path in reasons] == ["vms", "old"]
     assert set(reasons.values()) == {"folders cannot be listed by http"}
+
+
+def test_a_parent_on_a_web_server_can_be_named(model: ModelChain, folder: Path, server: RangeServer) -> None:
+    (folder / "old").mkdir()
+    (folder / "layer-0.vhd").rename(folder / "old" / "renamed.vhd")
+    leaf, parent = f"{server.url}/layer-2.avhd", f"{server.url}/old/renamed.vhd"
+    with vhdkit.open_chain(leaf, parent=parent) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
+def test_a_leaf_here_has_its_parents_there_if_that_folder_is_named(
+    model: ModelChain, folder: Path, publish: Callable[[Path], str], tmp_path: Path
+) -> None:
+    leaf = (folder / "layer-2.avhd").rename(tmp_path / "layer-2.avhd")
+    url = publish(folder)
+    with pytest.raises(vhdkit.ParentNotFoundError):
+        vhdkit.open_chain(leaf)
+    with vhdkit.open_chain(leaf, search=[url]) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
+@pytest.mark.parametrize("status", ["301", "403"])
+def test_a_folder_that_a_web_server_does_not_show_is_no_failure_of_the_search(
+    folder: Path, server: RangeServer, status: str
+) -> None:
+    """Which part of a path is missing is asked for folder by folder, and of folders servers say all sorts of things."""
+    links = (locator(0, b"W2ru", ".\\sub\\gone.vhd"),)
+    (folder / "leaf.avhd").write_bytes(build(replace(LEAF, parent_name="gone.vhd", locators=links)))
+    server.fault = lambda _count, path: status if path == "/sub" else None
+    with pytest.raises(vhdkit.ParentNotFoundError):
+        vhdkit.open_chain(f"{server.url}/leaf.avhd")
+    assert "/sub" in server.requests
 
 
 def test_a_web_server_is_not_scanned(server: RangeServer) -> None:

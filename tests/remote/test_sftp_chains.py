@@ -15,8 +15,10 @@ import pytest
 
 import vhdkit
 from tests.cli.running import spawn
+from tests.conformance.tools import requires
 from tests.remote.sftp_server import LSTAT, OPEN, READ, REALPATH
 from tests.serve.disks import SIZE
+from tests.serve.nbd_client import NbdClient
 from vhdkit.errors import MissingExtraError, ReadOnlyImageError
 from vhdkit.storage import remote_file, transport, transports
 from vhdkit.storage.local_folder import LocalFolder
@@ -59,6 +61,12 @@ def test_the_command_line_takes_a_url_and_leaves_nothing_to_say(leaf: str, tmp_p
     assert shown.out.splitlines()[0].endswith(leaf)
     assert spawn("merge", leaf, "--to", "new.vhd", "--progress", "none", cwd=tmp_path).code == 0
     assert vhdkit.compare(leaf, tmp_path / "new.vhd").equal
+
+
+def test_it_is_served_to_other_programs(model: ModelChain, leaf: str) -> None:
+    requires("nbdkit")
+    with vhdkit.open_chain(leaf) as chain, vhdkit.serve_nbd(chain) as served, NbdClient(served.uri) as client:
+        assert client.read(0, SIZE) == model.read(0, SIZE)
 
 
 def test_long_ranges_are_read_whole_by_many_reads(folder: Path, sftp_server: SftpServer) -> None:
