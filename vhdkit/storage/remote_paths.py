@@ -10,7 +10,7 @@ another: what may be opened as a parent is below a folder, and two of them have 
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,7 +71,7 @@ def remote_place(path: str) -> RemotePlace:
         raise ValueError(f"{place}: expected a host and a path, and nothing else")
     user, at, host = parts.netloc.rpartition("@")
     # A part `..` that is written with escapes must not climb either.
-    inner = os.path.normpath(unquote(parts.path, errors="surrogateescape") or "/")
+    inner = posixpath.normpath(unquote(parts.path, errors="surrogateescape") or "/")
     return _checked(RemotePlace(parts.scheme, f"{user}{at}{host.lower()}", "/" + inner.lstrip("/")))
 
 

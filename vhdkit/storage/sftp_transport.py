@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import posixpath
 import stat
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -159,7 +160,7 @@ class SftpTransport(Transport):
                 return os.fsencode(place.path)
 
         asked: list[bytes] = self._together(place, [ask])
-        return place._replace(path="/" + os.path.normpath(os.fsdecode(asked[0])).lstrip("/"))
+        return place._replace(path="/" + posixpath.normpath(os.fsdecode(asked[0])).lstrip("/"))
 
     def listing(self, place: RemotePlace) -> list[Listed]:
         """Return the regular files and the folders in a folder; see `Transport`. Links are left out."""
