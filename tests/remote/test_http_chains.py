@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -68,7 +69,22 @@ def test_the_command_line_takes_a_url(leaf: str, tmp_path: Path) -> None:
     shown = spawn("chain", leaf, cwd=tmp_path).out
     assert shown.splitlines()[0].endswith(leaf)
     assert spawn("merge", leaf, "--to", "new.vhd", "--progress", "none", cwd=tmp_path).code == 0
-    assert spawn("compare", leaf, "new.vhd", cwd=tmp_path).code == 0
+    assert vhdkit.compare(leaf, tmp_path / "new.vhd").equal
+
+
+def test_files_are_told_by_their_urls(leaf: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "layer-0.vhd").rename(folder / "renamed.vhd")
+    url = leaf.rpartition("/")[0]
+    (folder / "layer-1.avhd").rename(folder / "a b.avhd")
+    shown = spawn("info", f"{url}/a%20b.avhd", "--json", cwd=tmp_path)
+    assert json.loads(shown.out)["filename"] == f"{url}/a%20b.avhd"
+    failed = spawn("chain", f"{url}/a%20b.avhd", "--json", cwd=tmp_path)
+    error = json.loads(failed.out)["error"]
+    assert failed.code == 1
+    assert error["filename"] == f"{url}/a%20b.avhd"
+    assert {each["filename"] for each in error["candidates"]} >= {f"{url}/layer-0.vhd"}
+    assert f"vhdkit: {url}/a%20b.avhd: its parent" in failed.err
+    assert "//http/" not in failed.out + failed.err
 
 
 def test_it_is_served_to_other_programs(model: ModelChain, leaf: str) -> None:

@@ -183,8 +183,8 @@ class _Search(RejectedParents):
         with closing_on_error(storage):
             metadata = read_summary(self.folder, storage)
             message = (
-                f"{clue.path} is taken for its parent, as you asked: it has the id {unique_id.guid(found)}, and the"
-                f" parent has {unique_id.guid(self.wanted)}, so that the disk may read wrongly"
+                f"{paths.as_given(clue.path)} is taken for its parent, as you asked: it has the id"
+                f" {unique_id.guid(found)}, and the parent has {unique_id.guid(self.wanted)}, so that the disk may read wrongly"
             )
             findings = [self._finding(Corruption.PARENT_ID_DIFFERS, message)]
             layer = self._layer(storage, metadata, findings, found)
@@ -365,7 +365,7 @@ class _Search(RejectedParents):
         findings = []
         expected = {paths.basename(path) for path in parent_paths.named_paths(self.link, "")}
         if clue.origin == _BY_ID or paths.basename(storage.path) not in expected:
-            message = f"its parent was found by {clue.origin}: {storage.path}"
+            message = f"its parent was found by {clue.origin}: {paths.as_given(storage.path)}"
             findings.append(self._finding(Corruption.PARENT_FOUND_ELSEWHERE, message))
         if self.wanted == unique_id.NULL:
             message = "it remembers a null id, so that only the name says that this is its parent"
@@ -392,7 +392,7 @@ class _Search(RejectedParents):
 
     def _refuse_loop(self, storage: Storage) -> None:
         if storage.identity in self.above:
-            message = f"its parent {storage.path} is part of the chain above it: the chain is a loop"
+            message = f"its parent {paths.as_given(storage.path)} is part of the chain above it: the chain is a loop"
             raise ChainLoopError(message, path=self.child.path, candidates=tuple(self.candidates))
 
     def _finding(self, corruption: Corruption, message: str) -> Finding:

@@ -16,6 +16,7 @@ from vhdkit.errors import (
     VhdError,
 )
 from vhdkit.findings import Advice, Candidate
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from vhdkit.chain.parent_search import Child, ParentSearch
@@ -44,7 +45,7 @@ class RejectedParents:
 
     def reject(self, clue: Clue, reason: str, hint: Hint | None = None) -> None:
         """Note why a file was not taken."""
-        self.candidates.append(Candidate(path=clue.path, origin=clue.origin, reason=reason, hint=hint))
+        self.candidates.append(Candidate(path=paths.as_given(clue.path), origin=clue.origin, reason=reason, hint=hint))
 
     def reject_mismatch(self, clue: Clue, storage: Storage, found: bytes, *, is_above: bool) -> None:
         """Note that a file has another id than the parent; `is_above` says that it is part of the chain above."""
@@ -99,8 +100,8 @@ class RejectedParents:
         """
         named = "the parent given" if clue.origin == EXPLICIT else "where its parent should be"
         return ParentMismatchError(
-            f"{clue.path} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent has"
-            f" {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since: what the"
+            f"{paths.as_given(clue.path)} is there, {named}, and has another id: {unique_id.guid(found)}, and the parent"
+            f" has {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since: what the"
             " child showed is lost then, unless the parent is put back as it was",
             path=self.child.path,
             expected=self.wanted,

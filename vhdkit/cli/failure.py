@@ -43,12 +43,20 @@ def explain(error: BaseException) -> str:
         where = f"{printable(str(error.filename))}: " if error.filename else ""
         lines = [f"vhdkit: {where}{error.strerror}"]
     else:
-        lines = [f"vhdkit: {error if isinstance(error, VhdError) else printable(str(error))}"]
+        lines = [f"vhdkit: {_text_of(error) if isinstance(error, VhdError) else printable(str(error))}"]
     lines += [printable(note) for note in getattr(error, "__notes__", [])]
     code = getattr(error, "windows_code", None)
     if code:
         lines.append(f"(Windows calls this {_hex(code)})")
     return "\n".join(lines)
+
+
+def _text_of(error: VhdError) -> str:
+    """Return the text of an error, which begins with its path."""
+    from vhdkit.storage.paths import as_given
+
+    text, path = str(error), printable(error.path)
+    return printable(as_given(error.path)) + text[len(path) :] if path and text.startswith(path) else text
 
 
 def describe_failure(error: BaseException, code: int, more: Sequence[str] = ()) -> dict[str, Any]:
@@ -95,7 +103,9 @@ def _message_of(error: BaseException) -> str:
 
 def _path_of(error: BaseException) -> str | None:
     found = error.path if isinstance(error, VhdError) else getattr(error, "filename", None)
-    return str(found) if found else None
+    from vhdkit.storage.paths import as_given
+
+    return as_given(str(found)) if found else None
 
 
 def _hex(code: int) -> str:

@@ -71,7 +71,9 @@ def hash_(
                 raise
             _report(error)
             failures.append(error)
-            records.append({"filename": paths.abspath(file), "error": describe_failure(error, _exit_code([error]))})
+            records.append(
+                {"filename": paths.as_given(paths.abspath(file)), "error": describe_failure(error, _exit_code([error]))}
+            )
             continue
         except ModuleNotFoundError as error:
             raise click.UsageError("BLAKE3 needs an extra: pip install 'vhdkit[blake3]'") from error
@@ -97,7 +99,12 @@ def _report(error: VhdError | OSError) -> None:
 def _record(found: tuple[ViewHash, ...], *, with_layers: bool) -> dict[str, Any]:
     """Return the digests of one file as JSON has them."""
     rows = [
-        {"filename": view.path, "virtual-size": view.size, "algorithm": view.algorithm.value, "digest": view.digest}
+        {
+            "filename": paths.as_given(view.path),
+            "virtual-size": view.size,
+            "algorithm": view.algorithm.value,
+            "digest": view.digest,
+        }
         for view in found
     ]
     return rows[0] | ({"layers": rows} if with_layers else {})

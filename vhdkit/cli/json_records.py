@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind, ImageSummary
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,9 +27,9 @@ def describe_layer(layer: Image) -> dict[str, Any]:
     from vhdkit.formats import summary_of
 
     if layer.kind is not DiskKind.RAW:
-        return describe(summary_of(layer), layer.storage, layer.path)
+        return describe(summary_of(layer), layer.storage, paths.as_given(layer.path))
     return {
-        "filename": layer.path,
+        "filename": paths.as_given(layer.path),
         "format": "raw",
         "virtual-size": layer.size,
         "actual-size": layer.storage.allocated_size,
@@ -40,9 +41,9 @@ def describe_layer(layer: Image) -> dict[str, Any]:
 def describe_seen(layer: SeenLayer) -> dict[str, Any]:
     """Return what is to say about a layer of a chain that cannot be opened; what is unknown is None."""
     if layer.metadata is not None:
-        return describe(layer.metadata, layer.storage, layer.path)
+        return describe(layer.metadata, layer.storage, paths.as_given(layer.path))
     return {
-        "filename": layer.path,
+        "filename": paths.as_given(layer.path),
         "format": None,
         "virtual-size": None,
         "actual-size": layer.storage.allocated_size,
@@ -60,7 +61,7 @@ def describe(summary: ImageSummary, storage: Storage, filename: str) -> dict[str
 
 def warnings(findings: Iterable[Finding]) -> list[dict[str, str]]:
     """Return findings as plain values."""
-    return [{"rule": f.corruption.value, "filename": f.path, "message": f.text} for f in findings]
+    return [{"rule": f.corruption.value, "filename": paths.as_given(f.path), "message": f.text} for f in findings]
 
 
 def describe_scan(found: Scan) -> dict[str, Any]:
@@ -68,16 +69,21 @@ def describe_scan(found: Scan) -> dict[str, Any]:
     return {
         "bases": [describe_scanned(image) for image in found.bases],
         "orphans": [describe_scanned(image) for image in found.orphans],
-        "ambiguous": [{"filename": path, "parents": list(paths)} for path, paths in found.ambiguous.items()],
+        "ambiguous": [
+            {"filename": paths.as_given(path), "parents": [paths.as_given(each) for each in parents]}
+            for path, parents in found.ambiguous.items()
+        ],
         "duplicates": [
             {
                 "unique-id": unique_id.guid(key),
                 "unique-id-big-endian": unique_id.big_endian(key),
-                "filenames": list(paths),
+                "filenames": [paths.as_given(each) for each in files],
             }
-            for key, paths in found.duplicates.items()
+            for key, files in found.duplicates.items()
         ],
-        "unreadable": [{"filename": path, "error": str(error)} for path, error in found.unreadable.items()],
+        "unreadable": [
+            {"filename": paths.as_given(path), "error": str(error)} for path, error in found.unreadable.items()
+        ],
         "unfinished": warnings(found.unfinished),
     }
 
@@ -96,7 +102,7 @@ def describe_scanned(image: ScannedImage) -> dict[str, Any]:
 def _scanned(image: ScannedImage) -> dict[str, Any]:
     parent_id = image.parent_id
     return {
-        "filename": image.path,
+        "filename": paths.as_given(image.path),
         "disk-type": image.metadata.kind.value,
         "virtual-size": image.metadata.size,
         "unique-id": unique_id.guid(image.unique_id),

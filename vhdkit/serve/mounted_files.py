@@ -177,14 +177,14 @@ def _info(chain: Chain) -> bytes:
     layers = [
         {
             "depth": depth,
-            "filename": layer.path,
+            "filename": paths.as_given(layer.path),
             "disk-type": layer.kind.value,
             "virtual-size": layer.size,
             "unique-id": guid(layer.unique_id),
         }
         for depth, layer in enumerate(chain.layers)
     ]
-    text = json.dumps({"filename": chain.path, "virtual-size": chain.size, "layers": layers}, indent=2)
+    text = json.dumps({"filename": paths.as_given(chain.path), "virtual-size": chain.size, "layers": layers}, indent=2)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 

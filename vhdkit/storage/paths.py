@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "abspath",
+    "as_given",
     "basename",
     "can_be_named",
     "dirname",
@@ -34,6 +35,14 @@ _WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 def abspath(path: str) -> str:
     """Return a path from the root of this machine, or of all others if it is a URL (see `remote_paths`)."""
     return remote_place(path).rooted if is_remote(path) else abspath_here(path)
+
+
+def as_given(path: str) -> str:
+    """Return a path as users write it: the URL of a file on another machine, and any other as it is."""
+    try:
+        return remote_place(path).url if is_remote(path) else path
+    except ValueError:  # it only looks like one
+        return path
 
 
 def is_below(directory: str, roots: Iterable[str]) -> bool:
