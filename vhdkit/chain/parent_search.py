@@ -184,7 +184,8 @@ class _Search(RejectedParents):
             metadata = read_summary(self.folder, storage)
             message = (
                 f"{paths.as_given(clue.path)} is taken for its parent, as you asked: it has the id"
-                f" {unique_id.guid(found)}, and the parent has {unique_id.guid(self.wanted)}, so that the disk may read wrongly"
+                f" {unique_id.guid(found)}, and the parent has {unique_id.guid(self.wanted)}, so that the disk may read"
+                " wrongly"
             )
             findings = [self._finding(Corruption.PARENT_ID_DIFFERS, message)]
             layer = self._layer(storage, metadata, findings, found)
