@@ -101,8 +101,8 @@ class RejectedParents:
         named = "the parent given" if clue.origin == EXPLICIT else "where its parent should be"
         return ParentMismatchError(
             f"{paths.as_given(clue.path)} is there, {named}, and has another id: {unique_id.guid(found)}, and the"
-            f" parent has {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose since:"
-            " what the child showed is lost then, unless the parent is put back as it was",
+            f" parent has {unique_id.guid(self.wanted)}. It is another file, or the parent was changed on purpose"
+            " since: what the child showed is lost then, unless the parent is put back as it was",
             path=self.child.path,
             expected=self.wanted,
             found=found,
