@@ -170,6 +170,15 @@ def test_what_fails_for_good_is_an_error(
         vhdkit.open_chain(leaf)
 
 
+@pytest.mark.parametrize("fault", ["302", "401", "403", "410"])
+def test_what_a_server_says_of_files_that_are_not_there_is_no_failure(
+    model: ModelChain, server: RangeServer, leaf: str, folder: Path, fault: str
+) -> None:
+    server.fault = lambda _number, path: None if (folder / path.lstrip("/")).exists() else fault
+    with vhdkit.open_chain(leaf) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
+
+
 @pytest.mark.parametrize(("fault", "number"), [("302", errno.EREMOTE), ("403", errno.EACCES), ("whole", 95)])
 def test_what_is_no_answer_is_not_asked_for_again(server: RangeServer, leaf: str, fault: str, number: int) -> None:
     server.fault = lambda _number, _path: fault

@@ -15,6 +15,8 @@ from vhdkit.storage import remote_file, transport, transports
 from vhdkit.storage.remote_paths import remote_place
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.model import ModelChain
     from tests.remote.conftest import Bucket
 
@@ -86,6 +88,15 @@ def test_what_the_server_denies_is_not_asked_for_again(bucket: Bucket) -> None:
     with pytest.raises(PermissionError, match="the server answers 403"):
         vhdkit.open_chain(LEAF)
     assert len(bucket.server.requests) == 1
+
+
+def test_a_user_who_may_read_objects_and_not_list_them_reads_a_chain(
+    model: ModelChain, bucket: Bucket, folder: Path
+) -> None:
+    """To such a user S3 says of keys that are not there that they are forbidden."""
+    bucket.server.fault = lambda _count, path: None if (folder / path.rpartition("/")[2]).is_file() else "403"
+    with vhdkit.open_chain(LEAF) as chain:
+        assert chain.read(0, SIZE) == model.read(0, SIZE)
 
 
 def test_a_server_that_sends_elsewhere_without_end_is_an_error(bucket: Bucket) -> None:

@@ -101,14 +101,17 @@ class Transport(ABC):
         """Return what a request is made with; for one server it is not called while it runs."""
 
     def exists(self, place: RemotePlace) -> bool:
-        """Whether there is anything: a file that may not be read, or a folder, is there."""
+        """Whether there is anything that this user may know of, be it a file or not.
+
+        Of what is not there S3 says that it is forbidden, where the user may not list the bucket, and some web servers
+        send elsewhere.
+        """
         try:
             self.version(place)
-        except FileNotFoundError:
-            return False
         except OSError as error:
             if error.errno == errno.EIO:
                 raise
+            return error.errno not in {errno.ENOENT, errno.EACCES, errno.EREMOTE}
         return True
 
     def real(self, place: RemotePlace) -> RemotePlace:
