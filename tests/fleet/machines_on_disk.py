@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ def make_machines(vms: Path, count: int, *, mebibytes: int = 1, levels: int = 3)
         leaf = make_chain(vms / name, name, mebibytes, levels=levels)
         views[name] = plain_digest(vms / name, leaf.rsplit("/", 1)[1])
     return views
+
+
+def remove_machines(vms: Path) -> None:
+    """Remove the machines in a folder, for the next test."""
+    for path in vms.iterdir():
+        shutil.rmtree(path)
 
 
 def found(vms: Path, pattern: str = "**/*.avhd") -> fleet.FoundChains:
