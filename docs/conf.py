@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import vhdkit
 
 project = "vhdkit"
@@ -24,3 +26,15 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 exclude_patterns = ["_build"]
+
+
+def keep_backslashes(_app: object, _context: object, lines: list[str]) -> None:
+    """Let help texts have their backslashes, as in C:\\vms, which reStructuredText takes for escapes."""
+    lines[:] = [line.replace(":\\", ":\\\\") for line in lines]
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Tell Sphinx of it."""
+    app.connect("sphinx-click-process-options", keep_backslashes)
+    app.connect("sphinx-click-process-description", keep_backslashes)
+    return {"parallel_read_safe": True}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vhdkit.chain import parent_paths
 from vhdkit.chain.parent_paths import Clue
+from vhdkit.debug_log import debug
 from vhdkit.disk import unique_id
 from vhdkit.disk.parent_link import ParentLink
 from vhdkit.errors import (
@@ -45,6 +46,7 @@ class RejectedParents:
 
     def reject(self, clue: Clue, reason: str, hint: Hint | None = None) -> None:
         """Note why a file was not taken."""
+        debug("chain", "%s: %s (%s) is not its parent: %s", self.child.path, clue.path, clue.origin, reason)
         self.candidates.append(Candidate(path=paths.as_given(clue.path), origin=clue.origin, reason=reason, hint=hint))
 
     def reject_mismatch(self, clue: Clue, storage: Storage, found: bytes, *, is_above: bool) -> None:

@@ -17,6 +17,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from vhdkit.debug_log import debug
 from vhdkit.errors import ImageInUseError, SnapshotError
 from vhdkit.findings import Advice
 from vhdkit.journal import manifest_pointer
@@ -237,6 +238,7 @@ class ManifestFile:
                 if time.monotonic() > until:
                     message = "another process is changing its snapshots; try again when it is done"
                     raise ImageInUseError(message, path=self.path, holders=error.holders) from error
+                debug("snapshot", "%s: waiting for the process that changes it", self.path)
             else:
                 if lock is not None:
                     break

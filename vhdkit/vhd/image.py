@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from vhdkit.corruption import Corruption
+from vhdkit.debug_log import debug
 from vhdkit.disk import extents
 from vhdkit.disk.extents import Extents, Kind
 from vhdkit.disk.file_image import FileImage
@@ -115,6 +116,7 @@ class VhdImage(FileImage):
         self.check_open()
         if self.step_patches:
             self.storage.lock(exclusive=True)
+            debug("vhd", "%s: a change of its header that was cut off is finished", self.path)
             header_update.finish(folder, self.storage)
             self.step_patches = ()
 

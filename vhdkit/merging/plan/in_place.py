@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vhdkit.chain.relink import Relink
 from vhdkit.chain.siblings import find_relatives
 from vhdkit.corruption import Corruption
+from vhdkit.debug_log import debug
 from vhdkit.disk.image import DiskKind
 from vhdkit.findings import Finding
 from vhdkit.merging.plan import checks
@@ -46,6 +47,8 @@ def plan_in_place(
         layout, resume = lay_out(merged, target_of(merged), earlier.journal)
         found += layout.obstacles
         undo = _undo(earlier)
+    if resume is not None:
+        debug("merging", "%s: a merge was cut off before: it %s", merged.destination.path, resume)
     return _plan(earlier, relatives, layout, resume, undo)
 
 
