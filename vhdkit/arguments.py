@@ -187,6 +187,11 @@ _CHECKS: dict[str, Callable[[object], object]] = {
     "Mapping[str, StrPath]": _path_map,
     "Sequence[str]": _words,
     "str": _instance_of(str, named="a str"),
+    # Which words there are the functions say, to callers without a type checker.
+    "DiskTypeName": _instance_of(str, named="a str"),
+    "OutputFormat": _instance_of(str, named="a str"),
+    "QemuFormat": _instance_of(str, named="a str"),
+    "ReadFormat": _instance_of(str, named="a str"),
     "bool": _instance_of(bool, named="a bool"),
     "bytes": _instance_of(bytes, named="bytes"),
     "int": _whole,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +26,12 @@ _MOST_FILES = 1 << 20
 
 # More merges at once than any file system gains from.
 _MOST_PARALLEL = 1024
+
+# How a file is read whatever it looks like; what is written; what qemu-img writes for us.
+ReadFormat: TypeAlias = Literal["vhd", "raw"]
+DiskTypeName: TypeAlias = Literal["fixed", "dynamic"]
+OutputFormat: TypeAlias = Literal["raw", "fixed", "dynamic"]
+QemuFormat: TypeAlias = Literal["qcow2", "vmdk", "vdi"]
 
 Path = Annotated[str, Meta(max_length=_MOST_PATH)]
 Files = Annotated[tuple[Path, ...], Meta(max_length=_MOST_FILES)]

@@ -27,6 +27,7 @@ from vhdkit.vhd.create import create_image
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vhdkit.options import DiskTypeName
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
 
@@ -43,7 +44,7 @@ def make_chain(
     *,
     size: int = DISK_SIZE,
     block_size: int = BLOCK_SIZE,
-    disk_type: str = "dynamic",
+    disk_type: DiskTypeName = "dynamic",
     name: str = "disk",
     folder: Folder | None = None,
 ) -> tuple[str, ...]:

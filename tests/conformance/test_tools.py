@@ -12,7 +12,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -98,7 +98,7 @@ def fill_disk(path: Path, fill: int) -> None:
         chain.sync()
 
 
-def created(folder: Path, kind: str, size: str) -> Path:
+def created(folder: Path, kind: Any, size: str) -> Path:
     path = folder / f"{kind}.vhd"
     vhdkit.create_image(str(path), size=SIZES[size], disk_type=kind)
     return path
@@ -242,7 +242,7 @@ def test_qemu_img_finds_a_written_disk_equal_to_its_raw_export(tmp_path: Path, k
 @each_kind
 @each_small_size
 @table("block_size", ["4096", "65536", "524288"])
-def test_qemu_img_and_7zip_read_what_was_written(tmp_path: Path, kind: str, size: str, block_size: str) -> None:
+def test_qemu_img_and_7zip_read_what_was_written(tmp_path: Path, kind: Any, size: str, block_size: str) -> None:
     path = tmp_path / "disk.vhd"
     vhdkit.create_image(str(path), size=SMALL[size], disk_type=kind, block_size=int(block_size))
     fill_disk(path, 9)
@@ -261,7 +261,7 @@ def test_7zip_reads_through_created_children(tmp_path: Path, base: str, size: st
 
 @table("output_format", ["raw", "fixed", "dynamic"])
 @each_base
-def test_qemu_img_finds_what_vhdkit_converts_to_equal(tmp_path: Path, base: str, output_format: str) -> None:
+def test_qemu_img_finds_what_vhdkit_converts_to_equal(tmp_path: Path, base: str, output_format: Any) -> None:
     requires("qemu-img")
     leaf, *_ = chain = family(tmp_path, base, "12345 sectors")
     path = tmp_path / f"converted.{output_format}"
@@ -436,8 +436,9 @@ class Workshop:
         name = self.folder / f"layer-{len(os.listdir(self.folder))}-{len(self.paths)}.vhd"
         match operation:
             case Create():
+                kind: Any = operation.kind
                 size = operation.sector_count * SECTOR
-                vhdkit.create_image(str(name), size=size, disk_type=operation.kind, block_size=operation.block_size)
+                vhdkit.create_image(str(name), size=size, disk_type=kind, block_size=operation.block_size)
                 self.paths = [name]
             case Snapshot():
                 vhdkit.create_image(str(name), parent=str(self.paths[0]), block_size=operation.block_size)

@@ -48,7 +48,7 @@ class Scene:
 
     name: str
     size: int
-    base: str = "dynamic"
+    base: Any = "dynamic"
     block_size: int = 2 * MIB
     levels: int = 1
     below: bool = False

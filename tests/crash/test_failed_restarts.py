@@ -26,7 +26,7 @@ def shown(path: str, folder: CrashFolder) -> bytes:
         return chain.read(0, SIZE)
 
 
-def put_back(disk_type: str, *, in_place: bool) -> Disk:
+def put_back(disk_type: Any, *, in_place: bool) -> Disk:
     """Return a disk on which a merge is complete, its sources kept, and its destination put back as it was before."""
     folder = CrashFolder({}, now=BEGUN, clock=True)
     vhdkit.create_image(BASE, size=SIZE, disk_type=disk_type, block_size=BLOCK, folder=folder)

@@ -87,6 +87,10 @@ def test_every_file_has_its_bytes(files: GuestFiles) -> None:
     assert files.read(f"/{ODD}") == b"odd"
 
 
+def test_files_say_of_which_partition_they_are(files: GuestFiles) -> None:
+    assert repr(files) == "<GuestFiles of partition 1: ext4>"
+
+
 def test_a_walk_meets_everything_that_was_put_there(files: GuestFiles, source: Path) -> None:
     expected = {"/", "/lost+found"}
     for folder, folders, names in os.walk(source):

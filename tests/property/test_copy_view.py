@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def small(patch: pytest.MonkeyPatch, long: int, bridge: int) -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(programs(kinds=ALL_KINDS, shorter=True), st.sampled_from(["raw", "fixed", "dynamic", "to"]), st.data())
-def test_a_copy_has_the_bytes_of_the_view(program: Program, output: str, data: st.DataObject) -> None:
+def test_a_copy_has_the_bytes_of_the_view(program: Program, output: Any, data: st.DataObject) -> None:
     model = run(program)
     view = model.view().tobytes()
     with pytest.MonkeyPatch.context() as patch, files(model) as paths, TemporaryDirectory() as folder:

@@ -206,7 +206,8 @@ class Run:
         match operation:
             case Create():
                 path = self._new_path("vhd")
-                kind, length = operation.kind.value, operation.sector_count * SECTOR
+                kind: Any = operation.kind.value
+                length = operation.sector_count * SECTOR
                 vhdkit.create_image(str(path), size=length, disk_type=kind, block_size=operation.block_size)
                 self.paths = [path]
                 self.model.apply(operation)

@@ -7,7 +7,7 @@ import io
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -195,7 +195,8 @@ def test_what_is_copied_hashed_and_checked_is_what_is_read(sector: int, program:
         assert [str(each) for each in report.findings if each.level is Level.ERROR] == []
         assert report.exit_code == 0
         if sector == 512:
-            for name, write in (("n.vhd", "dynamic"), ("f.vhd", "fixed")):
+            kinds: tuple[tuple[str, Any], ...] = (("n.vhd", "dynamic"), ("f.vhd", "fixed"))
+            for name, write in kinds:
                 vhdkit.convert(leaf, Path(directory, name), output_format=write)
                 assert flat([parse(Path(directory, name).read_bytes())]).tobytes() == expected
         assert [path.read_bytes() for path in paths] == list(files.values())

@@ -73,6 +73,12 @@ def test_the_bytes_are_those_of_the_model(base: Kind, tmp_path: Path) -> None:
             assert client.read(offset, length) == model.read(offset, length)
 
 
+def test_a_server_says_whether_it_runs(leaf: Path) -> None:
+    with vhdkit.open_chain(leaf) as chain, serve_nbd(chain) as server:
+        assert repr(server) == f"<NbdServer {server.uri!r}: running>"
+    assert repr(server).endswith(": ended>")
+
+
 def test_bytes_that_are_in_no_file_as_they_are_come_from_vhdkit(
     model: ModelChain, leaf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, FIXED, SECTOR, flat, parse
+from vhdkit import testing
 from vhdkit.chain.chain import MAX_LAYERS, open_chain
 from vhdkit.corruption import Corruption
 from vhdkit.errors import (
@@ -764,3 +765,25 @@ def test_a_stream_is_cut_at_the_end_of_the_disk_as_a_block_device_is(three: Path
         with pytest.raises(io.UnsupportedOperation):
             stream.truncate(SIZE + 1)
     assert expected(*layers_of_three(three)) == view[:-1] + b"x"
+
+
+# As a sequence of bytes
+
+
+def test_a_slice_of_a_chain_is_read(tmp_path: Path) -> None:
+    contents = [{0: b"base", 510: b"\x55\xaa"}, {600: b"child"}]
+    view = testing.expected_view(contents)
+    with open_chain(testing.make_chain(tmp_path, contents)[0]) as chain:
+        assert len(chain) == chain.size == len(view)
+        for where in (slice(510, 512), slice(None, 700), slice(-512, None), slice(5, 3), slice(1 << 40, None)):
+            assert chain[where] == view[where]
+
+
+def test_a_chain_is_not_read_byte_by_byte(tmp_path: Path) -> None:
+    with open_chain(testing.make_chain(tmp_path, [{}])[0]) as chain:
+        with pytest.raises(ValueError, match="a step of 2"):
+            chain[0:512:2]
+        with pytest.raises(TypeError, match="slices"):
+            chain[0]  # type: ignore[index]
+        with pytest.raises(TypeError):
+            iter(chain)  # type: ignore[call-overload]

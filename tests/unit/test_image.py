@@ -561,7 +561,7 @@ def test_what_the_format_does_not_allow_is_not_created(options: dict[str, Any]) 
 
 def test_a_disk_type_that_does_not_exist_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="sparse"):
-        create_image(PATH, folder=MemoryFolder(), size=4096, disk_type="sparse")
+        create_image(PATH, folder=MemoryFolder(), size=4096, disk_type="sparse")  # type: ignore[arg-type]
 
 
 def test_no_child_is_made_of_a_saved_machine_state_or_of_what_is_no_image() -> None:
@@ -575,7 +575,7 @@ def test_no_child_is_made_of_a_saved_machine_state_or_of_what_is_no_image() -> N
 
 
 @pytest.mark.parametrize("disk_type", ["fixed", "dynamic"])
-def test_creating_never_replaces(tmp_path: Path, disk_type: str) -> None:
+def test_creating_never_replaces(tmp_path: Path, disk_type: Any) -> None:
     (tmp_path / "a.vhd").write_bytes(b"precious")
     with pytest.raises(FileExistsError):
         create_image(str(tmp_path / "a.vhd"), size=4096, disk_type=disk_type)

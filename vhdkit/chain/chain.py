@@ -21,6 +21,7 @@ from vhdkit.chain.parent_search import ParentSearch, find_parent
 from vhdkit.chain.stream import BufferedReader, BufferedStream, ChainStream, open_stream
 from vhdkit.chain.unfinished_merges import unfinished_merges
 from vhdkit.chain.write_access import claim_for_writing
+from vhdkit.debug_log import debug
 from vhdkit.disk import unique_id
 from vhdkit.disk.image import DiskKind
 from vhdkit.errors import ChainError, ParentMismatchError, ReadOnlyImageError
@@ -155,6 +156,7 @@ def _open_parents(layers: list[Image], policy: ParentPolicy, folder: Folder, *, 
         if len(layers) == MAX_LAYERS:
             raise ChainError(f"the chain has more than {MAX_LAYERS} layers", path=layers[0].path)
         found = find_parent(child, parents, identities)
+        debug("chain", "%s: its parent is %s", child.path, found.layer.path)
         findings += found.findings
         layers.append(found.layer)
         check_pair(child, found.layer)
@@ -207,6 +209,22 @@ class Chain(Handle, DiskView):
         """Return the leaf's path, the number of layers, the size, and whether it is closed."""
         closed = " (closed)" if self._closed else ""
         return f"<Chain {self.path!r}: {len(self.layers)} layers, {self.size} bytes{closed}>"
+
+    def __len__(self) -> int:
+        """Return the size of the disk in bytes."""
+        return self.size
+
+    def __getitem__(self, where: slice) -> bytes:
+        """Return the bytes of a slice of the disk, as `chain[510:512]`; a step is refused (ValueError)."""
+        if not isinstance(where, slice):
+            raise TypeError("a chain is read by slices, such as chain[510:512]")
+        start, stop, step = where.indices(self.size)
+        if step != 1:
+            raise ValueError(f"a chain is read in one piece: a step of {step} is refused")
+        return self.read(start, max(0, stop - start))
+
+    # Without it a chain would be iterated over by numbers, byte by byte.
+    __iter__ = None
 
     @property
     def path(self) -> str:

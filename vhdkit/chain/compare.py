@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vhdkit.chain.chain import Chain
     from vhdkit.chain.disk_view import DiskView
     from vhdkit.chain.unlike_cells import Cell
+    from vhdkit.options import ReadFormat
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -63,8 +64,8 @@ def compare(
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
-    format_a: str | None = None,
-    format_b: str | None = None,
+    format_a: ReadFormat | None = None,
+    format_b: ReadFormat | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
     lock: bool = True,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vhdkit.options import OutputFormat
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -48,7 +49,7 @@ def convert(
     source: StrPath,
     destination: StrPath,
     *,
-    output_format: str = "dynamic",
+    output_format: OutputFormat = "dynamic",
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,

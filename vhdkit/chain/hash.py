@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from vhdkit.disk.image import Image
+    from vhdkit.options import ReadFormat
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
@@ -60,7 +61,7 @@ def hash_image(
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,
     accept_id_mismatch: bool = False,
-    image_format: str | None = None,
+    image_format: ReadFormat | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
     lock: bool = True,

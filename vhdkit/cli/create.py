@@ -61,7 +61,7 @@ def create(
     file: str,
     *,
     size: int | None,
-    disk_type: str | None,
+    disk_type: Any,
     parent: str | None,
     accept_ended: bool,
     block_size: int | None,
@@ -114,7 +114,7 @@ def create(
 @accept_option
 @json_option
 def convert(
-    source: str, destination: str, *, output_format: str, progress: str | None, as_json: bool, **options: Any
+    source: str, destination: str, *, output_format: Any, progress: str | None, as_json: bool, **options: Any
 ) -> None:
     """Write what SOURCE shows through its chain to a new file; with -O raw, `-` is standard output.
 
@@ -172,8 +172,8 @@ def compare(
     a: str,
     b: str,
     *,
-    format_a: str | None,
-    format_b: str | None,
+    format_a: Any,
+    format_b: Any,
     strict: bool,
     as_json: bool,
     **options: Any,

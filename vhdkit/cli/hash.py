@@ -41,7 +41,7 @@ def hash_(
     *,
     layers: bool,
     blake3: bool,
-    image_format: str | None,
+    image_format: Any,
     progress: str | None,
     as_json: bool,
     **options: Any,

@@ -83,6 +83,10 @@ class GuestFiles:
         self._ignores_case = kind.startswith(("ntfs", "fat", "exfat", "hfs"))
         self._is_ntfs = kind.startswith("ntfs")
 
+    def __repr__(self) -> str:
+        """Return the partition's number and its file system."""
+        return f"<GuestFiles of partition {self.partition.number}: {self.partition.file_system}>"
+
     @property
     def block_size(self) -> int:
         """Bytes in a block (or cluster, or sector) of the file system, in which `runs` counts."""

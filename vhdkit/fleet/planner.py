@@ -24,7 +24,7 @@ from vhdkit.fleet.requests import (
     verb_of,
     written_path,
 )
-from vhdkit.options import EnsureRequest, MergeRequest, ParentPolicy
+from vhdkit.options import EnsureRequest, MergeRequest, OutputFormat, ParentPolicy
 from vhdkit.storage import paths
 from vhdkit.storage.mounts import mount_point, shared_source
 
@@ -51,7 +51,7 @@ class FleetOptions:
     deep: bool = False
     algorithm: str = "sha256"
     destination: str = ""
-    output_format: str = "dynamic"
+    output_format: OutputFormat = "dynamic"
 
 
 def plan_fleet(found: Sequence[FoundChains], options: FleetOptions) -> FleetPlan:

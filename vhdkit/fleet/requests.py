@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from vhdkit.options import EnsureRequest, ParentPolicy
+from vhdkit.options import EnsureRequest, OutputFormat, ParentPolicy
 
 
 class FleetVerb(StrEnum):
@@ -45,7 +45,7 @@ class ConvertRequest:
 
     path: str
     destination: str
-    output_format: str = "dynamic"
+    output_format: OutputFormat = "dynamic"
     parents: ParentPolicy = field(default_factory=ParentPolicy)
 
 

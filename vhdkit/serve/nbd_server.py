@@ -55,6 +55,10 @@ class NbdServer:
         self._reader = threading.Thread(target=self._read_messages, name="vhdkit-nbdkit-messages", daemon=True)
         self._reader.start()
 
+    def __repr__(self) -> str:
+        """Return the address, and whether it answers."""
+        return f"<NbdServer {self.uri!r}: {'running' if self.is_running else 'ended'}>"
+
     def _read_messages(self) -> None:
         if self._process.stderr is not None:
             with self._process.stderr as stream:

@@ -22,6 +22,7 @@ from vhdkit.units import as_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from vhdkit.options import QemuFormat
     from vhdkit.progress import Cancel, Progress
     from vhdkit.units import StrPath
 
@@ -38,7 +39,7 @@ def export_disk(
     source: StrPath,
     destination: StrPath,
     *,
-    output_format: str = "qcow2",
+    output_format: QemuFormat = "qcow2",
     search: Sequence[StrPath] = (),
     parent_map: Mapping[str, StrPath] | None = None,
     parent: StrPath | None = None,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vhdkit.disk.image import ImageSummary
+    from vhdkit.options import DiskTypeName
     from vhdkit.storage.protocols import Folder, Storage
     from vhdkit.units import StrPath
     from vhdkit.vhd.image import VhdImage
@@ -57,7 +58,7 @@ def create_image(
     path: StrPath,
     *,
     size: int | None = None,
-    disk_type: str = "dynamic",
+    disk_type: DiskTypeName = "dynamic",
     parent: StrPath | None = None,
     block_size: int | None = None,
     parent_map: Mapping[str, StrPath] | None = None,
