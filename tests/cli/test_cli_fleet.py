@@ -183,7 +183,7 @@ def test_a_program_that_is_killed_leaves_merges_that_the_same_command_finishes(
         "--parallel",
         "1",
         "--rate",
-        "4M",
+        "2M",
         "--progress",
         "json",
         "--report",

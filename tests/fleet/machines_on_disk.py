@@ -59,10 +59,10 @@ def outcomes(report: fleet.FleetReport) -> dict[str, int]:
 
 
 def copying_process(leaf: Path) -> int:
-    """Return the process that merges a leaf and is between a fifth and nine tenths of the way, 0 if none is."""
+    """Return the process that merges a leaf and is between a fifth and three fifths of the way, 0 if none is."""
     for job in vhdkit.jobs(running=True):
         is_it = job.sources[:1] == (str(leaf),) and job.pid != os.getpid()
-        if is_it and 0.2 < job.bytes_done / max(1, job.bytes_total) < 0.9:
+        if is_it and 0.2 < job.bytes_done / max(1, job.bytes_total) < 0.6:
             return job.pid
     return 0
 

@@ -100,7 +100,7 @@ def test_a_merge_whose_worker_or_scheduler_is_killed_is_finished(
 ) -> None:
     host = disks / "hv01"
     views = make_machines(host, 2, mebibytes=10, levels=2)
-    command = ["fleet", "merge", f"hv01:{host}/**/*.avhd", *cluster.options, *MERGES, "--rate", "4M"]
+    command = ["fleet", "merge", f"hv01:{host}/**/*.avhd", *cluster.options, *MERGES, "--rate", "2M"]
     running = Running(tmp_path, command)
     leaf = host / "vm00" / "vm00_1.avhd"
     assert running.wait_until(lambda: copying_process(leaf) != 0), running.ended().err

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-# How long a scheduler may be away, as for being started again, before what it had counts as failed.
-CONNECT_SECONDS = 60.0
+# How long a scheduler may take to answer at first, and how long it may be away later, as for being started again.
+_FIRST_SECONDS = 10.0
+_AWAY_SECONDS = 60.0
 # As many tasks as are waited for at once; a thread that waits costs next to nothing.
 _MOST_AT_ONCE = 256
 
@@ -53,17 +54,15 @@ class Cluster(Executor):
         *,
         tls: TlsFiles | None = None,
         progress: Callable[[int, Progress], None] | None = None,
-        connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
         self._address = check_scheduler_address(address, tls)
         self._tls = tls
         self.progress = progress
-        self._seconds = connect_seconds
         self._run = uuid.uuid4().hex
         self._guard = threading.Lock()
         self._client: Any = None
         self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="vhdkit-cluster")
-        self._connected()
+        self._connected(_FIRST_SECONDS)
 
     def submit(
         self, fn: Callable[_Parameters, _Result], /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
@@ -125,7 +124,7 @@ class Cluster(Executor):
             future.release()
         return result
 
-    def _connected(self) -> Any:  # noqa: ANN401 - distributed ships no types
+    def _connected(self, seconds: float = _AWAY_SECONDS) -> Any:  # noqa: ANN401 - distributed ships no types
         """Return a client that is connected: the one that is there, or a new one if the scheduler was lost.
 
         Raises:
@@ -137,13 +136,13 @@ class Cluster(Executor):
                 return self._client
             if self._client is not None:
                 self._client.close(timeout=1)
-            self._client = self._new_client()
+            self._client = self._new_client(seconds)
             self._client.subscribe_topic(topic_of(self._run), self._take_report)
             return self._client
 
-    def _new_client(self) -> Any:  # noqa: ANN401 - distributed ships no types
+    def _new_client(self, seconds: float) -> Any:  # noqa: ANN401 - distributed ships no types
         security = None if self._tls is None else self._tls.security()
-        until = time.monotonic() + self._seconds
+        until = time.monotonic() + seconds
         while True:
             try:
                 return distributed().Client(self._address, security=security, set_as_default=False, timeout=5)

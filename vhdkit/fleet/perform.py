@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from vhdkit.chain.check import CLEAN, CORRUPT, LEAKS, check
 from vhdkit.chain.compare import compare
@@ -27,11 +27,14 @@ from vhdkit.storage.new_file import is_partial, partial_name
 from vhdkit.storage.process import this_process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vhdkit.chain.check import CheckReport
     from vhdkit.fleet.plan import FleetTask
     from vhdkit.merging.completion import Completion
     from vhdkit.merging.plan.plan import MergePlan
     from vhdkit.merging.run.engine import MergeResult
+    from vhdkit.options import ParentPolicy
 
 
 _ENSURED = {
@@ -40,6 +43,15 @@ _ENSURED = {
     Ensured.WAS_DONE: ChainOutcome.WAS_DONE,
 }
 _CHECKED = {CLEAN: ChainOutcome.CLEAN, LEAKS: ChainOutcome.LEAKS, CORRUPT: ChainOutcome.CORRUPT}
+
+
+class _Parents(TypedDict):
+    """A policy for parents as the arguments of the verbs' functions."""
+
+    search: tuple[str, ...]
+    parent_map: Mapping[str, str]
+    parent: str | None
+    accept_id_mismatch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +103,22 @@ def _done(request: FleetRequest, reporter: TaskReporter) -> tuple[ChainOutcome, 
 
 
 def _checked(request: CheckRequest) -> tuple[ChainOutcome, str, int]:
-    parents = request.parents
     report = check(
         request.path,
         chain=True,
         deep=request.deep,
+        **_arguments(request.parents),
+    )
+    return _CHECKED.get(report.exit_code, ChainOutcome.NOT_CHECKED), _findings(report), 0
+
+
+def _arguments(parents: ParentPolicy) -> _Parents:
+    return _Parents(
         search=parents.search,
         parent_map=parents.parent_map,
         parent=parents.parent,
         accept_id_mismatch=parents.accept_id_mismatch,
     )
-    return _CHECKED.get(report.exit_code, ChainOutcome.NOT_CHECKED), _findings(report), 0
 
 
 def _findings(report: CheckReport) -> str:
@@ -118,14 +135,10 @@ def _findings(report: CheckReport) -> str:
 
 
 def _hashed(request: HashRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
-    parents = request.parents
     (view,) = hash_image(
         request.path,
         algorithm=request.algorithm,
-        search=parents.search,
-        parent_map=parents.parent_map,
-        parent=parents.parent,
-        accept_id_mismatch=parents.accept_id_mismatch,
+        **_arguments(request.parents),
         progress=reporter,
         cancel=reporter.cancel,
     )
@@ -133,16 +146,12 @@ def _hashed(request: HashRequest, reporter: TaskReporter) -> tuple[ChainOutcome,
 
 
 def _converted(request: ConvertRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
-    parents = request.parents
     try:
         size = convert(
             request.path,
             request.destination,
             output_format=request.output_format,
-            search=parents.search,
-            parent_map=parents.parent_map,
-            parent=parents.parent,
-            accept_id_mismatch=parents.accept_id_mismatch,
+            **_arguments(request.parents),
             progress=reporter,
             cancel=reporter.cancel,
         )
@@ -166,15 +175,11 @@ def _remove_partial(destination: str) -> None:
 
 def _shows_the_same(request: ConvertRequest) -> bool:
     """Whether the new file is there already and shows what the chain does."""
-    parents = request.parents
     found = compare(
         request.path,
         request.destination,
         format_b="raw" if request.output_format == "raw" else None,
-        search=parents.search,
-        parent_map=parents.parent_map,
-        parent=parents.parent,
-        accept_id_mismatch=parents.accept_id_mismatch,
+        **_arguments(request.parents),
     )
     return found.equal and found.same_size
 
