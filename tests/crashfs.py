@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING
 from vhdkit.errors import ImageInUseError
 from vhdkit.storage.file_copy import copy_one_by_one
 from vhdkit.storage.handle import Handle
-from vhdkit.storage.protocols import Entry
+from vhdkit.storage.protocols import Entry, Walk
 from vhdkit.storage.read_many import read_one_by_one
 
 if TYPE_CHECKING:
@@ -475,11 +475,12 @@ class CrashFolder:
         *,
         deep: bool = True,
         one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
-    ) -> Iterator[Entry]:
-        del one_device, unlisted, reach
-        top = self.real(directory).rstrip("/") + "/"
+    ) -> Walk:
+        del one_device, reach
+        return Walk(self._entries(self.real(directory).rstrip("/") + "/", deep=deep))
+
+    def _entries(self, top: str, *, deep: bool) -> Iterator[Entry]:
         for path, file in sorted(self.names_of.items()):
             if path.startswith(top) and (deep or "/" not in path[len(top) :]):
                 yield Entry(path=path, size=len(file.content), identity=(0, file.number))

@@ -10,11 +10,11 @@ from vhdkit.storage.file_copy import copy_one_by_one
 from vhdkit.storage.handle import Handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.protocols import Entry, Folder, Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Folder, Reach, Storage, Syncing, Walk
 
 
 class LateSyncing:
@@ -189,10 +189,9 @@ class ThroughFolder:
         *,
         deep: bool = True,
         one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
-    ) -> Iterator[Entry]:
-        return self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
+    ) -> Walk:
+        return self.inner.walk(directory, deep=deep, one_device=one_device, reach=reach)
 
     def may_write(self, path: str) -> bool:
         return self.inner.may_write(path)

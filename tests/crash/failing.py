@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Final
 
 from tests.crashfs import SECTOR, CrashStorage, CrashSyncing
 from tests.through import ThroughFolder, ThroughStorage
+from vhdkit.storage.protocols import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import pytest
     from typing_extensions import Buffer
 
-    from vhdkit.storage.protocols import Entry, Folder, Reach, Storage, Syncing
+    from vhdkit.storage.protocols import Folder, Reach, Storage, Syncing
 
 CHANGING: Final = frozenset(
     {"write", "copy", "reserve", "truncate", "sync", "create", "publish", "replace", "remove", "sync folder"}
@@ -114,14 +115,11 @@ class FailingFolder(ThroughFolder):
         *,
         deep: bool = True,
         one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
-    ) -> Iterator[Entry]:
+    ) -> Walk:
         if self.strikes("walk") and self.fault.error is not None:
-            if unlisted is not None:
-                unlisted[directory] = self.error(directory)
-            return
-        yield from self.inner.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
+            return Walk(iter(()), {directory: self.error(directory)})
+        return self.inner.walk(directory, deep=deep, one_device=one_device, reach=reach)
 
     def free_space(self, directory: str) -> int:
         self.fail("free space", directory)

@@ -23,11 +23,11 @@ from vhdkit.cli.output import print_json
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from typing_extensions import Buffer
 
-    from vhdkit.storage.protocols import Entry, Storage
+    from vhdkit.storage.protocols import Storage, Walk
 
 BLOCK = 8 * SECTOR
 # What memory promises on hostile input (docs/reference/limits.md), in KiB as the kernel counts it.
@@ -70,7 +70,7 @@ class CountingFolder(ThroughFolder):
         self.calls["names"] += 1
         return super().names(directory)
 
-    def walk(self, directory: str, **options: Any) -> Iterator[Entry]:
+    def walk(self, directory: str, **options: Any) -> Walk:
         self.calls["walks"] += 1
         return super().walk(directory, **options)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.plainbuild import LocatorSpec
-    from vhdkit.storage.protocols import Entry, Storage
+    from vhdkit.storage.protocols import Storage, Walk
 
 SIZE = BLOCK = 8 * SECTOR
 REFUSALS = (ParentRefusedError, ParentNotFoundError)
@@ -72,7 +72,7 @@ class Spy(LocalFolder):
         self.listed.append(directory)
         return super().names(directory)
 
-    def walk(self, directory: str, **options: Any) -> Iterator[Entry]:
+    def walk(self, directory: str, **options: Any) -> Walk:
         self.listed.append(directory)
         return super().walk(directory, **options)
 

@@ -17,7 +17,7 @@ from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from typing_extensions import Buffer
 
@@ -60,7 +60,7 @@ class CountingFolder(ThroughFolder):
         self.calls["names"] += 1
         return super().names(directory)
 
-    def walk(self, directory: str, **options: Any) -> Iterator[Any]:
+    def walk(self, directory: str, **options: Any) -> Any:
         self.calls["walks"] += 1
         return super().walk(directory, **options)
 

@@ -121,16 +121,15 @@ def read_catalog(
     """Read every image in the directories and below them; links are followed only as far as a reach goes."""
     catalog = Catalog()
     for directory in dict.fromkeys(folder.real(directory) for directory in directories):
-        unlisted: dict[str, OSError] = {}
-        entries = folder.walk(directory, deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
-        new = (entry for entry in entries if entry.path not in catalog.images)
+        walk = folder.walk(directory, deep=deep, one_device=one_device, reach=reach)
+        new = (entry for entry in walk if entry.path not in catalog.images)
         for found in read_entries(folder, new):
             match found:
                 case Cataloged():
                     catalog.images[found.path] = found
                 case Unreadable(path, error):
                     catalog.unreadable[path] = error
-        catalog.unreadable.update(unlisted)
+        catalog.unreadable.update(walk.unlisted)
     return catalog
 
 

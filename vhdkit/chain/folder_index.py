@@ -41,10 +41,11 @@ class FolderIndex:
         place = directory, deep
         if place not in self._by_id:
             known = self._by_id[place] = {}
-            entries = self._folder.walk(directory, deep=deep, unlisted=self.unlisted)
-            for found in read_entries(self._folder, entries):
+            walk = self._folder.walk(directory, deep=deep)
+            for found in read_entries(self._folder, walk):
                 if isinstance(found, Cataloged):
                     known.setdefault(found.unique_id, []).append(Known(found.path, found.identity))
+            self.unlisted.update(walk.unlisted)
         return self._by_id[place].get(unique_id, ())
 
     def alike(self, directory: str, name: str) -> Sequence[str]:

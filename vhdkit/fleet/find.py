@@ -159,11 +159,11 @@ def _entries(
     if is_path and not folder.names(root) and folder.exists(root):
         root, name = paths.dirname(root), paths.basename(root)
     folder.check_directory(root)
-    unlisted: dict[str, OSError] = {}
     is_deep = not name if is_path else pattern.is_deep
-    for entry in folder.walk(root, deep=is_deep, unlisted=unlisted):
+    walk = folder.walk(root, deep=is_deep)
+    for entry in walk:
         yield entry, _is_meant(pattern, root, entry.path, name=name, is_path=is_path)
-    unreadable.update(unlisted)
+    unreadable.update(walk.unlisted)
 
 
 def _is_meant(pattern: Pattern, root: str, path: str, *, name: str, is_path: bool) -> bool:

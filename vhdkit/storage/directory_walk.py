@@ -18,7 +18,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from vhdkit.storage import mounts
-from vhdkit.storage.protocols import Entry
+from vhdkit.storage.protocols import Entry, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,18 +36,19 @@ _NAMED = 20
 class TreeWalk:
     """One walk; see `Folder.walk`."""
 
-    def __init__(
-        self, *, deep: bool, one_device: bool, unlisted: dict[str, OSError] | None, reach: Reach | None
-    ) -> None:
+    def __init__(self, *, deep: bool, one_device: bool, reach: Reach | None) -> None:
         self._deep = deep
         self._one_device = one_device
-        self._unlisted = unlisted
+        self._unlisted: dict[str, OSError] = {}
         self._reach = reach
         self._types = mounts.mount_types() if reach is not None else {}
         self._later: deque[str] = deque()
 
-    def entries(self, directory: str) -> Iterator[Entry]:
-        """Yield the files in a directory, below it, and as far beyond it as the reach goes."""
+    def walk(self, directory: str) -> Walk:
+        """Walk through the files in a directory, below it, and as far beyond it as the reach goes."""
+        return Walk(self._entries(directory), self._unlisted)
+
+    def _entries(self, directory: str) -> Iterator[Entry]:
         yield from self._tree(directory)
         reach = self._reach
         if reach is None:
@@ -161,7 +162,7 @@ class TreeWalk:
         if beyond is not None:
             beyond.unseen[directory] = _reason(error)
         # What a file system keeps for its own repairs holds nobody's images, and is closed to all but one.
-        elif self._unlisted is not None and os.path.basename(directory) != "lost+found":
+        elif os.path.basename(directory) != "lost+found":
             self._unlisted[directory] = error
 
 

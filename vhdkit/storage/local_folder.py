@@ -22,9 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from vhdkit.storage.protocols import Entry, Reach, Storage
+    from vhdkit.storage.protocols import Reach, Storage, Walk
 
 
 def _allow_more_files() -> bool:
@@ -167,13 +165,11 @@ class LocalFolder:
         *,
         deep: bool = True,
         one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
-    ) -> Iterator[Entry]:
+    ) -> Walk:
         if is_remote(directory):
-            return remote_folder.walk(directory, deep=deep, unlisted=unlisted)
-        walk = TreeWalk(deep=deep, one_device=one_device, unlisted=unlisted, reach=reach)
-        return walk.entries(directory)
+            return remote_folder.walk(directory, deep=deep)
+        return TreeWalk(deep=deep, one_device=one_device, reach=reach).walk(directory)
 
     def may_write(self, path: str) -> bool:
         if is_remote(path):

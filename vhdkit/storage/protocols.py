@@ -29,6 +29,21 @@ class Entry:
     identity: tuple[int, int]
 
 
+@dataclass(slots=True)
+class Walk:
+    """The files of a tree of directories, which are looked for while they are iterated over.
+
+    `unlisted` has the directories that could not be listed, as far as the walk has come, and why.
+    """
+
+    entries: Iterator[Entry]
+    unlisted: dict[str, OSError] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Return the iterator over the files."""
+        return self.entries
+
+
 # A folder of snapshots holds hundreds of files, a store of images some thousands; so many more are looked at in about a
 # second where a disk is near. A merge searches three times, when it is planned, opened and about to finish: with a link
 # to the whole machine beside its images that must not cost more than what it is a part of.
@@ -277,12 +292,11 @@ class Folder(Protocol):
         *,
         deep: bool = True,
         one_device: bool = False,
-        unlisted: dict[str, OSError] | None = None,
         reach: Reach | None = None,
-    ) -> Iterator[Entry]:
-        """Yield the regular files in a directory and below it, in a stable order; links are not followed.
+    ) -> Walk:
+        """Walk through the regular files in a directory and below it, in a stable order; links are not followed.
 
-        With `one_device` what is mounted below is left out. Directories that cannot be listed are put into `unlisted`.
+        With `one_device` what is mounted below is left out.
         With a `reach`, and a directory that `real` returned, what links lead to and what is mounted below comes last,
         under the paths where it really is.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vhdkit.storage.protocols import Entry
+from vhdkit.storage.protocols import Entry, Walk
 from vhdkit.storage.remote_file import RemoteStorage, remote_identity
 from vhdkit.storage.remote_paths import refusal_to_write, remote_place
 from vhdkit.storage.transports import transport_for
@@ -46,8 +46,13 @@ def check_listing(path: str) -> None:
     _listing(remote_place(path))
 
 
-def walk(directory: str, *, deep: bool, unlisted: dict[str, OSError] | None) -> Iterator[Entry]:
-    """Yield the regular files in a folder, and with `deep` below it, where the protocol has listings."""
+def walk(directory: str, *, deep: bool) -> Walk:
+    """Walk through the regular files in a folder, and with `deep` below it, where the protocol has listings."""
+    unlisted: dict[str, OSError] = {}
+    return Walk(_entries(directory, deep=deep, unlisted=unlisted), unlisted)
+
+
+def _entries(directory: str, *, deep: bool, unlisted: dict[str, OSError]) -> Iterator[Entry]:
     todo = [(remote_place(directory), 0)]
     while todo:
         here, depth = todo.pop()
@@ -56,8 +61,7 @@ def walk(directory: str, *, deep: bool, unlisted: dict[str, OSError] | None) -> 
         except OSError as error:
             if error.errno == errno.E2BIG:
                 raise
-            if unlisted is not None:
-                unlisted[here.rooted] = error
+            unlisted[here.rooted] = error
             continue
         below = []
         for name, size, is_folder in listed:
