@@ -261,3 +261,47 @@ class RebaseRequest:
             accept_ended=accept_ended,
             parents=ParentPolicy.of(search, parent_map),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackRequest:
+    """A merge that is to be taken back, named by its undo image: what `vhdkit.rollback` is asked.
+
+    `parents` says where the destination may lie.
+    """
+
+    path: str
+    parents: ParentPolicy = field(default_factory=ParentPolicy)
+
+    @classmethod
+    @checked
+    def of(
+        cls, path: StrPath, *, search: Sequence[StrPath] = (), parent_map: Mapping[str, StrPath] | None = None
+    ) -> RollbackRequest:
+        """Return the request that the arguments of a public function, or the options of a command, say."""
+        return cls(path=as_text(path), parents=ParentPolicy.of(search, parent_map))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropUndoRequest:
+    """A merge that is to be final, named by its undo image: what `vhdkit.drop_undo` is asked.
+
+    With `keep_file` the image stays; `parents` says where the destination may lie.
+    """
+
+    path: str
+    keep_file: bool = False
+    parents: ParentPolicy = field(default_factory=ParentPolicy)
+
+    @classmethod
+    @checked
+    def of(
+        cls,
+        path: StrPath,
+        *,
+        keep_file: bool = False,
+        search: Sequence[StrPath] = (),
+        parent_map: Mapping[str, StrPath] | None = None,
+    ) -> DropUndoRequest:
+        """Return the request that the arguments of a public function, or the options of a command, say."""
+        return cls(path=as_text(path), keep_file=keep_file, parents=ParentPolicy.of(search, parent_map))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-import vhdkit
 from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, table
 from vhdkit.cli.signals import stopping
@@ -41,13 +40,14 @@ def rollback(
     layer reads as before the merge. It is refused if the destination was written since.
     """
     from vhdkit.job.control import job_of_undo, note_undone
+    from vhdkit.merging.rollback import roll_back_as_asked
+    from vhdkit.options import RollbackRequest
     from vhdkit.storage.local_folder import LocalFolder
 
+    request = RollbackRequest.of(undo_image, search=search, parent_map=dict(parent_map))
     job, gone = job_of_undo(undo_image), LocalFolder().real(undo_image)
     with progress_shown(progress, "rolling back") as advance, stopping() as cancel:
-        changed = vhdkit.rollback(
-            undo_image, search=search, parent_map=dict(parent_map), progress=advance, cancel=cancel
-        )
+        changed = roll_back_as_asked(request, LocalFolder(), progress=advance, cancel=cancel)
     note_undone(job, rolled_back=True)
     if as_json:
         print_json(
@@ -79,9 +79,13 @@ def drop(
 ) -> None:
     """Make the merge that has FILE as its undo image final: REMOVE the sources that were kept for it, and FILE."""
     from vhdkit.job.control import job_of_undo, note_undone
+    from vhdkit.merging.drop_undo import drop_as_asked
+    from vhdkit.options import DropUndoRequest
+    from vhdkit.storage.local_folder import LocalFolder
 
+    request = DropUndoRequest.of(undo_image, keep_file=keep_file, search=search, parent_map=dict(parent_map))
     job = job_of_undo(undo_image)
-    result = vhdkit.drop_undo(undo_image, keep_file=keep_file, search=search, parent_map=dict(parent_map))
+    result = drop_as_asked(request, LocalFolder())
     note_undone(job, rolled_back=False)
     if as_json:
         print_json({"removed": list(result.removed), "destination": result.destination})

@@ -26,7 +26,7 @@ from vhdkit.journal.claims import Change, obstacles
 from vhdkit.journal.merge_journal import Journal, find_journal
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.merging.plan.planner import plan_request
-from vhdkit.options import MergeRequest
+from vhdkit.options import MergeRequest, RollbackRequest
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.search_scope import SearchScope
@@ -214,14 +214,14 @@ def roll_back_job(job: Job, *, progress: Callable[[Progress], None] | None = Non
         VhdError, OSError: as `vhdkit.rollback`.
 
     """
-    from vhdkit.merging.rollback import rollback  # noqa: PLC0415 - most jobs are never taken back
+    from vhdkit.merging.rollback import roll_back_as_asked  # noqa: PLC0415 - most jobs are never taken back
 
     registry = Registry()
     _check_own(job)
-    request = job.request
+    request = RollbackRequest(path=job.undo, parents=job.request.parents.without_named_parent())
 
     def work(advance: Callable[[Progress], None], stop: Cancel) -> None:
-        rollback(job.undo, search=request.search, parent_map=request.parent_map, progress=advance, cancel=stop)
+        roll_back_as_asked(request, LocalFolder(), progress=advance, cancel=stop)
 
     at = Worker(job, registry, progress=progress, cancel=cancel)
     try:

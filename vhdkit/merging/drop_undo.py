@@ -24,9 +24,8 @@ from vhdkit.journal.named_files import check_names
 from vhdkit.merging.plan.finish import check_still_shows, find_complete, finishing_plan
 from vhdkit.merging.run.engine import MergeResult, merge
 from vhdkit.merging.run.locked_files import MergeFiles
-from vhdkit.options import ParentPolicy
+from vhdkit.options import DropUndoRequest
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,32 +59,37 @@ def drop_undo(
         ImageInUseError: somebody holds one of the files.
 
     """
-    place = folder or LocalFolder()
-    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
-    parents = ParentSearch(place, policy, takes_parent=False)
+    request = DropUndoRequest.of(path, keep_file=keep_file, search=search, parent_map=parent_map)
+    return drop_as_asked(request, folder or LocalFolder())
+
+
+def drop_as_asked(request: DropUndoRequest, folder: Folder) -> MergeResult:
+    """Make the merge final that is asked for; the rest is as in `drop_undo`."""
+    path, keep_file = request.path, request.keep_file
+    parents = ParentSearch(folder, request.parents, takes_parent=False)
     scope = parents.scope
-    journal = None if place.exists(path) else find_complete(path, scope)
+    journal = None if folder.exists(path) else find_complete(path, scope)
     if journal is None:
         _, journal = find_undone(path, parents)
     else:
-        check_names(journal, place, named_directories(path, parents))
+        check_names(journal, folder, named_directories(path, parents))
     if not journal.merged or journal.rolling_back:
         raise JournalError(f"it cannot be dropped: {journal.status}", path=path, hint=journal.hint)
     if not journal.dropping:
         if not keep_file:
             _check_children(path, scope)
-        refuse_claimed(journal, scope, Change(others=(place.real(path), *_sources(journal))))
+        refuse_claimed(journal, scope, Change(others=(folder.real(path), *_sources(journal))))
     try:
         plan = finishing_plan(journal, scope)
         if not journal.dropping:
             plan = _say_dropping(journal, scope, keep_file=keep_file)
-        result = merge(plan, folder=place)
+        result = merge(plan, folder=folder)
     except OSError as error:
-        _add_note(error, path, policy.search)
+        _add_note(error, path, scope.directories)
         raise
     is_kept = journal.keep_undo_file if journal.dropping else keep_file
     if is_kept:
-        _refresh_stamp(journal, place)
+        _refresh_stamp(journal, folder)
     return result
 
 

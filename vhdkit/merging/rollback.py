@@ -39,12 +39,11 @@ from vhdkit.merging.plan.undo_image import as_undo_image
 from vhdkit.merging.run.sector_copier import SectorCopier
 from vhdkit.merging.run.undo_image import remove_second_name
 from vhdkit.merging.undo_image_search import find_undone, named_directories, read_unchanged, refuse_claimed
-from vhdkit.options import ParentPolicy
+from vhdkit.options import RollbackRequest
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import as_text
 from vhdkit.vhd.recorded_size import recorded_footer, restore_size
 
 if TYPE_CHECKING:
@@ -82,22 +81,31 @@ def rollback(
         ImageInUseError: somebody holds one of the files.
 
     """
-    place = folder or LocalFolder()
-    path, policy = as_text(path), ParentPolicy.of(search, parent_map)
-    parents = ParentSearch(place, policy, takes_parent=False)
-    scope = parents.scope
-    if not place.exists(path):
-        journal = find_complete(path, scope)
+    request = RollbackRequest.of(path, search=search, parent_map=parent_map)
+    return roll_back_as_asked(request, folder or LocalFolder(), progress=progress, cancel=cancel)
+
+
+def roll_back_as_asked(
+    request: RollbackRequest,
+    folder: Folder,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+) -> tuple[str, ...]:
+    """Take back the merge that is asked for; the rest is as in `rollback`."""
+    path, parents = request.path, ParentSearch(folder, request.parents, takes_parent=False)
+    if not folder.exists(path):
+        journal = find_complete(path, parents.scope)
         if journal is not None and journal.restored:
-            check_names(journal, place, named_directories(path, parents))
-            _check_as_restored(journal, place)
-            _forget(place, journal)
+            check_names(journal, folder, named_directories(path, parents))
+            _check_as_restored(journal, folder)
+            _forget(folder, journal)
             return ()
     destination, journal = find_undone(path, parents)
     relinked = (journal.resolve(item.path) for item in (*journal.former_relinks, *(journal.relinks or ())))
-    change = Change(destination=destination, others=(place.real(path), *relinked))
-    refuse_claimed(journal, scope, change)
-    with _Rollback((place.real(path), destination), journal, scope) as run:
+    change = Change(destination=destination, others=(folder.real(path), *relinked))
+    refuse_claimed(journal, parents.scope, change)
+    with _Rollback((folder.real(path), destination), journal, parents.scope) as run:
         try:
             return run.run(progress, cancel)
         except BaseException as error:
