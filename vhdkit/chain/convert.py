@@ -15,21 +15,18 @@ from vhdkit.arguments import checked
 from vhdkit.chain.chain import Chain, open_chain_with
 from vhdkit.chain.copy_view import copy_view
 from vhdkit.chain.held_pieces import PIECE_BYTES, read_pieces
-from vhdkit.disk import extents, sector_bitmap, timestamp
+from vhdkit.disk import extents, timestamp
 from vhdkit.disk.extents import Kind
 from vhdkit.disk.file_name import FileFormat, new_image_file
-from vhdkit.errors import Cancelled, VhdError
+from vhdkit.errors import Cancelled
 from vhdkit.formats import block_size_as_vhd, check_sectors_as_vhd
 from vhdkit.options import ParentPolicy
 from vhdkit.progress import Reporter
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.units import SECTOR, as_text, ceil_div
-from vhdkit.vhd import bat, constants
-from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.create import TABLE_OFFSET, new_footer, table_end_for
+from vhdkit.units import as_text
+from vhdkit.vhd.create import new_footer
+from vhdkit.vhd.dynamic_file import DynamicFile, check_block_count, file_size_of
 from vhdkit.vhd.footer import DiskType
-from vhdkit.vhd.header import DynamicHeader
-from vhdkit.vhd.sparse_image import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +37,6 @@ if TYPE_CHECKING:
     from vhdkit.progress import Cancel, Progress
     from vhdkit.storage.protocols import Folder
     from vhdkit.units import StrPath
-
-_TABLE_SLICE = 65536
 
 
 @checked
@@ -143,9 +138,7 @@ def dynamic_layout(chain: Chain, block_size: int) -> tuple[int, NDArray[np.uint3
             last = int(found[-1])
             touched.append(found.astype(np.uint32))
     blocks = np.concatenate(touched)
-    place = Placement.behind(table_end_for(ceil_div(chain.size, block_size)), block_size)
-    end = place.at(len(blocks)) if len(blocks) else table_end_for(ceil_div(chain.size, block_size))
-    return end + FOOTER_SIZE, blocks, payload
+    return file_size_of(chain.size, block_size, len(blocks)), blocks, payload
 
 
 def write_dynamic(
@@ -167,29 +160,12 @@ def write_dynamic(
     """
     stamp = timestamp.from_unix(time.time()) if stamp is None else stamp
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
-    entries = np.full(ceil_div(chain.size, block_size), bat.UNALLOCATED, np.uint32)
-    if len(entries) > constants.MAX_TABLE_ENTRIES:
-        raise VhdError(f"{len(entries)} blocks of {block_size} bytes are too many", path=chain.path)
-    header = DynamicHeader(table_offset=TABLE_OFFSET, max_table_entries=len(entries), block_size=block_size)
-    place = Placement.behind(table_end_for(ceil_div(chain.size, block_size)), block_size)
+    check_block_count(chain.size, block_size, chain.path)
     with new_image_file(folder, path, FileFormat.VHD) as storage:
-        storage.truncate(place.first)
-        blocks = _Blocks(entries, place, block_size, path)
-        copy_view(chain.layers, chain.size, storage, blocks, looked, copied)
+        file = DynamicFile(storage, footer, block_size, path=path, piece_bytes=PIECE_BYTES)
+        copy_view(chain.layers, chain.size, storage, file, looked, copied)
         looked(chain.size)
-        used = blocks.count
-        ones = sector_bitmap.full(block_size).tobytes()
-        for rank in range(used):
-            storage.write_at(place.at(rank), ones)
-        end = place.at(used) if used else table_end_for(ceil_div(chain.size, block_size))
-        storage.truncate(end)
-        storage.write_at(0, footer.to_bytes())
-        storage.write_at(FOOTER_SIZE, header.to_bytes())
-        for first in range(0, len(entries), _TABLE_SLICE):
-            storage.write_at(TABLE_OFFSET + first * 4, bat.to_bytes(entries[first : first + _TABLE_SLICE]))
-        padding = TABLE_OFFSET + ceil_div(len(entries), bat.ENTRIES_PER_SECTOR) * SECTOR
-        storage.write_at(padding, b"\xff" * (table_end_for(ceil_div(chain.size, block_size)) - padding))
-        storage.write_at(end, footer.to_bytes())
+        file.write_structures()
         return storage.size()
 
 
@@ -201,31 +177,3 @@ class _AsOnDisk:
 
     def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
         return start
-
-
-class _Blocks:
-    """The places of a dynamic image: each block that holds something gets the next place."""
-
-    def __init__(self, entries: NDArray[np.uint32], place: Placement, block_size: int, path: str) -> None:
-        self.piece_bytes = min(PIECE_BYTES, block_size)
-        self.count = 0
-        self._entries, self._place, self._block_size, self._path = entries, place, block_size, path
-        self._bitmap_size = sector_bitmap.bitmap_size(block_size)
-
-    @property
-    def end(self) -> int:
-        return self._place.at(self.count - 1) + self._bitmap_size + self._block_size if self.count else 0
-
-    def offsets(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
-        block = start // self._block_size
-        found = extents.distinct(block)
-        for number in found[self._entries[found] == bat.UNALLOCATED].tolist():
-            self._add(number)
-        return self._entries[block].astype(np.int64) * SECTOR + self._bitmap_size + start % self._block_size
-
-    def _add(self, number: int) -> None:
-        at = self._place.at(self.count)
-        if at // SECTOR >= bat.UNALLOCATED:
-            raise VhdError("the file would pass 2 TiB, which a BAT cannot address", path=self._path)
-        self._entries[number] = at // SECTOR
-        self.count += 1
