@@ -18,7 +18,6 @@ from vhdkit.cli.output import echo
 from vhdkit.cli.signals import signals_handled
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
     from types import FrameType
 
@@ -148,7 +147,7 @@ def _run_command(command: tuple[str, ...], server: NbdServer, events: SimpleQueu
     """
     import subprocess
 
-    from vhdkit.storage.process import environment_with
+    from vhdkit.storage.process import end_process, environment_with
 
     words = [word.replace(PLACE, server.uri) for word in command]
     process = subprocess.Popen(words, env=environment_with(**{VARIABLE: server.uri}))  # noqa: S603 - as asked for
@@ -159,24 +158,11 @@ def _run_command(command: tuple[str, ...], server: NbdServer, events: SimpleQueu
             interrupts += event == signal.SIGINT
             if event == signal.SIGINT and interrupts == 1:
                 continue
-            _end(process)
+            end_process(process, _END_SECONDS)
             if event == _SERVER_ENDED:
                 failure = server.failure()
                 failure.add_note(f"It was serving the disk to: {shlex.join(words)}")
                 raise failure
     finally:
-        _end(process)
+        end_process(process, _END_SECONDS)
     return process.returncode if process.returncode >= 0 else _SIGNALLED - process.returncode
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    import subprocess
-
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.protocols import read_bytes
-from vhdkit.storage.state_folder import check_plain, make_private, state_directory
+from vhdkit.storage.state_folder import check_plain, make_private, open_private, state_directory
 
 _FOLDER = "logs"
 _ID = re.compile(r"[0-9a-f-]{1,36}")
@@ -21,16 +21,13 @@ _MOST_BYTES = 4 << 20
 
 def append_line(job_id: str, line: str) -> None:
     """Append a line to the log of a job; one that cannot be kept is lost."""
-    folder, path = LocalFolder(), _path_of(job_id)
+    path = _path_of(job_id)
     if path is None:
         return
     with suppress(OSError, ValueError):
         make_private(state_directory())
         make_private(paths.dirname(path))
-        check_plain(path)
-        with suppress(FileExistsError):
-            folder.create(path, private=True).close()
-        with folder.open(path, writable=True) as storage:
+        with open_private(path) as storage:
             if storage.size() < _MOST_BYTES:
                 storage.write_at(storage.size(), f"{line}\n".encode())
 

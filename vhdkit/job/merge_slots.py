@@ -15,7 +15,7 @@ from vhdkit.errors import ImageInUseError
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.state_folder import check_plain, make_private
+from vhdkit.storage.state_folder import make_private, open_private
 
 if TYPE_CHECKING:
     from vhdkit.options import MergeRequest
@@ -82,11 +82,7 @@ def _queue_folder(request: MergeRequest, state: str) -> str:
 
 
 def _locked(path: str) -> Storage:
-    folder = LocalFolder()
-    check_plain(path)
-    with suppress(FileExistsError):
-        folder.create(path, private=True).close()
-    storage = folder.open(path, writable=True)
+    storage = open_private(path)
     with closing_on_error(storage):
         storage.lock(exclusive=True)
     return storage

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
@@ -37,7 +37,7 @@ from vhdkit.job.registry_tables import (
 )
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.state_folder import check_plain, make_private, set_aside, state_directory
+from vhdkit.storage.state_folder import check_plain, make_private, open_private, set_aside, state_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -325,12 +325,8 @@ class Registry:
 
     def _mend(self, trouble: sqlite3.Error) -> None:
         """Set a damaged file aside, once: another process may be doing the same."""
-        folder = LocalFolder()
-        gate = paths.join(self.directory, "mending")
         try:
-            with suppress(FileExistsError):
-                folder.create(gate, private=True).close()
-            with closing(folder.open(gate, writable=True)) as lock:
+            with open_private(paths.join(self.directory, "mending")) as lock:
                 lock.lock(exclusive=True)
                 if self._is_damaged():
                     set_aside(self.path)

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.job.job import Job, JobState
+from vhdkit.journal.field_types import ClockTime, Size
 from vhdkit.options import Files, Follow, MergeRequest, Path
 from vhdkit.storage import paths
 
@@ -26,9 +27,6 @@ _MOST_TEXT = 65_536
 MOST_ROW = 4 << 20
 
 Text = Annotated[str, Meta(max_length=_MOST_TEXT)]
-Size = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-# From 1970 to the day before the last that a calendar of four digits has, which no time zone moves out of it.
-Moment = Annotated[float, Meta(ge=0, le=253_402_214_400)]
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
 _Words = Annotated[tuple[Path, ...], Meta(max_length=8)]
 Id = Annotated[str, Meta(pattern=r"\A[0-9a-f-]{1,36}\Z")]
@@ -51,11 +49,11 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bytes_done: Size
     bytes_total: Size
     rate: Annotated[float, Meta(ge=0, le=1e18)]
-    submitted: Moment
-    started: Moment | None
-    ended: Moment | None
-    changed: Moment
-    state_changed: Moment
+    submitted: ClockTime
+    started: ClockTime | None
+    ended: ClockTime | None
+    changed: ClockTime
+    state_changed: ClockTime
     elapsed: Seconds
     runs: Annotated[int, Meta(ge=0, lt=1 << 31)]
     pid: Annotated[int, Meta(ge=0, lt=1 << 32)]

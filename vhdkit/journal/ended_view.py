@@ -17,18 +17,18 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from msgspec import Meta
 
 from vhdkit.corruption import Corruption
 from vhdkit.disk.unique_id import guid
 from vhdkit.errors import JournalError, VhdError
 from vhdkit.findings import Finding, Level
+from vhdkit.journal.field_types import ClockTime, Digest, ImageId
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
-from vhdkit.journal.records import ClockTime, Record, decode_object, is_believable
+from vhdkit.journal.records import Record, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
 
@@ -45,15 +45,13 @@ _MOST_BYTES = 4096
 # Marks of other names in a folder that are looked at for the id of a layer that was renamed.
 _MOST_MARKS = 1000
 
-_Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-
 
 class _Mark(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Literal[1]
-    unique_id: _Id
-    header: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-    leaf_id: _Id
-    destination_id: _Id
+    unique_id: ImageId
+    header: Digest
+    leaf_id: ImageId
+    destination_id: ImageId
     ended: ClockTime
 
 

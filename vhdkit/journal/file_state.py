@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 from msgspec.structs import replace
 
-from vhdkit.journal.records import FileTime, Record, Size
+from vhdkit.journal.field_types import FileTime, Size
+from vhdkit.journal.records import Record
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage

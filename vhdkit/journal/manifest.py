@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from vhdkit.errors import SnapshotError
+from vhdkit.journal.field_types import ClockTime, Digest, FileTime, IdText, ImageId, Size
 from vhdkit.journal.held_names import held_names, let_go
 from vhdkit.journal.records import check_keys
 from vhdkit.journal.relative_paths import check_path, is_plain_name
@@ -28,9 +29,6 @@ VERSION = 1
 _KIND = "vhdkit snapshots"
 # A layer and a snapshot take about 700 bytes of a manifest: this is 6,000 of each, and read within 150 MiB of memory.
 MAX_BYTES = 4 << 20
-# The last second of the year 9999.
-_LAST_INSTANT = 253402300800
-_MOST = 2**63 - 1
 # What is shorter may be the name of another snapshot, mistyped: a letter alone begins every sixteenth id.
 _SHORTEST_ID = 8
 # As names of files have it.
@@ -38,13 +36,8 @@ GUID = re.compile(r"[0-9A-F]{8}(-[0-9A-F]{4}){3}-[0-9A-F]{12}")
 # Hyper-V gives a machine 260 at most.
 _MAX_DISKS = 300
 
-Size = Annotated[int, Meta(ge=0, le=_MOST)]
 Checksum = Annotated[int, Meta(ge=0, lt=1 << 32)]
-# Unix seconds of a file.
-FileTime = Annotated[float, Meta(gt=-_MOST, lt=_MOST)]
-Instant = Annotated[float, Meta(ge=0, lt=_LAST_INSTANT)]
 Id = Annotated[str, Meta(pattern=rf"^{GUID.pattern}\Z")]
-ImageId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 Known = TypeVar("Known", bound="ManifestRecord")
 
@@ -121,7 +114,7 @@ class FileMark(ManifestRecord, frozen=True, kw_only=True):
     size: Size
     mtime: FileTime
     ctime: FileTime
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    digest: Digest
 
 
 class StateFile(ManifestRecord, frozen=True, kw_only=True):
@@ -144,7 +137,7 @@ class Snapshot(ManifestRecord, frozen=True, kw_only=True):
     id: Id
     name: str
     note: str = ""
-    taken: Instant = 0.0
+    taken: ClockTime = 0.0
     parent: str | None = None
     layers: tuple[str, ...]
     state: tuple[StateFile, ...] = ()
@@ -154,7 +147,7 @@ class Made(ManifestRecord, frozen=True, kw_only=True):
     """A file that an operation makes or has made; `unique_id` is "" for one that is no image."""
 
     path: str
-    unique_id: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")]
+    unique_id: IdText
 
 
 class Fold(ManifestRecord, frozen=True, kw_only=True):

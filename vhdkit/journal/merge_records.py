@@ -12,19 +12,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from vhdkit.journal.field_types import ClockTime, Digest, DigestText, FileTime, IdText, PathText, Size
 from vhdkit.journal.file_state import Seen  # noqa: TC001 - msgspec reads the annotations when it runs
 from vhdkit.journal.patch import HEADER_BYTES, MAX_PATCHES, Patch
-from vhdkit.journal.records import (
-    ClockTime,
-    DigestText,
-    FileTime,
-    IdText,
-    PathText,
-    Record,
-    Size,
-    check_relative_path,
-    decode_object,
-)
+from vhdkit.journal.records import Record, check_relative_path, decode_object
 from vhdkit.units import SECTOR
 
 VERSION = 1
@@ -115,7 +106,7 @@ class Begin(JournalLine, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     growth: GrowthState | None
     footer: Annotated[str, Meta(pattern=r"\A[0-9a-f]{1024}\Z")]
     virtual_size: _DiskOffset
-    plan: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    plan: Digest
 
     def __post_init__(self) -> None:
         """Refuse what no merge has: an undo image without an id, images without one, other blocks that make way."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from vhdkit.journal.records import Record, Size
+from vhdkit.journal.field_types import Size
+from vhdkit.journal.records import Record
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 

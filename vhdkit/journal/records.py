@@ -15,10 +15,9 @@ import re
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from vhdkit.errors import JournalError
 from vhdkit.storage.process import this_user
@@ -44,18 +43,6 @@ _TOKENS = re.compile(rb'"((?:[^"\\]|\\.)*)"[ \t\r\n]*(:)?|([{}])', re.DOTALL)
 # Escapes: of a pair of surrogates, of a lone one, any other.
 _ESCAPES = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u([dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 _LONE = re.compile(r"\0(d[89a-f][0-9a-f]{2})")
-
-# Hexadecimal text: an id, or a SHA-256 digest; "" where there is none.
-IdText = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{32})?\Z")]
-DigestText = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
-# Bytes, or an offset in bytes: 2^60 is beyond every file system.
-Size = Annotated[int, Meta(ge=0, le=1 << 60)]
-# A time of change, in Unix seconds: file systems keep 64 bits of them.
-FileTime = Annotated[float, Meta(ge=-(2.0**63), le=2.0**63)]
-# A time that a clock has shown, in Unix seconds, up to the year 9987: a calendar holds it in every time zone.
-ClockTime = Annotated[float, Meta(ge=0.0, le=253_000_000_000.0)]
-# A path relative to the file's own folder, with slashes, as `check_relative_path` has it.
-PathText = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

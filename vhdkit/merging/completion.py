@@ -32,9 +32,10 @@ from vhdkit.chain.disk_view import DiskView
 from vhdkit.chain.resolve_layers import resolve
 from vhdkit.disk.extents import Kind
 from vhdkit.errors import JournalError
+from vhdkit.journal.field_types import ClockTime, IdText, ImageId, Size
 from vhdkit.journal.file_state import Seen
 from vhdkit.journal.merge_records import MAX_SAMPLE_BYTES, MAX_SAMPLES, Sample, Samples
-from vhdkit.journal.records import ClockTime, IdText, Record, Size, decode_object, is_believable
+from vhdkit.journal.records import Record, decode_object, is_believable
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
 
@@ -60,7 +61,7 @@ class MergedLeaf(Record, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `leaf` is the name that its file had, for people; `file_size` and `seen` are the destination's after the merge.
     """
 
-    leaf_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    leaf_id: ImageId
     leaf: _LeafName
     base_id: IdText
     virtual_size: Size

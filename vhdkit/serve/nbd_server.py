@@ -24,7 +24,7 @@ from vhdkit.serve.resolver import ChainResolver
 from vhdkit.storage import paths
 from vhdkit.storage.descriptors import descriptor_of
 from vhdkit.storage.private_folder import private_folder, remove_socket
-from vhdkit.storage.process import environment_without_modules, find_program
+from vhdkit.storage.process import end_process, environment_without_modules, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,12 +87,7 @@ class NbdServer:
 
     def end(self) -> None:
         """Disconnect the clients, and return when the server has ended."""
-        self._process.terminate()
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, _END_SECONDS)
         self._reader.join(_MESSAGE_SECONDS)
         if self.socket_path:
             remove_socket(self.socket_path)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 def this_process() -> tuple[int, str]:
@@ -33,6 +37,20 @@ def environment_with_modules() -> dict[str, str]:
     own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     found = dict.fromkeys([own, *(os.path.abspath(entry) for entry in sys.path if entry)])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
+
+
+def end_process(process: subprocess.Popen[Any], seconds: float) -> None:
+    """Ask a process of this one's to end, if it goes on, and kill it if it has not ended after that many seconds."""
+    from subprocess import TimeoutExpired  # noqa: PLC0415 - who has a process has loaded it
+
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def find_program(name: str) -> str | None:

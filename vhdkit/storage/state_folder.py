@@ -7,6 +7,12 @@ import os
 import stat
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from vhdkit.storage.local_folder import LocalFolder
+
+if TYPE_CHECKING:
+    from vhdkit.storage.protocols import Storage
 
 
 def state_directory() -> str:
@@ -41,6 +47,20 @@ def check_plain(path: str) -> None:
         raise OSError(errno.EINVAL, "it is no plain file; remove it, or set VHDKIT_STATE to another folder", path)
     if hasattr(os, "geteuid") and found.st_uid not in {0, os.geteuid()}:
         raise OSError(errno.EPERM, "it belongs to another user; set VHDKIT_STATE to a folder of your own", path)
+
+
+def open_private(path: str) -> Storage:
+    """Open a file of this user's state to be written; if it is not there, it is made empty.
+
+    Raises:
+        OSError: it is no plain file of this user's, or cannot be opened.
+
+    """
+    folder = LocalFolder()
+    check_plain(path)
+    with suppress(FileExistsError):
+        folder.create(path, private=True).close()
+    return folder.open(path, writable=True)
 
 
 def set_aside(path: str) -> str:

@@ -33,8 +33,9 @@ from msgspec import Meta
 from vhdkit.corruption import Corruption
 from vhdkit.errors import ImageInUseError, VhdError
 from vhdkit.findings import Finding, Level
+from vhdkit.journal.field_types import DigestText
 from vhdkit.journal.patch import MAX_PATCHES, Patch
-from vhdkit.journal.records import DigestText, Record, decode_object, encode, is_believable, read_lines
+from vhdkit.journal.records import Record, decode_object, encode, is_believable, read_lines
 from vhdkit.storage import paths
 from vhdkit.storage.protocols import read_bytes
 
