@@ -219,10 +219,10 @@ def test_a_machine_with_a_disk_in_a_folder_that_takes_no_signpost_is_not_begun(
         (folder / name).mkdir()
         image(f"{name}/{name}.vhd")
 
-    def full(directory: LocalFolder, path: str) -> Storage:
+    def full(directory: LocalFolder, path: str, *, private: bool = False) -> Storage:
         if ".at." in path:
             raise OSError(errno.ENOSPC, "No space left on device", path)
-        return create(directory, path)
+        return create(directory, path, private=private)
 
     create = LocalFolder.create
     monkeypatch.setattr(LocalFolder, "create", full)

@@ -6,9 +6,7 @@ import csv
 import html
 import io
 import json
-import uuid
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from vhdkit.fleet.outcome import ChainOutcome
 from vhdkit.job.job_record import utc_iso
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import partial_name
+from vhdkit.storage.new_file import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -240,14 +238,5 @@ def write_report(report: FleetReport, path: str, folder: Folder | None = None) -
     """
     place, content = folder or LocalFolder(), report_format(path)(report).encode("utf-8", "backslashreplace")
     real = place.real(path)
-    temporary = partial_name(real, uuid.uuid4().hex)
-    try:
-        with place.create(temporary) as storage:
-            storage.write_at(0, content)
-            storage.sync()
-        place.replace(temporary, real)
-    except OSError:
-        with suppress(OSError):
-            place.remove(temporary)
-        raise
+    replace_file(place, real, content)
     place.sync(paths.dirname(real))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.arguments import checked
@@ -21,7 +19,7 @@ from vhdkit.storage import paths
 from vhdkit.storage.command_start import start_command
 from vhdkit.storage.config_folder import check_own, config_directory
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import partial_name
+from vhdkit.storage.new_file import replace_file
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.storage.state_folder import make_private
 
@@ -80,16 +78,7 @@ def set_end_command(name: str, words: Sequence[str]) -> None:
     folder, path = LocalFolder(), _path()
     make_private(paths.dirname(path))
     check_own(path)
-    temporary = partial_name(path, uuid.uuid4().hex)
-    try:
-        with folder.create(temporary, private=True) as storage:
-            storage.write_at(0, (json.dumps(known, indent=2) + "\n").encode())
-            storage.sync()
-        folder.replace(temporary, path)
-    except OSError:
-        with suppress(OSError):
-            folder.remove(temporary)
-        raise
+    replace_file(folder, path, (json.dumps(known, indent=2) + "\n").encode(), private=True)
     folder.sync(paths.dirname(path))
 
 

@@ -13,8 +13,7 @@ removes · 4 signposts that are no longer needed go.
 from __future__ import annotations
 
 import time
-import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vhdkit.debug_log import debug
@@ -28,7 +27,7 @@ from vhdkit.snapshot.known_machines import note_machine
 from vhdkit.storage import paths
 from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import is_partial, partial_name
+from vhdkit.storage.new_file import is_partial, make_missing, replace_file
 from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
@@ -161,19 +160,7 @@ class ManifestFile:
         before = self._refuse_changed()
         wanted = allowed_folders.signposts_of(self, manifest)
         self.put_up_signposts(manifest)
-        temporary = partial_name(self.path, uuid.uuid4().hex)
-        storage = self.folder.create(temporary)
-        try:
-            try:
-                storage.write_at(0, raw)
-                storage.sync()
-            finally:
-                storage.close()
-            self.folder.replace(temporary, self.path)
-        except BaseException:
-            with suppress(OSError):
-                self.folder.remove(temporary)
-            raise
+        replace_file(self.folder, self.path, raw)
         self._raw, self._parsed = raw, manifest
         self.folder.sync(self.directory)
         if isinstance(self.folder, LocalFolder):
@@ -254,8 +241,7 @@ class ManifestFile:
 
     def _taken_lock(self) -> Storage | None:
         """Return the lock file, held; None if its name led to another file before it was."""
-        with suppress(FileExistsError):
-            self.folder.create(self._lock_path).close()
+        make_missing(self.folder, self._lock_path)
         try:
             storage = self.folder.open(self._lock_path, writable=True)
         except FileNotFoundError:
@@ -301,8 +287,7 @@ class ManifestFile:
             ImageInUseError: it runs already.
 
         """
-        with suppress(FileExistsError):
-            self.folder.create(self._running_path).close()
+        make_missing(self.folder, self._running_path)
         with self.folder.open(self._running_path, writable=True) as storage:
             until = time.monotonic() + _GLANCE_SECONDS
             while True:

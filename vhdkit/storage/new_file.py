@@ -74,6 +74,33 @@ def new_file(folder: Folder, path: str) -> Iterator[Storage]:
         raise
 
 
+def replace_file(folder: Folder, path: str, content: bytes, *, private: bool = False) -> None:
+    """Write a file over an earlier one, so that a reader sees either whole; its folder is the caller's to sync.
+
+    **Order**: 1 content under a temporary name, sync · 2 name. After a failure the temporary name is gone.
+
+    Raises:
+        OSError: it cannot be written; an earlier file is still there.
+
+    """
+    temporary = partial_name(path, uuid.uuid4().hex)
+    try:
+        with folder.create(temporary, private=private) as storage:
+            storage.write_at(0, content)
+            storage.sync()
+        folder.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            folder.remove(temporary)
+        raise
+
+
+def make_missing(folder: Folder, path: str, *, private: bool = False) -> None:
+    """Make an empty file if none has the name."""
+    with suppress(FileExistsError):
+        folder.create(path, private=private).close()
+
+
 def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
     """Remove a name if it leads to the file of that identity; an error leaves the name."""
     with suppress(OSError):

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.new_file import make_missing
 
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Storage
@@ -58,8 +59,7 @@ def open_private(path: str) -> Storage:
     """
     folder = LocalFolder()
     check_plain(path)
-    with suppress(FileExistsError):
-        folder.create(path, private=True).close()
+    make_missing(folder, path, private=True)
     return folder.open(path, writable=True)
 
 
