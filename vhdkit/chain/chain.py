@@ -31,7 +31,7 @@ from vhdkit.journal.ended_view import ended_views
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.journal.renamed_files import journal_left_behind
 from vhdkit.options import ParentPolicy
-from vhdkit.storage.handle import Handle
+from vhdkit.storage.handle import Handle, closing_all_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.search_scope import SearchScope
 from vhdkit.units import as_text
@@ -120,12 +120,8 @@ def _open_writable(path: str, policy: ParentPolicy, folder: Folder, *, lock: boo
 def _leaf_opened(path: str, folder: Folder, *, writable: bool = False, exclusive: bool | None) -> Iterator[list[Image]]:
     """Open the leaf, and lend the layers, for the others to be appended; all are closed if the block raises."""
     layers = [open_image(path, writable=writable, exclusive=exclusive, finish_step=False, folder=folder)]
-    try:
+    with closing_all_on_error(layers):
         yield layers
-    except BaseException:
-        for layer in layers:
-            layer.close()
-        raise
 
 
 def _refuse_undo_image(layers: Sequence[Image], folder: Folder) -> None:

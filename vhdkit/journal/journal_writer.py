@@ -12,7 +12,7 @@ from vhdkit.journal.merge_journal import Journal, UnbegunJournal, find_journal, 
 from vhdkit.journal.merge_records import (
     decode_record,
 )
-from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.handle import ClosedAtEnd, closing_on_error
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.units import SECTOR
 
@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 20
 _STEPS, _STEP_SECONDS = 4, 0.004
 
 
-class JournalWriter:
+class JournalWriter(ClosedAtEnd):
     """A journal that is being written: each record is durable when `write` returns.
 
     With `notes_time` each record has the file system's time: whether the journal is the newest shows by that.

@@ -145,11 +145,8 @@ def _say_dropping(journal: Journal, scope: SearchScope, *, keep_file: bool) -> M
         raise planned.obstacles[0]
     with MergeFiles(planned, folder) as files:
         check_still_shows(planned, files.chain.layers)
-        writer = JournalWriter.append(folder, read_unchanged(journal, folder))
-        try:
+        with JournalWriter.append(folder, read_unchanged(journal, folder)) as writer:
             writer.write("dropping", keep_file=keep_file)
-        finally:
-            writer.close()
     plan = finishing_plan(writer.journal, scope)
     # What was read is held by the states of the files, which the merge looks at again once it has locked them.
     return replace(plan, read_back=plan.virtual_size) if plan.layers == planned.layers else plan

@@ -11,7 +11,7 @@ are relinked to the destination · 6 undo image removed, journal removed, folder
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ from vhdkit.merging.undo_image_search import find_undone, named_directories, rea
 from vhdkit.options import RollbackRequest
 from vhdkit.progress import Phase, Reporter
 from vhdkit.storage import paths
-from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.handle import ClosedAtEnd, closing_on_error
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.vhd.recorded_size import recorded_footer, restore_size
 
@@ -138,7 +138,7 @@ def _forget(folder: Folder, journal: Journal) -> None:
     folder.sync(paths.dirname(journal.path))
 
 
-class _Rollback:
+class _Rollback(ClosedAtEnd):
     """One roll-back: its files open and locked, and everything checked before the first byte is written."""
 
     def __init__(self, names: tuple[str, str], journal: Journal, scope: SearchScope) -> None:
@@ -165,12 +165,6 @@ class _Rollback:
             self._check_destination()
             self.siblings = [self._sibling(child) for child in children_of(self.undo, scope)]
             self._finish_steps([*scope.directories, *map(paths.dirname, names)])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give all files back."""
@@ -271,8 +265,7 @@ class _Rollback:
         """Do it, see the module for the order; return the files that were changed or removed."""
         reporter = Reporter(self.undo.storage.allocated_size, 0, progress, cancel, None)
         reporter.report(Phase.RESERVING)
-        writer = JournalWriter.append(self.folder, self.journal)
-        try:
+        with JournalWriter.append(self.folder, self.journal) as writer:
             if not self.journal.rolling_back:
                 writer.write("rollback")
             for child, patches in self.relinked:
@@ -289,8 +282,6 @@ class _Rollback:
             seen = Seen.of(storage, writer.now(later_than=storage))
             writer.write("restored", seen=msgspec.to_builtins(seen))
             self.restored = True
-        finally:
-            writer.close()
         remove_second_name(self.folder, self.undo, self.begin.job)
         self.folder.remove(self.undo.path)
         forget_step(self.folder, self.undo.path)

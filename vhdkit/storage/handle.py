@@ -6,8 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import TracebackType
+    from collections.abc import Iterable, Iterator
     from typing import SupportsIndex
 
 
@@ -19,7 +18,23 @@ class Closable(Protocol):
         ...
 
 
-class Handle:
+class ClosedAtEnd:
+    """Something that is closed at the end of a `with` block."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+
+class Handle(ClosedAtEnd):
     """Something that holds open files and their locks: a context manager that closes itself.
 
     A copy would have the same descriptors and would close them a second time, when other files have their numbers; in
@@ -32,11 +47,6 @@ class Handle:
     def __enter__(self) -> Self:
         self.check_open()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
         message = f"a {type(self).__name__} cannot be pickled or copied: it holds open files; pass the path on instead"
@@ -70,8 +80,17 @@ class Handle:
 @contextmanager
 def closing_on_error(*opened: Closable) -> Iterator[None]:
     """Close what was opened if the block raises; else it is whoever's the block gives it to."""
-    with ExitStack() as closing:
-        for each in opened:
-            closing.callback(each.close)
+    with closing_all_on_error(opened):
         yield
-        closing.pop_all()
+
+
+@contextmanager
+def closing_all_on_error(opened: Iterable[Closable]) -> Iterator[None]:
+    """Do the same for a list to which the block adds what it opens."""
+    try:
+        yield
+    except BaseException:
+        with ExitStack() as closing:
+            for each in opened:
+                closing.callback(each.close)
+        raise

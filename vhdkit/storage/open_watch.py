@@ -15,11 +15,12 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
+
+from vhdkit.storage.handle import ClosedAtEnd
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from types import TracebackType
 
 # linux/inotify.h
 _CLOSE_WRITE, _OPEN, _IGNORED = 0x8, 0x20, 0x8000
@@ -88,7 +89,7 @@ class NoWatch:
         """Do nothing."""
 
 
-class InotifyWatch:
+class InotifyWatch(ClosedAtEnd):
     """Watches by inotify."""
 
     def __init__(self) -> None:
@@ -102,16 +103,6 @@ class InotifyWatch:
         self._descriptor = self._checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._paths: dict[int, str] = {}
         self._seen: dict[str, Openings] = {}
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the watch."""
-        self.close()
 
     def watch(self, path: str) -> None:
         """Begin to watch a file (see `OpenWatch`)."""

@@ -6,7 +6,7 @@ Names are only trusted while the files that they led to are held: what was repla
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vhdkit.chain.chain import Chain
 from vhdkit.chain.merged_layers import MergedLayers
@@ -21,13 +21,12 @@ from vhdkit.merging.plan.finish import finishing_plan
 from vhdkit.merging.plan.placement import as_destination, target_of, window_writes
 from vhdkit.merging.plan.plan import Resume, states_of
 from vhdkit.storage import paths
-from vhdkit.storage.handle import closing_on_error
+from vhdkit.storage.handle import ClosedAtEnd, closing_all_on_error, closing_on_error
 from vhdkit.storage.search_scope import SearchScope
 from vhdkit.vhd.open_image import Vhd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from vhdkit.disk.extents import Extents
     from vhdkit.disk.image import Image
@@ -48,18 +47,14 @@ def open_planned(plan: MergePlan, folder: Folder, writable: str = "") -> Chain:
     """
     layers: list[Image] = []
     changing = {*plan.sources, plan.destination} if writable else set()
-    try:
+    with closing_all_on_error(layers):
         for state in plan.layers:
             layer = _open_locked(state, folder, writable=state.path == writable, exclusive=state.path in changing)
             layers.append(layer)
         chain = Chain(layers)
         if states_of(chain.layers) != plan.layers:
             raise MergeError("the chain has changed since the merge was planned; plan it again", path=chain.path)
-    except BaseException:
-        for layer in layers:
-            layer.close()
-        raise
-    return chain
+        return chain
 
 
 def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive: bool) -> Image:
@@ -71,7 +66,7 @@ def _open_locked(state: LayerState, folder: Folder, *, writable: bool, exclusive
         return RawImage(storage)
 
 
-class MergeFiles:
+class MergeFiles(ClosedAtEnd):
     """The open files of a merge: its chain, the destination writable among it, and the children to be relinked.
 
     `dropped` is the undo image that is to go, None if there is none: it is held as well.
@@ -97,14 +92,6 @@ class MergeFiles:
             _check_plan(self)
             if plan.resume is not Resume.FINISHES:
                 self.finish_steps()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def layers(self) -> tuple[Image, ...]:
