@@ -114,7 +114,7 @@ def test_a_begun_layer_that_was_written_to_is_kept_and_told_of(kept: Kept, monke
     with monkeypatch.context() as patched:
         # As if the process ended here: nothing is swept.
         patched.setattr("vhdkit.snapshot.new_files.make_layers", killed)
-        patched.setattr("vhdkit.snapshot.operation.sweep", lambda _, manifest: manifest)
+        patched.setattr("vhdkit.snapshot.cleanup.Cleanup.sweep", lambda cleanup: cleanup.manifest)
         write = ManifestFile.write
         patched.setattr(ManifestFile, "write", lambda file, manifest: write(file, manifest) if manifest.begun else None)
         with pytest.raises(SystemExit):

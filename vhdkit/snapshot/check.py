@@ -22,7 +22,7 @@ from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
 from vhdkit.snapshot import transitions
 from vhdkit.snapshot.allowed_folders import is_kept_name
-from vhdkit.snapshot.cleanup import why_left
+from vhdkit.snapshot.cleanup import Cleanup
 from vhdkit.snapshot.find_manifest import manifests_in
 from vhdkit.snapshot.fingerprint import differences, file_mark_at, is_changed_file, mark_at, parent_id_at
 from vhdkit.snapshot.new_files import touched_by_merges
@@ -230,7 +230,7 @@ def _of_leftovers(file: ManifestFile, manifest: Manifest, settle: Hint) -> Itera
     left = {file.absolute(each.path): each for each in (*manifest.begun, *manifest.doomed)}
     made = {*left}
     for path in sorted(filter(file.folder.exists, made)):
-        why = why_left(file, manifest, left[path])
+        why = Cleanup(file, manifest).why_left(left[path])
         message = "an operation that was cut off has left it; nobody needs it"
         if why:
             message = f"an operation that was cut off has left it; it stays since {why}"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from vhdkit.disk import timestamp
 from vhdkit.errors import SnapshotError
 from vhdkit.snapshot import layer_checks, new_files, transitions
-from vhdkit.snapshot.cleanup import sweep
+from vhdkit.snapshot.cleanup import Cleanup
 from vhdkit.snapshot.fingerprint import mark_of
 from vhdkit.snapshot.state_files import handed_back
 
@@ -53,7 +53,7 @@ def beginning(file: ManifestFile, manifest: Manifest, made: tuple[Made, ...]) ->
     try:
         yield
     except BaseException:
-        after = sweep(file, begun)
+        after = Cleanup(file, begun).sweep()
         # Where another process has changed it meanwhile, what it says now is that one's.
         with suppress(SnapshotError):
             file.write(replace(manifest, doomed=after.doomed, begun=after.begun))
@@ -73,7 +73,7 @@ def write_made(file: ManifestFile, manifest: Manifest, made: tuple[Made, ...]) -
         before = file.read()
         known = {layer.path for disk in before.disks for layer in disk.layers}
         lost = tuple(each for each in made if each.path not in known)
-        sweep(file, replace(before, begun=lost, doomed=()))
+        Cleanup(file, replace(before, begun=lost, doomed=())).sweep()
         raise
 
 

@@ -25,7 +25,8 @@ from vhdkit.journal.merge_journal import UnbegunJournal, find_journal
 from vhdkit.merging.plan.planner import plan_merge, plan_request
 from vhdkit.merging.run.engine import merge
 from vhdkit.options import Follow, MergeRequest
-from vhdkit.snapshot import cleanup, job_follower, layer_tree, new_files, transitions
+from vhdkit.snapshot import job_follower, layer_tree, new_files, transitions
+from vhdkit.snapshot.cleanup import Cleanup
 from vhdkit.snapshot.fingerprint import is_relinked_only, mark_at
 from vhdkit.snapshot.pending_merges import Owed, PendingMerge, PendingRemoval, complete_ones
 from vhdkit.storage import paths
@@ -64,7 +65,7 @@ class Settler:
             removals=tuple(
                 PendingRemoval(
                     self.file.absolute(each.layer),
-                    cleanup.why_kept(self.file, manifest, manifest.disks[index].layer(each.layer)),
+                    Cleanup(self.file, manifest).why_kept(manifest.disks[index].layer(each.layer)),
                 )
                 for index, each in removals
             ),
@@ -97,7 +98,7 @@ class Settler:
         before = manifest
         for folding in complete_ones(self.file, manifest):
             manifest = self._complete(manifest, folding)
-        manifest = cleanup.sweep(self.file, manifest)
+        manifest = Cleanup(self.file, manifest).sweep()
         if manifest != before:
             self.file.write(manifest)
         else:
@@ -183,13 +184,13 @@ class Settler:
         after = manifest
         for index, each in removals:
             record = manifest.disks[index].layer(each.layer)
-            if record.path in after.disks[index].children or cleanup.why_kept(self.file, manifest, record):
+            if record.path in after.disks[index].children or Cleanup(self.file, manifest).why_kept(record):
                 continue
             after = transitions.removed(after, index, record.path)
             # Each before the one below it: only then has that one no children on the disk.
             self.file.write(after)
-            after = cleanup.sweep(self.file, after)
-        after = cleanup.sweep(self.file, after)
+            after = Cleanup(self.file, after).sweep()
+        after = Cleanup(self.file, after).sweep()
         if after != manifest:
             self.file.write(after)
         return after
