@@ -139,7 +139,7 @@ def test_a_job_that_was_killed_before_its_first_mark_has_done_nothing(vms: Path)
 
 def test_a_second_merge_in_the_background_on_a_busy_chain_is_refused_at_once_and_names_the_first(vms: Path) -> None:
     leaf = make_chain(vms, "a", 16)
-    first = vhdkit.start_merge(leaf, rate=MIB, detached=True)
+    first = vhdkit.start_merge(leaf, rate=MIB // 8, detached=True)
     until(lambda: first.job.state is JobState.RUNNING)
     for words in (["merge", leaf, "--background"], ["merge", leaf], ["convert", leaf, str(vms / "new.vhd")]):
         done = subprocess.run(program(*words), env=environment(), capture_output=True, text=True, check=False)
