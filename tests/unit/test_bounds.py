@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,63 +15,19 @@ import pytest
 
 import vhdkit
 from tests.cli.running import environment
+from tests.counting import CountingFolder
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
-from tests.through import ThroughFolder, ThroughStorage
 from vhdkit.cli.output import print_json
-from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Buffer
-
-    from vhdkit.storage.protocols import Storage, Walk
 
 BLOCK = 8 * SECTOR
 # What memory promises on hostile input (docs/reference/limits.md), in KiB as the kernel counts it.
 LIMIT = 150 * 1024
 CODES = {b"W2ru": "", b"MacX": "file://./", b"Wi2r": "", b"W2ku": "", b"Wi2k": ""}
-
-
-class CountingStorage(ThroughStorage):
-    """Counts the bytes that are read."""
-
-    def __init__(self, inner: Storage, calls: Counter[str]) -> None:
-        super().__init__(inner)
-        self.calls = calls
-
-    def read_into(self, offset: int, buffer: Buffer) -> int:
-        self.calls["bytes"] += memoryview(buffer).nbytes
-        return super().read_into(offset, buffer)
-
-
-class CountingFolder(ThroughFolder):
-    """The machine's files; counts what is asked of them."""
-
-    def __init__(self) -> None:
-        super().__init__(LocalFolder())
-        self.calls: Counter[str] = Counter()
-
-    def open(self, path: str, *, writable: bool = False) -> Storage:
-        self.calls["opens"] += 1
-        return CountingStorage(super().open(path, writable=writable), self.calls)
-
-    def real(self, path: str) -> str:
-        self.calls["reals"] += 1
-        return super().real(path)
-
-    def exists(self, path: str) -> bool:
-        self.calls["exists"] += 1
-        return super().exists(path)
-
-    def names(self, directory: str) -> tuple[str, ...]:
-        self.calls["names"] += 1
-        return super().names(directory)
-
-    def walk(self, directory: str, **options: Any) -> Walk:
-        self.calls["walks"] += 1
-        return super().walk(directory, **options)
 
 
 def ident(number: int) -> bytes:

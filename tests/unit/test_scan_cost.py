@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import vhdkit
+from tests.counting import CountingFolder
 from tests.keeping import keep
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
-from tests.through import ThroughFolder, ThroughStorage
 from vhdkit.chain.parent_search import ParentSearch, find_parent, parent_identity
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
@@ -19,50 +18,12 @@ from vhdkit.storage.memory import MemoryFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Buffer
-
     from vhdkit.chain.scan import ScannedImage
-    from vhdkit.storage.protocols import Storage
 
     Parents = Callable[[int], int | None]
 
 SIZE = BLOCK = 8 * SECTOR
 GIB = 1 << 30
-
-
-class CountingStorage(ThroughStorage):
-    def __init__(self, inner: Storage, calls: Counter[str]) -> None:
-        super().__init__(inner)
-        self.calls = calls
-
-    def read_into(self, offset: int, buffer: Buffer) -> int:
-        self.calls["reads"] += 1
-        self.calls["bytes"] += memoryview(buffer).nbytes
-        return super().read_into(offset, buffer)
-
-
-class CountingFolder(ThroughFolder):
-    """Counts what a folder is asked, and what is read from its files."""
-
-    def __init__(self, inner: MemoryFolder) -> None:
-        super().__init__(inner)
-        self.calls: Counter[str] = Counter()
-
-    def open(self, path: str, *, writable: bool = False) -> Storage:
-        self.calls["opens"] += 1
-        return CountingStorage(super().open(path, writable=writable), self.calls)
-
-    def exists(self, path: str) -> bool:
-        self.calls["exists"] += 1
-        return super().exists(path)
-
-    def names(self, directory: str) -> tuple[str, ...]:
-        self.calls["names"] += 1
-        return super().names(directory)
-
-    def walk(self, directory: str, **options: Any) -> Any:
-        self.calls["walks"] += 1
-        return super().walk(directory, **options)
 
 
 def name(number: int) -> str:
@@ -141,7 +102,8 @@ def test_opening_a_chain_does_a_bounded_number_of_calls_a_layer() -> None:
     assert many["opens"] == 40
     assert many["reads"] <= 8 * 40
     assert many["exists"] <= 8 * 40
-    assert max(many[call] / few[call] for call in few) <= 11
+    # Two real paths a layer, but for the leaf: 79 are more than ten times 7.
+    assert max(many[call] / few[call] for call in few) <= 11.5
 
 
 @pytest.mark.parametrize("block_size", [2 << 20, 512 << 10])

@@ -10,8 +10,8 @@ import pytest
 
 import vhdkit
 from tests import plainvhdx
+from tests.counting import CountingFolder
 from tests.plainvhdx import BAT_AT, FULL, METADATA_AT, ZERO, Disk
-from tests.unit.test_bounds import CountingFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

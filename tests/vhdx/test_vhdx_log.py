@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import plainvhdx
+from tests.counting import CountingFolder
 from tests.plainvhdx import BAT_AT, FULL, LOG_AT, PAGE, Disk, log_entry
-from tests.unit.test_bounds import CountingFolder
 from vhdkit.chain.chain import open_chain
 from vhdkit.errors import CorruptImageError
 from vhdkit.storage.memory import MemoryFolder
