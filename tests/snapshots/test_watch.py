@@ -163,7 +163,7 @@ def hook(name: str, *words: str, path: str, given: str = "") -> subprocess.Compl
 
 def test_libvirts_hook_makes_way_before_a_guest_and_merges_after_it(xp: Kept, path_with_vhdkit: str) -> None:
     guest = GUEST.format(disk=xp.machine.active[0])
-    (job,) = xp.machine.start_settling(rate=MIB)
+    (job,) = xp.machine.start_settling(rate=MIB // 8)
     until(lambda: job.job.bytes_done)
     assert hook("libvirt-qemu", "xp", "started", "begin", "-", path=path_with_vhdkit, given=guest).returncode == 0
     assert not job.job.state.is_finished
