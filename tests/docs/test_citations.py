@@ -54,3 +54,10 @@ def test_a_file_that_a_page_links_to_is_there() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8"))
         if "://" not in target and not (page.parent / target).exists()
     ] == []
+
+
+def test_every_step_of_ci_is_on_the_page_for_contributors() -> None:
+    steps = re.search(r"^STEPS=\((.*)\)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert steps is not None
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [step for step in steps[1].split() if f"`{step}`" not in page] == []
