@@ -50,6 +50,20 @@ def test_all_matched_layers_go_into_the_first_that_is_not(vms: Path) -> None:
     assert plan_of(vms, "merge", "**/*.vhd").tasks == ()
 
 
+@pytest.mark.parametrize("verb", ["merge", "hash", "convert"])
+def test_several_patterns_mean_what_one_would(vms: Path, tmp_path: Path, verb: str) -> None:
+    """As when a shell has taken a pattern apart, or two of them overlap."""
+    views = make_machines(vms, 2, levels=3)
+    options = fleet.FleetOptions(verb=fleet.FleetVerb(verb), destination=str(tmp_path))
+    apart = [found(vms, str(path.relative_to(vms))) for path in sorted(vms.rglob("*.avhd"))]
+    whole = fleet.plan_fleet([found(vms)], options)
+    assert fleet.plan_fleet(apart, options).tasks == whole.tasks
+    assert fleet.plan_fleet([found(vms, "vm00/*_1.avhd"), found(vms), found(vms)], options).tasks == whole.tasks
+    if verb == "merge":
+        assert outcomes(run_here(fleet.plan_fleet(apart, options))) == {"done": 2}
+        assert_merged(vms, views)
+
+
 def test_two_merges_of_one_chain_are_a_group_the_lower_one_first(vms: Path) -> None:
     views = make_machines(vms, 1, levels=4)
     plan = plan_of(vms, "merge", "**/*_[13].avhd")

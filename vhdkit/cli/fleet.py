@@ -121,9 +121,10 @@ def scan(
     Exit code 1 if something cannot be read, or a chain cannot be opened.
     """
     from vhdkit.cli.fleet_view import print_chains
+    from vhdkit.fleet.join import join_found
 
     with _cluster(scheduler, _tls(**tls)) as cluster:
-        found = _found(patterns, _parents(search, parent_map), cluster)
+        found = join_found(_found(patterns, _parents(search, parent_map), cluster))
     return ExitCode.FAILED if print_chains(found, as_json=as_json) else ExitCode.DONE
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from vhdkit.disk.unique_id import guid
 from vhdkit.errors import FleetError
+from vhdkit.fleet.join import join_found
 from vhdkit.fleet.plan import DEFAULT_PER_TARGET, FleetPlan, FleetTarget, FleetTask, Obstacle
 from vhdkit.fleet.requests import (
     CheckRequest,
@@ -61,15 +62,17 @@ def plan_fleet(found: Sequence[FoundChains], options: FleetOptions) -> FleetPlan
     that they do not mean, or the base. What shares files with a merge that changes them is in one group, lower merges
     first.
     """
+    machines = join_found(found)
     planned = _Planned(options)
-    for here in found:
+    for here in machines:
         planned.add(here)
     return FleetPlan(
         verb=options.verb,
         tasks=tuple(planned.tasks()),
         per_target=options.per_target,
         obstacles=tuple(planned.obstacles),
-        mounts={here.target(device): name for here in found for device, name in here.mounts.items()} | planned.mounts,
+        mounts={here.target(device): name for here in machines for device, name in here.mounts.items()}
+        | planned.mounts,
     )
 
 

@@ -1,0 +1,48 @@
+"""What several patterns mean together on one machine: as if they were one pattern.
+
+A shell that takes a pattern apart makes a pattern of each file; what is the parent of another image that is meant is
+no chain of its own then either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vhdkit.fleet.find import FoundChain, FoundChains
+
+
+def join_found(found: Iterable[FoundChains]) -> tuple[FoundChains, ...]:
+    """Return what was found on each machine, every chain and every unfinished merge once."""
+    of: dict[tuple[str, str], list[FoundChains]] = {}
+    for each in found:
+        of.setdefault((each.host, each.place), []).append(each)
+    return tuple(_joined(here) for here in of.values())
+
+
+def _joined(here: Sequence[FoundChains]) -> FoundChains:
+    first, *others = here
+    if not others:
+        return first
+    return replace(
+        first,
+        chains=tuple(_chains([chain for each in here for chain in each.chains])),
+        unfinished=tuple(dict.fromkeys(merge for each in here for merge in each.unfinished)),
+        unreadable={path: error for each in here for path, error in each.unreadable.items()},
+        mounts={device: name for each in here for device, name in each.mounts.items()},
+        sources={device: name for each in here for device, name in each.sources.items()},
+    )
+
+
+def _chains(chains: Sequence[FoundChain]) -> Iterator[FoundChain]:
+    """Yield the chains whose leaf is in no other one, with all of their layers that any pattern means."""
+    meant = {layer.identity for chain in chains for layer in chain.layers if layer.is_matched}
+    below = {layer.identity for chain in chains for layer in chain.layers[1:]}
+    leaves = {chain.leaf.identity: chain for chain in reversed(chains)}
+    for identity, chain in reversed(leaves.items()):
+        if identity not in below:
+            layers = (replace(layer, is_matched=layer.identity in meant) for layer in chain.layers)
+            yield replace(chain, layers=tuple(layers))
