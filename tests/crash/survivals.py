@@ -67,9 +67,15 @@ class Cut:
     """The power gone after the first `index` changes; to be used before the next cut is asked for."""
 
     def __init__(self, disk: _Disk, index: int, last: Change | None) -> None:
-        self._disk = disk
+        self._disk_then, self._applied = disk, disk.applied
         self.index = index
         self.last = last
+
+    @property
+    def _disk(self) -> _Disk:
+        if self._disk_then.applied != self._applied:
+            raise RuntimeError("the next cut was asked for already: the disk is another by now")
+        return self._disk_then
 
     @cached_property
     def atoms(self) -> list[Atom]:
@@ -233,6 +239,7 @@ class _Disk:
     """What a log has made of a folder so far: durable, and pending."""
 
     def __init__(self, folder: CrashFolder) -> None:
+        self.applied = 0
         self.files: dict[int, _File] = {}
         self.entries: dict[str, list[int | None]] = {}
         self.published: list[_Renaming] = []
@@ -242,6 +249,7 @@ class _Disk:
             self.entries[path] = [file.number]
 
     def apply(self, change: Change) -> None:
+        self.applied += 1
         self.now = max(self.now, getattr(change, "ctime", 0.0), getattr(change, "time", 0.0))
         match change:
             case Content():

@@ -177,6 +177,12 @@ def test_nothing_and_everything_are_among_the_survivals_of_every_cut() -> None:
         assert last.survival([atom.versions - 1 for atom in last.atoms]).files == folder.contents()
 
 
+def test_a_cut_is_no_good_once_the_next_was_asked_for() -> None:
+    first, *_ = cuts(uncut(PROGRAMS[5]))
+    with pytest.raises(RuntimeError, match="the next cut was asked for"):
+        next(first.survivals())
+
+
 def test_survivals_are_the_same_for_the_same_seed() -> None:
     folder = uncut(PROGRAMS[5])
     once, again = ([[s.key for s in cut.survivals(7)] for cut in cuts(folder)] for _ in range(2))

@@ -37,9 +37,13 @@ def is_refused(folder: CrashFolder, layer: str) -> bool:
 def hold(program: CrashProgram, share: float) -> Counter[str]:
     before = {path: plain_view(program.files, path) for path in program.sources[1:]}
     dice, tally, seen = random.Random(program.name), Counter[str](), set()
-    every = list(cuts(uncut(program, clock=True)))
+    folder = uncut(program, clock=True)
+    last = len(folder.log)
     # Without its fast paths a merge has fewer cuts: at least the last of them is tried.
-    for cut in [each for each in every if share >= 1 or dice.random() < share] or every[-1:]:
+    chosen = {at for at in range(last + 1) if share >= 1 or dice.random() < share} or {last}
+    for cut in cuts(folder):
+        if cut.index not in chosen:
+            continue
         for survival in cut.survivals(3, stale=cut.index % 2 == 1):
             if survival.key in seen:
                 continue
