@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -95,7 +96,8 @@ def command_words(given: Sequence[str] = ()) -> Callable[[Hint], str]:
     >>> command_words()(Advice.MERGE.hint(path="a b.avhd", into="base.vhd"))
     "`vhdkit merge 'a b.avhd' --into base.vhd`"
     """
-    return lambda hint: _written(hint, given)
+    # What other processes can be handed, so that hints read there as here.
+    return functools.partial(_written, given=tuple(given))
 
 
 def commands_of(hint: Hint) -> tuple[str, ...]:

@@ -204,6 +204,11 @@ def hints_as(words: Callable[[Hint], str]) -> Iterator[None]:
         _words.remove(words)
 
 
+def words_of_hints() -> Callable[[Hint], str]:
+    """Return what writes hints in this process now, for another process that shall write them alike."""
+    return _words[-1]
+
+
 def with_hint(text: str, hint: Hint | None) -> str:
     """Return a message with what mends it behind it."""
     first, newline, others = text.partition("\n")

@@ -145,6 +145,19 @@ def test_nothing_to_merge_is_no_failure(cli: Callable[..., Outcome], machines: P
     assert "nothing to be done" in done.err
 
 
+def test_an_interrupt_of_the_terminal_is_no_traceback(machines: Path) -> None:
+    """It reaches the processes of the pool as well, also those that are still loading."""
+    make_machines(machines, 2)
+    command = ["fleet", "merge", "**/*.avhd", "--rate", "64K", "--progress", "json"]
+    running = Running(machines, command, start_new_session=True)
+    assert running.wait_until(lambda: b'"begun"' in running.told)
+    os.killpg(running.process.pid, signal.SIGINT)
+    done = running.ended()
+    assert done.code == 130
+    assert "Traceback" not in done.err
+    assert "interrupted; the same command goes on" in done.err
+
+
 def test_a_screen_has_a_row_for_each_chain_that_runs_and_one_for_all() -> None:
     requests = [fleet.CheckRequest(path=f"/{name}.vhd") for name in "ab"]
     tasks = [

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from vhdkit.findings import Advice
 from vhdkit.fleet.channel import TaskReporter
 from vhdkit.fleet.process_pool import ProcessPool
 from vhdkit.progress import Phase, Progress
@@ -29,6 +30,11 @@ def process_id() -> int:
 def fail(text: str) -> None:
     """Raise an error."""
     raise LookupError(text)
+
+
+def hint_text() -> str:
+    """Return how this process writes a hint."""
+    return str(Advice.CHECK.hint(path="a b.vhd"))
 
 
 def unpicklable() -> object:

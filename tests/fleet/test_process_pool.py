@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.running import environment
-from tests.fleet.pool_tasks import HALF, die, fail, process_id, report_and_wait, unpicklable
+from tests.fleet.pool_tasks import HALF, die, fail, hint_text, process_id, report_and_wait, unpicklable
 from tests.jobs.making import until
+from vhdkit.command_hints import command_words
+from vhdkit.findings import hints_as
 from vhdkit.fleet.process_pool import ProcessPool
 from vhdkit.storage.process import birth_of
 
@@ -42,6 +44,11 @@ def test_errors_come_back_as_they_are_and_end_no_process() -> None:
         with pytest.raises(RuntimeError, match="cannot be sent"):
             pool.submit(unpicklable).result()
         assert pool.submit(process_id).result() == first
+
+
+def test_hints_read_there_as_here() -> None:
+    with hints_as(command_words(["fleet", "check"])), ProcessPool(1) as pool:
+        assert pool.submit(hint_text).result() == "`vhdkit check 'a b.vhd'`"
 
 
 def test_tasks_report_and_are_stopped_also_those_that_begin_later(tmp_path: Path) -> None:

@@ -293,8 +293,10 @@ def print_report(report: FleetReport, *, as_json: bool) -> None:
         if report.verb is FleetVerb.HASH and chain.outcome is ChainOutcome.DONE:
             echo(f"{chain.detail}  {_name(chain.path, chain.host)}")
     for chain in report.failures:
-        if chain.outcome is not ChainOutcome.NOT_BEGUN:
+        if chain.outcome not in {ChainOutcome.NOT_BEGUN, ChainOutcome.CANCELLED}:
             _print_failure(chain)
+    if report.is_cancelled:
+        echo("vhdkit: interrupted; the same command goes on with what is left", err=True)
     if not report.chains:
         echo("nothing to be done: no image that is meant needs it", err=True)
     elif report.verb is not FleetVerb.HASH:

@@ -14,17 +14,20 @@ import signal
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from vhdkit.findings import hints_as, words_of_hints
 from vhdkit.fleet.channel import set_channel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
+    from vhdkit.findings import Hint
     from vhdkit.progress import Progress
 
 _Parameters = ParamSpec("_Parameters")
@@ -130,8 +133,11 @@ class _Process:
         spawning = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawning.Pipe()
         # A daemon: should this process end without saying goodbye, it is terminated, and its merge can be resumed.
-        self._process = spawning.Process(target=work_for, args=(theirs,), daemon=True, name="vhdkit-fleet")
-        self._process.start()
+        self._process = spawning.Process(
+            target=work_for, args=(theirs, words_of_hints()), daemon=True, name="vhdkit-fleet"
+        )
+        with _interrupts_blocked():
+            self._process.start()
         theirs.close()
         self._sending = threading.Lock()
 
@@ -179,10 +185,40 @@ class _Process:
             self._pipe.send(call)
 
 
-def work_for(pipe: Connection) -> None:
-    """Make the calls that come through a pipe, one after another, until it ends: the main function of a process."""
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Let a process that is started begin with SIGINT blocked: a Ctrl-C while it loads would be a traceback.
+
+    This is the thread of a pool, which gets no signals; Windows has no masks.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker  # noqa: PLC0415 - where there are masks
+
+    # Were it started with the process, it would lift the block before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def work_for(pipe: Connection, words: Callable[[Hint], str]) -> None:
+    """Make the calls that come through a pipe, one after another, until it ends: the main function of a process.
+
+    `words` writes the hints of what goes wrong, as the client does.
+    """
     # A Ctrl-C at the terminal reaches every process of the client; the client decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    with hints_as(words):
+        _work(pipe)
+
+
+def _work(pipe: Connection) -> None:
     calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
     channel = _PipeChannel(pipe)
     set_channel(channel)
