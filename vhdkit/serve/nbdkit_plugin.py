@@ -225,9 +225,8 @@ class ServedDisk:
     def remove_socket(self) -> None:
         """Remove the socket's name, and the folder that was made for it."""
         for remove, path in ((os.unlink, self.socket_path), (os.rmdir, self.private_folder)):
-            if path:
-                with suppress(OSError):
-                    remove(path)
+            with suppress(OSError):  # also of no path
+                remove(path)
 
 
 def receive(channel: socket.socket, count: int) -> bytearray:
@@ -270,6 +269,7 @@ def _read(descriptor: int, view: memoryview, offset: int) -> int:
 
 
 _disk = ServedDisk()
+cleanup = _disk.remove_socket  # with its parent nbdkit gets a SIGTERM, maybe before `watch` has seen that end
 
 
 @contextmanager
