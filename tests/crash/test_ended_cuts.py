@@ -20,6 +20,8 @@ from tests.crash.survivals import cuts
 if TYPE_CHECKING:
     from tests.crashfs import CrashFolder
 
+pytestmark = pytest.mark.thorough
+
 BETWEEN = [program for program in PROGRAMS if len(program.sources) > 1 and not program.undo]
 CHILD = "/vms/child.avhd"
 by_name = pytest.mark.parametrize("program", BETWEEN, ids=lambda program: program.name)

@@ -26,6 +26,8 @@ from vhdkit.merging.completion import completion_path
 if TYPE_CHECKING:
     from vhdkit.storage.protocols import Folder
 
+pytestmark = pytest.mark.thorough
+
 ENSURED = [program for program in PROGRAMS if not program.undo and not program.merge.keep]
 by_name = pytest.mark.parametrize("program", ENSURED, ids=lambda program: program.name)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.crash.programs import CrashProgram
 
+pytestmark = pytest.mark.thorough
+
 BY_NAME = {program.name: program for program in PROGRAMS}
 UNDOABLE = [program for program in PROGRAMS if program.undo]
 FAULTS = list(faults())

@@ -14,6 +14,8 @@ from vhdkit.errors import VhdError
 from vhdkit.vhd.create import create_image
 from vhdkit.vhd.header_update import SUFFIX
 
+pytestmark = pytest.mark.thorough
+
 OLD, NEW, CHILD = "/vms/base.vhd", "/vms/moved to/another folder/base.vhd", "/vms/child.avhd"
 THIRD = "/vms/third/with another name.vhd"
 IMAGES = {OLD, NEW, THIRD, CHILD}

@@ -18,10 +18,11 @@ from vhdkit.job.job import JobState
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 _STARTS = """
 import sys, time, vhdkit
 
-pytestmark = pytest.mark.thorough
 kind, *leaves = sys.argv[1:]
 sys.stdin.readline()
 started = [vhdkit.start_merge(leaf, rate=2 << 20, detached=kind == "detached") for leaf in leaves]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -33,6 +34,8 @@ from tests.histories import (
     views_on,
 )
 from vhdkit.errors import MergeCancelled
+
+pytestmark = pytest.mark.thorough
 
 _MOST_SNAPSHOTS = 12
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from tests.unit.test_merge_laws import Event
 
+pytestmark = pytest.mark.thorough
+
 JOURNAL = ".vhdkit-journal"
 
 
