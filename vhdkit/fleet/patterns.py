@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from vhdkit.storage import paths
 from vhdkit.storage.remote_paths import is_remote
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # A single letter before the colon is a drive of Windows.
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]+):(/.*|[A-Za-z]:[\\/].*)", re.DOTALL)
 _WILD = re.compile(r"[*?\[]")
-_SET = re.compile(r"\[(!?)(\]?[^\]]*)\]")
+# A set has at least one letter, which may be a closing bracket; any other bracket is a letter of the name.
+_SET = re.compile(r"\[(!?+)(\][^\]]*+|[^\]]++)\]")
+_RANGE_OR_LETTER = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,15 @@ class Pattern:
         ('hv07', '')
 
         Raises:
-            ValueError: it names files of a web server, whose folders cannot be listed.
+            ValueError: it names files of a web server, whose folders cannot be listed, or has a range that is none.
 
         """
         if is_remote(given):
             raise ValueError(f"{given}: a pattern names files in folders, and the folders of a server cannot be listed")
         found = _HOST.fullmatch(given)
-        return cls(text=given) if found is None else cls(text=found[2], host=found[1])
+        pattern = cls(text=given) if found is None else cls(text=found[2], host=found[1])
+        pattern.matches("")
+        return pattern
 
     def __str__(self) -> str:
         return f"{self.host}:{self.text}" if self.host else self.text
@@ -63,7 +71,7 @@ class Pattern:
     @property
     def is_deep(self) -> bool:
         """Whether files below the root's own names are meant."""
-        return "/" in self._tail
+        return "/" in self._tail or self._tail == "**"
 
     def matches(self, relative: str) -> bool:
         """Whether it means a file, which is given by its path from the root, with slashes.
@@ -84,9 +92,28 @@ class Pattern:
     def _expression(self) -> re.Pattern[str]:
         names = self._tail.split("/")
         *folders, last = names
-        parts = ["(?:[^/]+/)*" if name == "**" else f"{_name_expression(name)}/" for name in folders]
-        parts.append(".*" if last == "**" else _name_expression(last))
-        return re.compile("".join(parts), re.DOTALL)
+        # Stretches of plain folders, between which any number of others may be.
+        stretches = [""]
+        for name in folders:
+            if name == "**":
+                stretches.append("")
+            else:
+                stretches[-1] += f"{_name_expression(name)}/"
+        end = ".*" if last == "**" else _name_expression(last)
+        return re.compile(_joined("(?:[^/]+/)*", stretches, end), re.DOTALL)
+
+
+def _joined(anything: str, stretches: Sequence[str], end: str = "") -> str:
+    """Join expressions so that `anything` may be between two of them, and `end` follows the last one.
+
+    Where a stretch between two such places first fits is as good as any later place, so that it is never tried again:
+    the time is that of the text's length times the pattern's, not exponential in the number of places.
+    """
+    first, *others = stretches
+    if not others:
+        return first + end
+    *middle, last = others
+    return "".join([first, *(f"(?>{anything}?{stretch})" for stretch in middle if stretch), anything, last, end])
 
 
 def _name_expression(name: str) -> str:
@@ -95,13 +122,31 @@ def _name_expression(name: str) -> str:
     >>> re.fullmatch(_name_expression("web[0-9]*.vh?"), "web07.vhd") is not None
     True
     """
-    parts, at = [], 0
+    stretches, at = [""], 0
     while at < len(name):
         letters = _SET.match(name, at)
         if letters is not None:
-            parts.append(f"[{'^/' if letters[1] else ''}{re.escape(letters[2]).replace(chr(92) + '-', '-')}]")
+            stretches[-1] += _set_expression(letters[2], is_negated=bool(letters[1]))
             at = letters.end()
             continue
-        parts.append({"*": "[^/]*", "?": "[^/]"}.get(name[at], re.escape(name[at])))
+        if name[at] == "*":
+            stretches.append("")
+        else:
+            stretches[-1] += "[^/]" if name[at] == "?" else re.escape(name[at])
         at += 1
-    return "".join(parts)
+    return _joined("[^/]*", stretches)
+
+
+def _set_expression(letters: str, *, is_negated: bool) -> str:
+    """Return the regular expression of a set of letters and ranges, which never holds a slash.
+
+    Raises:
+        ValueError: a range ends before it begins.
+
+    """
+    parts = []
+    for first, last, letter in _RANGE_OR_LETTER.findall(letters):
+        if first > last:
+            raise ValueError(f"[{letters}]: the range {first}-{last} ends before it begins")
+        parts.append(re.escape(letter) or f"{re.escape(first)}-{re.escape(last)}")
+    return f"(?!/)[{'^' if is_negated else ''}{''.join(parts)}]"
