@@ -27,6 +27,7 @@ from vhdkit.errors import FleetError
 from vhdkit.fleet import cluster_worker
 from vhdkit.fleet.cluster_security import TlsFiles, check_scheduler_address
 from vhdkit.fleet.cluster_worker import answer, version
+from vhdkit.fleet.find import FoundChains
 from vhdkit.fleet.places import place_for, places_of
 
 if TYPE_CHECKING:
@@ -185,6 +186,31 @@ def test_nothing_that_leads_out_of_the_allowed_folders_is_opened(
     answer("a run", version(), "perform", pickle.dumps((task,)))
 
 
+@pytest.mark.parametrize("name", ["[x]/../../secret", "link[x]"])
+def test_a_folder_that_is_named_like_a_pattern_leads_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    inside, secret = tmp_path / "vms", tmp_path / "secret"
+    (inside / "[x]").mkdir(parents=True)
+    secret.mkdir()
+    (inside / "link[x]").symlink_to(secret)
+    vhdkit.create_image(str(secret / "a.vhd"), size=1 << 20)
+    allowed = cluster_worker.AllowedFolders()
+    allowed.allow([str(inside)])
+    monkeypatch.setattr(cluster_worker, "ALLOWED", allowed)
+    pattern = fleet.Pattern.of(f"hv07:{inside}/{name}")
+    asked = pickle.dumps((pattern, fleet.ParentPolicy()))
+    with pytest.raises(FleetError, match="not allowed there"):
+        answer("a run", version(), "find_chains", asked)
+    # The link may be put there after the first look at the path.
+    with pytest.raises(FleetError, match="not allowed there"):
+        fleet.find_chains(pattern, fleet.ParentPolicy(), check_root=allowed.check)
+    allowed.allow([str(tmp_path)])
+    found = answer("a run", version(), "find_chains", asked)
+    assert isinstance(found, FoundChains)
+    assert [chain.leaf.path for chain in found.chains] == [str(secret / "a.vhd")]
+
+
 TLS = TlsFiles(ca="ca.pem", cert="cert.pem", key="key.pem")
 
 
@@ -209,6 +235,6 @@ def test_a_task_goes_to_the_narrowest_folder_that_holds_it() -> None:
     offered = {*places_of("hv01", ["/vms", "/vms/fast"]), *places_of("hv02", ["/other"])}
     found = {text: place_for(fleet.Pattern.of(text), offered) for text in ("hv01:/vms/fast/*.vhd", "/other/a/*.vhd")}
     assert list(found.values()) == ["disk:hv01:/vms/fast", "disk::/other"]
-    for text in ("hv01:/vmsx/*.vhd", "hv02:/vms/*.vhd", "hv01:/vms/../etc/*.vhd", "/nowhere/*.vhd"):
+    for text in ("hv01:/vmsx/*.vhd", "hv02:/vms/*.vhd", "hv01:/vms/../etc/*.vhd", "/nowhere/*.vhd", "/vms/[x]/../../a"):
         with pytest.raises(FleetError, match="no worker"):
             place_for(fleet.Pattern.of(text), offered)

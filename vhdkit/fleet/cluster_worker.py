@@ -30,10 +30,16 @@ from vhdkit.storage.process import this_process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vhdkit.fleet.find import FoundChains
     from vhdkit.fleet.requests import FleetRequest
     from vhdkit.progress import Cancel, Progress
 
-_DOORS: dict[str, Callable[..., object]] = {"perform": perform, "measure": measure, "find_chains": find_chains}
+
+def _find_allowed(pattern: Pattern, parents: ParentPolicy) -> FoundChains:
+    return find_chains(pattern, parents, check_root=ALLOWED.check)
+
+
+_DOORS: dict[str, Callable[..., object]] = {"perform": perform, "measure": measure, "find_chains": _find_allowed}
 
 
 def version() -> str:
@@ -145,7 +151,9 @@ def _check(argument: object) -> None:
     """Refuse what leads out of the allowed folders."""
     match argument:
         case Pattern():
+            # What has wildcards may also be the name of a file or a folder: see `find_chains`.
             ALLOWED.check(argument.root)
+            ALLOWED.check(argument.text)
         case ParentPolicy():
             for folder in argument.folders:
                 ALLOWED.check(folder)

@@ -17,7 +17,7 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.mounts import mount_point, shared_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vhdkit.chain.catalog import Cataloged
     from vhdkit.fleet.patterns import Pattern
@@ -93,20 +93,24 @@ class FoundChains:
         return FleetTarget(host="", device=0, source=source) if source else FleetTarget(host=self.host, device=device)
 
 
-def find_chains(pattern: Pattern, parents: ParentPolicy) -> FoundChains:
+def find_chains(
+    pattern: Pattern, parents: ParentPolicy, *, check_root: Callable[[str], None] = lambda _root: None
+) -> FoundChains:
     """Find the chains that a pattern means on this machine.
 
     An image that the pattern means is a chain of its own unless it is the parent of another that it means.
+    `check_root` is called with the folder or file where the search begins, and may refuse it.
 
     Raises:
         OSError: the folder that the pattern begins with cannot be listed.
+        FleetError: `check_root` raises it.
 
     """
     folder = LocalFolder()
     unreadable: dict[str, VhdError | OSError] = {}
     matched: dict[str, Entry] = {}
     unfinished: list[UnfinishedMerge] = []
-    for entry, is_meant in _entries(pattern, folder, unreadable):
+    for entry, is_meant in _entries(pattern, folder, unreadable, check_root):
         if entry.path.endswith(JOURNAL_SUFFIX):
             unfinished += _unfinished(folder, entry.path, pattern)
         elif is_meant:
@@ -149,12 +153,16 @@ def _mounts(chains: Iterable[FoundChain], unfinished: Iterable[UnfinishedMerge])
 
 
 def _entries(
-    pattern: Pattern, folder: Folder, unreadable: dict[str, VhdError | OSError]
+    pattern: Pattern,
+    folder: Folder,
+    unreadable: dict[str, VhdError | OSError],
+    check_root: Callable[[str], None],
 ) -> Iterator[tuple[Entry, bool]]:
     """Yield the files where the pattern begins, and whether it means them; a path without wildcards is itself."""
     # A name with brackets may be just that.
     is_path = not pattern.is_wild or folder.exists(pattern.text)
     root = folder.real(pattern.text if is_path else pattern.root)
+    check_root(root)
     name = ""
     if is_path and not folder.names(root) and folder.exists(root):
         root, name = paths.dirname(root), paths.basename(root)

@@ -37,10 +37,15 @@ def place_for(pattern: Pattern, offered: Iterable[str]) -> str:
         FleetError: no worker does.
 
     """
-    root = paths.normpath(pattern.root)
+    # What has wildcards may also be the name of a file or a folder.
+    meant = [paths.normpath(pattern.root), paths.normpath(pattern.text)]
     start = f"{_PREFIX}{pattern.host}:"
-    fitting = [name for name in offered if name.startswith(start) and paths.is_below(root, [name.removeprefix(start)])]
+    fitting = [name for name in offered if name.startswith(start) and _holds(name.removeprefix(start), meant)]
     if not fitting:
         where = f"of {pattern.host} " if pattern.host else ""
-        raise FleetError(f"{pattern}: no worker {where}is allowed into {root}")
+        raise FleetError(f"{pattern}: no worker {where}is allowed into {meant[0]}")
     return max(fitting, key=len)
+
+
+def _holds(folder: str, meant: Iterable[str]) -> bool:
+    return all(paths.is_below(path, [folder]) for path in meant)
