@@ -7,6 +7,7 @@ import signal
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from tests.fleet.machines_on_disk import (
 )
 from vhdkit import fleet
 from vhdkit.fleet.dispatch import MOST_ATTEMPTS
+from vhdkit.storage.local_folder import LocalFolder
+from vhdkit.storage.new_file import new_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,6 +182,43 @@ def test_a_new_file_that_a_dead_worker_left_half_made_is_removed(vms: Path, tmp_
     with DyingExecutor(leave) as executor:
         assert outcomes(fleet.run_plan(plan_of(vms, "convert", destination=str(out)), executor)) == {"done": 1}
     assert names_below(out) == {"vm00_0.vhd", "vm00_0.vhd.other.partial"}
+
+
+@pytest.mark.parametrize("output_format", ["raw", "fixed", "dynamic"])
+def test_a_half_made_file_is_locked_while_it_is_written(vms: Path, tmp_path: Path, output_format: str) -> None:
+    make_machines(vms, 1, levels=1)
+    new = tmp_path / "new.vhd" if output_format != "raw" else tmp_path / "new.img"
+    asked: list[str] = []
+
+    def ask(_state: vhdkit.Progress) -> None:
+        for path in tmp_path.glob("new.*.partial"):
+            asked.append(path.name)
+            with LocalFolder().open(str(path)) as storage, pytest.raises(vhdkit.ImageInUseError):
+                storage.lock(exclusive=False)
+
+    leaf = str(vms / "vm00" / "vm00_0.avhd")
+    vhdkit.convert(leaf, str(new), output_format=output_format, progress=ask)  # type: ignore[arg-type] # one of these
+    assert asked
+
+
+def test_only_half_made_files_that_nobody_writes_are_removed(vms: Path, tmp_path: Path) -> None:
+    """A cluster begins the task of a dead worker again as if for the first time."""
+    make_machines(vms, 1, levels=1)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "vm00_0.vhd.0123abcd.partial").write_bytes(b"left by a killed run")
+    (out / "vm00_0.vhd.4567cdef.partial").touch()
+    plan = plan_of(vms, "convert", destination=str(out))
+    with ExitStack() as other:
+        written = other.enter_context(new_file(LocalFolder(), str(out / "vm00_0.vhd")))
+        written.lock(exclusive=True)
+        written.write_at(0, b"half of it")
+        assert outcomes(run_here(plan)) == {"done": 1}
+        kept = {"vm00_0.vhd", "vm00_0.vhd.4567cdef.partial"}
+        assert names_below(out) == {*kept, Path(written.path).name}
+        with pytest.raises(FileExistsError):
+            other.close()
+    assert names_below(out) == kept
 
 
 def test_a_worker_process_that_is_killed_in_mid_merge_costs_that_chain_a_little_time(vms: Path) -> None:

@@ -83,6 +83,8 @@ def convert(
             check_sectors_as_vhd(chain.leaf)
             file_format = FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
+            # Until it has its name, `remove_partial_files` tells it so from what a killed run has left.
+            storage.lock(exclusive=True)
             storage.truncate(chain.size)
             copy_view(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)
             if output_format == "fixed":
@@ -162,6 +164,7 @@ def write_dynamic(
     footer = new_footer(DiskType.DYNAMIC, chain.size, stamp=stamp, unique_id=unique_id)
     check_block_count(chain.size, block_size, chain.path)
     with new_image_file(folder, path, FileFormat.VHD) as storage:
+        storage.lock(exclusive=True)
         file = DynamicFile(storage, footer, block_size, path=path, piece_bytes=PIECE_BYTES)
         copy_view(chain.layers, chain.size, storage, file, looked, copied)
         looked(chain.size)

@@ -7,6 +7,7 @@ be done, a new file that shows the same is known to be done, and checks and hash
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
@@ -21,9 +22,8 @@ from vhdkit.fleet.requests import CheckRequest, ConvertRequest, FleetRequest, Ha
 from vhdkit.job.start import run_merge
 from vhdkit.merging.ensure_merged import Ensured, ensure
 from vhdkit.options import EnsureRequest
-from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
-from vhdkit.storage.new_file import is_partial, partial_name
+from vhdkit.storage.new_file import remove_partial_files
 from vhdkit.storage.process import this_process
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ def perform(task: FleetTask) -> Performed:
 
     """
     begun = time.monotonic()
-    if task.attempt and isinstance(task.request, ConvertRequest):
-        _remove_partial(task.request.destination)
+    if isinstance(task.request, ConvertRequest):
+        # A cluster gives the task of a worker that died to another one without a word, so that `attempt` is 0.
+        with suppress(FileNotFoundError):
+            remove_partial_files(LocalFolder(), task.request.destination)
     outcome, detail, moved = _done(task.request, TaskReporter(task.number))
     process, host = this_process()
     return Performed(
@@ -160,17 +162,6 @@ def _converted(request: ConvertRequest, reporter: TaskReporter) -> tuple[ChainOu
             raise
         return ChainOutcome.WAS_DONE, request.destination, 0
     return ChainOutcome.DONE, request.destination, size
-
-
-def _remove_partial(destination: str) -> None:
-    """Remove the new file that a worker of this run had half made when it died."""
-    folder = LocalFolder()
-    real = folder.real(destination)
-    directory, name = paths.dirname(real), paths.basename(real)
-    for other in folder.names(directory):
-        if other.startswith(f"{name}.") and is_partial(other) and len(other) == len(partial_name(name, "0" * 8)):
-            folder.remove(paths.join(directory, other))
-    folder.sync(directory)
 
 
 def _shows_the_same(request: ConvertRequest) -> bool:

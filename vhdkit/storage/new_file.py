@@ -11,6 +11,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from vhdkit.errors import ImageInUseError
 from vhdkit.storage import paths
 from vhdkit.storage.remote_paths import is_remote, refusal_to_write, remote_place
 
@@ -74,6 +75,26 @@ def new_file(folder: Folder, path: str) -> Iterator[Storage]:
         raise
 
 
+def remove_partial_files(folder: Folder, path: str) -> None:
+    """Remove the files that killed runs have left half made for a name; those that another run has locked stay.
+
+    An empty one may be about to be locked by the run that has just made it, and stays as well.
+    """
+    real = folder.real(path)
+    directory, name = paths.dirname(real), paths.basename(real)
+    length = len(partial_name(name, "0" * 8))
+    for other in folder.names(directory):
+        if other.startswith(f"{name}.") and is_partial(other) and len(other) == length:
+            with (
+                suppress(OSError, ImageInUseError),
+                folder.open(paths.join(directory, other), writable=True) as storage,
+            ):
+                storage.lock(exclusive=True)
+                if storage.size():
+                    folder.remove(storage.path)
+    folder.sync(directory)
+
+
 def replace_file(folder: Folder, path: str, content: bytes, *, private: bool = False) -> None:
     """Write a file over an earlier one, so that a reader sees either whole; its folder is the caller's to sync.
 
@@ -99,6 +120,13 @@ def make_missing(folder: Folder, path: str, *, private: bool = False) -> None:
     """Make an empty file if none has the name."""
     with suppress(FileExistsError):
         folder.create(path, private=private).close()
+
+
+def _remove_unlocked(folder: Folder, path: str) -> None:
+    with folder.open(path, writable=True) as storage:
+        storage.lock(exclusive=True)
+        if storage.size():
+            folder.remove(path)
 
 
 def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
