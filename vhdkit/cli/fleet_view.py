@@ -49,7 +49,9 @@ def _found_record(here: FoundChains) -> dict[str, Any]:
     return {
         "host": here.host,
         "chains": [_chain_record(chain) for chain in here.chains],
-        "unfinished": [{"leaf": each.leaf, "into": each.destination} for each in here.unfinished],
+        "unfinished": [
+            {"leaf": each.leaf, "into": each.destination, "undo": each.undo_image or None} for each in here.unfinished
+        ],
         "unreadable": [{"filename": path, "error": str(error)} for path, error in here.unreadable.items()],
     }
 
@@ -81,9 +83,15 @@ def _print_found(here: FoundChains) -> None:
         leaf, base = (_name(path, here.host) for path in (chain.leaf.path, chain.layers[-1].path))
         echo(f"{leaf}: {_counted(len(chain.layers), 'layer')} ({meant} meant) down to {base}, {short_size(size)}")
     for each in here.unfinished:
-        echo(f"{_name(each.leaf, here.host)}: a merge into {_name(each.destination, here.host)} is not finished")
+        into = f"{_name(each.leaf, here.host)}: a merge into {_name(each.destination, here.host)}"
+        how = _waiting_text(each.undo_image, here.host) if each.undo_image else "is not finished"
+        echo(f"{into} {how}")
     for path, error in here.unreadable.items():
         echo(f"{_name(path, here.host)}: {_reason(error)}")
+
+
+def _waiting_text(undo_image: str, host: str) -> str:
+    return f"is complete, and waits for {_name(undo_image, host)} to be dropped, or rolled back"
 
 
 def _counted(number: int, name: str) -> str:
@@ -109,9 +117,11 @@ def print_plan(plan: FleetPlan, merges: Sequence[MeasuredMerge], loads: Sequence
             echo(f"  in the way: {error}")
     for obstacle in plan.obstacles:
         echo(f"{_name(obstacle.path, obstacle.host)}: {obstacle.error}")
+    for waiting in plan.waiting:
+        echo(f"{_name(waiting.path, waiting.host)}: {_waiting_text(waiting.undo_image, waiting.host)}")
     for load in loads:
         echo(_load_line(load))
-    if not plan.tasks and not plan.obstacles:
+    if not (plan.tasks or plan.obstacles or plan.waiting):
         echo("nothing to be done: no image that is meant needs it")
 
 
@@ -152,6 +162,7 @@ def _plan_record(plan: FleetPlan, merges: Sequence[MeasuredMerge], loads: Sequen
         "obstacles": [
             {"filename": each.path, "host": each.host, "message": str(each.error)} for each in plan.obstacles
         ],
+        "waiting": [{"filename": each.path, "host": each.host, "undo": each.undo_image} for each in plan.waiting],
         "file-systems": [
             {
                 "name": load.name,
@@ -292,9 +303,8 @@ def print_report(report: FleetReport, *, as_json: bool) -> None:
     for chain in report.chains:
         if report.verb is FleetVerb.HASH and chain.outcome is ChainOutcome.DONE:
             echo(f"{chain.detail}  {_name(chain.path, chain.host)}")
-    for chain in report.failures:
-        if chain.outcome not in {ChainOutcome.NOT_BEGUN, ChainOutcome.CANCELLED}:
-            _print_failure(chain)
+    for chain in report.chains:
+        _print_open_end(chain)
     if report.is_cancelled:
         echo("vhdkit: interrupted; the same command goes on with what is left", err=True)
     if not report.chains:
@@ -303,6 +313,14 @@ def print_report(report: FleetReport, *, as_json: bool) -> None:
         counts = ", ".join(f"{number} {outcome.value.replace('-', ' ')}" for outcome, number in report.counts.items())
         moved = f", {short_size(report.total_bytes)}" if report.total_bytes else ""
         echo(f"{_counted(len(report.chains), 'chain')}: {counts}{moved}, {report.seconds:.1f} seconds")
+
+
+def _print_open_end(chain: ChainReport) -> None:
+    """Print what is left to be done with a chain, or looked at; nothing if it is as asked, or was not begun."""
+    if chain.outcome is ChainOutcome.WAITS_FOR_DROP:
+        echo(f"{_name(chain.path, chain.host)}: {_waiting_text(chain.detail, chain.host)}; {chain.hint}", err=True)
+    elif not chain.outcome.is_good and chain.outcome not in {ChainOutcome.NOT_BEGUN, ChainOutcome.CANCELLED}:
+        _print_failure(chain)
 
 
 def _print_failure(chain: ChainReport) -> None:

@@ -44,6 +44,7 @@ class FileImage(Handle):
         self.unique_id = b""
         self.timestamp = 0
         self.is_saved_state = False
+        self.is_undo_image = False
         self.parent: ParentLink | None = None
         self.broken: OSError | None = None
         # How often the file was written: what was resolved from its tables before is out of date.

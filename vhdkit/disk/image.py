@@ -103,8 +103,9 @@ class Image(ImageSummary, Protocol):
     `size` is the disk's in bytes, `logical_sector_size` what a guest sees as a sector. `block_size` is the bytes of the
     disk that the image allocates at once, 0 if all of them have their place from the start. `unique_id` has 16 bytes,
     and none in a format that has no ids; `timestamp`, `parent` and `digest` are as in `ImageSummary`. An image is of a
-    saved machine state (`is_saved_state`) if a machine goes on from its content as it is now. `findings` are what was
-    odd when it was opened. `change_count` is how often the file was written: what was resolved before is out
+    saved machine state (`is_saved_state`) if a machine goes on from its content as it is now. It was made as the undo
+    image of a merge (`is_undo_image`) if merging it takes that back. `findings` are what was odd when it was opened.
+    `change_count` is how often the file was written: what was resolved before is out
     of date.
 
     It is a context manager. Once it is closed, every method but `close` raises ValueError.
@@ -121,6 +122,8 @@ class Image(ImageSummary, Protocol):
     def block_size(self) -> int: ...  # noqa: D102
     @property
     def is_saved_state(self) -> bool: ...  # noqa: D102
+    @property
+    def is_undo_image(self) -> bool: ...  # noqa: D102
 
     def __enter__(self) -> Self:
         """Return the image; ValueError if it is closed."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from vhdkit.findings import Hint
+    from vhdkit.fleet.plan import WaitingMerge
     from vhdkit.fleet.requests import FleetRequest
     from vhdkit.progress import Cancel, Progress
 
@@ -174,7 +175,7 @@ class _Dispatcher:
         refused = (_refused(each.path, each.host, each.error) for each in self._plan.obstacles)
         return FleetReport(
             verb=self._plan.verb,
-            chains=(*done, *refused),
+            chains=(*done, *map(_waiting, self._plan.waiting), *refused),
             started=started,
             seconds=seconds,
             is_cancelled=self._is_stopping,
@@ -277,6 +278,17 @@ def _refused(path: str, host: str, error: VhdError | OSError) -> ChainReport:
     """Return the report on a chain that never became a task."""
     hint = error.hint if isinstance(error, VhdError) else None
     return ChainReport(path=path, host=host, outcome=ChainOutcome.FAILED, error=error, hint=hint)
+
+
+def _waiting(merge: WaitingMerge) -> ChainReport:
+    """Return the report on a merge that is left alone for the sake of its undo image."""
+    return ChainReport(
+        path=merge.path,
+        host=merge.host,
+        outcome=ChainOutcome.WAITS_FOR_DROP,
+        detail=merge.undo_image,
+        hint=Advice.DROP_UNDO.hint(path=merge.undo_image),
+    )
 
 
 def _known(error: BaseException) -> VhdError | OSError:

@@ -21,20 +21,24 @@ if TYPE_CHECKING:
 
     from vhdkit.chain.catalog import Cataloged
     from vhdkit.fleet.patterns import Pattern
+    from vhdkit.journal.merge_journal import Journal
     from vhdkit.options import ParentPolicy
     from vhdkit.storage.protocols import Entry, Folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundLayer:
-    """One image of a chain; `is_matched` says whether the pattern means it. Sizes in bytes."""
+    """One image of a chain; `is_matched` says whether the pattern means it. Sizes in bytes.
+
+    `is_source` says whether a fleet may merge it: it has a parent, and was not made to take a merge into that back.
+    """
 
     path: str
     unique_id: bytes
     identity: tuple[int, int]
     file_size: int
     is_matched: bool
-    is_child: bool
+    is_source: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +60,17 @@ class FoundChain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedMerge:
-    """A merge that was begun and not finished: `leaf_id` is a GUID, `sources` are paths, leaf first."""
+    """A merge that was begun and not finished: `leaf_id` is a GUID, `sources` are paths, leaf first.
+
+    `undo_image` is the path of what is kept for taking it back if it is complete but for dropping that, else "".
+    """
 
     sources: tuple[str, ...]
     leaf_id: str
     destination: str
     identity: tuple[int, int]
     payload_bytes: int
+    undo_image: str = ""
 
     @property
     def leaf(self) -> str:
@@ -217,7 +225,7 @@ def _chain(image: Cataloged, matched: set[tuple[int, int]], folder: Folder, pare
                     identity=layer.storage.identity,
                     file_size=layer.storage.size(),
                     is_matched=layer.storage.identity in matched,
-                    is_child=layer.parent is not None,
+                    is_source=layer.parent is not None and not layer.is_undo_image,
                 )
                 for layer in chain.layers
             )
@@ -232,7 +240,7 @@ def _damaged(entry: Entry, error: VhdError) -> FoundChain:
 
 
 def _alone(path: str, identity: tuple[int, int], own_id: bytes, size: int, problem: VhdError | OSError) -> FoundChain:
-    layer = FoundLayer(path=path, unique_id=own_id, identity=identity, file_size=0, is_matched=True, is_child=False)
+    layer = FoundLayer(path=path, unique_id=own_id, identity=identity, file_size=0, is_matched=True, is_source=False)
     return FoundChain(layers=(layer,), size=size, problem=problem)
 
 
@@ -241,7 +249,7 @@ def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedM
     destination = path.removesuffix(JOURNAL_SUFFIX)
     try:
         journal = read_journal(folder, destination)
-        if journal is None or journal.begin.undo or journal.rolling_back:
+        if journal is None or journal.rolling_back or (journal.begin.undo and not _waits_for_drop(journal)):
             return []
         sources = tuple(journal.resolve(source.path) for source in journal.begin.sources)
         root = folder.real(pattern.root)
@@ -260,5 +268,11 @@ def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedM
         destination=destination,
         identity=identity,
         payload_bytes=journal.begin.payload_bytes,
+        undo_image=journal.resolve(journal.begin.undo) if journal.begin.undo else "",
     )
     return [found]
+
+
+def _waits_for_drop(journal: Journal) -> bool:
+    """Whether a merge with an undo image is complete, and kept as it is until that is dropped or rolled back."""
+    return bool(journal.begin.undo) and journal.merged and not journal.dropping

@@ -61,6 +61,15 @@ class Obstacle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingMerge:
+    """A merge of the leaf `path` that is complete, and that somebody still may take back with its undo image."""
+
+    path: str
+    host: str
+    undo_image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetLoad:
     """What a run does on one file system: tasks, the bytes that they read, and the room for new ones.
 
@@ -88,6 +97,7 @@ class FleetPlan:
     tasks: tuple[FleetTask, ...]
     per_target: int = DEFAULT_PER_TARGET
     obstacles: tuple[Obstacle, ...] = ()
+    waiting: tuple[WaitingMerge, ...] = ()
     mounts: Mapping[FleetTarget, str] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 from vhdkit.disk.unique_id import guid
 from vhdkit.errors import FleetError
 from vhdkit.fleet.join import join_found
-from vhdkit.fleet.plan import DEFAULT_PER_TARGET, FleetPlan, FleetTarget, FleetTask, Obstacle
+from vhdkit.fleet.plan import DEFAULT_PER_TARGET, FleetPlan, FleetTarget, FleetTask, Obstacle, WaitingMerge
 from vhdkit.fleet.requests import (
     CheckRequest,
     ConvertRequest,
@@ -71,6 +71,7 @@ def plan_fleet(found: Sequence[FoundChains], options: FleetOptions) -> FleetPlan
         tasks=tuple(planned.tasks()),
         per_target=options.per_target,
         obstacles=tuple(planned.obstacles),
+        waiting=tuple(planned.waiting),
         mounts={here.target(device): name for here in machines for device, name in here.mounts.items()}
         | planned.mounts,
     )
@@ -150,6 +151,7 @@ class _Planned:
         self._drafts: list[_Draft] = []
         self._names: dict[str, str] = {}
         self.obstacles: list[Obstacle] = []
+        self.waiting: list[WaitingMerge] = []
         self.mounts: dict[FleetTarget, str] = {}
 
     def add(self, found: FoundChains) -> None:
@@ -239,7 +241,10 @@ class _Planned:
         seen: set[tuple[str, str]] = set()
         for each in found.unfinished:
             seen.add((each.leaf, each.destination))
-            self._drafts.append(self._finishing(found, each))
+            if each.undo_image:
+                self.waiting.append(WaitingMerge(path=each.leaf, host=found.host, undo_image=each.undo_image))
+            else:
+                self._drafts.append(self._finishing(found, each))
         for chain in found.chains:
             if chain.problem is not None:
                 self.obstacles.append(Obstacle(path=chain.leaf.path, host=found.host, error=chain.problem))
@@ -299,7 +304,7 @@ def _merges_in(layers: Sequence[FoundLayer]) -> Iterator[tuple[int, int]]:
     """Yield where the topmost source and the destination of each merge are in a chain, from the leaf down."""
     top: int | None = None
     for at, layer in enumerate(layers):
-        is_source = layer.is_matched and layer.is_child
+        is_source = layer.is_matched and layer.is_source
         if top is not None and not is_source:
             yield top, at
             top = None

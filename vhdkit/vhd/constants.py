@@ -12,6 +12,10 @@ HEADER_SIZE = 1024
 UNUSED_OFFSET = 0xFFFF_FFFF_FFFF_FFFF
 FORMAT_VERSION = 0x0001_0000
 
+# The creator version of an undo image: a field that decides nothing for any reader. So the file itself says, under any
+# name and in any folder, that merging it into its parent takes a merge back.
+UNDO_IMAGE_VERSION = 0x000A_7576
+
 FOOTER_COOKIE = b"conectix"
 POISONED_COOKIE = b"v_poison"
 HEADER_COOKIE = b"cxsparse"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.arguments import checked
@@ -221,15 +221,16 @@ def write_empty(storage: Storage, footer: Footer, block_size: int, reference: Pa
     storage.write_at(end, footer.to_bytes())
 
 
-def write_child(
+def write_undo_image(
     storage: Storage, path: str, parent: ImageSummary, parent_path: str, *, parent_mtime: float, child: NewChild
 ) -> None:
-    """Write a child that holds nothing into an empty file, durably; `path` is where it will be.
+    """Write an undo image that holds nothing into an empty file, durably; `path` is where it will be.
 
     **Order**: 1 a footer, sync (whatever a cut leaves of the rest, the file says whose it is) · 2 all of it, sync.
     """
     reference = reference_to(parent_path, path, unique_id=parent.unique_id, timestamp=timestamp.from_unix(parent_mtime))
-    footer = new_footer(DiskType.DIFFERENCING, parent.size, stamp=child.stamp, unique_id=child.unique_id)
+    plain = new_footer(DiskType.DIFFERENCING, parent.size, stamp=child.stamp, unique_id=child.unique_id)
+    footer = replace(plain, creator_version=constants.UNDO_IMAGE_VERSION)
     storage.write_at(0, footer.to_bytes())
     storage.sync()
     write_empty(storage, footer, child.block_size, reference)

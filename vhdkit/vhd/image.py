@@ -21,7 +21,7 @@ from vhdkit.errors import CorruptImageError, MergeError, ReadOnlyImageError
 from vhdkit.findings import Advice
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd import header_update
-from vhdkit.vhd.constants import FOOTER_SIZE
+from vhdkit.vhd.constants import FOOTER_SIZE, UNDO_IMAGE_VERSION
 from vhdkit.vhd.footer import DiskType, Footer
 from vhdkit.vhd.metadata import FooterPlace, Metadata, structure_digest
 
@@ -48,6 +48,7 @@ class VhdImage(FileImage):
         self.unique_id = metadata.unique_id
         self.timestamp = metadata.timestamp
         self.is_saved_state = bool(metadata.footer.saved_state)
+        self.is_undo_image = metadata.footer.creator_version == UNDO_IMAGE_VERSION
         self.disk_type = metadata.footer.disk_type
         # Bytes of the file between where a block lies and its first sector.
         self.block_lead = 0

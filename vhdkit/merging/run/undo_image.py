@@ -33,7 +33,7 @@ from vhdkit.storage.handle import closing_on_error
 from vhdkit.storage.new_file import partial_name
 from vhdkit.storage.protocols import read_bytes
 from vhdkit.vhd.constants import FOOTER_SIZE
-from vhdkit.vhd.create import NewChild, write_child
+from vhdkit.vhd.create import NewChild, write_undo_image
 from vhdkit.vhd.footer import Footer
 from vhdkit.vhd.write import link_blocks
 
@@ -58,7 +58,7 @@ def create_undo(folder: Folder, plan: UndoPlan, destination: WritableImage, job:
     storage = folder.create(temporary)
     try:
         with storage:
-            write_child(storage, plan.path, destination, parent_path, parent_mtime=mtime, child=child)
+            write_undo_image(storage, plan.path, destination, parent_path, parent_mtime=mtime, child=child)
         folder.publish(temporary, plan.path)
         folder.sync(paths.dirname(plan.path))
     except BaseException:
