@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -117,10 +118,46 @@ def test_the_metrics_are_lines_of_the_text_format() -> None:
 @pytest.mark.parametrize("suffix", REPORT_FORMATS)
 def test_a_report_takes_the_place_of_an_earlier_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"night{suffix}"
-    path.write_text("earlier")
+    path.write_text(REPORT_FORMATS[suffix](dataclasses.replace(REPORT, chains=())))
     write_report(REPORT, str(path))
     assert path.read_text() == REPORT_FORMATS[suffix](REPORT)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", REPORT_FORMATS)
+@pytest.mark.parametrize("content", ["notes", '{"version": 1, "layers": []}', "x" * 4096])
+def test_no_report_takes_the_place_of_another_file(tmp_path: Path, suffix: str, content: str) -> None:
+    path = tmp_path / f"web01{suffix}"
+    path.write_text(content)
+    with pytest.raises(FileExistsError, match="no report"):
+        write_report(REPORT, str(path))
+    assert path.read_text() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "night.csv").touch()
+    write_report(REPORT, str(tmp_path / "night.csv"))
+    assert (tmp_path / "night.csv").read_text() == as_csv(REPORT)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_no_link_is_followed(tmp_path: Path, is_there: bool) -> None:
+    image, link = tmp_path / "web01.vhd", tmp_path / "night.json"
+    if is_there:
+        image.write_text(as_json(REPORT))
+    link.symlink_to(image)
+    with pytest.raises(FileExistsError, match="link"):
+        write_report(dataclasses.replace(REPORT, chains=()), str(link))
+    assert link.is_symlink()
+    assert image.exists() == is_there
+    assert not is_there or image.read_text() == as_json(REPORT)
+
+
+def test_a_carriage_return_in_a_name_ends_no_row() -> None:
+    report = dataclasses.replace(REPORT, chains=(ChainReport(path="/vms/a\rb.avhd", outcome=ChainOutcome.DONE),))
+    (row,) = csv.DictReader(io.StringIO(as_csv(report), newline=""))
+    assert row["filename"] == "/vms/a\rb.avhd"
 
 
 def test_a_report_of_no_known_format_is_refused(tmp_path: Path) -> None:

@@ -15,12 +15,9 @@ from vhdkit.cli.output import echo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vhdkit.fleet import FleetOptions, FleetPlan, FleetReport, FoundChains, ParentPolicy
+    from vhdkit.fleet import FoundChains, ParentPolicy
     from vhdkit.fleet.cluster import Cluster
     from vhdkit.fleet.cluster_security import TlsFiles
-
-# As those of `check`: corrupt, could not be checked, space is lost.
-_CORRUPT, _NOT_CHECKED, _LEAKS = 2, 1, 3
 
 
 @click.group()
@@ -233,33 +230,15 @@ def _run(
     **how: Any,
 ) -> int:
     """Find the chains, plan, and carry that out or say what it is."""
+    from vhdkit.cli.fleet_run import check_reports, say_or_do
     from vhdkit.fleet import FleetOptions, FleetVerb, plan_fleet
 
-    _check_reports(reports)
+    check_reports(reports)
     parents = _parents(search, parent_map)
     options = FleetOptions(verb=FleetVerb(verb), parents=parents, per_target=per_target, **chosen)
     with _cluster(scheduler, _tls(tls_ca, tls_cert, tls_key)) as cluster:
         plan = plan_fleet(_found(patterns, parents, cluster), options)
-        return _say_or_do(plan, options, cluster, reports, **how)
-
-
-def _say_or_do(
-    plan: FleetPlan,
-    options: FleetOptions,
-    cluster: Cluster | None,
-    reports: tuple[str, ...],
-    *,
-    parallel: int | None,
-    dry_run: bool,
-    keep_going: bool,
-    progress: str | None,
-    as_json: bool,
-) -> int:
-    if dry_run:
-        return _say_plan(plan, options, cluster, parallel, as_json=as_json)
-    is_refused = bool(plan.obstacles) and not keep_going
-    report = _carry_out(plan, cluster, parallel, progress, is_refused=is_refused)
-    return _tell(report, reports, as_json=as_json, is_refused=is_refused)
+        return say_or_do(plan, options, cluster, reports, **how)
 
 
 def _tls(tls_ca: str | None, tls_cert: str | None, tls_key: str | None) -> TlsFiles | None:
@@ -320,69 +299,3 @@ def _check_blake3() -> None:
         load_extra("blake3", "blake3", "BLAKE3")
     except MissingExtraError as error:
         raise click.UsageError(str(error)) from error
-
-
-def _check_reports(reports: Sequence[str]) -> None:
-    """Refuse the name of a report of no known format before anything is begun."""
-    from vhdkit.fleet.report import report_format
-
-    for path in reports:
-        try:
-            report_format(path)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-
-
-def _say_plan(
-    plan: FleetPlan, options: FleetOptions, cluster: Cluster | None, parallel: int | None, *, as_json: bool
-) -> int:
-    from vhdkit.cli.fleet_view import print_plan
-    from vhdkit.fleet import FleetVerb
-    from vhdkit.fleet.measure import measure_merges, measured_loads
-
-    merges = measure_merges(plan, cluster, parallel=parallel) if plan.verb is FleetVerb.MERGE else ()
-    loads = measured_loads(plan, merges, options.rate) if merges else plan.loads
-    print_plan(plan, merges, loads, as_json=as_json)
-    return ExitCode.FAILED if plan.obstacles or any(each.obstacles for each in merges) else ExitCode.DONE
-
-
-def _carry_out(
-    plan: FleetPlan, cluster: Cluster | None, parallel: int | None, progress: str | None, *, is_refused: bool
-) -> FleetReport:
-    from vhdkit.cli.fleet_view import screen_shown
-    from vhdkit.cli.signals import stopping
-    from vhdkit.fleet import run_plan
-    from vhdkit.fleet.dispatch import not_begun
-
-    if is_refused or not plan.tasks:
-        return not_begun(plan)
-    with screen_shown(progress, plan) as advance, stopping() as cancel:
-        return run_plan(plan, cluster, parallel=parallel, progress=advance, cancel=cancel)
-
-
-def _tell(report: FleetReport, reports: Sequence[str], *, as_json: bool, is_refused: bool) -> int:
-    """Print what came of it, write the reports that were asked for, and return the exit code."""
-    from vhdkit.cli.fleet_view import print_report
-    from vhdkit.fleet import write_report
-
-    print_report(report, as_json=as_json)
-    if is_refused:
-        echo("nothing was begun; --keep-going begins with the other chains", err=True)
-    for path in reports:
-        write_report(report, path)
-    return _exit_code(report)
-
-
-def _exit_code(report: FleetReport) -> int:
-    from vhdkit.fleet import ChainOutcome
-
-    there = {chain.outcome for chain in report.failures}
-    if report.is_cancelled:
-        return ExitCode.INTERRUPTED
-    if ChainOutcome.CORRUPT in there:
-        return _CORRUPT
-    if there & {ChainOutcome.FAILED, ChainOutcome.NOT_CHECKED, ChainOutcome.CANCELLED, ChainOutcome.NOT_BEGUN}:
-        return _NOT_CHECKED
-    if ChainOutcome.IN_USE in there:
-        return ExitCode.IN_USE
-    return _LEAKS if there else ExitCode.DONE

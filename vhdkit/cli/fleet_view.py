@@ -318,15 +318,16 @@ def print_report(report: FleetReport, *, as_json: bool) -> None:
 def _print_open_end(chain: ChainReport) -> None:
     """Print what is left to be done with a chain, or looked at; nothing if it is as asked, or was not begun."""
     if chain.outcome is ChainOutcome.WAITS_FOR_DROP:
-        echo(f"{_name(chain.path, chain.host)}: {_waiting_text(chain.detail, chain.host)}; {chain.hint}", err=True)
+        waiting = f"{_name(chain.path, chain.host)}: {_waiting_text(chain.detail, chain.host)}"
+        echo(f"{waiting}; {printable(str(chain.hint))}", err=True)
     elif not chain.outcome.is_good and chain.outcome not in {ChainOutcome.NOT_BEGUN, ChainOutcome.CANCELLED}:
         _print_failure(chain)
 
 
 def _print_failure(chain: ChainReport) -> None:
     """Print what went wrong with a chain, and the command that goes on with it."""
-    text = chain.error_text or chain.detail or chain.outcome.value.replace("-", " ")
-    if not text.startswith(chain.path):
+    text = chain.error_text or printable(chain.detail) or chain.outcome.value.replace("-", " ")
+    if not text.startswith(printable(chain.path)):
         text = f"{_name(chain.path, chain.host)}: {text}"
-    command = "" if chain.hint is None else f"; by itself: {chain.hint}"
+    command = "" if chain.hint is None else f"; by itself: {printable(str(chain.hint))}"
     echo(f"vhdkit: {text}{command}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import html
 import io
 import json
@@ -16,6 +17,7 @@ from vhdkit.job.job_record import utc_iso
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.new_file import replace_file
+from vhdkit.storage.protocols import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -117,7 +119,8 @@ def as_csv(report: FleetReport) -> str:
     """Return a table with a line for each chain."""
     text = io.StringIO()
     columns = list(ChainReport(path="", outcome=ChainOutcome.DONE).record)
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    # A quoted cell keeps a carriage return in a name from ending the row.
+    writer = csv.DictWriter(text, columns, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     for chain in report.chains:
         writer.writerow({name: _cell(value) for name, value in chain.record.items()})
@@ -179,6 +182,9 @@ code { font-size: .9em; background: #f1f2f4; padding: .1rem .3rem; border-radius
 """
 
 
+_HTML_MARK = "report of many chains, by vhdkit"
+
+
 def as_html(report: FleetReport) -> str:
     """Return the report as one page that needs nothing else: what went wrong first, with the command that goes on."""
     rows = [*report.failures, *(chain for chain in report.chains if chain.outcome.is_good)]
@@ -186,7 +192,8 @@ def as_html(report: FleetReport) -> str:
     title = f"{report.verb.value.capitalize()} of {len(report.chains)} chains"
     head = "".join(f"<th>{name}</th>" for name in ("Image", "Outcome", "Bytes", "Seconds", "Worker", "Details"))
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!DOCTYPE html>\n<!-- {_HTML_MARK} -->\n<html lang="en">\n'
+        f'<head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
         f"<p>Begun {utc_iso(report.started)}, {report.seconds:.1f} seconds, {report.total_bytes:,} bytes."
         f" {counts}.</p>\n"
@@ -228,15 +235,52 @@ def report_format(path: str) -> Callable[[FleetReport], str]:
     return REPORT_FORMATS[suffix]
 
 
+# How the files of each format begin.
+_BEGINNINGS = {
+    ".csv": '"filename","host","outcome",',
+    ".json": '{\n  "verb": "',
+    ".html": f"<!DOCTYPE html>\n<!-- {_HTML_MARK} -->",
+    ".prom": "# HELP vhdkit_fleet_",
+}
+
+
+def check_report_path(path: str, folder: Folder | None = None) -> None:
+    """Refuse a report's path that has no folder, or that any file has which is no earlier report.
+
+    An empty file is nobody's loss. A link is refused: what it leads to has another name, of which nobody thought.
+
+    Raises:
+        ValueError: its suffix is that of no report.
+        OSError: it cannot be written there.
+
+    """
+    place = folder or LocalFolder()
+    report_format(path)
+    directory = place.real(paths.dirname(paths.abspath(path)))
+    place.check_directory(directory)
+    name = paths.join(directory, paths.basename(path))
+    if paths.basename(path) not in place.names(directory):
+        return
+    if place.real(name) != name:
+        raise FileExistsError(errno.EEXIST, "a link has this name, and no report replaces it", path)
+    expected = _BEGINNINGS[paths.splitext(path)[1].lower()].encode()
+    with place.open(name) as storage:
+        size = storage.size()
+        begins = read_bytes(storage, 0, min(size, len(expected)))
+    if size and begins != expected:
+        raise FileExistsError(errno.EEXIST, "a file that is no report has this name, and is not replaced", path)
+
+
 def write_report(report: FleetReport, path: str, folder: Folder | None = None) -> None:
     """Write a report in the format that the file's name says, over an earlier one: a reader sees either whole.
 
     Raises:
         ValueError: its suffix is that of no report.
-        OSError: it cannot be written; an earlier report is still there.
+        OSError: it cannot be written, or a file that is no report has the name; what was there is still there.
 
     """
     place, content = folder or LocalFolder(), report_format(path)(report).encode("utf-8", "backslashreplace")
+    check_report_path(path, place)
     real = place.real(path)
     replace_file(place, real, content)
     place.sync(paths.dirname(real))
