@@ -21,7 +21,7 @@ from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING, SECTOR
 from tests.typed import as_typed
 from vhdkit.chain.chain import open_chain
-from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError
+from vhdkit.errors import ChainError, ParentMismatchError, ParentNotFoundError, ParentRefusedError, SiblingsError
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
@@ -352,6 +352,58 @@ def test_a_link_into_a_search_folder_is_followed(tree: Path) -> None:
     (tree / "own/leaf.avhd").write_bytes(child(locator(0, b"W2ru", ".\\base.vhd")))
     with open_chain(str(tree / "own/leaf.avhd"), search=[str(tree / "out")]) as chain:
         assert chain.layers[1].path == str(tree / "out/base.vhd")
+
+
+# Hyper-V's own layout
+
+
+@pytest.fixture
+def host(tree: Path) -> Path:
+    """A base in one folder of the layout, and the other folder beside it."""
+    (tree / "Virtual Hard Disks").mkdir()
+    (tree / "Snapshots").mkdir()
+    (tree / "Virtual Hard Disks/base.vhd").write_bytes(base())
+    return tree
+
+
+@pytest.mark.parametrize(
+    "text", ["..\\Virtual Hard Disks\\base.vhd", "C:\\vms\\Virtual Hard Disks\\base.vhd", "gone.vhd"]
+)
+def test_a_snapshot_finds_its_parent_where_hyper_v_has_it_and_the_other_way_round(host: Path, text: str) -> None:
+    leaf = host / "Snapshots/leaf.avhd"
+    leaf.write_bytes(child(locator(0, b"W2ku" if ":" in text else b"W2ru", text)))
+    with open_chain(str(leaf)) as chain:
+        assert chain.layers[1].path == str(host / "Virtual Hard Disks/base.vhd")
+    (host / "Virtual Hard Disks/base.vhd").rename(host / "Snapshots/base.vhd")
+    leaf = leaf.rename(host / "Virtual Hard Disks/leaf.avhd")
+    with open_chain(str(leaf)) as chain:
+        assert chain.layers[1].path == str(host / "Snapshots/base.vhd")
+
+
+def test_a_base_in_hyper_vs_layout_has_the_children_beside_it(host: Path) -> None:
+    (host / "Snapshots/leaf.avhd").write_bytes(child())
+    (host / "Snapshots/other.avhd").write_bytes(child())
+    with pytest.raises(SiblingsError, match="would ruin 2 other image"):
+        open_chain(str(host / "Virtual Hard Disks/base.vhd"), writable=True)
+
+
+def test_the_layout_needs_its_names_the_right_id_and_no_links(host: Path) -> None:
+    leaf = child(locator(0, b"W2ru", "..\\Virtual Hard Disks\\base.vhd"))
+    (host / "Snapshots/leaf.avhd").write_bytes(leaf)
+    refused(host, leaf)
+    (host / "Virtual Hard Disks/base.vhd").write_bytes(base(2))
+    with pytest.raises(ParentMismatchError):
+        open_chain(str(host / "Snapshots/leaf.avhd"))
+    (host / "Virtual Hard Disks/base.vhd").unlink()
+    (host / "Virtual Hard Disks/base.vhd").symlink_to(host / "out/base.vhd")
+    with pytest.raises(ParentRefusedError):
+        open_chain(str(host / "Snapshots/leaf.avhd"))
+    (host / "Virtual Hard Disks").rename(host / "elsewhere")
+    (host / "Virtual Hard Disks").symlink_to(host / "out")
+    spy = Spy()
+    with pytest.raises(ParentRefusedError):
+        open_chain(str(host / "Snapshots/leaf.avhd"), folder=spy)
+    assert spy.outside([*spy.opened, *spy.listed], host / "Snapshots") == []
 
 
 def test_search_folders_allow_no_absolute_path(tree: Path) -> None:

@@ -1,7 +1,8 @@
 """Which images read through a file: looked for in folders, whatever leads there.
 
-Images are looked for in the folders near a chain and below them, in the folders just above, and in the search folders
-and below them. Symbolic links in all of these are looked through, and what is mounted below, as far as a `Reach` goes:
+Images are looked for in the folders near a chain and below them, of Hyper-V's own layout in both folders, in the
+folders just above, and in the search folders and below them. Symbolic links in all of these are looked through, and
+what is mounted below, as far as a `Reach` goes:
 an image that was moved to another disk and left a link behind still reads through its parent. Only what files say of
 themselves is read there, and nothing that was found so is opened as a parent.
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vhdkit.chain.catalog import Catalog, Cataloged, is_called_as_image, read_catalog
+from vhdkit.chain.folder_index import layout_folders
 from vhdkit.chain.parent_search import ParentSearch, parent_identity
 from vhdkit.corruption import Corruption
 from vhdkit.errors import MergeError, VhdError
@@ -85,6 +87,8 @@ def children_of(image: Image, scope: SearchScope) -> tuple[str, ...]:
 def read_family(near: Sequence[str], scope: SearchScope, reach: Reach) -> Catalog:
     """Read the images that may be relatives of those in some folders; what is half made is left out."""
     folder, above = scope.folder, [paths.dirname(directory) for directory in near]
+    layout = (other for directory in near for other in layout_folders(scope.folder, directory))
+    near = tuple(dict.fromkeys((*near, *layout)))
     asked = read_catalog(folder, scope.directories, reach=reach)
     beside = read_catalog(folder, near, one_device=True, reach=reach)
     # What cannot be read just above is passed over: it may be anybody's, and hardly reads through a folder below. Only

@@ -9,11 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vhdkit.chain.catalog import Cataloged, read_entries
+from vhdkit.storage import paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vhdkit.storage.protocols import Folder
+
+# Hyper-V's own layout: snapshots lie in one folder, and what they stand on in the other one beside it.
+_LAYOUT = {"Snapshots": "Virtual Hard Disks", "Virtual Hard Disks": "Snapshots"}
+
+
+def layout_folders(folder: Folder, directory: str) -> tuple[str, ...]:
+    """Return the directory that belongs to one of Hyper-V's own layout, if it is there and no link; else none."""
+    other = _LAYOUT.get(paths.basename(directory))
+    if other is None:
+        return ()
+    beside = paths.join(paths.dirname(directory), other)
+    return (beside,) if folder.real(beside) == beside and folder.exists(beside) else ()
 
 
 class Known(NamedTuple):

@@ -1,9 +1,9 @@
 """Finding an image's parent.
 
 A locator inside an image is untrusted input that names a file to open. So a parent is opened only where the
-caller allows it: under the child's own folder, the search folders, and the folders of the path map; links that
-lead out of them are refused like any other path. What is opened must be a regular file, and its unique id, read
-from the opened file, must be the one that the child remembers.
+caller allows it: under the child's own folder, the search folders, and the folders of the path map; and from
+Hyper-V's `Snapshots` in `Virtual Hard Disks` beside it, or back. Links that lead out of them are refused. What is
+opened must be a regular file, and its unique id, read from the opened file, must be the one that the child remembers.
 
 Order: the explicit parent · the path map · relative locators · base names in the child's folder and the search
 folders, with the other extensions, with other case where that is unique · by id in the child's folder, and anywhere in
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from vhdkit.chain import parent_paths
-from vhdkit.chain.folder_index import FolderIndex
+from vhdkit.chain.folder_index import FolderIndex, layout_folders
 from vhdkit.chain.parent_paths import Clue
 from vhdkit.chain.rejected_parents import EXPLICIT, RejectedParents
 from vhdkit.corruption import Corruption
@@ -157,7 +157,7 @@ class _Search(RejectedParents):
         self.seen: set[str] = set()
         self.unreadable: VhdError | None = None
         self.searched = [self.folder.real(path) for path in parents.policy.search]
-        self.roots = [self.directory, *self.searched]
+        self.roots = [self.directory, *self.searched, *layout_folders(self.folder, self.directory)]
 
     def run(self) -> Found:
         explicit = self._explicit()
@@ -346,7 +346,7 @@ class _Search(RejectedParents):
         fitting: dict[tuple[int, int], str] = {}
         for root in dict.fromkeys(self.roots):
             # What lies below the image's own folder unnamed may well be a backup; a search folder was asked for.
-            deep = root != self.directory or root in self.searched
+            deep = root in self.searched
             for path, identity in self._with_an_id(root, deep=deep):
                 if identity not in self.above:
                     fitting.setdefault(identity, path)
