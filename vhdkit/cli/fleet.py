@@ -269,6 +269,8 @@ def _cluster(scheduler: str | None, tls: TlsFiles | None) -> Iterator[Cluster | 
 def _found(patterns: Sequence[str], parents: ParentPolicy, cluster: Cluster | None) -> Sequence[FoundChains]:
     from vhdkit.fleet import Pattern, find_chains
 
+    if "" in patterns:
+        raise click.UsageError("a pattern is empty: `.` is the folder that this is run in")
     try:
         meant = [Pattern.of(text) for text in patterns]
     except ValueError as error:

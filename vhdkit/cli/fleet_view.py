@@ -42,7 +42,7 @@ def print_chains(found: Sequence[FoundChains], *, as_json: bool) -> bool:
     else:
         for here in found:
             _print_found(here)
-    return any(here.unreadable or any(chain.problem for chain in here.chains) for here in found)
+    return any(here.unreadable or here.unmatched or any(chain.problem for chain in here.chains) for here in found)
 
 
 def _found_record(here: FoundChains) -> dict[str, Any]:
@@ -52,6 +52,7 @@ def _found_record(here: FoundChains) -> dict[str, Any]:
         "unfinished": [
             {"leaf": each.leaf, "into": each.destination, "undo": each.undo_image or None} for each in here.unfinished
         ],
+        "unmatched": [each.text for each in here.unmatched],
         "unreadable": [{"filename": path, "error": str(error)} for path, error in here.unreadable.items()],
     }
 
@@ -86,6 +87,8 @@ def _print_found(here: FoundChains) -> None:
         into = f"{_name(each.leaf, here.host)}: a merge into {_name(each.destination, here.host)}"
         how = _waiting_text(each.undo_image, here.host) if each.undo_image else "is not finished"
         echo(f"{into} {how}")
+    for unmatched in here.unmatched:
+        echo(f"{_name(unmatched.text, here.host)}: no image is there")
     for path, error in here.unreadable.items():
         echo(f"{_name(path, here.host)}: {_reason(error)}")
 

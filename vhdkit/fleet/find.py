@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vhdkit.chain.catalog import Catalog, Parents, Unreadable, read_entries
+from vhdkit.chain.catalog import Catalog, Parents, Unreadable, is_called_as_image, read_entries
 from vhdkit.chain.chain import open_chain_with
 from vhdkit.disk import unique_id
 from vhdkit.errors import JournalError, VhdError
+from vhdkit.fleet.patterns import Pattern
 from vhdkit.fleet.plan import FleetTarget
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
@@ -17,10 +18,9 @@ from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.mounts import mount_point, shared_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vhdkit.chain.catalog import Cataloged
-    from vhdkit.fleet.patterns import Pattern
     from vhdkit.journal.merge_journal import Journal
     from vhdkit.options import ParentPolicy
     from vhdkit.storage.protocols import Entry, Folder
@@ -79,12 +79,21 @@ class UnfinishedMerge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnmatchedPattern:
+    """A pattern that means no image; `has_neighbours` says whether its folders hold images of other names."""
+
+    text: str
+    has_neighbours: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundChains:
     """What a pattern means on one machine.
 
     `unreadable` are files and folders that the system does not let be read, `unfinished` merges whose topmost source
     the pattern means, `mounts` says where the file system of a number is mounted, and `sources` what a server lends
-    there. `place` is what a worker must have that sees the files, "" if all do.
+    there. `place` is what a worker must have that sees the files, "" if all do. `unmatched` is the pattern if it means
+    nothing at all.
     """
 
     host: str
@@ -92,6 +101,7 @@ class FoundChains:
     chains: tuple[FoundChain, ...]
     unfinished: tuple[UnfinishedMerge, ...] = ()
     unreadable: Mapping[str, VhdError | OSError] = field(default_factory=dict)
+    unmatched: tuple[UnmatchedPattern, ...] = ()
     mounts: Mapping[int, str] = field(default_factory=dict)
     sources: Mapping[int, str] = field(default_factory=dict)
 
@@ -118,11 +128,14 @@ def find_chains(
     unreadable: dict[str, VhdError | OSError] = {}
     matched: dict[str, Entry] = {}
     unfinished: list[UnfinishedMerge] = []
+    neighbours: list[str] = []
     for entry, is_meant in _entries(pattern, folder, unreadable, check_root):
         if entry.path.endswith(JOURNAL_SUFFIX):
             unfinished += _unfinished(folder, entry.path, pattern)
         elif is_meant:
             matched[entry.path] = entry
+        elif is_called_as_image(entry.path):
+            neighbours.append(entry.path)
     chains = tuple(_chains(matched, folder, parents, unreadable))
     mounts = _mounts(chains, unfinished)
     return FoundChains(
@@ -130,9 +143,20 @@ def find_chains(
         chains=chains,
         unfinished=tuple(unfinished),
         unreadable=unreadable,
+        unmatched=() if any((chains, unfinished, unreadable)) else (_unmatched(pattern, folder, neighbours),),
         mounts=mounts,
-        sources={device: source for device, place in mounts.items() if (source := shared_source(place))},
+        sources=_sources(mounts),
     )
+
+
+def _unmatched(pattern: Pattern, folder: Folder, neighbours: Sequence[str]) -> UnmatchedPattern:
+    """Return a pattern that means nothing; `neighbours` are images below its root."""
+    has_neighbours = False
+    if pattern.is_wild and not folder.exists(pattern.text):
+        root, beside = folder.real(pattern.root), Pattern(text=paths.join(paths.dirname(pattern.text), "*"))
+        relative = (paths.relpath(path, root).replace(paths.sep, "/") for path in neighbours)
+        has_neighbours = any(map(beside.matches, relative))
+    return UnmatchedPattern(text=pattern.text, has_neighbours=has_neighbours)
 
 
 def _chains(
@@ -158,6 +182,11 @@ def _mounts(chains: Iterable[FoundChain], unfinished: Iterable[UnfinishedMerge])
     files = {layer.identity[0]: layer.path for chain in chains for layer in chain.layers}
     files |= {each.identity[0]: each.destination for each in unfinished}
     return {device: mount_point(path)[1] for device, path in files.items()}
+
+
+def _sources(mounts: Mapping[int, str]) -> dict[int, str]:
+    """Return what a server lends on each file system that is one of those."""
+    return {device: source for device, place in mounts.items() if (source := shared_source(place))}
 
 
 def _entries(

@@ -6,13 +6,16 @@ no chain of its own then either.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vhdkit.fleet.find import FoundChain, FoundChains
+
+_Found = TypeVar("_Found")
 
 
 def join_found(found: Iterable[FoundChains]) -> tuple[FoundChains, ...]:
@@ -30,11 +33,16 @@ def _joined(here: Sequence[FoundChains]) -> FoundChains:
     return replace(
         first,
         chains=tuple(_chains([chain for each in here for chain in each.chains])),
-        unfinished=tuple(dict.fromkeys(merge for each in here for merge in each.unfinished)),
+        unfinished=_each_once(each.unfinished for each in here),
         unreadable={path: error for each in here for path, error in each.unreadable.items()},
+        unmatched=_each_once(each.unmatched for each in here),
         mounts={device: name for each in here for device, name in each.mounts.items()},
         sources={device: name for each in here for device, name in each.sources.items()},
     )
+
+
+def _each_once(found: Iterable[tuple[_Found, ...]]) -> tuple[_Found, ...]:
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _chains(chains: Sequence[FoundChain]) -> Iterator[FoundChain]:

@@ -159,6 +159,12 @@ class _Planned:
         self.obstacles += [
             Obstacle(path=path, host=found.host, error=error) for path, error in found.unreadable.items()
         ]
+        # Where images are left that are in no snapshot's way, all merges may have been done by earlier runs.
+        self.obstacles += [
+            Obstacle(path=each.text, host=found.host, error=FleetError("no image is there", path=each.text))
+            for each in found.unmatched
+            if not (each.has_neighbours and self._options.verb is FleetVerb.MERGE)
+        ]
         if self._options.verb is FleetVerb.MERGE:
             self._add_merges(found)
             return
