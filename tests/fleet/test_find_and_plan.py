@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,15 @@ from tests.fleet.machines_on_disk import assert_merged, found, make_machines, ou
 from tests.plainbuild import ImageSpec, build, locator
 from tests.plainvhd import DIFFERENCING
 from vhdkit import fleet
+from vhdkit.chain.chain import open_chain_with
 from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from vhdkit.chain.chain import Chain
+    from vhdkit.storage.protocols import Folder
 
 
 def merges(plan: fleet.FleetPlan) -> list[tuple[str, str]]:
@@ -130,8 +136,11 @@ def test_a_file_a_folder_and_a_name_with_brackets_are_patterns(vms: Path) -> Non
     assert [chain.leaf.path for chain in found(vms, "vm00/web[1].vhd").chains] == [str(odd)]
     assert len(found(vms, "vm00/vm00_0.avhd").chains) == 1
     assert len(found(vms, "").chains) == 2
-    with pytest.raises(FileNotFoundError):
-        found(vms, "nowhere/*.vhd")
+    for missing in ("nowhere/*.vhd", "vm00/gone.avhd", "nowhere/gone.avhd"):
+        here = found(vms, missing)
+        path = str(vms / missing.removesuffix("/*.vhd"))
+        assert {path: FileNotFoundError} == {name: type(error) for name, error in here.unreadable.items()}
+        assert here.chains == ()
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
@@ -151,6 +160,74 @@ def test_a_merge_that_was_cut_off_while_it_removed_its_sources_is_finished(vms: 
     assert any((vms / "vm00").glob("*.vhdkit-journal"))
     assert outcomes(run_here(plan_of(vms, "merge"))) == {"resumed": 1}
     assert_merged(vms, views)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_merge_that_is_spelled_out_may_be_asked_for_again(vms: Path, is_cut: bool) -> None:
+    views = make_machines(vms, 2, levels=1)
+    leaf = vms / "vm00" / "vm00_0.avhd"
+    plan = plan_of(vms, "merge", "vm00/vm00_0.avhd")
+    (task,) = plan.tasks
+    assert isinstance(task.request, fleet.EnsureRequest)
+    if is_cut:
+        when = at_first("remove", leaf.name)
+        with pytest.raises(CutError):
+            vhdkit.ensure_merged(
+                leaf,
+                into=leaf.with_name("vm00.vhd"),
+                leaf_id=task.request.leaf_id,
+                folder=CuttingFolder(LocalFolder(), when),
+            )
+        leaf.unlink()
+    else:
+        run_here(plan)
+    asked = [found(vms, f"{name}/{name}_0.avhd") for name in views]
+    again = fleet.plan_fleet(asked, fleet.FleetOptions(verb=fleet.FleetVerb.MERGE))
+    assert again.obstacles == ()
+    assert outcomes(run_here(again)) == {"resumed" if is_cut else "was-done": 1, "done": 1}
+    assert_merged(vms, views)
+    # A leaf that no record tells of, or that is to be read, is not there.
+    assert len(plan_of(vms, "merge", "vm00/vm00_7.avhd").obstacles) == 1
+    assert len(plan_of(vms, "hash", "vm00/vm00_0.avhd").obstacles) == 1
+
+
+def test_a_pattern_that_means_less_than_that_of_the_run_that_was_cut_off_finishes_it(vms: Path) -> None:
+    views = make_machines(vms, 1, levels=3)
+    (task,) = plan_of(vms, "merge").tasks
+    assert isinstance(task.request, fleet.EnsureRequest)
+    leaf = task.request.merge.child
+    with pytest.raises(CutError):
+        vhdkit.ensure_merged(
+            leaf,
+            into=task.request.merge.into or "",
+            leaf_id=task.request.leaf_id,
+            folder=CuttingFolder(LocalFolder(), at_first("remove", leaf)),
+        )
+    assert outcomes(run_here(plan_of(vms, "merge", "vm00/*_2.avhd"))) == {"resumed": 1}
+    assert_merged(vms, views)
+
+
+def test_a_leaf_that_goes_while_it_is_looked_for_is_no_obstacle(vms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_machines(vms, 2, levels=1)
+    gone = vms / "vm00" / "vm00_0.avhd"
+
+    def remove_and_open(
+        path: str, parents: fleet.ParentPolicy, folder: Folder, *, lock: bool
+    ) -> AbstractContextManager[Chain]:
+        gone.unlink(missing_ok=True)
+        return open_chain_with(path, parents, folder, lock=lock)
+
+    monkeypatch.setattr("vhdkit.fleet.find.open_chain_with", remove_and_open)
+    plan = plan_of(vms, "merge")
+    assert (merges(plan), plan.obstacles) == ([("vm01_0.avhd", "vm01.vhd")], ())
+
+
+def test_one_file_that_is_meant_with_its_host_and_without_is_merged_once(vms: Path) -> None:
+    make_machines(vms, 1, levels=1)
+    asked = [found(vms), replace(found(vms), host="hv07")]
+    plan = fleet.plan_fleet(asked, fleet.FleetOptions(verb=fleet.FleetVerb.MERGE))
+    assert [task.group for task in plan.tasks] == [0, 0]
+    assert outcomes(run_here(plan)) == {"done": 1, "was-done": 1}
 
 
 def test_a_forged_journal_leads_to_no_merge_that_the_pattern_does_not_mean(vms: Path) -> None:

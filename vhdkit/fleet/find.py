@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from vhdkit.fleet.patterns import Pattern
 from vhdkit.fleet.plan import FleetTarget
 from vhdkit.journal.merge_journal import SUFFIX as JOURNAL_SUFFIX
 from vhdkit.journal.merge_journal import read_journal
+from vhdkit.merging.completion import SUFFIX as COMPLETION_SUFFIX
+from vhdkit.merging.completion import read_completions
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
 from vhdkit.storage.mounts import mount_point, shared_source
@@ -87,19 +90,31 @@ class UnmatchedPattern:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedMerge:
+    """A merge that a completion record tells of, of a leaf that is gone; `leaf_id` is a GUID."""
+
+    leaf: str
+    leaf_id: str
+    destination: str
+    identity: tuple[int, int]
+    payload_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundChains:
     """What a pattern means on one machine.
 
     `unreadable` are files and folders that the system does not let be read, `unfinished` merges whose topmost source
-    the pattern means, `mounts` says where the file system of a number is mounted, and `sources` what a server lends
-    there. `place` is what a worker must have that sees the files, "" if all do. `unmatched` is the pattern if it means
-    nothing at all.
+    the pattern means, `finished` those that are said to have merged the one file that it means, which is gone.
+    `unmatched` is the pattern if it means nothing at all. `mounts` says where the file system of a number is mounted,
+    and `sources` what a server lends there. `place` is what a worker must have that sees the files, "" if all do.
     """
 
     host: str
     place: str = ""
     chains: tuple[FoundChain, ...]
     unfinished: tuple[UnfinishedMerge, ...] = ()
+    finished: tuple[FinishedMerge, ...] = ()
     unreadable: Mapping[str, VhdError | OSError] = field(default_factory=dict)
     unmatched: tuple[UnmatchedPattern, ...] = ()
     mounts: Mapping[int, str] = field(default_factory=dict)
@@ -120,28 +135,33 @@ def find_chains(
     `check_root` is called with the folder or file where the search begins, and may refuse it.
 
     Raises:
-        OSError: the folder that the pattern begins with cannot be listed.
         FleetError: `check_root` raises it.
 
     """
     folder = LocalFolder()
+    search = _search(pattern, folder)
+    check_root(search.start)
     unreadable: dict[str, VhdError | OSError] = {}
     matched: dict[str, Entry] = {}
     unfinished: list[UnfinishedMerge] = []
+    finished: list[FinishedMerge] = []
     neighbours: list[str] = []
-    for entry, is_meant in _entries(pattern, folder, unreadable, check_root):
+    for entry in _entries(search, folder, unreadable):
         if entry.path.endswith(JOURNAL_SUFFIX):
-            unfinished += _unfinished(folder, entry.path, pattern)
-        elif is_meant:
+            unfinished += _unfinished(folder, entry.path, search)
+        elif search.is_gone and entry.path.endswith(COMPLETION_SUFFIX):
+            finished += _finished(folder, entry.path, search)
+        elif search.means(entry.path):
             matched[entry.path] = entry
         elif is_called_as_image(entry.path):
             neighbours.append(entry.path)
     chains = tuple(_chains(matched, folder, parents, unreadable))
-    mounts = _mounts(chains, unfinished)
+    mounts = _mounts(chains, [*unfinished, *finished])
     return FoundChains(
         host=pattern.host,
         chains=chains,
         unfinished=tuple(unfinished),
+        finished=tuple(finished),
         unreadable=unreadable,
         unmatched=() if any((chains, unfinished, unreadable)) else (_unmatched(pattern, folder, neighbours),),
         mounts=mounts,
@@ -177,10 +197,10 @@ def _chains(
     yield from damaged
 
 
-def _mounts(chains: Iterable[FoundChain], unfinished: Iterable[UnfinishedMerge]) -> dict[int, str]:
+def _mounts(chains: Iterable[FoundChain], begun: Iterable[UnfinishedMerge | FinishedMerge]) -> dict[int, str]:
     """Return where each file system is mounted, by its number."""
     files = {layer.identity[0]: layer.path for chain in chains for layer in chain.layers}
-    files |= {each.identity[0]: each.destination for each in unfinished}
+    files |= {each.identity[0]: each.destination for each in begun}
     return {device: mount_point(path)[1] for device, path in files.items()}
 
 
@@ -189,31 +209,59 @@ def _sources(mounts: Mapping[int, str]) -> dict[int, str]:
     return {device: source for device, place in mounts.items() if (source := shared_source(place))}
 
 
-def _entries(
-    pattern: Pattern,
-    folder: Folder,
-    unreadable: dict[str, VhdError | OSError],
-    check_root: Callable[[str], None],
-) -> Iterator[tuple[Entry, bool]]:
-    """Yield the files where the pattern begins, and whether it means them; a path without wildcards is itself."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """Where a pattern's files are looked for: `root` is a folder; with a `name` one file in it is meant.
+
+    `is_path` says that the pattern is a path, whatever letters it has, and `is_gone` that the file is not there.
+    """
+
+    pattern: Pattern
+    root: str
+    name: str = ""
+    is_path: bool = False
+    is_gone: bool = False
+
+    @property
+    def start(self) -> str:
+        """The file that is meant, or the folder."""
+        return paths.join(self.root, self.name) if self.name else self.root
+
+    @property
+    def is_deep(self) -> bool:
+        return not self.name if self.is_path else self.pattern.is_deep
+
+    def means(self, path: str) -> bool:
+        """Whether the pattern means a file, which may be gone."""
+        if not paths.is_below(paths.dirname(path), [self.root]):
+            return False
+        relative = paths.relpath(path, self.root).replace(paths.sep, "/")
+        return (not self.name or relative == self.name) if self.is_path else self.pattern.matches(relative)
+
+
+def _search(pattern: Pattern, folder: Folder) -> _Search:
     # A name with brackets may be just that.
     is_path = not pattern.is_wild or folder.exists(pattern.text)
     root = folder.real(pattern.text if is_path else pattern.root)
-    check_root(root)
-    name = ""
-    if is_path and not folder.names(root) and folder.exists(root):
-        root, name = paths.dirname(root), paths.basename(root)
-    folder.check_directory(root)
-    is_deep = not name if is_path else pattern.is_deep
-    walk = folder.walk(root, deep=is_deep)
-    for entry in walk:
-        yield entry, _is_meant(pattern, root, entry.path, name=name, is_path=is_path)
+    if is_path and not folder.names(root):
+        above, name = paths.dirname(root), paths.basename(root)
+        return _Search(pattern=pattern, root=above, name=name, is_path=True, is_gone=not folder.exists(root))
+    return _Search(pattern=pattern, root=root, is_path=is_path)
+
+
+def _entries(search: _Search, folder: Folder, unreadable: dict[str, VhdError | OSError]) -> Iterator[Entry]:
+    """Yield the files where the search begins; what is not there, or cannot be listed, goes into `unreadable`."""
+    if search.is_gone:
+        unreadable[search.start] = FileNotFoundError(errno.ENOENT, "No such file or directory", search.start)
+    try:
+        folder.check_directory(search.root)
+    except OSError as error:
+        if not search.is_gone:
+            unreadable[search.root] = error
+        return
+    walk = folder.walk(search.root, deep=search.is_deep)
+    yield from walk
     unreadable.update(walk.unlisted)
-
-
-def _is_meant(pattern: Pattern, root: str, path: str, *, name: str, is_path: bool) -> bool:
-    relative = paths.relpath(path, root).replace(paths.sep, "/")
-    return (not name or relative == name) if is_path else pattern.matches(relative)
 
 
 def _opened(images: Mapping[str, Cataloged], folder: Folder, parents: ParentPolicy) -> Iterator[FoundChain]:
@@ -225,6 +273,9 @@ def _opened(images: Mapping[str, Cataloged], folder: Folder, parents: ParentPoli
         if image.identity in reached:
             continue
         chain = _chain(image, matched, folder, parents)
+        if chain.problem is not None and not folder.exists(image.path):
+            # It went since the folder was listed, as the sources of another merge do.
+            continue
         reached.update(layer.identity for layer in chain.layers)
         yield chain
 
@@ -273,7 +324,7 @@ def _alone(path: str, identity: tuple[int, int], own_id: bytes, size: int, probl
     return FoundChain(layers=(layer,), size=size, problem=problem)
 
 
-def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedMerge]:
+def _unfinished(folder: Folder, path: str, search: _Search) -> list[UnfinishedMerge]:
     """Return the merge that a journal is of; none if the pattern does not mean it, or it cannot be gone on with."""
     destination = path.removesuffix(JOURNAL_SUFFIX)
     try:
@@ -281,10 +332,7 @@ def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedM
         if journal is None or journal.rolling_back or (journal.begin.undo and not _waits_for_drop(journal)):
             return []
         sources = tuple(journal.resolve(source.path) for source in journal.begin.sources)
-        root = folder.real(pattern.root)
-        if not paths.is_below(paths.dirname(sources[0]), [root]):
-            return []
-        if pattern.is_wild and not pattern.matches(paths.relpath(sources[0], root).replace(paths.sep, "/")):
+        if not search.means(sources[0]):
             return []
         with folder.open(destination) as storage:
             identity = storage.identity
@@ -305,3 +353,23 @@ def _unfinished(folder: Folder, path: str, pattern: Pattern) -> list[UnfinishedM
 def _waits_for_drop(journal: Journal) -> bool:
     """Whether a merge with an undo image is complete, and kept as it is until that is dropped or rolled back."""
     return bool(journal.begin.undo) and journal.merged and not journal.dropping
+
+
+def _finished(folder: Folder, path: str, search: _Search) -> list[FinishedMerge]:
+    """Return the merge of the file that is gone, if the completion record at `path` has one; nothing is proven yet."""
+    destination = path.removesuffix(COMPLETION_SUFFIX)
+    try:
+        known = [each for each in read_completions(folder, destination) if paths.basename(each.leaf) == search.name]
+        with folder.open(destination) as storage:
+            identity = storage.identity
+    except (JournalError, OSError):
+        return []
+    return [
+        FinishedMerge(
+            leaf=search.start,
+            leaf_id=unique_id.guid(bytes.fromhex(each.leaf_id)),
+            destination=destination,
+            identity=identity,
+        )
+        for each in known[-1:]
+    ]

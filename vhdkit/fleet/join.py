@@ -32,8 +32,9 @@ def _joined(here: Sequence[FoundChains]) -> FoundChains:
         return first
     return replace(
         first,
-        chains=tuple(_chains([chain for each in here for chain in each.chains])),
+        chains=tuple(_chains(list(itertools.chain.from_iterable(each.chains for each in here)))),
         unfinished=_each_once(each.unfinished for each in here),
+        finished=_each_once(each.finished for each in here),
         unreadable={path: error for each in here for path, error in each.unreadable.items()},
         unmatched=_each_once(each.unmatched for each in here),
         mounts={device: name for each in here for device, name in each.mounts.items()},

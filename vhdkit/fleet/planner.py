@@ -30,9 +30,9 @@ from vhdkit.storage import paths
 from vhdkit.storage.mounts import mount_point, shared_source
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
-    from vhdkit.fleet.find import FoundChain, FoundChains, FoundLayer, UnfinishedMerge
+    from vhdkit.fleet.find import FinishedMerge, FoundChain, FoundChains, FoundLayer, UnfinishedMerge
 
 _CONVERTED = {"raw": ".img", "fixed": ".vhd", "dynamic": ".vhd"}
 
@@ -156,8 +156,11 @@ class _Planned:
 
     def add(self, found: FoundChains) -> None:
         """Plan what was found on one machine."""
+        known = self._merges_known(found)
         self.obstacles += [
-            Obstacle(path=path, host=found.host, error=error) for path, error in found.unreadable.items()
+            Obstacle(path=path, host=found.host, error=error)
+            for path, error in found.unreadable.items()
+            if path not in known
         ]
         # Where images are left that are in no snapshot's way, all merges may have been done by earlier runs.
         self.obstacles += [
@@ -170,6 +173,12 @@ class _Planned:
             return
         for chain in found.chains:
             self._add_reading(found, chain)
+
+    def _merges_known(self, found: FoundChains) -> set[str]:
+        """Return the leaves that may be gone because an earlier run has merged them, or has nearly."""
+        if self._options.verb is not FleetVerb.MERGE:
+            return set()
+        return {each.leaf for each in found.unfinished} | {each.leaf for each in found.finished}
 
     def tasks(self) -> Iterator[FleetTask]:
         """Yield the tasks, groups and numbers given."""
@@ -242,31 +251,36 @@ class _Planned:
         target = _target_of(self._options.destination, self.mounts)
         return [target]
 
-    def _add_merges(self, found: FoundChains) -> None:
-        finishing = {each.destination: each for each in found.unfinished}
-        seen: set[tuple[str, str]] = set()
+    def _add_begun(self, found: FoundChains, begun: set[str]) -> None:
+        """Plan what earlier runs have begun; `begun` are the sources of merges that are not finished."""
         for each in found.unfinished:
-            seen.add((each.leaf, each.destination))
             if each.undo_image:
                 self.waiting.append(WaitingMerge(path=each.leaf, host=found.host, undo_image=each.undo_image))
             else:
                 self._drafts.append(self._finishing(found, each))
+        for done in found.finished:
+            if done.leaf not in begun:
+                self._drafts.append(self._finishing(found, done))
+
+    def _add_merges(self, found: FoundChains) -> None:
+        # Where a pattern means less than that of the run that was cut off, the leaf is merged further down than asked.
+        begun = {source for each in found.unfinished for source in each.sources}
+        self._add_begun(found, begun)
+        seen: set[tuple[str, str]] = set()
         for chain in found.chains:
             if chain.problem is not None:
                 self.obstacles.append(Obstacle(path=chain.leaf.path, host=found.host, error=chain.problem))
                 continue
             for top, bottom in _merges_in(chain.layers):
                 leaf, into = chain.layers[top], chain.layers[bottom]
-                begun = finishing.get(into.path)
-                is_begun = begun is not None and leaf.path in begun.sources
-                if not is_begun and (leaf.path, into.path) not in seen:
+                if leaf.path not in begun and (leaf.path, into.path) not in seen:
                     seen.add((leaf.path, into.path))
                     self._drafts.append(self._merge(found, chain.layers, top, bottom))
 
     def _merge(self, found: FoundChains, layers: Sequence[FoundLayer], top: int, bottom: int) -> _Draft:
         leaf, into, sources = layers[top], layers[bottom], layers[top:bottom]
         # An image right above the leaf is relinked to the destination.
-        written = [_key(found.host, layer.identity) for layer in layers[max(0, top - 1) : bottom + 1]]
+        written = _keys(found.host, {layer.path: layer.identity for layer in layers[max(0, top - 1) : bottom + 1]})
         targets = [found.target(layer.identity[0]) for layer in (into, *sources)]
         return _Draft(
             request=self._ensure(leaf.path, into.path, guid(leaf.unique_id)),
@@ -275,12 +289,12 @@ class _Planned:
             targets=tuple(dict.fromkeys(targets)),
             cost=float(sum(layer.file_size for layer in sources)),
             depth=len(layers) - bottom,
-            written=frozenset(written),
-            touched=frozenset(_key(found.host, layer.identity) for layer in layers),
+            written=written,
+            touched=_keys(found.host, {layer.path: layer.identity for layer in layers}),
         )
 
-    def _finishing(self, found: FoundChains, begun: UnfinishedMerge) -> _Draft:
-        changed = frozenset([_key(found.host, begun.identity)])
+    def _finishing(self, found: FoundChains, begun: UnfinishedMerge | FinishedMerge) -> _Draft:
+        changed = _keys(found.host, {begun.destination: begun.identity})
         return _Draft(
             request=self._ensure(begun.leaf, begun.destination, begun.leaf_id),
             host=found.host,
@@ -318,8 +332,13 @@ def _merges_in(layers: Sequence[FoundLayer]) -> Iterator[tuple[int, int]]:
             top = at
 
 
-def _key(host: str, identity: tuple[int, int]) -> Hashable:
-    return host, identity
+def _keys(host: str, identities: Mapping[str, tuple[int, int]]) -> frozenset[Hashable]:
+    """Return what tells files by their paths: where a host has them, or where any has that sees them there.
+
+    One that is meant by HOST:/PATH and by /PATH has the second key in common. Two hosts may have different files with
+    the same numbers at one path: they are then worked with one after another, which costs time alone.
+    """
+    return frozenset(key for path, identity in identities.items() for key in ((host, identity), (path, identity)))
 
 
 def _groups(drafts: Sequence[_Draft]) -> list[int]:
