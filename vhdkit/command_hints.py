@@ -40,8 +40,8 @@ _WORDS = {
     Advice.PARTITION: "--partition N",
     Advice.MOVE_FILE: "`mv {path} {new_path}`",
     Advice.CHECK: "`vhdkit check {path}`",
-    Advice.CHECK_CHAIN: "`vhdkit check --chain {path}`",
-    Advice.HASH: "`vhdkit hash {path}`",
+    Advice.CHECK_CHAIN: "`vhdkit check --chain {path}{rest}`",
+    Advice.HASH: "`vhdkit hash {path}{rest}`",
     Advice.REPAIR_FOOTERS: "`vhdkit check --repair-footers {path}`",
     Advice.ACCEPT_HEADER: "`vhdkit rebase {path} -b PARENT --accept-header-checksum{rest}`",
     Advice.MAKE_VHD: "`qemu-img convert -f raw -O vpc -o force_size=on {path} {new_path}`",
@@ -76,6 +76,9 @@ _OPTIONS = {
     "undo": "--undo",
     "search": "--search",
     "leaf_id": "--ensure",
+    "output_format": "-O",
+    "deep": "--deep",
+    "verify": "--verify",
     "ignore_id_mismatch": "--ignore-id-mismatch",
 }
 # Options that say where files lie and how fast they are copied, which hold for the command that is advised as well.
@@ -85,6 +88,8 @@ _REPEATED = {
     Advice.ROLL_BACK: ("--search", "--parent-map"),
     Advice.DROP_UNDO: ("--search", "--parent-map"),
     Advice.CONVERT: ("--search", "--parent-map", "--parent"),
+    Advice.CHECK_CHAIN: ("--search", "--parent-map"),
+    Advice.HASH: ("--search", "--parent-map"),
     Advice.COMPARE_PARENT: ("--search", "--parent-map"),
     Advice.ACCEPT_HEADER: ("--search", "--parent-map"),
 }
@@ -119,6 +124,8 @@ def _written(hint: Hint, given: Sequence[str]) -> str:
 
 
 def _option(name: str, value: Argument) -> list[str]:
+    if name == "algorithm":
+        return [f"--{value}"]
     option = _OPTIONS[name]
     if isinstance(value, bool):
         return [option] if value else []

@@ -114,13 +114,13 @@ class Advice(Enum):
     # Images and chains
     MOVE_FILE = "mv {path!r} {new_path!r}"
     CHECK = "check({path!r})"
-    CHECK_CHAIN = "check({path!r}, chain=True)"
-    HASH = "hash_image({path!r})"
+    CHECK_CHAIN = "check({path!r}, chain=True{rest})"
+    HASH = "hash_image({path!r}{rest})"
     REPAIR_FOOTERS = "repair_footers({path!r})"
     ACCEPT_HEADER = "rebase({path!r}, PARENT, accept_header_checksum=True)"
     MAKE_VHD = "qemu-img convert -f raw -O vpc -o force_size=on {path!r} {new_path!r}"
     CREATE_CHILD = "create_image(NEWFILE, parent={path!r})"
-    CONVERT = "convert({path!r}, {new_path!r})"
+    CONVERT = "convert({path!r}, {new_path!r}{rest})"
     CONVERT_EACH = "convert(FILE, NEWFILE)"
     COMPARE_PARENT = "plan_rebase({path!r}, {parent!r}{rest})"
     # Merges

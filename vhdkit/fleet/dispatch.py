@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vhdkit.errors import Cancelled, FleetError, ImageInUseError, VhdError
-from vhdkit.findings import Advice
+from vhdkit.findings import Advice, Hint
 from vhdkit.fleet.outcome import ChainOutcome
 from vhdkit.fleet.perform import Performed, perform
 from vhdkit.fleet.plan import DEFAULT_PER_TARGET, FleetPlan, FleetTask
@@ -29,9 +29,10 @@ from vhdkit.options import EnsureRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vhdkit.findings import Hint
+    from vhdkit.findings import Argument
     from vhdkit.fleet.plan import WaitingMerge
     from vhdkit.fleet.requests import FleetRequest
+    from vhdkit.options import ParentPolicy
     from vhdkit.progress import Cancel, Progress
 
 # A chain of which so many workers died is what they die of.
@@ -302,10 +303,19 @@ def _again(task: FleetTask) -> Hint:
     """Return what goes on with one chain, or does it again, by itself."""
     match task.request:
         case EnsureRequest(merge=merge, leaf_id=leaf_id):
-            return Advice.ENSURE_MERGED.hint(path=merge.child, into=merge.into or "", leaf_id=leaf_id)
-        case HashRequest(path=path):
-            return Advice.HASH.hint(path=path)
-        case ConvertRequest(path=path, destination=destination):
-            return Advice.CONVERT.hint(path=path, new_path=destination)
-        case CheckRequest(path=path):
-            return Advice.CHECK_CHAIN.hint(path=path)
+            into = merge.into or ""
+            return _hint(
+                Advice.ENSURE_MERGED, merge.parents, path=merge.child, into=into, leaf_id=leaf_id, verify=merge.verify
+            )
+        case HashRequest(path=path, algorithm=algorithm, parents=parents):
+            return _hint(Advice.HASH, parents, path=path, algorithm="" if algorithm == "sha256" else algorithm)
+        case ConvertRequest(path=path, destination=new_path, output_format=output_format, parents=parents):
+            return _hint(Advice.CONVERT, parents, path=path, new_path=new_path, output_format=output_format)
+        case CheckRequest(path=path, deep=deep, parents=parents):
+            return _hint(Advice.CHECK_CHAIN, parents, path=path, deep=deep)
+
+
+def _hint(advice: Advice, parents: ParentPolicy, **arguments: Argument) -> Hint:
+    """Return a hint with those of its arguments that differ from what holds without them."""
+    given = {**arguments, "search": parents.search}
+    return Hint(advice=advice, arguments=tuple((name, value) for name, value in given.items() if value))

@@ -11,14 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from vhdkit.chain.chain import open_chain_with
 from vhdkit.chain.check import CLEAN, CORRUPT, LEAKS, check
 from vhdkit.chain.compare import compare
 from vhdkit.chain.convert import convert
 from vhdkit.chain.hash import hash_image
+from vhdkit.disk.image import ImageFormat
+from vhdkit.errors import VhdError
 from vhdkit.findings import Level
 from vhdkit.fleet.channel import TaskReporter
 from vhdkit.fleet.outcome import ChainOutcome
 from vhdkit.fleet.requests import CheckRequest, ConvertRequest, FleetRequest, HashRequest
+from vhdkit.formats import open_image
 from vhdkit.job.start import run_merge
 from vhdkit.merging.ensure_merged import Ensured, ensure
 from vhdkit.options import EnsureRequest
@@ -165,7 +169,9 @@ def _converted(request: ConvertRequest, reporter: TaskReporter) -> tuple[ChainOu
 
 
 def _shows_the_same(request: ConvertRequest) -> bool:
-    """Whether the new file is there already and shows what the chain does."""
+    """Whether the new file is there already, as it was asked for, and shows what the chain does."""
+    if not _is_of_format(request):
+        return False
     found = compare(
         request.path,
         request.destination,
@@ -173,6 +179,25 @@ def _shows_the_same(request: ConvertRequest) -> bool:
         **_arguments(request.parents),
     )
     return found.equal and found.same_size
+
+
+def _is_of_format(request: ConvertRequest) -> bool:
+    """Whether a file has the format that was asked for, and is no image of the chain itself."""
+    folder = LocalFolder()
+    with (
+        folder.open(request.destination) as made,
+        open_chain_with(request.path, request.parents, folder) as chain,
+    ):
+        if made.identity in {layer.storage.identity for layer in chain.layers}:
+            return False
+    if request.output_format == "raw":
+        # As raw bytes, an image of any other format shows another disk.
+        return True
+    try:
+        with open_image(request.destination, folder=folder) as image:
+            return image.file_format is ImageFormat.VHD and image.kind.value == request.output_format
+    except VhdError:
+        return False
 
 
 def _merged(request: EnsureRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:
