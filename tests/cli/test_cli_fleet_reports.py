@@ -14,6 +14,7 @@ import vhdkit
 from tests.cli.running import environment, program, snapshot
 from tests.fleet.machines_on_disk import make_machines
 from vhdkit.fleet import report
+from vhdkit.storage.local_folder import LocalFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +95,21 @@ def test_a_dry_run_writes_no_report_and_says_so(cli: Cli, machines: Path) -> Non
     assert refused.code == 64
     assert "--report" in refused.err
     assert snapshot(machines) == before
+
+
+def test_a_dry_run_fails_where_what_runs_at_once_has_too_little_room(
+    cli: Cli, machines: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each merge has room enough alone."""
+    (machines / "more").mkdir()
+    make_machines(machines / "more", 1, levels=1)
+    (needed,) = {
+        each["space-needed"] for each in cli("fleet", "merge", "**/*.avhd", "--dry-run", "--json").json["chains"]
+    }
+    monkeypatch.setattr(LocalFolder, "free_space", lambda _self, _directory: needed * 3 // 2)
+    done = cli("fleet", "merge", "**/*.avhd", "--dry-run")
+    assert (done.code, "in the way" in done.out, "not enough" in done.out) == (1, False, True)
+    assert cli("fleet", "merge", "**/*.avhd", "--dry-run", "--per-target", "1").code == 0
 
 
 def test_the_finding_of_a_check_is_printed_on_one_line(cli: Cli, machines: Path) -> None:

@@ -64,7 +64,8 @@ def _say_plan(
     merges = measure_merges(plan, cluster, parallel=parallel) if plan.verb is FleetVerb.MERGE else ()
     loads = measured_loads(plan, merges, options.rate) if merges else plan.loads
     print_plan(plan, merges, loads, as_json=as_json)
-    return ExitCode.FAILED if plan.obstacles or any(each.obstacles for each in merges) else ExitCode.DONE
+    is_refused = bool(plan.obstacles) or any(each.obstacles for each in merges)
+    return ExitCode.FAILED if is_refused or any(load.lacks_space for load in loads) else ExitCode.DONE
 
 
 def _carry_out(

@@ -149,6 +149,8 @@ def _load_line(load: TargetLoad) -> str:
     ]
     if load.space_free is not None:
         parts.append(f"{short_size(load.space_needed)} of {short_size(load.space_free)} free needed at once")
+    if load.lacks_space:
+        parts.append("which is not enough")
     if load.seconds is not None:
         parts.append(f"about {load.seconds:.0f} seconds one after another")
     return ", ".join(parts)

@@ -85,6 +85,11 @@ class TargetLoad:
     space_free: int | None = None
     seconds: float | None = None
 
+    @property
+    def lacks_space(self) -> bool:
+        """Whether what runs at once may need more than is free, where that is known."""
+        return self.space_free is not None and self.space_needed > self.space_free
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetPlan:
