@@ -22,6 +22,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hang(path: str) -> None:
+    """Say that this runs, then stop, so that nothing but SIGKILL ends it."""
+    Path(path).touch()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def process_id() -> int:
     """Return which process this is."""
     return os.getpid()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import vhdkit
 from tests.cli.running import spawn
 from tests.crash.real import Running, plain_digest
-from tests.fleet.cluster_processes import ClusterProcesses, make_certificate
+from tests.fleet.cluster_processes import ClusterProcesses, free_port, make_certificate
 from tests.fleet.machines_on_disk import (
     assert_merged,
     copying_process,
@@ -22,10 +23,12 @@ from tests.fleet.machines_on_disk import (
     remove_machines,
     run_here,
 )
+from tests.jobs.making import until
 from vhdkit import fleet
 from vhdkit.errors import FleetError
 from vhdkit.fleet import cluster_worker
 from vhdkit.fleet.cluster_security import TlsFiles, check_scheduler_address
+from vhdkit.fleet.cluster_service import ClusterWorker, serve_cluster
 from vhdkit.fleet.cluster_worker import answer, version
 from vhdkit.fleet.find import FoundChains
 from vhdkit.fleet.places import place_for, places_of
@@ -209,6 +212,17 @@ def test_a_folder_that_is_named_like_a_pattern_leads_nowhere_else(
     found = answer("a run", version(), "find_chains", asked)
     assert isinstance(found, FoundChains)
     assert [chain.leaf.path for chain in found.chains] == [str(secret / "a.vhd")]
+
+
+def test_a_worker_whose_scheduler_is_away_stops_when_asked(tmp_path: Path) -> None:
+    stop = threading.Event()
+    started = ClusterWorker(scheduler=f"127.0.0.1:{free_port()}", folders=(str(tmp_path),))
+    working = threading.Thread(target=serve_cluster, args=(started, stop, str), daemon=True)
+    working.start()
+    working.join(1)
+    assert working.is_alive()
+    stop.set()
+    until(lambda: not working.is_alive())
 
 
 TLS = TlsFiles(ca="ca.pem", cert="cert.pem", key="key.pem")

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.running import environment
-from tests.fleet.pool_tasks import HALF, die, fail, hint_text, process_id, report_and_wait, unpicklable
+from tests.fleet.pool_tasks import HALF, die, fail, hang, hint_text, process_id, report_and_wait, unpicklable
 from tests.jobs.making import until
 from vhdkit.command_hints import command_words
 from vhdkit.findings import hints_as
@@ -59,6 +61,19 @@ def test_tasks_report_and_are_stopped_also_those_that_begin_later(tmp_path: Path
         waiting = pool.submit(report_and_wait, 8, str(tmp_path / "waiting"))
         pool.cancel_running()
         assert (running.result(), waiting.result()) == ("stopped", "stopped")
+
+
+def interrupt_once(path: Path) -> None:
+    with suppress(KeyboardInterrupt), ProcessPool(1) as pool:
+        pool.submit(hang, str(path))
+        until(path.exists)
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_ends_also_a_process_that_hangs(tmp_path: Path) -> None:
+    ending = threading.Thread(target=interrupt_once, args=(tmp_path / "hangs",), daemon=True)
+    ending.start()
+    until(lambda: not ending.is_alive())
 
 
 def test_a_process_whose_client_was_killed_stops_its_task_and_ends(tmp_path: Path) -> None:

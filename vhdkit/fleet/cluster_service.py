@@ -71,10 +71,20 @@ def serve_cluster(worker: ClusterWorker, stop: threading.Event, tell: Callable[[
         RUNNING.wait(_STOP_SECONDS)
 
 
+async def _started(address: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - distributed ships no types
+    return await distributed().Worker(address, **options)
+
+
 async def _work(address: str, options: dict[str, Any], stop: threading.Event, tell: Callable[[str], None]) -> None:
     """Work until the scheduler is lost, or `stop` is set; return at once if there is no scheduler."""
+    starting = asyncio.ensure_future(_started(address, options))
+    while not (stop.is_set() or starting.done()):
+        await asyncio.wait([starting], timeout=_NAP_SECONDS)
+    if not starting.done():
+        starting.cancel()
+        return
     try:
-        working = await distributed().Worker(address, **options)
+        working = starting.result()
     except (OSError, TimeoutError):
         await asyncio.sleep(_NAP_SECONDS)
         return

@@ -26,6 +26,7 @@ from vhdkit.fleet.channel import set_channel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
+    from types import TracebackType
 
     from vhdkit.findings import Hint
     from vhdkit.progress import Progress
@@ -92,6 +93,17 @@ class ProcessPool(Executor):
         if wait:
             for process in alive:
                 process.end()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Shut down; a second interrupt ends the processes where they are, which is as safe a cut as any."""
+        if kind is not None and not issubclass(kind, Exception):
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            with self._guard:
+                for process in self._alive:
+                    process.kill()
+        self.shutdown()
 
     def _run(self, call: Callable[[], _Result]) -> _Result:
         process = self._idle.get()
@@ -164,6 +176,10 @@ class _Process:
         except OSError:
             # It has died, and whoever waits for its answer learns that.
             return
+
+    def kill(self) -> None:
+        """End the process at once, also one that has been stopped."""
+        self._process.kill()
 
     def hang_up(self) -> None:
         """Let the process end when it is idle."""
