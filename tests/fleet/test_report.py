@@ -115,6 +115,12 @@ def test_the_metrics_are_lines_of_the_text_format() -> None:
     assert sum(each.startswith("vhdkit_fleet_chain_failed{") for each in lines) == 1
 
 
+def test_names_that_differ_are_labels_that_differ() -> None:
+    odd = [dataclasses.replace(REPORT.chains[1], path=path) for path in ("/vms/a\nb.vhd", "/vms/a\\nb.vhd")]
+    lines = as_prometheus(dataclasses.replace(REPORT, chains=tuple(odd))).splitlines()
+    assert len({each for each in lines if each.startswith("vhdkit_fleet_chain_failed{")}) == 2
+
+
 @pytest.mark.parametrize("suffix", REPORT_FORMATS)
 def test_a_report_takes_the_place_of_an_earlier_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"night{suffix}"

@@ -167,7 +167,9 @@ def _metric(name: str, meaning: str, values: Iterable[tuple[str, float]]) -> lis
 
 
 def _label(text: str) -> str:
-    return printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    """Return a name as a label's value: a line's end is not what a backslash and an n would be."""
+    lines = (printable(line).replace("\\", "\\\\").replace('"', '\\"') for line in text.split("\n"))
+    return "\\n".join(lines)
 
 
 _STYLE = """
