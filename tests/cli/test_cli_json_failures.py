@@ -44,7 +44,8 @@ def verbs(group: click.Group = program, before: tuple[str, ...] = ()) -> Iterato
 
 # These need no argument that could be wrong.
 RIGHT = {"job list", "job history", "job on-end"}
-FAILING = [words for words in verbs() if " ".join(words[:2]) not in RIGHT]
+FAILING = [words for words in verbs() if words[0] != "fleet" and " ".join(words[:2]) not in RIGHT]
+FLEET = [("fleet", "check"), ("fleet", "hash"), ("fleet", "merge"), ("fleet", "convert", "--to", ".")]
 
 
 def test_nearly_every_verb_takes_json() -> None:
@@ -64,6 +65,18 @@ def test_a_failure_of_any_verb_is_an_object_too(
     assert error["message"] in done.err
     # Without it stdout stays empty.
     assert cli(*words).out == ""
+
+
+@pytest.mark.parametrize("words", FLEET, ids=" ".join)
+def test_a_fleet_tells_what_failed_in_its_report(
+    words: tuple[str, ...], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    done = cli(*words, "nosuch", "--json")
+    assert done.code == 1
+    (failed,) = done.json["chains"]
+    assert (failed["filename"], failed["outcome"]) == (str(tmp_path / "nosuch"), "failed")
+    assert failed["error-class"] == "FileNotFoundError"
 
 
 def test_wrong_usage_a_wrong_file_and_a_missing_parent_say_what_they_are(cli: Cli) -> None:
