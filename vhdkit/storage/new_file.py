@@ -122,13 +122,6 @@ def make_missing(folder: Folder, path: str, *, private: bool = False) -> None:
         folder.create(path, private=private).close()
 
 
-def _remove_unlocked(folder: Folder, path: str) -> None:
-    with folder.open(path, writable=True) as storage:
-        storage.lock(exclusive=True)
-        if storage.size():
-            folder.remove(path)
-
-
 def _remove_if(folder: Folder, path: str, identity: tuple[int, int]) -> None:
     """Remove a name if it leads to the file of that identity; an error leaves the name."""
     with suppress(OSError):
