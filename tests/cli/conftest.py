@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.running import CHAIN, FIXTURES, Outcome
+from tests.jobs.conftest import state
 from vhdkit.cli.main import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A list of jobs for each test alone."""
-    monkeypatch.setenv("VHDKIT_STATE", str(tmp_path / "state"))
-    return tmp_path / "state"
+__all__ = ["cli", "lay", "state", "vms"]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A cluster with TLS: chains are found and merged where they are, and only there, whoever dies meanwhile."""
+"""A cluster with TLS: chains are found and merged where they are, and only there, whichever process dies."""
 
 from __future__ import annotations
 
@@ -97,6 +97,14 @@ def test_what_a_worker_is_not_allowed_is_refused_there(cluster: ClusterProcesses
     remove_machines(disks / "hv01")
 
 
+def begun(cluster: ClusterProcesses, host: Path, folder: Path) -> tuple[Running, Path]:
+    """Merge slowly what a host has; return the program once a leaf is copied, and that leaf."""
+    command = ["fleet", "merge", f"{host.name}:{host}/**/*.avhd", *cluster.options, *MERGES, "--rate", "2M"]
+    running, leaf = Running(folder, command), host / "vm00" / "vm00_1.avhd"
+    assert running.wait_until(lambda: copying_process(leaf) != 0), running.ended().err
+    return running, leaf
+
+
 @pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("lost", ["worker", "scheduler"])
 def test_a_merge_whose_worker_or_scheduler_is_killed_is_finished(
@@ -104,10 +112,7 @@ def test_a_merge_whose_worker_or_scheduler_is_killed_is_finished(
 ) -> None:
     host = disks / "hv01"
     views = make_machines(host, 2, mebibytes=10, levels=2)
-    command = ["fleet", "merge", f"hv01:{host}/**/*.avhd", *cluster.options, *MERGES, "--rate", "2M"]
-    running = Running(tmp_path, command)
-    leaf = host / "vm00" / "vm00_1.avhd"
-    assert running.wait_until(lambda: copying_process(leaf) != 0), running.ended().err
+    running, leaf = begun(cluster, host, tmp_path)
     if lost == "worker":
         process = cluster.workers["hv01"]
         assert copying_process(leaf) in {0, process.pid}
@@ -136,10 +141,7 @@ def test_a_client_that_is_interrupted_stops_the_workers_merges(
 ) -> None:
     host = disks / "hv02"
     views = make_machines(host, 1, mebibytes=10, levels=2)
-    command = ["fleet", "merge", f"hv02:{host}/**/*.avhd", *cluster.options, *MERGES, "--rate", "2M"]
-    running = Running(tmp_path, command)
-    leaf = host / "vm00" / "vm00_1.avhd"
-    assert running.wait_until(lambda: copying_process(leaf) != 0), running.ended().err
+    running, leaf = begun(cluster, host, tmp_path)
     running.send(signal.SIGINT)
     done = running.ended()
     assert done.code == 130

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vhdkit.cli.exit_codes import ExitCode
-from vhdkit.cli.options import FOLDER, FolderMap, Size, json_option, progress_option
+from vhdkit.cli.options import FOLDER, Size, json_option, parent_map_option, progress_option
 from vhdkit.cli.output import echo
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="DIR",
             help="Look for parents in this folder too, and below.",
         ),
-        click.option(
-            "--parent-map",
-            multiple=True,
-            type=FolderMap(),
-            help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
-        ),
+        parent_map_option,
         click.option(
             "--scheduler",
             metavar="ADDRESS",
@@ -167,7 +162,7 @@ def convert(*, destination: str, output_format: str, **asked: Any) -> int:
 @fleet.command()
 @_running
 @click.option("--verify", is_flag=True, help="Read both before and after; remove nothing unless they agree.")
-@click.option("--rate", type=Size(), metavar="SIZE", help="Copy at most so many bytes a second in each merge: 8M.")
+@click.option("--rate", type=Size(), metavar="SIZE", help="Most bytes to copy a second in each merge: 8M.")
 def merge(*, verify: bool, rate: int | None, **asked: Any) -> int:
     """Merge, in each chain, all images that the PATTERNs mean into the first below that they do not, or the base.
 
@@ -203,7 +198,7 @@ def merge(*, verify: bool, rate: int | None, **asked: Any) -> int:
 def worker(scheduler: str, *, folders: tuple[str, ...], host: str, threads: int, **tls: str | None) -> None:
     """Do what the clients of a Dask SCHEDULER ask for, in the folders that are allowed, until Ctrl-C.
 
-    Whoever may talk to the scheduler may have this process run anything: away from this machine's loopback it is
+    Anyone who may talk to the scheduler can have this process run anything: away from this machine's loopback it is
     reached by TLS only, and its certificates say who may.
     """
     from vhdkit.cli.signals import stopping

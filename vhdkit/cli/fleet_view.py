@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.cli.output import echo, path_text, print_json, short_size, terminal_console
+from vhdkit.cli.output import echo, path_text, print_json, progress_style, short_size, terminal_console
 from vhdkit.disk import unique_id
 from vhdkit.findings import printable
 from vhdkit.fleet import Begun, ChainOutcome, Ended, FleetVerb, Moved, WorkerLost
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vhdkit.fleet.measure import MeasuredMerge
     from vhdkit.fleet.plan import TargetLoad
 
-# A screen has room for so many chains that run.
+# Running chains for which a screen has room.
 _MOST_ROWS = 16
 
 
@@ -198,7 +198,7 @@ def _merge_record(merge: MeasuredMerge) -> dict[str, Any]:
 @contextmanager
 def screen_shown(style: str | None, plan: FleetPlan) -> Iterator[Callable[[FleetEvent], None]]:
     """Lend a function that shows on stderr what happens to all chains, in the style asked for."""
-    style = style or ("bar" if sys.stderr is not None and sys.stderr.isatty() else "plain")
+    style = progress_style(style, sys.stderr)
     if style == "bar":
         with _bars(plan) as advance:
             yield advance
@@ -218,7 +218,7 @@ class _Lines:
     def show(self, event: FleetEvent) -> None:
         """Print what happens."""
         text = json.dumps(_event_record(event)) if self._as_json else self._line(event)
-        # Whoever read the lines may have gone, or has them written to a disk that is full; the work goes on.
+        # The reader of a pipe may have gone, or a disk be full; the work goes on.
         with suppress(OSError):
             if text:
                 echo(text, err=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vhdkit.cli.job_view import describe_job, duration
-from vhdkit.cli.output import echo
+from vhdkit.cli.output import echo, progress_style
 from vhdkit.findings import printable
 from vhdkit.job.control import Follower, jobs
 from vhdkit.job.registry import RegistryError
@@ -30,7 +30,7 @@ def watch(ids: Sequence[str], style: str | None) -> None:
     if not watched:
         echo("no jobs are running", err=True)
         return
-    style = style or ("bar" if sys.stdout is not None and sys.stdout.isatty() else "plain")
+    style = progress_style(style, sys.stdout)
     shown = {"bar": _bars, "plain": _plain, "json": _json, "none": _nothing}[style]
     try:
         with shown() as show:

@@ -108,6 +108,14 @@ class FolderMap(click.ParamType[tuple[str, str]]):
         return remote, local
 
 
+parent_map_option = click.option(
+    "--parent-map",
+    multiple=True,
+    type=FolderMap(),
+    help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
+)
+
+
 def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where parents are; `chain_arguments` takes them."""
     options = [
@@ -118,12 +126,7 @@ def chain_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="DIR",
             help="Look for parents in this folder too, and below; a URL is one on another machine.",
         ),
-        click.option(
-            "--parent-map",
-            multiple=True,
-            type=FolderMap(),
-            help="Take paths in images below FOLDER as below LOCAL: C:\\vms=/mnt/vms.",
-        ),
+        parent_map_option,
         click.option("--parent", metavar="FILE", help="The parent; the only way to name a raw one."),
     ]
     for option in reversed(options):

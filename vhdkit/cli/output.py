@@ -172,10 +172,15 @@ def table(rows: Iterable[tuple[str, object]]) -> None:
         echo(f"{name:<{width}}  {text}")
 
 
+def progress_style(style: str | None, stream: TextIO | None) -> str:
+    """Return the style asked for; without one a bar on a terminal, and lines elsewhere."""
+    return style or ("bar" if stream is not None and stream.isatty() else "plain")
+
+
 @contextmanager
 def progress_shown(style: str | None, title: str) -> Iterator[Callable[[Progress], None]]:
     """Lend a function that shows progress on stderr in the style asked for."""
-    style = style or ("bar" if sys.stderr is not None and sys.stderr.isatty() else "plain")
+    style = progress_style(style, sys.stderr)
     if style == "bar":
         with _bar(title) as advance:
             yield advance
@@ -205,7 +210,7 @@ class _Terminal:
 
 
 def terminal_console() -> Console:
-    """Return what rich draws progress on: stderr, which may be closed meanwhile."""
+    """Return what rich draws progress on: stderr, which may be closed."""
     from rich.console import Console
 
     return Console(file=cast("TextIO", _Terminal(sys.stderr)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vhdkit.cli.options import FOLDER, FolderMap, json_option
+from vhdkit.cli.options import FOLDER, json_option, parent_map_option
 from vhdkit.cli.output import echo, path_text, print_json, size_text, table
 from vhdkit.findings import printable
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--accept-ended", is_flag=True, help="Take a parent that a merge went past, as it reads now.")
 @click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for the old parent in DIR too.")
-@click.option("--parent-map", multiple=True, type=FolderMap(), help="Take paths in images below FOLDER as below LOCAL.")
+@parent_map_option
 @click.option("--dry-run", is_flag=True, help="Compare, and say what would be done; write nothing.")
 @json_option
 def rebase(

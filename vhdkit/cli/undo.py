@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vhdkit.cli.options import FOLDER, FolderMap, json_option, progress_option
+from vhdkit.cli.options import FOLDER, json_option, parent_map_option, progress_option
 from vhdkit.cli.output import echo, path_text, print_json, progress_shown, table
 from vhdkit.cli.signals import stopping
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def _where(command: Callable[..., Any]) -> Callable[..., Any]:
     search = click.option("--search", multiple=True, type=FOLDER, metavar="DIR", help="Look for images here too.")
-    mapped = click.option("--parent-map", multiple=True, type=FolderMap(), help="Take FOLDER in images as LOCAL.")
-    return search(mapped(command))
+    return search(parent_map_option(command))
 
 
 @click.command()
