@@ -33,8 +33,8 @@ def test_the_inventory_lists_chains_and_orphans(tmp_path: Path) -> None:
 
 def test_a_careful_merge_leaves_one_image(tmp_path: Path) -> None:
     leaf, _, base = testing.make_chain(tmp_path, CONTENTS)
-    told = run("careful_merge.py", leaf, base, str(tmp_path / "undo.vhd"))
-    assert told.splitlines()[-1].startswith("removed ")
+    output = run("careful_merge.py", leaf, base, str(tmp_path / "undo.vhd"))
+    assert output.splitlines()[-1].startswith("removed ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["disk.vhd"]
     with vhdkit.open_chain(base) as chain:
         assert chain[:] == testing.expected_view(CONTENTS)

@@ -8,7 +8,7 @@ import sys
 def debug(room: str, message: str, *arguments: object) -> None:
     """Log under `vhdkit.ROOM`, if this process uses logging at all.
 
-    Nobody listens where the module was never imported; a short command need not pay the 2 to 12 ms of importing it.
+    No handler listens where the module was never imported; a short command need not pay the 2 to 12 ms of importing it.
     """
     logging = sys.modules.get("logging")
     if logging is not None:

@@ -265,7 +265,7 @@ class RebaseRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackRequest:
-    """A merge that is to be taken back, named by its undo image: what `vhdkit.rollback` is asked.
+    """A merge to roll back, named by its undo image: the arguments of `vhdkit.rollback`.
 
     `parents` says where the destination may lie.
     """
@@ -284,7 +284,7 @@ class RollbackRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropUndoRequest:
-    """A merge that is to be final, named by its undo image: what `vhdkit.drop_undo` is asked.
+    """A merge to make final, named by its undo image: the arguments of `vhdkit.drop_undo`.
 
     With `keep_file` the image stays; `parents` says where the destination may lie.
     """

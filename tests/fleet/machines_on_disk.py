@@ -20,7 +20,7 @@ RECORD = ".vhdkit-merged"
 
 
 def make_machines(vms: Path, count: int, *, mebibytes: int = 1, levels: int = 3) -> dict[str, str]:
-    """Make so many machines, a folder each, and return what each one's leaf shows by its name."""
+    """Make `count` machines, a folder each, and return what each one's leaf shows by its name."""
     views = {}
     for number in range(count):
         name = f"vm{number:02}"

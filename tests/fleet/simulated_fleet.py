@@ -27,7 +27,7 @@ SERVER_LIMIT: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """How often a task's worker dies, at a random point of it, and how often it is so many times slower."""
+    """How often a task's worker dies, at a random point of it, and how often and how many times slower it is."""
 
     dies: float = 0.02
     straggles: float = 0.03
@@ -67,7 +67,7 @@ def recorded() -> list[tuple[float, float]]:
 
 
 def make_fleet(chains: int, hosts: int, dice: random.Random) -> list[SimulatedTask]:
-    """Return so many merges on so many hosts; every eighth shares its files with the one before."""
+    """Return a number of merges on a number of hosts; every eighth shares its files with the one before."""
     merges = recorded()
     weights = [dice.uniform(0.5, 1.5) for _ in range(hosts)]
     places = dice.choices(range(hosts), weights, k=chains)

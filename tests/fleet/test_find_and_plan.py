@@ -1,4 +1,4 @@
-"""Which chains a pattern means, and what is to be done with them."""
+"""Which chains a pattern means, and the tasks that follow."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_merge_that_is_spelled_out_may_be_asked_for_again(vms: Path, is_cut: b
     assert again.obstacles == ()
     assert outcomes(run_here(again)) == {"resumed" if is_cut else "was-done": 1, "done": 1}
     assert_merged(vms, views)
-    # A leaf that no record tells of, or that is to be read, is not there.
+    # A leaf without a completion record, or one that must be read, is missing.
     assert len(plan_of(vms, "merge", "vm00/vm00_7.avhd").obstacles) == 1
     assert len(plan_of(vms, "hash", "vm00/vm00_0.avhd").obstacles) == 1
 

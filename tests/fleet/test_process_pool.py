@@ -54,10 +54,10 @@ def test_hints_read_there_as_here() -> None:
 
 
 def test_tasks_report_and_are_stopped_also_those_that_begin_later(tmp_path: Path) -> None:
-    told: SimpleQueue[tuple[int, Progress]] = SimpleQueue()
-    with ProcessPool(1, progress=lambda number, state: told.put((number, state))) as pool:
+    reports: SimpleQueue[tuple[int, Progress]] = SimpleQueue()
+    with ProcessPool(1, progress=lambda number, state: reports.put((number, state))) as pool:
         running = pool.submit(report_and_wait, 7, str(tmp_path / "running"))
-        assert told.get(timeout=60) == (7, HALF)
+        assert reports.get(timeout=60) == (7, HALF)
         waiting = pool.submit(report_and_wait, 8, str(tmp_path / "waiting"))
         pool.cancel_running()
         assert (running.result(), waiting.result()) == ("stopped", "stopped")

@@ -72,7 +72,7 @@ def test_every_task_ends_once_and_no_bound_is_passed(
 
 
 def test_no_place_is_left_empty_that_a_task_could_take() -> None:
-    """A task that is held up at one file system keeps nobody from the other that it uses."""
+    """A task that waits for one file system does not block the other that it uses."""
     both, here, there = Job(0, ("a", "b"), 0, 9), Job(1, ("a",), 1, 1), Job(2, ("b",), 2, 5)
     schedule = Schedule([both, here, there], per_target=1)
     # Most work waits for b.

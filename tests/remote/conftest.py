@@ -119,7 +119,7 @@ def ssh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sftp_server(ssh_home: Path) -> Iterator[SftpServer]:
-    """A server whose key is known, and which nobody is connected with in the end."""
+    """A server whose key is known, and which has no client left in the end."""
     from tests.remote.sftp_server import SftpServer  # noqa: PLC0415 - asyncssh may be missing
 
     with SftpServer(ssh_home / ".ssh" / "authorized_keys") as found:

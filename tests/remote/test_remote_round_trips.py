@@ -81,7 +81,7 @@ def test_by_sftp(large: Path, sftp_server: SftpServer, monkeypatch: pytest.Monke
 def test_requests_that_are_not_made_together_are_found(
     large: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The count is one that can fail: a client that makes requests one by one is stuck, and is told so."""
+    """The count is one that can fail: a client that makes requests one by one is stuck, and gets an error."""
     monkeypatch.setattr("tests.remote.round_trips.PATIENCE_SECONDS", 0.2)
     server.folder = large
     trips = HttpTrips(monkeypatch)

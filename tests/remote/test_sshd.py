@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.model import ModelChain
 
-# Where a server of the superuser's puts what looks at clients that nobody knows yet.
+# Where a server of the superuser's puts what deals with clients before they log in.
 PRIVATE = "/run/sshd"
 CONFIGURATION = """
 ListenAddress 127.0.0.1

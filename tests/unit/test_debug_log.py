@@ -23,9 +23,9 @@ def test_a_search_for_a_parent_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
     renamed = (tmp_path / "disk.vhd").rename(tmp_path / "other.vhd")
     with caplog.at_level(logging.DEBUG, "vhdkit"):
         vhdkit.open_chain(child).close()
-    told = [record.getMessage() for record in caplog.records if record.name == "vhdkit.chain"]
-    assert f"{child}: {base} (W2ru) is not its parent: no such file or directory" in told
-    assert told[-1] == f"{child}: its parent is {renamed}"
+    messages = [record.getMessage() for record in caplog.records if record.name == "vhdkit.chain"]
+    assert f"{child}: {base} (W2ru) is not its parent: no such file or directory" in messages
+    assert messages[-1] == f"{child}: its parent is {renamed}"
 
 
 def test_reading_a_chain_loads_no_logging(tmp_path: Path) -> None:

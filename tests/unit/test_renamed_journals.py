@@ -109,9 +109,9 @@ def test_what_reads_says_that_a_journal_speaks_of_another_file(vms: Path) -> Non
     vhdkit.create_image(base, size=MIB)
     with vhdkit.open_chain(base) as chain:
         seen = [*chain.findings, *vhdkit.check(base, chain=True).findings, *vhdkit.scan(str(vms)).unfinished]
-    told = [finding for finding in seen if finding.corruption is vhdkit.Corruption.MERGE_UNFINISHED]
-    assert len(told) == 3
-    for finding in told:
+    found = [finding for finding in seen if finding.corruption is vhdkit.Corruption.MERGE_UNFINISHED]
+    assert len(found) == 3
+    for finding in found:
         assert "does not speak of it: it is the journal of a merge into another file" in finding.message
         assert finding.hint is None
 

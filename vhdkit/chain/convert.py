@@ -83,7 +83,7 @@ def convert(
             check_sectors_as_vhd(chain.leaf)
             file_format = FileFormat.VHD
         with new_image_file(place, destination, file_format) as storage:
-            # Until it has its name, `remove_partial_files` tells it so from what a killed run has left.
+            # The lock keeps `remove_partial_files` from taking it for what a killed run has left.
             storage.lock(exclusive=True)
             storage.truncate(chain.size)
             copy_view(chain.layers, chain.size, storage, _AsOnDisk(), reporter.reach)

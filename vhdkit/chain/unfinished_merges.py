@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def unfinished_merges(folder: Folder, unique_ids: Mapping[str, bytes]) -> Iterator[Finding]:
     """Yield a finding for each file into which a merge was begun and not finished.
 
-    The files have these ids, b"" where none is known. A journal of a file with another id is told as that.
+    The files have these ids, b"" where none is known. A journal of a file with another id gets a message of its own.
     """
     for path, unique_id in unique_ids.items():
         hint = None

@@ -80,7 +80,7 @@ def _carry_out(
 def _tell(report: FleetReport, reports: Sequence[str], *, as_json: bool, is_refused: bool) -> int:
     """Write the reports that were asked for, print what came of it, and return the exit code.
 
-    The reports come first: whoever reads what is printed may be gone.
+    The reports come first: the reader of a pipe may be gone.
     """
     lost = _write_reports(report, reports)
     print_report(report, as_json=as_json)

@@ -15,7 +15,7 @@ _REPORT_SECONDS = 0.25
 
 
 class Channel(Protocol):
-    """The way from a task to whoever asked for it."""
+    """The way from a task to its client."""
 
     @property
     def cancel(self) -> Cancel:

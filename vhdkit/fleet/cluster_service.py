@@ -57,13 +57,13 @@ def serve_cluster(worker: ClusterWorker, stop: threading.Event, tell: Callable[[
         "nthreads": worker.threads,
         "resources": places_of(name, folders),
         "security": None if worker.tls is None else worker.tls.security(),
-        # In the clear nobody but this machine may reach it either.
+        # Without TLS only this machine may reach it, too.
         "host": "127.0.0.1" if worker.tls is None else None,
         "memory_limit": 0,
         "dashboard": False,
         "dashboard_address": "127.0.0.1:0",
     }
-    # Dask tells of every connection; what went wrong is enough.
+    # Dask logs every connection; warnings are enough.
     logging.getLogger("distributed").setLevel(logging.WARNING)
     while not stop.is_set():
         asyncio.run(_work(address, options, stop, tell))

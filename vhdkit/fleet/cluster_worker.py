@@ -1,8 +1,8 @@
 """What a worker of a cluster does with a task: it looks who asks, for what, and where, before it does it.
 
 A task comes as a version, the name of one of a few functions, and its pickled arguments: a client of another version is
-told so before anything is unpickled. Each path of a request has to lie in a folder that whoever started the worker
-allowed, links followed; parents are only opened beside and below their children, and in folders that a request names.
+refused before anything is unpickled. Each path of a request has to lie in a folder that the worker was started for,
+links followed; parents are only opened beside and below their children, and in folders that a request names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def version() -> str:
 
 
 class AllowedFolders:
-    """The folders in which a worker may work, links followed; none before whoever starts it says so."""
+    """The folders in which a worker may work, links followed; none until it is started."""
 
     def __init__(self) -> None:
         self._folders: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def answer(run: str, asked_version: str, door: str, payload: bytes) -> object:
         raise FleetError(
             f"the worker on {host} has vhdkit {own}, and the client {asked_version}: they must be the same"
         )
-    arguments: tuple[Any, ...] = pickle.loads(payload)  # noqa: S301 - whoever may send this may run anything here
+    arguments: tuple[Any, ...] = pickle.loads(payload)  # noqa: S301 - a client that may send this may run anything here
     for argument in arguments:
         _check(argument)
     with RUNNING.counted(run) as cancel:
@@ -179,7 +179,7 @@ class _ClusterChannel:
         self._run = run
 
     def report(self, number: int, state: Progress) -> None:
-        """Say how far a task is; where nobody can be told, the work goes on."""
+        """Say how far a task is; if the report cannot be sent, the work goes on."""
         from distributed import get_worker  # noqa: PLC0415 - an extra, which is there where this is run
 
         with suppress(Exception):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vhdkit.options import ParentPolicy
     from vhdkit.progress import Cancel, Progress
 
-# A chain of which so many workers died is what they die of.
+# Workers that may die at one chain before that counts as the cause.
 MOST_ATTEMPTS = 3
 # How soon a cancel is noticed while nothing ends.
 _NAP_SECONDS = 0.2
@@ -293,7 +293,7 @@ def _waiting(merge: WaitingMerge) -> ChainReport:
 
 
 def _known(error: BaseException) -> VhdError | OSError:
-    """Return an error as one of those that can be told; a worker may fail of anything."""
+    """Return an error as a VhdError or OSError; a worker may raise anything."""
     if isinstance(error, VhdError | OSError):
         return error
     return FleetError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The chains that a pattern means, found where their files are: plain values, which go to whoever plans."""
+"""The chains that a pattern means, found where their files are: plain values for the planner."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class UnmatchedPattern:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedMerge:
-    """A merge that a completion record tells of, of a leaf that is gone; `leaf_id` is a GUID."""
+    """A merge with a completion record, of a leaf that is gone; `leaf_id` is a GUID."""
 
     leaf: str
     leaf_id: str
@@ -265,11 +265,11 @@ def _entries(search: _Search, folder: Folder, unreadable: dict[str, VhdError | O
 
 
 def _opened(images: Mapping[str, Cataloged], folder: Folder, parents: ParentPolicy) -> Iterator[FoundChain]:
-    """Yield the chains of the images that are nobody's parent among them."""
+    """Yield the chains of the images that are no parent of another one."""
     matched = {image.identity for image in images.values()}
     reached: set[tuple[int, int]] = set()
     for image in _topmost(images):
-        # A link or a second name leads to the same file; and where ids are ambiguous only opening a chain tells.
+        # A link or a second name leads to the same file; and where ids are ambiguous the chain has to be opened.
         if image.identity in reached:
             continue
         chain = _chain(image, matched, folder, parents)
@@ -281,7 +281,7 @@ def _opened(images: Mapping[str, Cataloged], folder: Folder, parents: ParentPoli
 
 
 def _topmost(images: Mapping[str, Cataloged]) -> Iterable[Cataloged]:
-    """Return the images that are nobody's parent, then those that are reached from none: loops of parents."""
+    """Return the images that are no parent, then those that are reached from none: loops of parents."""
     known = Parents(Catalog(images=dict(images)))
     parents = {path: known.of(image) for path, image in images.items()}
     below = {found[0].path for found in parents.values() if len(found) == 1}

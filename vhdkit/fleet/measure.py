@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vhdkit.fleet.plan import FleetPlan, FleetTarget, FleetTask, TargetLoad
 
-# Starting processes takes as long as planning so many merges.
+# Merges that are planned in the time that starting processes takes.
 _FEW_TASKS = 16
 
 

@@ -130,14 +130,14 @@ def _arguments(parents: ParentPolicy) -> _Parents:
 def _findings(report: CheckReport) -> str:
     """Return the first finding of the worst level that counts, and how many there are.
 
-    What mends it is left to a check of that chain alone: this text is made where nobody types commands.
+    Hints are left out: this text may be made on another machine.
     """
-    told = [finding for finding in report.findings if finding.level is Level.ERROR]
-    if not told:
+    errors = [finding for finding in report.findings if finding.level is Level.ERROR]
+    if not errors:
         return f"{report.leaked_bytes} bytes lost" if report.leaked_bytes else ""
     more = report.count(Level.ERROR) - 1
-    first, *_ = told[0].message.splitlines()
-    return f"{told[0].path}: {first}" + (f" (and {more} more)" if more else "")
+    first, *_ = errors[0].message.splitlines()
+    return f"{errors[0].path}: {first}" + (f" (and {more} more)" if more else "")
 
 
 def _hashed(request: HashRequest, reporter: TaskReporter) -> tuple[ChainOutcome, str, int]:

@@ -20,7 +20,7 @@ DEFAULT_PER_TARGET = 2
 class FleetTarget:
     """A file system that takes part: its number on a machine, "" for this one.
 
-    One that a server lends to many machines is that of the server, `source` as it is mounted, whoever sees it.
+    One that a server lends to many machines is that of the server, `source` as it is mounted, on any of them.
     """
 
     host: str

@@ -333,7 +333,7 @@ def _merges_in(layers: Sequence[FoundLayer]) -> Iterator[tuple[int, int]]:
 
 
 def _keys(host: str, identities: Mapping[str, tuple[int, int]]) -> frozenset[Hashable]:
-    """Return what tells files by their paths: where a host has them, or where any has that sees them there.
+    """Return what identifies files besides their paths: a host, or the place of the workers that see them.
 
     One that is meant by HOST:/PATH and by /PATH has the second key in common. Two hosts may have different files with
     the same numbers at one path: they are then worked with one after another, which costs time alone.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-# How long a process may take to end once it is told to; it ends of itself as soon as its task has.
+# Seconds that a process may take to end after it was asked to; it ends as soon as its task has.
 _END_SECONDS = 10.0
 
 
@@ -54,7 +54,7 @@ class _Answer:
 
 
 class ProcessPool(Executor):
-    """An executor of so many processes; `progress` gets what their tasks report, with the task's number.
+    """An executor of `count` processes; `progress` gets what their tasks report, with the task's number.
 
     Leaving its `with` block waits for the tasks that were submitted. Like all processes that Python spawns, these load
     the program's main module: a script that uses the pool begins under `if __name__ == "__main__":`.
@@ -174,7 +174,7 @@ class _Process:
         try:
             self._send(None)
         except OSError:
-            # It has died, and whoever waits for its answer learns that.
+            # It has died; the thread that waits for its answer gets the error.
             return
 
     def kill(self) -> None:

@@ -249,7 +249,7 @@ _BEGINNINGS = {
 def check_report_path(path: str, folder: Folder | None = None) -> None:
     """Refuse a report's path that has no folder, or that any file has which is no earlier report.
 
-    An empty file is nobody's loss. A link is refused: what it leads to has another name, of which nobody thought.
+    An empty file may be replaced. A link is refused: the file that it leads to was not named.
 
     Raises:
         ValueError: its suffix is that of no report.

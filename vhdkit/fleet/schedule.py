@@ -99,7 +99,7 @@ class Schedule(Generic[AnyTask]):
             group = self._groups[number]
             full = next((other for other in group.waiting[0].targets if self._is_full(other)), None)
             if full is not None:
-                # It waits where it is held up, and keeps nobody else from this target.
+                # It waits for the other target, and does not block this one.
                 heapq.heappush(self._targets[full].waiting, (-group.remaining, number))
                 self._offer(key)
                 continue

@@ -94,7 +94,7 @@ def work_at(task: bytes) -> Job:
     except ValueError as error:
         raise JobError(f"it is no task of a background job: {error}") from error
     ended = _Ended()
-    # The parent process, which is this user's own, has packed it: its pipe can be written by nobody else.
+    # The parent process, which is this user's own, has packed it: no other process can write to its pipe.
     plan = None if given.plan is None else pickle.loads(given.plan)  # noqa: S301
     worker = Worker(job, Registry(given.state), cancel=ended, plan=plan)
     with ended.listening():

@@ -309,9 +309,9 @@ def _planned(request: MergeRequest, machine: str, *, wait_in_line: bool = True) 
 
 
 def _to_hand_on(plan: MergePlan) -> MergePlan | None:
-    """Return a plan that is carried out as it is if the job need not wait, None if it is to be made anew.
+    """Return a plan that is carried out as it is if the job need not wait, None if the job plans again.
 
-    What an earlier run has left may be others' to finish meanwhile.
+    What an earlier run has left may be finished by another process first.
     """
     return None if plan.obstacles or plan.resume is not None else plan
 

@@ -290,7 +290,7 @@ class Worker:
             self._wait(_SLOT_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        self._given = None  # what others do meanwhile may change what there is to do
+        self._given = None  # other processes may change the files while it waits
         if self._cancelled.wait(seconds) or self.is_set():
             raise MergeCancelled("the merge was cancelled before it began; nothing was changed")
 

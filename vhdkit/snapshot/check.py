@@ -100,7 +100,7 @@ class _Check:
     others: _Others
 
     def remarks(self, search: Sequence[str]) -> Iterator[Remark]:
-        """Yield what is to be said; `search` are more folders in which orphans are looked for."""
+        """Yield the findings; `search` are more folders in which orphans are looked for."""
         for index in range(len(self.manifest.disks)):
             yield from self._of_layers(index)
         yield from self._of_state()
@@ -299,7 +299,7 @@ class _Check:
                 yield remark_on_orphan(self.file, self.manifest, image, catalog)
 
     def _of_lost_state(self) -> Iterator[Remark]:
-        """Tell of kept files whose snapshot is not known, as after a lost manifest; nobody removes what may count."""
+        """Report kept files whose snapshot is not known, as after a lost manifest; none is removed."""
         known = {each.path for snapshot in self.manifest.snapshots for each in snapshot.state}
         known |= {made.path for made in (*self.manifest.begun, *self.manifest.doomed)}
         known |= {layer.path for disk in self.manifest.disks for layer in disk.layers}

@@ -34,13 +34,13 @@ _STRANGE_PLACE = "its folder is not known as this machine's; it is forgotten onc
 
 @dataclass(frozen=True, slots=True)
 class Cleanup:
-    """The files that a manifest tells of and nobody needs: why they are kept, and their removal."""
+    """The files of a manifest that no snapshot needs: why they are kept, and their removal."""
 
     file: ManifestFile
     manifest: Manifest
 
     def why_kept(self, record: LayerRecord) -> str:
-        """Return why a layer that nobody needs cannot be removed now, "" if it can.
+        """Return why a layer that no snapshot needs cannot be removed now, "" if it can.
 
         Raises:
             OSError: a file failed.
@@ -133,7 +133,7 @@ class Cleanup:
             self._remove_half_made(path, each)
             _remove(self.file.folder, path, each)
         except (VhdError, OSError):
-            # It is in use, cannot be read, or the disk fails: `check` tells of it until that is over.
+            # It is in use, cannot be read, or the disk fails: `check` reports it until that is over.
             return False
         return True
 
@@ -154,7 +154,7 @@ class Cleanup:
             leftover = paths.join(directory, name)
             if name.startswith(f"{paths.basename(path)}.") and is_partial(leftover):
                 folder.remove(leftover)
-        # Whoever forgets a file that is gone must not find it there after a power cut.
+        # A file that the manifest forgets must not be there after a power cut.
         folder.sync(directory)
 
 

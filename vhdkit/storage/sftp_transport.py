@@ -1,7 +1,7 @@
 """Ranges of files by SFTP, many at a time: asyncssh's client, with the keys and the settings of the user's own ssh.
 
 Those are ssh's agent, `~/.ssh/config` and the keys beside it; a password is never asked for. A server is talked to only
-if its key is among the known hosts. SFTP tells versions of a file apart by size and time alone, in seconds: they are
+if its key is among the known hosts. In SFTP only size and time, in seconds, distinguish versions of a file: they are
 looked at behind the last read of each request, as a server has to answer for one file in the order of the requests.
 """
 
@@ -42,7 +42,7 @@ class SftpConnection:
         """Take asyncssh's connection, and the client of SFTP on it."""
         self._connection = connection
         self.client = client
-        # Counted by whoever gets one, so that what is slow is not taken for what has stopped.
+        # Counted as they arrive, so that a slow server is not taken for one that has stopped.
         self.answers = 0
         self._idle: OrderedDict[tuple[str, Version], Any] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
@@ -77,7 +77,7 @@ class SftpConnection:
             task.cancel()
 
     async def file(self, place: RemotePlace, version: Version) -> Any:  # noqa: ANN401
-        """Take a file that is open already, or open it; nobody else reads of it until it is put back."""
+        """Take a file that is open already, or open it; no other thread reads from it until it is put back."""
         known = self._idle.pop((place.path, version), None)
         # A read is one request: without a block size it would be cut into several, each in a task of its own.
         return known or await self.answered(self.client.open(os.fsencode(place.path), "rb", block_size=0))

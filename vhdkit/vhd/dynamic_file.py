@@ -29,7 +29,7 @@ _TABLE_SLICE = 65536
 
 
 def file_size_of(virtual_size: int, block_size: int, block_count: int) -> int:
-    """Return the size of a dynamic image with so many blocks."""
+    """Return the file size of a dynamic image with `block_count` blocks."""
     table_end = table_end_for(ceil_div(virtual_size, block_size))
     return (Placement.behind(table_end, block_size).at(block_count) if block_count else table_end) + FOOTER_SIZE
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vhdkit.disk.file_check import Tally
     from vhdkit.vhd.check_blocks import Shape
 
-# Makers align blocks, tables and the footer to this; gaps below it are nobody's loss (docs/reference/vhd.md 1.12).
+# Makers align blocks, tables and the footer to this; gaps below it are no loss (docs/reference/vhd.md 1.12).
 PAGE = 4096
 
 

@@ -12,7 +12,7 @@ Where the command names such a source itself, or asks to verify, only the second
 nothing against one who writes it, and the run that removes a source has then seen what it holds.
 
 Any other is kept, and said to be: its view has ended, and it is never to be merged. If the destination is not as it
-was, and does not show what is left, a disk that was written to cannot be told from one that was put back: refused.
+was, and does not show what is left, a disk that was written to looks like one that was put back: refused.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class CompleteMerge:
         """Return what is left of the sources; with `only_shown` no state in the journal is believed.
 
         Raises:
-            JournalError: it cannot be told whether the destination has what they hold.
+            JournalError: it is unknown whether the destination has what they hold.
 
         """
         journal, folder, sources = self.journal, self.parents.folder, self.journal.begin.sources
@@ -153,7 +153,7 @@ def _is_as_verified(image: Image, state: FileState | None) -> bool:
 
 
 def is_verified(journal: Journal, plan: MergePlan, layers: Sequence[Image]) -> bool:
-    """Whether a journal has the states already of all that is to be removed."""
+    """Whether a journal already has the states of all sources that will be removed."""
     verified = {journal.resolve(state.path): state for state in journal.verified or ()}
     going = [layer for layer in layers if layer.path in plan.removals]
     return all(_is_as_verified(image, verified.get(image.path)) for image in going)

@@ -43,7 +43,7 @@ from vhdkit.merging.plan.finish import check_still_shows
 from vhdkit.merging.plan.placement import target_of, window_writes
 from vhdkit.merging.plan.plan import Resume
 from vhdkit.merging.run.checkpoints import CheckpointWriter
-from vhdkit.merging.run.failure_notes import told_error
+from vhdkit.merging.run.failure_notes import noted_error
 from vhdkit.merging.run.kept_layers import mark_kept_layers
 from vhdkit.merging.run.locked_files import MergeFiles, check_before_finishing, open_planned, remove_sources
 from vhdkit.merging.run.page_cache import CacheDropper
@@ -196,10 +196,10 @@ class _Merge:
                 self.completion.write(self.folder, self.destination)
             return relinked, self.remove_sources()
         except BaseException as error:
-            told = told_error(error, self.plan, self.journal, self.folder, self.reporter.done)
-            if told is error:
+            noted = noted_error(error, self.plan, self.journal, self.folder, self.reporter.done)
+            if noted is error:
                 raise
-            raise told from error
+            raise noted from error
         finally:
             self.journal.close()
 

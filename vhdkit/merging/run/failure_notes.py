@@ -22,7 +22,7 @@ _JOURNAL_BYTES = 4096
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def told_error(error: BaseException, plan: MergePlan, journal: RunJournal, folder: Folder, done: int) -> BaseException:
+def noted_error(error: BaseException, plan: MergePlan, journal: RunJournal, folder: Folder, done: int) -> BaseException:
     """Return the error to raise, which says how things stand, after leaving a word of it in the journal.
 
     `done` is the payload that is copied.
@@ -36,12 +36,12 @@ def told_error(error: BaseException, plan: MergePlan, journal: RunJournal, folde
 
 
 def _noted(error: BaseException, plan: MergePlan, journal: RunJournal, folder: Folder, done: int) -> BaseException:
-    told = _translated(error, plan, folder, done)
+    raised = _translated(error, plan, folder, done)
     if journal.is_of_before:
-        told.add_note("Every disk reads as before.")
+        raised.add_note("Every disk reads as before.")
     else:
-        _add_status_note(told, plan, journal.last, folder)
-    return told
+        _add_status_note(raised, plan, journal.last, folder)
+    return raised
 
 
 def _translated(error: BaseException, plan: MergePlan, folder: Folder, done: int) -> BaseException:
