@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,16 +28,19 @@ from tests.jobs.making import until
 from vhdkit import fleet
 from vhdkit.errors import FleetError
 from vhdkit.fleet import cluster_worker
+from vhdkit.fleet.cluster import Cluster
 from vhdkit.fleet.cluster_security import TlsFiles, check_scheduler_address
 from vhdkit.fleet.cluster_service import ClusterWorker, serve_cluster
 from vhdkit.fleet.cluster_worker import answer, version
 from vhdkit.fleet.find import FoundChains
+from vhdkit.fleet.perform import perform
 from vhdkit.fleet.places import place_for, places_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+CHECK = fleet.FleetTask(number=0, request=fleet.CheckRequest(path="/vms/a.vhd"), targets=(), group=0, cost=1)
 MERGES = ("--progress", "none", "--json")
 
 
@@ -150,6 +154,45 @@ def test_a_client_that_is_interrupted_stops_the_workers_merges(
     assert outcomes(run_here(plan_of(host, "merge"))) == {"resumed": 1}
     assert_merged(host, views)
     remove_machines(host)
+
+
+@pytest.mark.usefixtures("seen")
+def test_an_interrupted_client_does_not_wait_for_a_worker_that_is_gone(
+    cluster: ClusterProcesses, disks: Path, tmp_path: Path
+) -> None:
+    host = disks / "hv02"
+    views = make_machines(host, 1, mebibytes=10, levels=2)
+    running, leaf = begun(cluster, host, tmp_path)
+    cluster.workers["hv02"].kill()
+    cluster.workers["hv02"].wait()
+    running.send(signal.SIGINT)
+    done = running.ended()
+    assert (done.code, done.json["outcomes"]) == (130, {"cancelled": 1})
+    assert plain_digest(leaf.parent, leaf.name) == views["vm00"]
+    assert outcomes(run_here(plan_of(host, "merge"))) == {"resumed": 1}
+    assert_merged(host, views)
+    remove_machines(host)
+    cluster.start_worker("hv02", host)
+
+
+class LostCluster(Cluster):
+    """A cluster whose scheduler is lost, and does not come back; `asked` counts how often it was waited for."""
+
+    asked = 0
+
+    def _new_client(self, seconds: float) -> Any:
+        del seconds
+        self.asked += 1
+        if self.asked > 1:
+            raise FleetError("the scheduler does not answer")
+        return Mock(status="closed")
+
+
+def test_a_scheduler_that_stays_away_is_waited_for_once() -> None:
+    with LostCluster("127.0.0.1:1") as lost:
+        futures = [lost.submit(perform, CHECK) for _ in range(5)]
+        assert [str(future.exception(60)) for future in futures] == ["the scheduler does not answer"] * 5
+        assert lost.asked == 2
 
 
 def test_a_client_of_another_version_is_told_before_anything_is_unpickled() -> None:

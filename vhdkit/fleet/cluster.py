@@ -37,6 +37,8 @@ _Result = TypeVar("_Result")
 # How long a scheduler may take to answer at first, and how long it may be away later, as for being started again.
 _FIRST_SECONDS = 10.0
 _AWAY_SECONDS = 60.0
+# How soon after a cancel a task that no worker has is given up.
+_LOOK_SECONDS = 3.0
 # As many tasks as are waited for at once; a thread that waits costs next to nothing.
 _MOST_AT_ONCE = 256
 
@@ -45,7 +47,8 @@ class Cluster(Executor):
     """The workers of a scheduler; `progress` gets what their tasks report, with the task's number.
 
     What is submitted has to be `perform` or `measure` with a task: workers do nothing else. `tls` are the files of
-    the cluster; without them the scheduler has to be on the loopback of this machine.
+    the cluster; without them the scheduler has to be on the loopback of this machine. A scheduler that stays away is
+    given up for all tasks that are left.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class Cluster(Executor):
         self._run = uuid.uuid4().hex
         self._guard = threading.Lock()
         self._client: Any = None
+        self._lost: FleetError | None = None
+        self._is_cancelled = False
         self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="vhdkit-cluster")
         self._connected(_FIRST_SECONDS)
 
@@ -89,7 +94,8 @@ class Cluster(Executor):
         return [replace(future.result(), place=place) for future, place in zip(futures, places, strict=True)]
 
     def cancel_running(self) -> None:
-        """Ask the tasks that run to stop where that is safe."""
+        """Ask the tasks that run to stop where that is safe, and give up those that no worker has."""
+        self._is_cancelled = True
         with suppress(OSError, VhdError, TimeoutError):
             self._connected().run(cancel_run, self._run, on_error="ignore")
 
@@ -113,7 +119,7 @@ class Cluster(Executor):
         resources = {place: 1} if place else None
         future = client.submit(answer, self._run, version(), door, payload, resources=resources, pure=False)
         try:
-            result: _Result = future.result()
+            result: _Result = self._result_of(future, client)
         except CancelledError as error:
             raise BrokenExecutor(f"the scheduler was lost: {error}") from error
         except distributed().KilledWorker as error:
@@ -123,6 +129,17 @@ class Cluster(Executor):
         finally:
             future.release()
         return result
+
+    def _result_of(self, future: Any, client: Any) -> Any:  # noqa: ANN401 - distributed ships no types
+        """Wait for a task; once all are cancelled, one that no worker has is cancelled there as well."""
+        while True:
+            try:
+                return future.result(timeout=_LOOK_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise  # the task's own
+                if self._is_cancelled and not any(future.key in keys for keys in client.processing().values()):
+                    future.cancel()
 
     def _connected(self, seconds: float = _AWAY_SECONDS) -> Any:  # noqa: ANN401 - distributed ships no types
         """Return a client that is connected: the one that is there, or a new one if the scheduler was lost.
@@ -134,9 +151,16 @@ class Cluster(Executor):
         with self._guard:
             if self._client is not None and self._client.status == "running":
                 return self._client
+            # Else every task that is left would wait as long again, one after another.
+            if self._lost is not None:
+                raise FleetError(str(self._lost))
             if self._client is not None:
                 self._client.close(timeout=1)
-            self._client = self._new_client(seconds)
+            try:
+                self._client = self._new_client(seconds)
+            except FleetError as error:
+                self._lost = error
+                raise
             self._client.subscribe_topic(topic_of(self._run), self._take_report)
             return self._client
 
