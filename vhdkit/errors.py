@@ -95,6 +95,14 @@ class VhdError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
 
+def error_text(error: BaseException) -> str:
+    """Return an error's text; one of the system is PATH: REASON, without the number that Python puts before it."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return printable(f"{where}{error.strerror}")
+    return str(error) or type(error).__name__
+
+
 def _restore(kind: type[VhdError], args: tuple[object, ...], state: dict[str, object]) -> VhdError:
     error = kind.__new__(kind, *args)
     error.args = args

@@ -76,7 +76,8 @@ def test_a_fleet_tells_what_failed_in_its_report(
     assert done.code == 1
     (failed,) = done.json["chains"]
     assert (failed["filename"], failed["outcome"]) == (str(tmp_path / "nosuch"), "failed")
-    assert failed["error-class"] == "FileNotFoundError"
+    nosuch = str(tmp_path / "nosuch")
+    assert (failed["error-class"], failed["error"]) == ("FileNotFoundError", f"{nosuch}: No such file or directory")
 
 
 def test_wrong_usage_a_wrong_file_and_a_missing_parent_say_what_they_are(cli: Cli) -> None:

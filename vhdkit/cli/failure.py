@@ -9,7 +9,7 @@ import click
 
 from vhdkit.cli.output import JSON_OUTPUT, echo, print_json
 from vhdkit.command_hints import commands_of
-from vhdkit.errors import ChainError, ImageInUseError, SiblingsError, VhdError
+from vhdkit.errors import ChainError, ImageInUseError, SiblingsError, VhdError, error_text
 from vhdkit.findings import printable
 
 if TYPE_CHECKING:
@@ -39,11 +39,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         usage = error.ctx.get_usage() + "\n" if isinstance(error, click.UsageError) and error.ctx else ""
         return f"{usage}vhdkit: {printable(error.format_message())}"
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{printable(str(error.filename))}: " if error.filename else ""
-        lines = [f"vhdkit: {where}{error.strerror}"]
-    else:
-        lines = [f"vhdkit: {_text_of(error) if isinstance(error, VhdError) else printable(str(error))}"]
+    lines = [f"vhdkit: {_text_of(error) if isinstance(error, VhdError) else printable(error_text(error))}"]
     lines += [printable(note) for note in getattr(error, "__notes__", [])]
     code = getattr(error, "windows_code", None)
     if code:

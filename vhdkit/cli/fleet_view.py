@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhdkit.cli.output import echo, path_text, print_json, progress_style, short_size, terminal_console
 from vhdkit.disk import unique_id
+from vhdkit.errors import VhdError, error_text
 from vhdkit.findings import printable
 from vhdkit.fleet import Begun, ChainOutcome, Ended, FleetVerb, Moved, WorkerLost
 from vhdkit.fleet.requests import written_path
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from vhdkit.errors import VhdError
     from vhdkit.fleet import ChainReport, FleetEvent, FleetPlan, FleetReport, FleetTask, FoundChain, FoundChains
     from vhdkit.fleet.measure import MeasuredMerge
     from vhdkit.fleet.plan import TargetLoad
@@ -53,7 +53,7 @@ def _found_record(here: FoundChains) -> dict[str, Any]:
             {"leaf": each.leaf, "into": each.destination, "undo": each.undo_image or None} for each in here.unfinished
         ],
         "unmatched": [each.text for each in here.unmatched],
-        "unreadable": [{"filename": path, "error": str(error)} for path, error in here.unreadable.items()],
+        "unreadable": [{"filename": path, "error": error_text(error)} for path, error in here.unreadable.items()],
     }
 
 
@@ -165,7 +165,7 @@ def _plan_record(plan: FleetPlan, merges: Sequence[MeasuredMerge], loads: Sequen
             for task, merge in _paired(plan, merges)
         ],
         "obstacles": [
-            {"filename": each.path, "host": each.host, "message": str(each.error)} for each in plan.obstacles
+            {"filename": each.path, "host": each.host, "message": error_text(each.error)} for each in plan.obstacles
         ],
         "waiting": [{"filename": each.path, "host": each.host, "undo": each.undo_image} for each in plan.waiting],
         "file-systems": [

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vhdkit.errors import VhdError, error_text
 from vhdkit.findings import printable
 from vhdkit.fleet.outcome import ChainOutcome
 from vhdkit.job.job_record import utc_iso
@@ -22,7 +23,6 @@ from vhdkit.storage.protocols import read_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from vhdkit.errors import VhdError
     from vhdkit.findings import Hint
     from vhdkit.fleet.requests import FleetVerb
     from vhdkit.storage.protocols import Folder
@@ -53,7 +53,7 @@ class ChainReport:
         if self.error is None:
             return ""
         notes = getattr(self.error, "__notes__", [])
-        return "; ".join(printable(line) for line in "\n".join([str(self.error), *notes]).splitlines())
+        return "; ".join(printable(line) for line in "\n".join([error_text(self.error), *notes]).splitlines())
 
     @property
     def record(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vhdkit.errors import JobError, MergeError, VhdError
+from vhdkit.errors import JobError, MergeError, VhdError, error_text
 from vhdkit.journal.merge_journal import journal_path
 from vhdkit.storage import paths
 from vhdkit.storage.local_folder import LocalFolder
@@ -65,7 +65,7 @@ def error_fields(error: BaseException) -> dict[str, Any]:
     notes = " ".join(getattr(error, "__notes__", []))
     code: int | None = error.windows_code if isinstance(error, VhdError) else None
     return {
-        "error": f"{error or type(error).__name__}" + (f" {notes}" if notes else ""),
+        "error": error_text(error) + (f" {notes}" if notes else ""),
         "error_class": type(error).__name__,
         "error_code": code or 0,
     }
