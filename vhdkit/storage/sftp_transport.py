@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from vhdkit.storage.remote_paths import RemotePlace
 
-# Reads that are on the way at once, of up to 255 KiB each.
+# Reads that are on the way at once, and the bytes of each, whatever a server says of its limits.
 _READS_AT_ONCE = 64
+_LEAST_READ_BYTES = 4 << 10
+_MOST_READ_BYTES = 255 << 10
 # Files that are held open at a server while nothing is read of them.
 _MOST_IDLE = 64
 _DEFAULT_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
@@ -139,12 +141,12 @@ class SftpTransport(Transport):
 
         async def ask(connection: SftpConnection) -> int:
             with self._translated(place):
-                step = connection.client.limits.max_read_len
+                step = _read_bytes(connection.client.limits.max_read_len)
                 pieces = [piece for start, stop in ranges for piece in _pieces(start, stop, step)]
                 await _read(connection, place, version, pieces, found)
-                return int(step)
+                return step
 
-        step = self._together(place, [ask])[0]
+        step: int = self._together(place, [ask])[0]
         return [b"".join(found[piece] for piece in _pieces(start, stop, step)) for start, stop in ranges]
 
     def real(self, place: RemotePlace) -> RemotePlace:
@@ -297,6 +299,15 @@ async def _read(
         connection.discard(file)
         raise
     connection.put_back(place, version, file)
+
+
+def _read_bytes(limit: int) -> int:
+    """Return how many bytes are asked for at once; a server that gives fewer has its reads fail.
+
+    >>> _read_bytes(0), _read_bytes(1 << 15), _read_bytes(1 << 62)
+    (4096, 32768, 261120)
+    """
+    return min(max(limit, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 
 
 def _pieces(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
