@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 BUSY, FAILED = 75, 1
 SMALL = Scene(name="small", size=2, block_size=64 << 10, levels=2, below=True, dense=1, scattered=20, grand=True)
 

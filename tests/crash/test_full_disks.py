@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.crash.real import Ended
 
+pytestmark = pytest.mark.thorough
+
 DISK = 64 * MIB
 # A dynamic destination gets new blocks; an existing block of a differencing one is filled in place.
 SCENES = [

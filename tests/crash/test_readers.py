@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.thorough
+
 LONG = Scene(name="long", size=32, block_size=512 << 10, levels=2, below=True, dense=2, scattered=20, grand=True)
 SHORT = Scene(name="short", size=2, block_size=64 << 10, levels=2, below=True, dense=1, scattered=20, grand=True)
 GROWING = Scene(name="growing", size=4, block_size=4096, dense=1, scattered=20, grows=12, grand=True)

@@ -19,6 +19,8 @@ from vhdkit.storage.memory import MemoryFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.thorough
+
 MANIFEST = "/vms/c.vhdkit-snapshots.json"
 
 
